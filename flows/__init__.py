@@ -1,0 +1,1 @@
+"""Prefect flows: decorators, retries, limits and schedules around functions of the package."""

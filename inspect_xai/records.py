@@ -1,0 +1,379 @@
+"""The nouns of the house, one meaning each: frozen dataclasses and enums, no input or output.
+
+Shapes are written (rows, columns); a picture is uint8 (H, W) or RGB (H, W, 3); a map is float32 (H, W).
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+# The card is read from a file that people write by hand: a misspelt key must be an error, not a silent default.
+_STRICT_KEYS = {"extra": "forbid"}
+
+
+class Channels(StrEnum):
+    """The colour channels the network takes, in its order."""
+
+    RGB = "rgb"
+    BGR = "bgr"
+    GRAY = "gray"
+
+
+class Layout(StrEnum):
+    """The order of axes of the network's input."""
+
+    NCHW = "nchw"
+    NHWC = "nhwc"
+
+
+class Fit(StrEnum):
+    """How a picture of another size than the network's input is fed."""
+
+    TILE = "tile"
+    STRETCH = "stretch"
+    LETTERBOX = "letterbox"
+
+
+class Activation(StrEnum):
+    """What turns the graph's output into probabilities; NONE: it puts out probabilities already."""
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+    NONE = "none"
+
+
+class Baseline(StrEnum):
+    """What stands where a mask hides the picture (method notes 4.2)."""
+
+    BLACK = "black"
+    MEAN = "mean"
+    BLUR = "blur"
+
+
+class Method(StrEnum):
+    """A way to explain a verdict."""
+
+    SISE = "sise"
+    ADA_SISE = "ada-sise"
+
+
+class VerdictCode(StrEnum):
+    """What the line should do with the part."""
+
+    OK = "OK"
+    NG = "NG"
+    UNSURE = "UNSURE"
+
+
+class Reason(StrEnum):
+    """Why a verdict came out as it did."""
+
+    DEFECT_OVER_THRESHOLD = "DEFECT_OVER_THRESHOLD"
+    DEFECT_NEAR_THRESHOLD = "DEFECT_NEAR_THRESHOLD"
+    DEFECT_LEADS_BELOW_THRESHOLD = "DEFECT_LEADS_BELOW_THRESHOLD"
+    NO_OK_LABEL = "NO_OK_LABEL"
+    CLEAR = "CLEAR"
+    BAD_IMAGE = "BAD_IMAGE"
+    MODEL_FAILED = "MODEL_FAILED"
+    UNFORESEEN = "UNFORESEEN"
+
+
+class Status(StrEnum):
+    """What became of an explanation; every code but EXPLAINED comes with an all-zero map, never with noise."""
+
+    EXPLAINED = "explained"
+    NO_EVIDENCE = "no_evidence"  # no channel of any block argues for the class
+    NOT_EXPLAINED = "not_explained"  # every masked picture scores nothing: the baseline drowns the evidence
+    FAILED = "failed"
+
+
+class SelectionRule(StrEnum):
+    """Which channels become masks: a fixed share of the strongest (mu) or Otsu's split (ada)."""
+
+    MU = "mu"
+    ADA = "ada"
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """How a picture becomes the network's input: (pixel / scale - mean) / std per channel, in the network's order."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
+
+    height: int
+    width: int
+    channels: Channels = Channels.RGB
+    layout: Layout = Layout.NCHW
+    fit: Fit = Fit.TILE
+    tile_overlap: float = 0.25
+    scale: float = 255.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    @property
+    def depth(self) -> int:
+        """Number of channels the network takes: 1 or 3."""
+        return 1 if self.channels is Channels.GRAY else 3
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """What the network's output means."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
+
+    activation: Activation = Activation.SOFTMAX
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictSpec:
+    """From probabilities to a verdict: NG at or above the label's threshold, UNSURE within the margin below it."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
+
+    ng_threshold: float = 0.5
+    unsure_margin: float = 0.0
+    thresholds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainSpec:
+    """How a verdict is explained unless a command says otherwise. `blocks` names block ends; empty: found in the graph."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
+
+    method: Method = Method.SISE
+    mu: float = 0.3
+    baseline: Baseline = Baseline.MEAN
+    blocks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a model is, how it is fed and what its output means."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
+
+    name: str
+    version: str
+    labels: tuple[str, ...]
+    input: InputSpec
+    ok_labels: tuple[str, ...] = ()
+    output: OutputSpec = field(default_factory=OutputSpec)
+    verdict: VerdictSpec = field(default_factory=VerdictSpec)
+    explain: ExplainSpec = field(default_factory=ExplainSpec)
+    description: str = ""
+
+    @property
+    def defect_labels(self) -> tuple[str, ...]:
+        """Labels that are not OK labels, in output order."""
+        return tuple(label for label in self.labels if label not in self.ok_labels)
+
+    def threshold(self, label: str) -> float:
+        """Probability at or above which `label` makes a part NG."""
+        return self.verdict.thresholds.get(label, self.verdict.ng_threshold)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockEnd:
+    """The last tensor of one convolutional block (method notes 1.3), shallow to deep in the bundle."""
+
+    tensor: str
+    op: str
+    channels: int
+    height: int
+    width: int
+    rule: str  # "last_cut_tensor", "before_expansion", "before_class_map", "fallback" or "given"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The physical piece."""
+
+    serial: str
+    product: str = ""
+    lot: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """One picture of one part at one station. `sha256` is that of the file's bytes."""
+
+    sha256: str
+    file_name: str  # path below the source, with forward slashes
+    part: Part
+    captured_at: datetime  # UTC
+    line: str = ""
+    station: str = ""
+    camera: str = ""
+    view: str = ""
+    shift: str = ""
+    height_px: int = 0  # 0 by 0: the file did not decode
+    width_px: int = 0
+    archived_to: str = ""  # where the file lies once it is recorded
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the network said of its worst window. `scores` has one probability per label, in the card's order."""
+
+    scores: tuple[float, ...]
+    label: str  # the most probable label
+    score: float  # its probability
+    margin: float  # its probability minus the runner-up's
+    tile: int = 0  # which window of the picture was the worst
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the line should do; kept beside the prediction so that a later threshold never rewrites it."""
+
+    code: VerdictCode
+    reason: Reason
+    label: str  # the defect label nearest to (or furthest over) its threshold; empty where none could be judged
+    score: float
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A connected part of the explanation map, in source-picture pixels; `mass` is its share of the map's sum."""
+
+    top_px: int
+    left_px: int
+    height_px: int
+    width_px: int
+    area_px: int
+    peak: float
+    mass: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockMap:
+    """One convolutional block's contribution to one tile.
+
+    `sums` is the score-weighted sum of the kept feature maps at block resolution, float32 (h, w); the block map is
+    its bilinear upsampling, min-max normalised, so the map can be rebuilt from it. It is None where the block was
+    dropped (`note` says why).
+    """
+
+    tensor: str
+    channels: int
+    positive: int  # channels with a positive alpha
+    kept: int  # masks scored
+    constant: int  # channels selected but without contrast, dropped before scoring
+    beta: float  # largest alpha
+    threshold: float  # alpha at or below this was not selected
+    score_min: float
+    score_max: float
+    otsu: float  # threshold its fusion mask used; nan for the first block of the cascade and for dropped blocks
+    note: str = ""  # "", "no_positive_evidence", "all_constant", "flat"
+    sums: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One window of the picture as the network saw it, in source pixels; it can reach past the picture's edge."""
+
+    index: int
+    top_px: int
+    left_px: int
+    height_px: int
+    width_px: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TileExplanation:
+    """The explanation of one window: its block maps in order shallow to deep."""
+
+    tile: Tile
+    status: Status
+    scores: tuple[float, ...]
+    blocks: tuple[BlockMap, ...]
+    baseline_score: float  # what the bare baseline scores: above 0.5 every mask gets its class for nothing
+    score_spread: float  # largest minus smallest mask score; below 0.05 the map hardly discriminates
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainSettings:
+    """How an explanation was made, completely: the same settings on the same bundle give the same map."""
+
+    method: Method
+    target: str
+    against: str = ""  # rival label of a contrast explanation; empty: against all others
+    mu: float = 0.3
+    baseline: Baseline = Baseline.MEAN
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Explanation:
+    """Where in the picture the class gets its score from, and how that was found out.
+
+    Attributes:
+        fused: The explanation map S, float32 (H, W) of the source picture, in [0, number of blocks], not rescaled.
+        rank: int32 (H, W): 0 is the first pixel to take when "the top k pixels" are wanted (method notes 5.3).
+        block_maps: Normalised block maps by tensor name, float32 (H, W) of the source picture.
+        tiles: What was explained window by window, with counts and block-resolution sums.
+        passes: Forward passes spent: traces, baselines and masks.
+        timings_ms: Milliseconds by step.
+        notes: What a reader must know, as codes (for instance "low_score_spread").
+    """
+
+    status: Status
+    settings: ExplainSettings
+    prediction: Prediction
+    fused: NDArray[np.float32]
+    rank: NDArray[np.int32]
+    block_maps: dict[str, NDArray[np.float32]]
+    tiles: tuple[TileExplanation, ...]
+    regions: tuple[Region, ...]
+    passes: int
+    provider: str
+    timings_ms: dict[str, float]
+    notes: tuple[str, ...] = ()
+    faithfulness: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def duration_ms(self) -> float:
+        """Wall time of the whole explanation in milliseconds."""
+        return sum(self.timings_ms.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a capture could not be judged or explained."""
+
+    kind: str  # name of the error class
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One opening of a line: what judged the pictures recorded under it."""
+
+    run_id: str
+    started_at: datetime
+    provider: str
+    versions: dict[str, str]
+    settings: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inspection:
+    """One capture judged by one model under one policy; unique on (capture sha256, fingerprint, policy version)."""
+
+    capture: Capture
+    fingerprint: str
+    policy_version: str
+    run_id: str
+    inspected_at: datetime
+    verdict: Verdict
+    prediction: Prediction | None  # None where the picture did not reach the network
+    explanation: Explanation | None
+    explained_because: str = ""  # "ng", "unsure", "sample"; empty: not asked for
+    failure: Failure | None = None
+    duration_ms: float = 0.0

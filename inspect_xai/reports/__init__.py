@@ -1,0 +1,1 @@
+"""A day of inspections as a page and as Parquet."""

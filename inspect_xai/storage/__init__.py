@@ -1,0 +1,1 @@
+"""Everything SQL: tables, the store and the compact form of maps."""
