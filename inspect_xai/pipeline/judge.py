@@ -1,0 +1,72 @@
+"""From the network's probabilities to what the line should do: pure functions of few lines."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspect_xai.records import ModelCard, Prediction, Reason, Verdict, VerdictCode
+
+
+def excess(scores: NDArray[np.float32], card: ModelCard) -> NDArray[np.float64]:
+    """Return how far each defect label lies above its threshold.
+
+    Args:
+        scores: (..., K) probabilities in the card's order.
+        card: The model's card.
+
+    Returns:
+        (..., D) probability minus threshold, one column per defect label in the card's order.
+    """
+    columns = [card.labels.index(label) for label in card.defect_labels]
+    thresholds = np.array([card.threshold(label) for label in card.defect_labels])
+    return np.asarray(scores, np.float64)[..., columns] - thresholds
+
+
+def worst_window(scores: NDArray[np.float32], card: ModelCard) -> int:
+    """Return the window (N, K) -> int whose defect lies furthest above (or nearest below) its threshold."""
+    return int(np.argmax(excess(scores, card).max(axis=-1)))
+
+
+def predict(scores: NDArray[np.float32], card: ModelCard, *, tile: int = 0) -> Prediction:
+    """Put into words what the network said of one window.
+
+    Args:
+        scores: (K,) probabilities.
+        card: The model's card.
+        tile: Index of the window.
+
+    Returns:
+        The most probable label (the first one on a tie), its probability and its lead over the runner-up.
+    """
+    order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
+    best = float(scores[order[0]])
+    runner_up = float(scores[order[1]]) if len(order) > 1 else 0.0
+    return Prediction(tuple(float(p) for p in scores), card.labels[int(order[0])], best, best - runner_up, tile)
+
+
+def judge(scores: NDArray[np.float32], card: ModelCard) -> Verdict:
+    """Decide what the line should do with a part.
+
+    NG when a defect label reaches its threshold. Otherwise OK needs three things: an OK label leads, no defect label
+    is within the card's margin below its threshold, and the card has an OK label at all. Everything else is UNSURE.
+
+    Args:
+        scores: (K,) probabilities of the worst window.
+        card: The model's card.
+
+    Returns:
+        The verdict with the defect label that decided it (furthest over, or nearest below, its threshold).
+    """
+    over = excess(scores, card)
+    decisive = int(np.argmax(over))
+    label = card.defect_labels[decisive]
+    if over[decisive] >= 0:
+        code, reason = VerdictCode.NG, Reason.DEFECT_OVER_THRESHOLD
+    elif not card.ok_labels:
+        code, reason = VerdictCode.UNSURE, Reason.NO_OK_LABEL
+    elif over[decisive] >= -card.verdict.unsure_margin:
+        code, reason = VerdictCode.UNSURE, Reason.DEFECT_NEAR_THRESHOLD
+    elif predict(scores, card).label not in card.ok_labels:
+        code, reason = VerdictCode.UNSURE, Reason.DEFECT_LEADS_BELOW_THRESHOLD
+    else:
+        code, reason = VerdictCode.OK, Reason.CLEAR
+    return Verdict(code, reason, label, float(scores[card.labels.index(label)]), card.threshold(label))
