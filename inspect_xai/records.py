@@ -270,7 +270,7 @@ class BlockMap:
     threshold: float  # alpha at or below this was not selected
     score_min: float
     score_max: float
-    otsu: float  # threshold its fusion mask used; nan for the first block of the cascade and for dropped blocks
+    otsu: float | None  # threshold its fusion mask used; None for the first block of the cascade and dropped blocks
     note: str = ""  # "", "no_positive_evidence", "all_constant", "flat"
     sums: NDArray[np.float32] | None = None
 
