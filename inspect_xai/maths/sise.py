@@ -1,0 +1,425 @@
+"""SISE and Ada-SISE on arrays, in the papers' order: select channels, mask, weigh, normalise, fuse, rank.
+
+Shapes: one block end has C feature maps of (h, w); n of them are kept; the network's window is (H, W).
+Sources: Sattarzadeh et al., "Explaining Convolutional Neural Networks through Attribution-Based Input Sampling and
+Block-Wise Feature Aggregation" (AAAI 2021), equations 6 to 12 and figure 5; Sudhakar et al., "Ada-SISE" (ICASSP 2021).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from inspect_xai.errors import ExplanationError, SettingsError
+from inspect_xai.records import Baseline, SelectionRule
+
+OTSU_BINS = 256
+"""Fixed bins keep the threshold from moving with the range of the values."""
+
+NO_CONTRAST = 1e-6
+"""A map whose range is at or below this share of max(1, its largest magnitude) is constant: its mask is rounding."""
+
+FLAT = 1e-6
+"""The same for a weighted sum, whose size depends on the picture's: relative to its largest magnitude only."""
+
+FEWEST_FOR_OTSU = 8
+"""Below this many positive alphas a histogram says nothing; Ada-SISE keeps them all."""
+
+BLUR_SHARE = 1 / 16
+"""Sigma of the blur baseline, as a share of the shorter side: 14 px at 224, so that a cell of the deepest block (32 px)
+is wiped out. A smaller one leaves stains standing and they then look unimportant."""
+
+_CHUNK_VALUES = 1 << 22  # float64 values held while maps are upsampled only to find their range: 32 MB
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """The channels of one block end that become masks.
+
+    Attributes:
+        kept: (n,) channel numbers, ascending.
+        beta: The largest alpha.
+        threshold: A channel with alpha at or below this was not kept.
+        positive: How many channels have a positive alpha.
+    """
+
+    kept: NDArray[np.intp]
+    beta: float
+    threshold: float
+    positive: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fusion:
+    """The explanation map of a window and what its ties are broken by.
+
+    Attributes:
+        fused: (H, W) the map S, in [0, number of block maps].
+        before_last: (H, W) the running sum before the deepest map's mask cut it.
+        deepest: (H, W) the deepest block map.
+        otsu: The threshold of each block map's mask; None for the first and for constant maps, which have none.
+    """
+
+    fused: NDArray[np.float32]
+    before_last: NDArray[np.float32]
+    deepest: NDArray[np.float32]
+    otsu: tuple[float | None, ...]
+
+
+def otsu(values: ArrayLike) -> float:
+    """Find the value that best parts the high from the low.
+
+    Bins are closed on the right, so that `values > otsu(values)` is exactly the upper class of the split.
+
+    Args:
+        values: Any shape, in [0, 1], at least one.
+
+    Returns:
+        Upper edge of the lower class, a multiple of 1/256: the first split with the largest between-class variance.
+        Values that all share a bin get that bin's upper edge, so that none lies above.
+
+    Raises:
+        ExplanationError: There are no values, or some are not in [0, 1].
+
+    Source: Otsu, "A Threshold Selection Method from Gray-Level Histograms" (1979), equation 18.
+    """
+    levels = np.asarray(values, dtype=np.float64).ravel()
+    if levels.size == 0 or not (levels.min() >= 0 and levels.max() <= 1):
+        spread = f"from {levels.min()} to {levels.max()}" if levels.size else "none"
+        raise ExplanationError(f"Otsu's threshold was asked of values {spread}", expected="numbers from 0 to 1")
+    bins = np.maximum(np.ceil(levels * OTSU_BINS).astype(np.int64) - 1, 0)
+    counts = np.bincount(bins, minlength=OTSU_BINS)
+    # Whole numbers until the last step: splits inside a gap of the histogram must tie exactly, so that the first wins.
+    below = np.cumsum(counts)[:-1]
+    moment_below = np.cumsum(counts * np.arange(OTSU_BINS))
+    moment, moment_below = moment_below[-1], moment_below[:-1]
+    lever = (levels.size * moment_below - below * moment).astype(np.float64)
+    pairs = (below * (levels.size - below)).astype(np.float64)
+    variance = np.divide(lever**2, pairs, out=np.zeros_like(lever), where=pairs > 0)
+    split = int(variance.argmax()) if variance.max() > 0 else int(bins[0])
+    return (split + 1) / OTSU_BINS
+
+
+def select(alphas: ArrayLike, *, rule: SelectionRule, mu: float) -> Selection:
+    """Choose the channels that argue for the class.
+
+    MU keeps alpha > mu * beta with beta the largest alpha. ADA puts Otsu's threshold of the positive alphas in mu's
+    place, and keeps every positive one where they are too few or too equal for a threshold to mean anything.
+
+    Args:
+        alphas: (C,) gradient of the margin summed over space, one per channel.
+        rule: MU or ADA.
+        mu: In [0, 1); ADA does not use it.
+
+    Raises:
+        SettingsError: mu is outside [0, 1).
+        ExplanationError: There are no alphas, some are not finite, or all are exactly 0.
+
+    Source: SISE equations 6 to 8; Ada-SISE abstract and method notes 2.5.
+    """
+    if not 0 <= mu < 1:
+        raise SettingsError(f"mu is {mu}", expected="a number from 0 up to, but not, 1", remedy="use 0.3")
+    alpha = np.asarray(alphas, dtype=np.float64)
+    if alpha.ndim != 1 or alpha.size == 0:
+        raise ExplanationError(f"alphas have shape {alpha.shape}", expected="one number per channel")
+    _require_finite(alpha, what="the gradient")
+    if not alpha.any():
+        raise ExplanationError(
+            f"the gradient is exactly 0 in all {alpha.size} channels, so the margin does not depend on this block",
+            remedy="name other block ends in the card, or check that the network is not dead on this picture",
+        )
+    beta = float(alpha.max())
+    positive = alpha[alpha > 0]
+    if beta <= 0:
+        return Selection(np.empty(0, dtype=np.intp), beta, 0.0, 0)
+    threshold = (mu if rule is SelectionRule.MU else _ada_mu(positive / beta)) * beta
+    kept = np.flatnonzero((alpha > 0) & (alpha > threshold))
+    return Selection(kept, beta, threshold, positive.size)
+
+
+def _ada_mu(shares: NDArray[np.float64]) -> float:
+    """Otsu's threshold of the positive alphas' shares of beta, in (0, 1]; 0 keeps them all."""
+    if shares.size < FEWEST_FOR_OTSU or np.ptp(shares) < NO_CONTRAST:
+        return 0.0
+    tau = otsu(shares)
+    return tau if bool((shares > tau).any()) else 0.0
+
+
+def interpolation(size_out: int, size_in: int) -> NDArray[np.float64]:
+    """Write bilinear resizing along one axis as a matrix: U = Uh @ A @ Uw.T.
+
+    Half-pixel centres, clamped at the edges, no antialiasing: the Resize that the scoring graph does.
+
+    Returns:
+        (size_out, size_in), each row sums to 1.
+
+    >>> interpolation(4, 2).tolist()
+    [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]]
+    """
+    centre = np.clip((np.arange(size_out) + 0.5) * size_in / size_out - 0.5, 0, size_in - 1)
+    left = np.floor(centre).astype(np.intp)
+    right = np.minimum(left + 1, size_in - 1)
+    share = centre - left
+    matrix = np.zeros((size_out, size_in))
+    row = np.arange(size_out)
+    matrix[row, left] = 1 - share
+    matrix[row, right] += share  # left and right are the same cell at the far edge
+    return matrix
+
+
+def upsample(maps: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Resize maps bilinearly.
+
+    Args:
+        maps: (..., h, w).
+        size: (H, W) wanted.
+
+    Returns:
+        (..., H, W).
+    """
+    return _upsample(maps, size).astype(np.float32)
+
+
+def _upsample(maps: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float64]:
+    rows, columns = (interpolation(out, given) for out, given in zip(size, maps.shape[-2:], strict=True))
+    upsampled: NDArray[np.float64] = rows @ maps.astype(np.float64) @ columns.T
+    return upsampled
+
+
+def with_contrast(features: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Tell which feature maps make a mask; a constant one has none and is not worth a forward pass.
+
+    Args:
+        features: (n, h, w).
+        size: (H, W) of the network's window.
+
+    Returns:
+        (n,) True where the range of the upsampled map exceeds 1e-6 * max(1, its largest magnitude).
+
+    Raises:
+        ExplanationError: A feature map is not finite.
+
+    Source: method notes, section 3.
+    """
+    _require_finite(features, what="a feature map")
+    if len(features) == 0:
+        return np.zeros(0, dtype=np.bool_)
+    # Interpolation never widens the range and, upwards, seldom shrinks it below a half: a range a hundred times the
+    # limit settles it without upsampling, and so does one at the limit. The few in between are upsampled.
+    low, high = features.min(axis=(1, 2)).astype(np.float64), features.max(axis=(1, 2)).astype(np.float64)
+    spread, largest = high - low, np.maximum(np.abs(low), np.abs(high))
+    grows = size[0] >= features.shape[1] and size[1] >= features.shape[2]
+    keep = grows & (spread > 100 * NO_CONTRAST * np.maximum(1, largest))
+    near = np.flatnonzero(~keep & (spread > NO_CONTRAST * np.maximum(1, largest - spread)))
+    low, high = _extremes(features[near], size)
+    keep[near] = high - low > NO_CONTRAST * np.maximum(1, np.maximum(np.abs(low), np.abs(high)))
+    return np.asarray(keep, dtype=np.bool_)
+
+
+def _extremes(features: NDArray[np.floating], size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(n,) smallest and (n,) largest value of each upsampled map, never holding all of them."""
+    low, high = np.empty(len(features)), np.empty(len(features))
+    step = max(1, _CHUNK_VALUES // (size[0] * size[1]))
+    for start in range(0, len(features), step):
+        chunk = _upsample(features[start : start + step], size)
+        low[start : start + step], high[start : start + step] = chunk.min(axis=(1, 2)), chunk.max(axis=(1, 2))
+    return low, high
+
+
+def attribution_masks(
+    features: NDArray[np.floating], size: tuple[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Turn feature maps into masks: first upsample, then stretch each to [0, 1].
+
+    The plain statement of what the scoring graph does on the device; it holds every mask at once, so it is for proofs
+    and single looks, not for a line.
+
+    Args:
+        features: (n, h, w).
+        size: (H, W) of the network's window.
+
+    Returns:
+        Masks (n, H, W); smallest value (n,) and range (n,) of the upsampled maps. A constant map's mask is all zero.
+
+    Source: SISE, attribution masks; method notes, section 3.
+    """
+    _require_finite(features, what="a feature map")
+    upsampled = _upsample(features, size)
+    minimum = upsampled.min(axis=(1, 2), keepdims=True)
+    span = upsampled.max(axis=(1, 2), keepdims=True) - minimum
+    masks = np.divide(upsampled - minimum, span, out=np.zeros_like(upsampled), where=span > 0)
+    return masks.astype(np.float32), minimum[:, 0, 0].astype(np.float32), span[:, 0, 0].astype(np.float32)
+
+
+def weighted_sums(
+    features: NDArray[np.floating], scores: ArrayLike, minimum: ArrayLike, *, size: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Weigh each kept feature map by its mask's score over its mask's mass, and average.
+
+    Upsampling is linear, so the paper's V (its masks at picture size) is `upsample(weighted_sums(...), size)`:
+
+        V = mean_k s_k m_k / sum(m_k)    with  m_k = (U_k - min U_k) / range U_k
+          = mean_k s_k (U_k - min U_k) / (sum(U_k) - HW min U_k)
+
+    The range cancels; the minimum is taken off at block resolution, which keeps V free of a large constant.
+
+    Args:
+        features: (n, h, w) kept feature maps with contrast.
+        scores: (n,) probability of the class for each masked picture.
+        minimum: (n,) smallest value of each upsampled map.
+        size: (H, W) of the network's window.
+
+    Returns:
+        (h, w); all zero where no mask was scored.
+
+    Raises:
+        ExplanationError: Something is not finite.
+
+    Source: SISE equations 9 to 12; method notes, section 4.1.
+    """
+    score, least = np.asarray(scores, dtype=np.float64), np.array(minimum, dtype=np.float64)
+    n, h, w = features.shape
+    if score.shape != (n,) or least.shape != (n,):
+        raise ValueError(f"{n} feature maps came with {score.shape} scores and {least.shape} minima; expected ({n},)")
+    for what, numbers in (("a feature map", features), ("a mask's score", score), ("a mask's minimum", least)):
+        _require_finite(numbers, what=what)
+    if n == 0:
+        return np.zeros((h, w), dtype=np.float32)
+    low, high = features.min(axis=(1, 2)), features.max(axis=(1, 2))
+    # A ripple on a large offset: the float32 minimum is too coarse to subtract, so it is found again in float64.
+    coarse = np.flatnonzero(high - low < 1e-3 * np.maximum(np.abs(low), np.abs(high)))
+    least[coarse] = _extremes(features[coarse], size)[0]
+    rows, columns = (interpolation(out, given).sum(axis=0) for out, given in zip(size, (h, w), strict=True))
+    mass = np.einsum("i,kij,j->k", rows, features, columns) - size[0] * size[1] * least
+    weights = np.divide(score, n * mass, out=np.zeros(n), where=mass > 0)
+    return np.asarray(np.einsum("k,kij->ij", weights, features) - weights @ least, dtype=np.float32)
+
+
+def normalised(sums: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float32] | None:
+    """Turn a block's weighted sum into its block map: upsample, then stretch to [0, 1].
+
+    Args:
+        sums: (h, w), from `weighted_sums`.
+        size: (H, W) of the network's window.
+
+    Returns:
+        (H, W), or None where the sum is flat (one constant mask, or nothing scored): such a block has nothing to say.
+
+    Raises:
+        ExplanationError: The sum is not finite.
+
+    Source: SISE figure 5; method notes, section 4.1.
+    """
+    _require_finite(sums, what="the weighted sum of the masks")
+    upsampled = _upsample(sums, size)
+    low, high = upsampled.min(), upsampled.max()
+    if high - low <= FLAT * max(abs(low), abs(high)):
+        return None
+    return np.asarray((upsampled - low) / (high - low), dtype=np.float32)
+
+
+def fuse(block_maps: Sequence[NDArray[np.float32]]) -> Fusion:
+    """Add block maps from shallow to deep, letting each deeper one cut away what its Otsu mask rejects.
+
+    Args:
+        block_maps: (H, W) each in [0, 1], shallow to deep. A constant one is passed over.
+
+    Raises:
+        ExplanationError: There is no map, or one has values outside [0, 1].
+
+    Source: SISE figure 5; method notes, section 5.1.
+    """
+    if not block_maps:
+        raise ExplanationError("there is no block map to fuse", remedy="report NO_EVIDENCE with a map of zeros instead")
+    thresholds: list[float | None] = []
+    fused = before_last = deepest = np.zeros(block_maps[0].shape, dtype=np.float32)
+    started = False
+    for block_map in block_maps:
+        threshold = otsu(block_map)
+        contributes = bool(np.ptp(block_map) > 0)
+        thresholds.append(threshold if contributes and started else None)
+        if not contributes:
+            continue
+        deepest = block_map.astype(np.float32)
+        before_last = fused + deepest
+        fused = before_last * (block_map > threshold) if started else before_last
+        started = True
+    return Fusion(fused, before_last, deepest, tuple(thresholds))
+
+
+def rank_map(
+    fused: NDArray[np.floating], before_last: NDArray[np.floating], deepest: NDArray[np.floating]
+) -> NDArray[np.int32]:
+    """Order all pixels, so that "the top k" is exactly k pixels even where most of the map is 0.
+
+    Args:
+        fused: (H, W) explanation map: the first key, largest first.
+        before_last: (H, W) second key.
+        deepest: (H, W) third key; then the pixel's place in reading order.
+
+    Returns:
+        (H, W), a permutation of 0 .. HW - 1; 0 is the first pixel to take.
+
+    Raises:
+        ExplanationError: A map is not finite.
+
+    Source: method notes, section 5.3.
+    """
+    for key in (fused, before_last, deepest):
+        _require_finite(key, what="an explanation map")
+    order = np.lexsort((-deepest.ravel(), -before_last.ravel(), -fused.ravel()))  # stable: reading order breaks ties
+    rank = np.empty(fused.size, dtype=np.int32)
+    rank[order] = np.arange(fused.size, dtype=np.int32)
+    return rank.reshape(fused.shape)
+
+
+def top_k(rank: NDArray[np.integer], k: int) -> NDArray[np.bool_]:
+    """Mark the k first pixels of a rank map.
+
+    Args:
+        rank: (H, W), from `rank_map`.
+        k: From 0 to HW.
+
+    Returns:
+        (H, W) with exactly k True.
+    """
+    if not 0 <= k <= rank.size:
+        raise ValueError(f"{k} pixels were asked of a map with {rank.size}; expected 0 to {rank.size}")
+    return np.asarray(rank < k)
+
+
+def baseline_picture(picture: NDArray[np.float32], kind: Baseline, *, mean: ArrayLike) -> NDArray[np.float32]:
+    """Make the picture that shows where a mask hides the real one.
+
+    Args:
+        picture: (H, W, C) in pixel units, channels in the network's order.
+        kind: BLACK is 0; MEAN is the card's mean colour; BLUR is the picture under a Gaussian whose sigma is 1/16 of
+            its shorter side, reflected at the borders.
+        mean: (C,) or (1,), the card's mean in pixel units: what the network's input tensor calls 0.
+
+    Returns:
+        (H, W, C) in pixel units.
+
+    Source: method notes, sections 4.2, 9.7 to 9.9.
+    """
+    match kind:
+        case Baseline.BLACK:
+            return np.zeros_like(picture)
+        case Baseline.MEAN:
+            return np.broadcast_to(np.asarray(mean, dtype=np.float32), picture.shape).copy()
+        case Baseline.BLUR:
+            sigma = BLUR_SHARE * min(picture.shape[:2])
+            blurred = cv2.GaussianBlur(picture, (0, 0), sigmaX=sigma, borderType=cv2.BORDER_REFLECT_101)
+            return np.asarray(blurred, dtype=np.float32).reshape(picture.shape)  # cv2 drops a single channel's axis
+
+
+def _require_finite(numbers: NDArray[np.floating], *, what: str) -> None:
+    """Refuse NaN and infinity: a map made of them would look like an explanation."""
+    finite = np.isfinite(numbers)
+    if not finite.all():
+        raise ExplanationError(
+            f"{what} holds {numbers.size - np.count_nonzero(finite)} of {numbers.size} values that are NaN or infinite",
+            remedy="run the picture through the network outside this tool; its weights or the picture are at fault",
+        )
