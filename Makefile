@@ -1,0 +1,41 @@
+PYTHON ?= python3
+BIN := .venv/bin
+RUN ?= run
+# One thread per test process: the suite runs one process per core.
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
+WORKERS ?= auto
+
+.PHONY: help run test test-all check format clean install install-test
+
+help:  ## say what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */make \1\t/' | expand -t 18
+
+run: install  ## install, then inspect, explain and report a sample line (everything lands in run/)
+	@$(BIN)/python examples/run.py --out $(RUN)
+
+test: install-test  ## install, then run the tests (about ten minutes with the installing)
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+test-all: install-test  ## run every test, the slow ones too
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS)
+
+check: install-test  ## lint, types, import contract, docs freshness
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/reference.py --check
+
+format: install-test  ## put the code into its form and write the generated docs anew
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/python docs/reference.py
+
+clean:  ## remove what `run` and the tools left; the environment stays
+	rm -rf $(RUN) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+install:
+	@$(PYTHON) deploy/install.py
+
+install-test:
+	@$(PYTHON) deploy/install.py --extras test

@@ -1,0 +1,77 @@
+"""`inspect-xai bundle`: make, prove and show model bundles."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inspect_xai.cli.console import JsonOption, print_json
+
+if TYPE_CHECKING:
+    from inspect_xai.model.bundle import ModelBundle
+
+commands = typer.Typer(help="Make, prove and show model bundles.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.add_typer(commands, name="bundle")
+
+
+@commands.command()
+def build(
+    model: Annotated[Path, typer.Argument(help="The exported CNN, an .onnx file.")],
+    card: Annotated[Path, typer.Option("--card", help="What the model is and how it is fed: card.toml.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to make.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that stands there.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn an exported CNN into a bundle: find its blocks, derive its graphs, prove them.
+
+    Example: inspect-xai bundle build model.onnx --card card.toml --out tile.bundle
+    """
+    from inspect_xai.model.bundle import build_bundle
+
+    _print(build_bundle(model, card, out, force=force), as_json=as_json)
+
+
+@commands.command()
+def check(bundle: Annotated[Path, typer.Argument(help="The bundle folder.")], as_json: JsonOption = False) -> None:
+    """Prove a bundle again: files unchanged, cuts equal the whole network, gradients equal finite differences.
+
+    Example: inspect-xai bundle check tile.bundle
+    """
+    from inspect_xai.model.bundle import check_bundle
+
+    _print(check_bundle(bundle), as_json=as_json)
+
+
+@commands.command()
+def show(bundle: Annotated[Path, typer.Argument(help="The bundle folder.")], as_json: JsonOption = False) -> None:
+    """Show what a bundle holds: card, blocks, proofs, fingerprint.
+
+    Example: inspect-xai bundle show tile.bundle --json
+    """
+    from inspect_xai.model.bundle import load_bundle
+
+    _print(load_bundle(bundle), as_json=as_json)
+
+
+def _print(bundle: "ModelBundle", *, as_json: bool) -> None:
+    if as_json:
+        print_json({"folder": bundle.folder, "card": bundle.card, "manifest": bundle.manifest})
+        return
+    card = bundle.card
+    typer.echo(f"{card.name} {card.version}  {bundle.folder}")
+    typer.echo(f"fingerprint  {bundle.fingerprint}")
+    typer.echo(f"labels       {', '.join(card.labels)}  (OK: {', '.join(card.ok_labels) or 'none'})")
+    spec = card.input
+    typer.echo(f"input        {spec.height} x {spec.width} {spec.channels}, fit {spec.fit}")
+    typer.echo(f"batch        {'any' if bundle.dynamic_batch else '1'}")
+    typer.echo(f"gradient     {bundle.manifest['gradient']}")
+    typer.echo("blocks")
+    for end in bundle.blocks:
+        typer.echo(f"  {end.tensor}  {end.op}  {end.channels} x {end.height} x {end.width}  ({end.rule})")
+    typer.echo("proofs (largest error found)")
+    for name, error in bundle.manifest["proofs"].items():
+        typer.echo(f"  {name}  {error}")

@@ -1,0 +1,126 @@
+"""`inspect-xai explain`: pictures in, a folder of maps for each out."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from inspect_xai.cli.console import DeviceOption, JsonOption, print_json, progress_bar
+from inspect_xai.errors import InspectXaiError, SettingsError
+from inspect_xai.records import Baseline, Method
+
+if TYPE_CHECKING:
+    from inspect_xai.pipeline.explain import Explainer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(explain)
+
+
+def explain(
+    bundle: Annotated[Path, typer.Argument(help="The bundle folder (see: inspect-xai bundle build).")],
+    pictures: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
+    method: Annotated[Method | None, typer.Option("--method", help="Default: the card's.")] = None,
+    target: Annotated[
+        str, typer.Option("--target", help="A label; `predicted`; or `true`: the label known of the picture.")
+    ] = "predicted",
+    against: Annotated[str | None, typer.Option("--against", help="Rival label: evidence for target over it.")] = None,
+    mu: Annotated[float | None, typer.Option("--mu", help="Keep channels above this share of the best, 0 to 1.")] = None,
+    baseline: Annotated[Baseline | None, typer.Option("--baseline", help="What masks put in the picture's place.")] = None,
+    truth: Annotated[
+        Path | None, typer.Option("--truth", help="CSV with columns image,label, for --target true.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for one folder per picture.")] = Path("explanations"),
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Explain single pictures: where does the class get its score from?
+
+    Every picture gets a folder with manifest.json, map.npy, rank.npy, blocks.npz and overlay.png. A picture that
+    cannot be explained is reported and the next one goes on; the exit code is then that of the first error.
+
+    With `--target true` the label comes from --truth, else from the name of the folder the picture lies in.
+
+    Example: inspect-xai explain tile.bundle part42.png --target crack --against free --out maps
+    """
+    from inspect_xai.pipeline.explain import Explainer
+
+    labels = _read_truth(truth) if truth else {}
+    rows: list[dict[str, Any]] = []
+    first_error: InspectXaiError | None = None
+    folders = _folders(pictures, out)
+    with (
+        Explainer(bundle, device=device, method=method, mu=mu, baseline=baseline) as explainer,
+        progress_bar(shown=not as_json) as progress,
+    ):
+        task = progress.add_task("explaining", total=len(pictures))
+        for picture, folder in zip(pictures, folders, strict=True):
+            wanted = _true_label(picture, labels) if target == "true" else target
+            try:
+                rows.append(_explain_one(explainer, picture, folder, target=wanted, against=against))
+            except InspectXaiError as error:
+                first_error = first_error or error
+                rows.append({"picture": str(picture), "error": type(error).__name__, "message": str(error)})
+            progress.advance(task)
+    if as_json:
+        print_json(rows)
+    else:
+        for row in rows:
+            typer.echo(_line(row))
+    if first_error is not None:
+        raise typer.Exit(first_error.exit_code)
+
+
+def _explain_one(
+    explainer: "Explainer", path: Path, folder: Path, *, target: str, against: str | None
+) -> dict[str, Any]:
+    from inspect_xai.pipeline.folder import describe, save_explanation
+    from inspect_xai.pipeline.intake import read_picture
+
+    read = read_picture(path)
+    look = explainer.look(read.pixels)
+    label = look.prediction.label if target == "predicted" else target
+    explanation = explainer.explain(look, target=label, against=against)
+    bundle = explainer.engine.bundle
+    save_explanation(
+        folder, explanation, picture=read.pixels, bundle=bundle, verdict=look.verdict, source=str(path), sha256=read.sha256
+    )
+    return {"picture": str(path), "folder": str(folder)} | describe(explanation, bundle=bundle, verdict=look.verdict)
+
+
+def _line(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return f"{row['picture']}: {row['error']}: {row['message']}"
+    verdict, prediction = row["verdict"], row["prediction"]
+    aim = row["target"] + (f" against {row['against']}" if row["against"] else "")
+    return (
+        f"{row['picture']}: {verdict['code']}, {prediction['label']} {prediction['score']:.3f}; {row['method']} for {aim}: "
+        f"{row['status']}, {row['passes']} passes, {row['duration_ms'] / 1000:.2f} s -> {row['folder']}"
+    )
+
+
+def _folders(pictures: Sequence[Path], out: Path) -> list[Path]:
+    """Name one folder per picture after its stem, with a number where two pictures share one."""
+    taken: dict[str, int] = {}
+    folders = []
+    for picture in pictures:
+        count = taken[picture.stem] = taken.get(picture.stem, 0) + 1
+        folders.append(out / (picture.stem if count == 1 else f"{picture.stem}-{count}"))
+    return folders
+
+
+def _read_truth(path: Path) -> dict[Path, str]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return {(path.parent / row["image"]).resolve(): row["label"] for row in csv.DictReader(file)}
+    except (OSError, KeyError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{path} cannot be read as a table of labels: {error!r}", expected="a CSV file with columns image,label"
+        ) from error
+
+
+def _true_label(picture: Path, labels: dict[Path, str]) -> str:
+    return labels.get(picture.resolve(), picture.resolve().parent.name)

@@ -1,0 +1,253 @@
+"""The engine: a bundle's graphs in ONNX Runtime. Windows in pixels go in, numbers come out; no maths of the method.
+
+A window is (H, W, C) in the network's channel order and in pixel units (0 to 255 for an 8-bit picture); scaling by
+the card's mean and standard deviation is part of the graphs.
+"""
+
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from inspect_xai.errors import DeviceError, ExplanationError
+from inspect_xai.model.bundle import ModelBundle
+from inspect_xai.model.session import OutOfDeviceMemoryError, open_session, run
+from inspect_xai.records import ModelCard
+
+MOST_PROBABLE = -1
+ALL_OTHERS = -1
+_CPU_BUCKET = 8  # measured: batches of 4 to 8 are fastest on a CPU, larger ones fall out of its caches
+_CUDA_BUCKET = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """One forward and backward pass over one window.
+
+    Attributes:
+        probabilities: (K,) float32.
+        target: Index of the class the gradients argue for.
+        features: Block end by tensor name, (C, h, w) float32, shallow to deep.
+        alphas: (C,) float32 by tensor name: sum over space of the gradient of the log-odds margin (method 2.2, 2.3).
+        gradients: The gradients themselves, shaped as the features; empty unless asked for.
+    """
+
+    probabilities: NDArray[np.float32]
+    target: int
+    features: dict[str, NDArray[np.float32]]
+    alphas: dict[str, NDArray[np.float32]]
+    gradients: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MaskScores:
+    """What the network says of masked pictures: probabilities (n, K) and, of each upsampled map, minimum and span (n,)."""
+
+    probabilities: NDArray[np.float32]
+    minimum: NDArray[np.float32]
+    span: NDArray[np.float32]
+
+
+class Engine:
+    """Runs one bundle on one device; sessions open on first use and are kept.
+
+    Args:
+        bundle: A loaded bundle.
+        device: "auto" (CUDA if it runs a forward pass, else the CPU), "cpu", "cuda" or "cuda:N". Never falls back
+            from a device that was named.
+        threads: Threads inside one operator; default: all cores.
+        bucket: Windows or masks per run; default 8 on a CPU, 64 on CUDA, 1 where the network's batch size is fixed.
+
+    Raises:
+        DeviceError: If the device asked for does not run a forward pass.
+    """
+
+    def __init__(
+        self, bundle: ModelBundle, *, device: str = "auto", threads: int | None = None, bucket: int | None = None
+    ) -> None:
+        self.bundle = bundle
+        self.notes: list[str] = []
+        self._threads = threads
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        self.device = self._choose_device(device)
+        self.provider: str = self._session("predict").get_providers()[0]
+        default = _CPU_BUCKET if self.device == "cpu" else _CUDA_BUCKET
+        self.bucket = (bucket or default) if bundle.dynamic_batch else 1
+
+    @property
+    def card(self) -> ModelCard:
+        """The card of the bundle."""
+        return self.bundle.card
+
+    @property
+    def mean_px(self) -> NDArray[np.float32]:
+        """The colour (C,) in pixel units that the network sees as zero."""
+        spec = self.card.input
+        mean = np.broadcast_to(np.asarray(spec.mean, np.float32), (spec.depth,))
+        return np.asarray(mean * spec.scale, np.float32)
+
+    def predict(self, windows: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Return the probabilities (N, K) of windows (N, H, W, C) in pixel units.
+
+        Raises:
+            ExplanationError: If the network puts out something that is not a number.
+        """
+        chunks = []
+        start = 0
+        while start < len(windows):
+            try:
+                (scores,) = run(
+                    self._session("predict"),
+                    ["probabilities"],
+                    {"picture": _nchw(windows[start : start + self.bucket])},
+                )
+            except OutOfDeviceMemoryError:
+                self._halve_bucket()
+                continue
+            chunks.append(scores)
+            start += len(scores)
+        return _finite(np.concatenate(chunks), "probabilities")
+
+    def trace(
+        self,
+        window: NDArray[np.generic],
+        *,
+        target: int = MOST_PROBABLE,
+        against: int = ALL_OTHERS,
+        gradients: bool = False,
+    ) -> Trace:
+        """Run one forward and one backward pass to every block end.
+
+        Args:
+            window: (H, W, C) in pixel units.
+            target: Index of the class to argue for; -1: the most probable.
+            against: Index of a rival class; -1: all others.
+            gradients: Also return the gradient maps.
+
+        Raises:
+            ExplanationError: If a feature, a gradient or a probability is not a finite number.
+        """
+        names = [end.tensor for end in self.bundle.blocks]
+        kinds = ["feature", "alpha", "gradient"] if gradients else ["feature", "alpha"]
+        outputs = ["probabilities"] + [f"{kind}_{index}" for kind in kinds for index in range(len(names))]
+        feeds = {
+            "picture": _nchw(window[None]),
+            "target": np.array([target], np.int64),
+            "against": np.array([against], np.int64),
+        }
+        arrays = dict(zip(outputs, run(self._session("trace"), outputs, feeds), strict=True))
+        found = {
+            kind: {name: _finite(arrays[f"{kind}_{index}"][0], f"{kind} of {name}") for index, name in enumerate(names)}
+            for kind in kinds
+        }
+        probabilities = _finite(arrays["probabilities"][0], "probabilities")
+        chosen = int(np.argmax(probabilities)) if target == MOST_PROBABLE else target
+        return Trace(probabilities, chosen, found["feature"], found["alpha"], found.get("gradient", {}))
+
+    def score_masks(
+        self, window: NDArray[np.generic], maps: NDArray[np.float32], *, baseline: NDArray[np.float32]
+    ) -> MaskScores:
+        """Score a window seen through each map: where the map is low, the baseline stands in its place.
+
+        Resizing, min-max, masking, scaling, the network and its activation are one graph; only maps at block
+        resolution cross to the device.
+
+        Args:
+            window: (H, W, C) in pixel units.
+            maps: (n, h, w) float32 feature maps of any resolution.
+            baseline: (H, W, C) float32 in pixel units.
+        """
+        classes = len(self.card.labels)
+        probabilities = np.empty((len(maps), classes), np.float32)
+        minimum, span = np.empty(len(maps), np.float32), np.empty(len(maps), np.float32)
+        feeds = {"picture": _nchw(window[None]), "baseline": _nchw(baseline[None])}
+        start = 0
+        while start < len(maps):
+            chunk = maps[start : start + self.bucket, None]
+            size = len(chunk)
+            if self.device != "cpu" and size < self.bucket:  # a GPU tunes every new shape: keep to one
+                chunk = np.concatenate([chunk, np.repeat(chunk[-1:], self.bucket - size, axis=0)])
+            try:
+                scores = run(
+                    self._session("score"), ["probabilities", "minimum", "span"], feeds | {"maps": np.ascontiguousarray(chunk)}
+                )
+            except OutOfDeviceMemoryError:
+                self._halve_bucket()
+                continue
+            end = start + size
+            probabilities[start:end], minimum[start:end], span[start:end] = (array[:size] for array in scores)
+            start = end
+        return MaskScores(_finite(probabilities, "scores of masked pictures"), minimum, span)
+
+    def warm_up(self) -> None:
+        """Open all sessions and run each once, so that the first picture is not the slowest."""
+        spec = self.card.input
+        window = np.zeros((spec.height, spec.width, spec.depth), np.float32)
+        trace = self.trace(window)
+        deepest = trace.features[self.bundle.blocks[-1].tensor]
+        self.score_masks(window, deepest[: self.bucket], baseline=window)
+
+    def close(self) -> None:
+        """Drop all sessions and the memory they hold."""
+        self._sessions.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _session(self, graph: str) -> ort.InferenceSession:
+        if graph not in self._sessions:
+            self._sessions[graph] = open_session(
+                self.bundle.graph(graph), device=self.device, threads=self._threads
+            )
+        return self._sessions[graph]
+
+    def _choose_device(self, wanted: str) -> str:
+        """Settle "auto": a device counts only when it has run a forward pass."""
+        self.bucket = 1
+        for device in ("cuda", "cpu") if wanted == "auto" else (wanted,):
+            self.device = device
+            try:
+                spec = self.card.input
+                self.predict(np.zeros((1, spec.height, spec.width, spec.depth), np.float32))
+            except DeviceError:
+                self._sessions.clear()
+                if device == wanted or device == "cpu":
+                    raise
+            else:
+                return device
+        raise AssertionError("the CPU either ran or raised")
+
+    def _halve_bucket(self) -> None:
+        """Step down the out-of-memory ladder, and say so.
+
+        Raises:
+            DeviceError: If a single window does not fit.
+        """
+        if self.bucket == 1:
+            raise DeviceError(
+                "the device has no memory for a single window", remedy="use a device with more memory, or --device cpu"
+            )
+        self.bucket //= 2
+        self.notes.append(f"bucket_halved_to_{self.bucket}")
+
+
+def _nchw(windows: NDArray[np.generic]) -> NDArray[np.float32]:
+    return np.ascontiguousarray(np.moveaxis(windows, -1, 1), np.float32)
+
+
+def _finite(array: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+    if not np.isfinite(array).all():
+        raise ExplanationError(
+            f"{name}: {int((~np.isfinite(array)).sum())} of {array.size} numbers are NaN or infinite",
+            expected="finite numbers from the network",
+            remedy="run `inspect-xai bundle check` on the bundle; a network in half precision may overflow",
+        )
+    return array

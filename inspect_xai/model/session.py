@@ -1,0 +1,121 @@
+"""The one door to ONNX Runtime devices: open a session where it was asked for, run it, translate its errors.
+
+CUDA options follow ONNX Runtime's documentation and were not run on a CUDA device by this project's tests.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+
+from inspect_xai.errors import DeviceError, ModelFileError, SettingsError
+
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    ort_state.Fail,
+    ort_state.EPFail,
+    ort_state.EngineError,
+    ort_state.InvalidArgument,
+    ort_state.InvalidGraph,
+    ort_state.InvalidProtobuf,
+    ort_state.NotImplemented,
+    ort_state.NoModel,
+    ort_state.NoSuchFile,
+    ort_state.RuntimeException,
+)
+_OUT_OF_MEMORY = re.compile(r"failed to allocate memory|out of memory|bad_alloc|BFCArena", re.IGNORECASE)
+_FATAL_ONLY = 4  # a missing CUDA library is reported by us, once, not by the runtime's log
+
+
+class OutOfDeviceMemoryError(DeviceError):
+    """The device has no room for a batch of this size; a smaller one may fit."""
+
+
+def physical_cores() -> int:
+    """Return the number of cores this process may use; hyper-threads count as cores where the system says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def open_session(model: Path | bytes, *, device: str = "cpu", threads: int | None = None) -> ort.InferenceSession:
+    """Open a session on the device asked for.
+
+    Args:
+        model: Path of a graph, or the serialised graph.
+        device: "cpu", "cuda" or "cuda:N".
+        threads: Threads inside one operator; default: all cores this process may use.
+
+    Raises:
+        SettingsError: For a device name that does not exist.
+        DeviceError: If CUDA was asked for and ONNX Runtime would run on something else.
+        ModelFileError: If ONNX Runtime cannot load the graph.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or physical_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL_ONLY
+    providers = _providers(device)
+    source = str(model) if isinstance(model, Path) else model
+    if device != "cpu":
+        ort.set_default_logger_severity(_FATAL_ONLY)  # the provider's loader logs past the session's own level
+    try:
+        session = ort.InferenceSession(source, options, providers=providers)
+    except ORT_ERRORS as error:
+        name = model if isinstance(model, Path) else "a graph in memory"
+        raise ModelFileError(
+            f"ONNX Runtime cannot load {name}: {first_line(error)}",
+            remedy="rebuild the bundle with this version of inspect-xai",
+        ) from error
+    active = session.get_providers()[0]
+    if device != "cpu" and active == "CPUExecutionProvider":
+        raise DeviceError(
+            f"device {device} was asked for but ONNX Runtime {ort.__version__} loaded {active} only",
+            expected="CUDA 13 and cuDNN 9 libraries and a CUDA device",
+            remedy="install the extra `gpu` and a driver, or say --device cpu",
+        )
+    return session
+
+
+def _providers(device: str) -> list[Any]:
+    if device == "cpu":
+        return ["CPUExecutionProvider"]
+    match = re.fullmatch(r"cuda(?::(\d+))?", device)
+    if match is None:
+        raise SettingsError(f"device {device!r} is unknown", expected="auto, cpu, cuda or cuda:N")
+    cuda = {
+        "device_id": int(match[1] or 0),
+        "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE re-tunes for every new shape
+        "arena_extend_strategy": "kSameAsRequested",
+        "use_tf32": 0,  # rounding to 10 bits would move Otsu's split between devices
+    }
+    return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
+
+
+def run(
+    session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]
+) -> list[NDArray[np.float32]]:
+    """Run a session; its errors become the house's.
+
+    Raises:
+        OutOfDeviceMemoryError: If the batch does not fit.
+        DeviceError: If ONNX Runtime fails for another reason.
+    """
+    try:
+        arrays: list[NDArray[np.float32]] = session.run(list(outputs), dict(feeds))
+    except ORT_ERRORS as error:
+        if _OUT_OF_MEMORY.search(str(error)):
+            raise OutOfDeviceMemoryError(
+                f"no memory for a batch of shapes { {name: value.shape for name, value in feeds.items()} }",
+                remedy="use a smaller bucket",
+            ) from error
+        raise DeviceError(f"ONNX Runtime failed: {first_line(error)}") from error
+    return arrays
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error of ONNX Runtime says, without its trace and without paths of its sources."""
+    return re.sub(r"/\S*/(?=[^/\s]+\.(?:cc|h|cpp)\b)", "", str(error).strip().splitlines()[0])

@@ -1,0 +1,366 @@
+"""From a picture to its explanation: the engine's numbers and the paper's equations, in turn (house rules, section 2)."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspect_xai.errors import PictureError, SettingsError
+from inspect_xai.maths import regions, sise, tiles
+from inspect_xai.model.bundle import ModelBundle, load_bundle
+from inspect_xai.model.engine import ALL_OTHERS, Engine
+from inspect_xai.pipeline.judge import excess, judge, predict, worst_window
+from inspect_xai.records import (
+    Baseline,
+    BlockMap,
+    Explanation,
+    ExplainSettings,
+    Method,
+    ModelCard,
+    Prediction,
+    SelectionRule,
+    Status,
+    Tile,
+    TileExplanation,
+    Verdict,
+)
+
+_NO_SCORE = 1e-7  # below this a probability is rounding: float32 softmax puts 1 in front of it
+_FLAT_SPREAD = 0.05  # method notes 9.1: mask scores this close together say little
+_BASELINE_SCORES = 0.5  # method notes 9.6
+_SUPPORT_SHARE = (0.001, 0.6)  # method notes 9.11
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """One picture as the network saw it, window by window, before anything is explained.
+
+    Attributes:
+        picture: uint8 (H, W, C) in the network's channel order.
+        tiles: The windows, N of them.
+        scores: (N, K) float32 probabilities.
+        prediction: What the network said of the worst window.
+        verdict: What the line should do.
+    """
+
+    picture: NDArray[np.uint8]
+    tiles: tuple[Tile, ...]
+    scores: NDArray[np.float32]
+    prediction: Prediction
+    verdict: Verdict
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Adds up milliseconds by step."""
+
+    spent_ms: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.spent_ms[name] = self.spent_ms.get(name, 0.0) + (time.perf_counter() - start) * 1e3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Window:
+    """The explanation of one window and the three maps (h, w) that fusing and ranking need."""
+
+    explained: TileExplanation
+    fusion: sise.Fusion
+    block_maps: dict[str, NDArray[np.float32]]
+    passes: int
+
+
+class Explainer:
+    """Judges and explains pictures with one model bundle.
+
+    Example:
+        >>> with Explainer("magnetic-tile.bundle") as explainer:  # doctest: +SKIP
+        ...     explanation = explainer("part42.png", target="crack")
+        ...     explanation.fused.shape  # rows and columns of the picture
+
+    Args:
+        bundle: A bundle folder, or a loaded bundle.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        method: How to explain; default: the card's.
+        mu: Selection threshold in [0, 1) as a share of the largest alpha; default: the card's.
+        baseline: What stands where a mask hides the picture; default: the card's.
+        threads: Threads inside one operator; default: all cores.
+        bucket: Masks per forward pass; default: chosen for the device.
+
+    Raises:
+        BundleError: If the folder is no sound bundle.
+        DeviceError: If the device asked for does not run.
+        SettingsError: If mu lies outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        bundle: ModelBundle | Path | str,
+        *,
+        device: str = "auto",
+        method: Method | str | None = None,
+        mu: float | None = None,
+        baseline: Baseline | str | None = None,
+        threads: int | None = None,
+        bucket: int | None = None,
+    ) -> None:
+        loaded = bundle if isinstance(bundle, ModelBundle) else load_bundle(Path(bundle))
+        spec = loaded.card.explain
+        self.method = Method(method or spec.method)
+        self.mu = spec.mu if mu is None else mu
+        self.baseline = Baseline(baseline or spec.baseline)
+        if not 0 <= self.mu < 1:
+            raise SettingsError(
+                f"mu is {self.mu}", expected="0 <= mu < 1", remedy="0 keeps every positive channel; 0.3 is usual"
+            )
+        self.engine = Engine(loaded, device=device, threads=threads, bucket=bucket)
+
+    @property
+    def card(self) -> ModelCard:
+        """The card of the bundle."""
+        return self.engine.card
+
+    def look(self, picture: NDArray[np.uint8]) -> Look:
+        """Judge a picture by its worst window.
+
+        Args:
+            picture: uint8 (H, W), or RGB (H, W, 3).
+
+        Raises:
+            PictureError: If the array is no picture.
+        """
+        if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or 0 in picture.shape:
+            raise PictureError(
+                f"the picture is {picture.dtype} of shape {picture.shape}",
+                expected="uint8 of shape (H, W), or RGB of shape (H, W, 3)",
+            )
+        spec = self.card.input
+        seen = tiles.as_channels(picture, spec.channels)
+        windows = tiles.windows((seen.shape[0], seen.shape[1]), spec)
+        scores = np.concatenate([self.engine.predict(chunk) for chunk in self._cut(seen, windows)])
+        worst = worst_window(scores, self.card)
+        return Look(
+            seen, windows, scores, predict(scores[worst], self.card, tile=worst), judge(scores[worst], self.card)
+        )
+
+    def explain(self, look: Look, *, target: str, against: str | None = None) -> Explanation:
+        """Explain why a picture's windows score for a class.
+
+        Explained are the windows in which the class reaches its threshold (less the card's margin), or the one window
+        where it scores highest; for an OK label the worst window, which decided the verdict.
+
+        Args:
+            look: What `look` returned for the picture.
+            target: Label to explain.
+            against: Rival label of a contrast explanation: the evidence for target rather than against.
+
+        Raises:
+            SettingsError: For a label that is not the model's.
+            ExplanationError: If the network's numbers are not finite.
+        """
+        settings = ExplainSettings(self.method, target, against or "", self.mu, self.baseline)
+        index = self._class(target)
+        rival = ALL_OTHERS if against is None else self._class(against)
+        if rival == index:
+            raise SettingsError(f"target and against are both {target!r}", expected="two different labels")
+        clock = _Clock()
+        chosen = self._windows_to_explain(look, target)
+        results = [self._explain_window(look, tile, index, rival, clock) for tile in chosen]
+        with clock.step("maps"):
+            size = (look.picture.shape[0], look.picture.shape[1])
+            return _join(results, look, settings, size=size, engine=self.engine, timings_ms=clock.spent_ms)
+
+    def __call__(
+        self, picture: NDArray[np.uint8] | Path | str, target: str | int | None = None, against: str | int | None = None
+    ) -> Explanation:
+        """Look at a picture and explain it.
+
+        Args:
+            picture: uint8 (H, W) or RGB (H, W, 3), or the path of a picture file.
+            target: Label or its index; default: the label the network predicts.
+            against: Rival label or its index; default: all other labels.
+        """
+        if isinstance(picture, Path | str):
+            from inspect_xai.pipeline.intake import read_picture
+
+            picture = read_picture(Path(picture)).pixels
+        look = self.look(picture)
+        named = look.prediction.label if target is None else self._label(target)
+        return self.explain(look, target=named, against=None if against is None else self._label(against))
+
+    def close(self) -> None:
+        """Free the engine's sessions."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _class(self, label: str) -> int:
+        if label not in self.card.labels:
+            raise SettingsError(
+                f"the model {self.card.name} has no label {label!r}", expected=f"one of {', '.join(self.card.labels)}"
+            )
+        return self.card.labels.index(label)
+
+    def _label(self, target: str | int) -> str:
+        if isinstance(target, str):
+            return target
+        if not 0 <= target < len(self.card.labels):
+            raise SettingsError(f"class index {target}", expected=f"0 to {len(self.card.labels) - 1}")
+        return self.card.labels[target]
+
+    def _cut(self, picture: NDArray[np.uint8], windows: Sequence[Tile]) -> Iterator[NDArray[np.float32]]:
+        """Yield the windows in bucket-sized batches, so that a huge picture is never held twice."""
+        for start in range(0, len(windows), self.engine.bucket):
+            yield np.stack([tiles.cut(picture, tile, self.card.input) for tile in windows[start : start + self.engine.bucket]])
+
+    def _windows_to_explain(self, look: Look, target: str) -> list[Tile]:
+        worst = look.prediction.tile
+        if target in self.card.ok_labels:
+            return [look.tiles[worst]]
+        column = self.card.defect_labels.index(target)
+        over = excess(look.scores, self.card)[:, column]
+        flagged = over >= -self.card.verdict.unsure_margin
+        if not flagged.any():
+            flagged[int(np.argmax(over))] = True
+        return [tile for tile, wanted in zip(look.tiles, flagged, strict=True) if wanted]
+
+    def _explain_window(self, look: Look, tile: Tile, target: int, against: int, clock: _Clock) -> _Window:
+        window = tiles.cut(look.picture, tile, self.card.input)
+        size = (window.shape[0], window.shape[1])
+        with clock.step("trace"):
+            trace = self.engine.trace(window, target=target, against=against)
+        with clock.step("baseline"):
+            hidden = sise.baseline_picture(window, self.baseline, mean=self.engine.mean_px)
+            baseline_score = float(_confidence(self.engine.predict(hidden[None]), target, against)[0])
+        rule = SelectionRule.ADA if self.method is Method.ADA_SISE else SelectionRule.MU
+        blocks: list[BlockMap] = []
+        maps: dict[str, NDArray[np.float32]] = {}
+        lowest, highest, passes = np.inf, -np.inf, 2
+        for name, features in trace.features.items():
+            selection = sise.select(trace.alphas[name], rule=rule, mu=self.mu)
+            chosen = features[selection.kept]
+            varying = chosen[sise.with_contrast(chosen, size)]
+            block = BlockMap(
+                tensor=name, channels=len(features), positive=selection.positive, kept=len(varying),
+                constant=len(chosen) - len(varying), beta=selection.beta, threshold=selection.threshold,
+                score_min=0.0, score_max=0.0, otsu=None,
+                note="" if len(varying) else "all_constant" if len(chosen) else "no_positive_evidence",
+            )  # fmt: skip
+            if len(varying):
+                with clock.step("masks"):
+                    said = self.engine.score_masks(window, varying, baseline=hidden)
+                scores = _confidence(said.probabilities, target, against)
+                passes += len(varying)
+                lowest, highest = min(lowest, float(scores.min())), max(highest, float(scores.max()))
+                sums = sise.weighted_sums(varying, scores, said.minimum, size=size)
+                block = replace(block, score_min=float(scores.min()), score_max=float(scores.max()), sums=sums)
+                normalised = sise.normalised(sums, size)
+                if normalised is None:
+                    block = replace(block, note="flat")
+                else:
+                    maps[name] = normalised
+            blocks.append(block)
+        status = Status.EXPLAINED
+        if highest <= _NO_SCORE and highest >= 0:
+            status, maps = Status.NOT_EXPLAINED, {}
+        elif not maps:
+            status = Status.NO_EVIDENCE
+        fusion = sise.fuse(list(maps.values())) if maps else _empty(size)
+        otsu = dict(zip(maps, fusion.otsu, strict=True))
+        explained = TileExplanation(
+            tile, status, tuple(float(p) for p in trace.probabilities),
+            tuple(replace(block, otsu=otsu.get(block.tensor)) for block in blocks),
+            baseline_score, highest - lowest if highest >= lowest else 0.0,
+        )  # fmt: skip
+        return _Window(explained, fusion, maps, passes)
+
+
+def _empty(size: tuple[int, int]) -> sise.Fusion:
+    """Stand in for a map where there is no evidence: zeros, never normalised noise (method notes 2.6)."""
+    nothing = np.zeros(size, np.float32)
+    return sise.Fusion(nothing, nothing, nothing, ())
+
+
+def _confidence(probabilities: NDArray[np.float32], target: int, against: int) -> NDArray[np.float64]:
+    """Return the score of the target class (n,): its probability, or its share of the pair in a contrast.
+
+    Source: method notes 2.3 and 8 (contrastive target: p_c / (p_c + p_r)).
+    """
+    p = np.asarray(probabilities, np.float64)
+    if against == ALL_OTHERS:
+        return p[:, target]
+    pair = p[:, target] + p[:, against]
+    return np.divide(p[:, target], pair, out=np.full(len(p), 0.5), where=pair > 0)
+
+
+def _join(
+    windows: Sequence[_Window],
+    look: Look,
+    settings: ExplainSettings,
+    *,
+    size: tuple[int, int],
+    engine: Engine,
+    timings_ms: dict[str, float],
+) -> Explanation:
+    """Put the maps of the explained windows back onto the picture."""
+    placed = [window.explained.tile for window in windows]
+
+    def on_picture(maps: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        return tiles.stitch(maps, placed, size)
+
+    fused = on_picture([window.fusion.fused for window in windows])
+    rank = sise.rank_map(
+        fused,
+        on_picture([window.fusion.before_last for window in windows]),
+        on_picture([window.fusion.deepest for window in windows]),
+    )
+    nothing = np.zeros_like(windows[0].fusion.fused)
+    explained_names = [end.tensor for end in engine.bundle.blocks if any(end.tensor in w.block_maps for w in windows)]
+    block_maps = {name: on_picture([w.block_maps.get(name, nothing) for w in windows]) for name in explained_names}
+    statuses = [window.explained.status for window in windows]
+    status = next((s for s in (Status.EXPLAINED, Status.NOT_EXPLAINED) if s in statuses), Status.NO_EVIDENCE)
+    return Explanation(
+        status=status,
+        settings=settings,
+        prediction=look.prediction,
+        fused=fused,
+        rank=rank,
+        block_maps=block_maps,
+        tiles=tuple(window.explained for window in windows),
+        regions=regions.find_regions(fused),
+        passes=sum(window.passes for window in windows),
+        provider=engine.provider,
+        timings_ms=timings_ms,
+        notes=_notes(windows, fused, settings, engine),
+    )
+
+
+def _notes(
+    windows: Sequence[_Window], fused: NDArray[np.float32], settings: ExplainSettings, engine: Engine
+) -> tuple[str, ...]:
+    """Say what a reader of the map must know (method notes, section 9)."""
+    explained = [window.explained for window in windows if window.explained.status is Status.EXPLAINED]
+    support = float((fused > 0).mean())
+    found = {
+        "ok_label_has_no_place": settings.target in engine.card.ok_labels,
+        "low_score_spread": any(tile.score_spread < _FLAT_SPREAD for tile in explained),
+        "baseline_scores_class": any(window.explained.baseline_score > _BASELINE_SCORES for window in windows),
+        "tiny_support": bool(explained) and support < _SUPPORT_SHARE[0],
+        "wide_support": bool(explained) and support > _SUPPORT_SHARE[1],
+    }
+    return (*(note for note, true in found.items() if true), *dict.fromkeys(engine.notes))

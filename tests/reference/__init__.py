@@ -1,0 +1,1 @@
+"""Plain, slow, literal implementations that the product is held equal to."""
