@@ -1,0 +1,69 @@
+"""Explanation map -> something to look at: colours, and the picture with the evidence on it."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from inspect_xai.maths.regions import marked_pixels
+from inspect_xai.records import Region
+
+
+def colour_map(values: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Paint a map from black (0) over violet and orange to pale yellow (its largest value).
+
+    The scale is "inferno": its lightness grows evenly, so it reads the same to colour-blind eyes and in gray print.
+
+    Args:
+        values: (H, W), 0 or more.
+
+    Returns:
+        (H, W, 3) RGB.
+    """
+    levels = np.rint(_shares(values) * 255).astype(np.uint8)
+    painted = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    return np.asarray(painted, dtype=np.uint8)
+
+
+def overlay(
+    picture: NDArray[np.uint8],
+    fused: NDArray[np.floating],
+    *,
+    opacity: float = 0.7,
+    regions: Sequence[Region] = (),
+) -> NDArray[np.uint8]:
+    """Lay an explanation map over its picture.
+
+    Opacity grows with the map, so a pixel without evidence stays exactly as photographed.
+
+    Args:
+        picture: (H, W) gray or (H, W, 3) RGB.
+        fused: (H, W) explanation map, 0 or more.
+        opacity: Of the largest value, 0 to 1.
+        regions: Those to outline, from `find_regions` on the same map.
+
+    Returns:
+        (H, W, 3) RGB; outlines are white in black, to be seen on any surface.
+    """
+    photograph = np.repeat(picture[..., np.newaxis], 3, axis=2) if picture.ndim == 2 else picture
+    share = _shares(fused)[..., np.newaxis] * opacity
+    blended = np.rint(photograph * (1 - share) + colour_map(fused) * share).astype(np.uint8)
+    if regions:
+        in_regions = np.zeros(fused.shape, dtype=np.uint8)
+        marked = marked_pixels(fused.astype(np.float32))
+        for region in regions:
+            box = np.s_[
+                region.top_px : region.top_px + region.height_px, region.left_px : region.left_px + region.width_px
+            ]
+            in_regions[box] |= marked[box]
+        outlines, _ = cv2.findContours(in_regions, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        line = max(1, round(min(fused.shape) / 400))  # seen as thin as a hair at any size
+        cv2.drawContours(blended, outlines, -1, (0, 0, 0), thickness=3 * line)
+        cv2.drawContours(blended, outlines, -1, (255, 255, 255), thickness=line)
+    return blended
+
+
+def _shares(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Values as shares of the largest; a map of zeros stays zeros."""
+    return values.astype(np.float64) / (float(values.max()) or 1.0)

@@ -1,0 +1,167 @@
+"""A picture of any size and the windows a network sees of it, there and back.
+
+A window may reach past the picture; what lies outside is the picture mirrored (tiles) or the card's mean colour
+(letterbox). Row before column everywhere; starts and sizes in source pixels.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from inspect_xai.errors import PictureError, SettingsError
+from inspect_xai.maths.sise import upsample
+from inspect_xai.records import Channels, Fit, InputSpec, Tile
+
+
+def as_channels(picture: NDArray[np.uint8], channels: Channels) -> NDArray[np.uint8]:
+    """Give a picture the colour channels the network takes, in its order.
+
+    Args:
+        picture: (H, W) gray or (H, W, 3) RGB.
+        channels: GRAY from RGB is 0.299 R + 0.587 G + 0.114 B; colour from gray repeats it.
+
+    Returns:
+        (H, W, 1) or (H, W, 3).
+
+    Raises:
+        PictureError: It is no such picture, or it is empty.
+    """
+    is_gray = picture.ndim == 2
+    if picture.dtype != np.uint8 or picture.size == 0 or not (is_gray or picture.shape[2:] == (3,)):
+        raise PictureError(
+            f"the picture is {picture.dtype} of shape {picture.shape}",
+            expected="uint8 of shape (rows, columns) or (rows, columns, 3) in RGB",
+        )
+    if channels is Channels.GRAY:
+        gray = picture if is_gray else np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+        return gray[..., np.newaxis]
+    colour = np.repeat(picture[..., np.newaxis], 3, axis=2) if is_gray else picture
+    return np.ascontiguousarray(colour[..., ::-1] if channels is Channels.BGR else colour)
+
+
+def windows(size: tuple[int, int], spec: InputSpec) -> tuple[Tile, ...]:
+    """Lay the network's windows over a picture, in reading order.
+
+    TILE: at native scale, evenly spread, neighbours overlapping by at least the card's share; along an axis where the
+    picture is shorter than the window, one window reaches past both edges alike.
+    STRETCH: the picture itself. LETTERBOX: the smallest window of the network's proportions around the picture.
+
+    Args:
+        size: (H, W) of the picture.
+        spec: What the network takes.
+
+    Raises:
+        PictureError: The picture has no pixels.
+        SettingsError: The card's overlap is outside [0, 1).
+    """
+    if min(size) < 1:
+        raise PictureError(f"the picture has {size[0]} rows and {size[1]} columns", expected="at least one of each")
+    if not 0 <= spec.tile_overlap < 1:
+        raise SettingsError(
+            f"input.tile_overlap is {spec.tile_overlap}",
+            expected="a number from 0 up to, but not, 1",
+            remedy="set 0.25 in the card",
+        )
+    match spec.fit:
+        case Fit.STRETCH:
+            return (Tile(0, 0, 0, *size),)
+        case Fit.LETTERBOX:
+            shrink = max(size[0] / spec.height, size[1] / spec.width)
+            height, width = max(size[0], round(spec.height * shrink)), max(size[1], round(spec.width * shrink))
+            return (Tile(0, -((height - size[0]) // 2), -((width - size[1]) // 2), height, width),)
+        case Fit.TILE:
+            tops = _starts(size[0], spec.height, spec.tile_overlap)
+            lefts = _starts(size[1], spec.width, spec.tile_overlap)
+            corners = [(top, left) for top in tops for left in lefts]
+            return tuple(Tile(i, *corner, spec.height, spec.width) for i, corner in enumerate(corners))
+
+
+def _starts(length: int, window: int, overlap: float) -> list[int]:
+    """Where windows begin along one axis, spread so that no two neighbours are further apart than the overlap lets."""
+    spare = length - window
+    if spare <= 0:
+        return [-(-spare // 2)]
+    step = max(1, int(window * (1 - overlap) + 1e-9))  # 10 * (1 - 0.9) is 0.9999999999999998
+    gaps = -(-spare // step)
+    return [i * spare // gaps for i in range(gaps + 1)]
+
+
+def cut(picture: NDArray[np.uint8], tile: Tile, spec: InputSpec) -> NDArray[np.float32]:
+    """Cut one window out of a picture, as the network takes it but before scale, mean and std.
+
+    A window of another size than the network's input is resized bilinearly, and along an axis that shrinks by averaging
+    areas, so that a scratch one pixel wide grows faint but does not fall between the samples.
+
+    Args:
+        picture: (H, W, C) in the network's channel order, from `as_channels`.
+        tile: The window. What lies outside the picture is mirrored at its edge pixel (numpy's "reflect"), as often as
+            it takes; for LETTERBOX it is the card's mean colour, which the network's input tensor calls 0.
+        spec: What the network takes.
+
+    Returns:
+        (height, width, C) of the network, in pixel units, 0 to 255.
+    """
+    rows = np.arange(tile.top_px, tile.top_px + tile.height_px)
+    columns = np.arange(tile.left_px, tile.left_px + tile.width_px)
+    if spec.fit is Fit.LETTERBOX:
+        window = np.empty((tile.height_px, tile.width_px, picture.shape[2]), dtype=np.uint8)
+        window[:] = np.clip(np.rint(np.asarray(spec.mean) * spec.scale), 0, 255).astype(np.uint8)
+        window[-tile.top_px :, -tile.left_px :][: picture.shape[0], : picture.shape[1]] = picture
+    else:
+        window = picture[np.ix_(_mirrored(rows, picture.shape[0]), _mirrored(columns, picture.shape[1]))]
+    return _resized(window, (spec.height, spec.width)).astype(np.float32)
+
+
+def _mirrored(places: NDArray[np.intp], length: int) -> NDArray[np.intp]:
+    """Fold places left and right of 0 .. length - 1 back into it, the edge pixel not repeated."""
+    period = max(1, 2 * (length - 1))
+    folded = places % period
+    return np.minimum(folded, period - folded) if length > 1 else np.zeros_like(places)
+
+
+def _resized(window: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    # cv2 averages areas only when both axes shrink, hence two steps: the one that shrinks first.
+    shrunk = min(window.shape[0], size[0]), min(window.shape[1], size[1])
+    resized: NDArray[np.uint8] = window
+    for target, how in ((shrunk, cv2.INTER_AREA), (size, cv2.INTER_LINEAR)):
+        if resized.shape[:2] != target:
+            smaller_or_larger = cv2.resize(resized, (target[1], target[0]), interpolation=how)
+            resized = np.asarray(smaller_or_larger, dtype=np.uint8).reshape(*target, window.shape[2])
+    return resized
+
+
+def stitch(maps: Sequence[NDArray[np.float32]], tiles: Sequence[Tile], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Lay the maps of windows back onto the picture they were cut from.
+
+    Where windows overlap, each counts by its distance to its own nearest edge, which fades one map into the next
+    linearly. Windows that were not given leave no hole in their neighbours and no value of their own.
+
+    Args:
+        maps: (h, w) each, at the network's size; resized bilinearly to their window.
+        tiles: Their windows, in the same order.
+        size: (H, W) of the picture.
+
+    Returns:
+        (H, W); 0 where no given window lies. A pixel that only one window covers has that window's value, unchanged.
+    """
+    total, weight = np.zeros(size), np.zeros(size)
+    for tile_map, tile in zip(maps, tiles, strict=True):
+        height, width = tile.height_px, tile.width_px
+        top, left = max(0, tile.top_px), max(0, tile.left_px)
+        bottom, right = min(size[0], tile.top_px + height), min(size[1], tile.left_px + width)
+        on_picture = np.s_[top:bottom, left:right]
+        in_window = np.s_[top - tile.top_px : bottom - tile.top_px, left - tile.left_px : right - tile.left_px]
+        whole = tile_map if tile_map.shape == (height, width) else upsample(tile_map, (height, width))
+        # Whole numbers: a float32 times such a weight is exact in float64, so one map alone comes back bit for bit.
+        ramp = np.outer(_ramp(height), _ramp(width))[in_window]
+        total[on_picture] += whole[in_window] * ramp
+        weight[on_picture] += ramp
+    return np.divide(total, weight, out=total, where=weight > 0).astype(np.float32)
+
+
+def _ramp(length: int) -> NDArray[np.float64]:
+    """1, 2, 3 .. 3, 2, 1."""
+    places = np.arange(length, dtype=np.float64)
+    return np.minimum(places + 1, length - places)
