@@ -1,0 +1,397 @@
+"""Where pictures come from: a folder that cameras write into (`remote.py` reads URLs in place).
+
+    DIR/L1/S3/SN0042_....png          written by a camera; _*, .*, *.part and *.tmp are passed over
+    DIR/_claimed/HOST-PID-ID/L1/...   renamed here by the one line that owns it now
+    DIR/_archive/2026-11-22/L1/...    renamed here once it is recorded, its hash added to its name
+    DIR/_rejected/2026-11-22/L1/...   the same for files without a picture in them
+
+A claim is a rename, so one line wins and the others find nothing. Nothing here has to be right for a picture to be
+recorded once: the database's uniqueness sees to that. What is here keeps lines from doing each other's work.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import secrets
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspect_xai.errors import IntakeError, PictureError
+from inspect_xai.pipeline.identity import HASH_DIGITS
+from inspect_xai.pipeline.pictures import DEFAULT_LIMITS, PICTURE_SUFFIXES, PictureLimits, decode_picture, too_long
+
+_log = logging.getLogger(__name__)
+
+_UNFINISHED = (".part", ".tmp")
+_OWNER_FILE = ".owner"  # locked by a living line; its time is the line's last sign of life
+_MAX_DEPTH = 32  # each level of folders holds one file handle open
+_MAX_NAME_BYTES = 255
+MAX_SIDECAR_BYTES = 1 << 16
+_LAST_SECOND = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One file this process may inspect.
+
+    Attributes:
+        file_name: Path below the source, with forward slashes; bytes that are no UTF-8 are written out as hex.
+        location: Where it lies now: a path or a URL.
+        modified_at: Its last change, UTC.
+    """
+
+    file_name: str
+    location: str
+    modified_at: datetime
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PictureFile:
+    """A picture with the hash of the file it came from: uint8 (H, W) or RGB (H, W, 3)."""
+
+    pixels: NDArray[np.uint8]
+    sha256: str
+
+
+def read_picture(path: Path, *, limits: PictureLimits = DEFAULT_LIMITS) -> PictureFile:
+    """Read one picture file.
+
+    Args:
+        path: A PNG, JPEG, BMP or TIFF file.
+        limits: What is accepted.
+
+    Raises:
+        PictureError: If the file cannot be read or is no picture within the limits.
+    """
+    try:
+        with path.open("rb") as file:
+            data = _read_whole(file, limits.max_bytes)
+        return PictureFile(decode_picture(data, limits=limits), hashlib.sha256(data).hexdigest())
+    except OSError as error:
+        raise PictureError(f"{path} cannot be read: {error.strerror}", remedy="check path and permissions") from error
+    except PictureError as error:
+        raise PictureError(f"{path}: {error.found}", expected=error.expected, remedy=error.remedy) from error
+
+
+class FolderSource:
+    """A folder that cameras write into.
+
+    Args:
+        folder: The folder; pictures lie anywhere below it.
+        settle_s: A file is ready when it has not changed for this long; 0 for folders nobody writes into.
+        lease_s: Claims of a line on another machine that gave no sign of life for this long are taken over. On this
+            machine a dead line is known by its lock, at once.
+        keep: Leave all files where they are, for read-only folders. Nothing is claimed then: two lines on one such
+            folder do the work twice, and still record it once.
+
+    Raises:
+        IntakeError: If the folder cannot be read, or not written although `keep` is off.
+    """
+
+    def __init__(self, folder: Path, *, settle_s: float = 1.0, lease_s: float = 600.0, keep: bool = False) -> None:
+        self.folder = folder.absolute()
+        self.settle_s = settle_s
+        self.lease_s = lease_s
+        self.keep = keep
+        if not self.folder.is_dir():
+            raise IntakeError(f"{folder} is no folder", expected="the folder that the cameras write into")
+        self._claims: Path | None = None
+        self._lock: IO[str] | None = None
+        if not keep:
+            self._claims, self._lock = self._open_claims()
+        self._walk = self._files() if keep else iter(())
+
+    def claim(self, limit: int) -> list[Claim]:
+        """Claim up to `limit` files that are ready; none are returned when the folder holds none."""
+        claims = self._claim_along_walk(limit)
+        if not claims and not self.keep:
+            self._walk = self._files()  # what came, or came to rest, since the last walk began
+            claims = self._claim_along_walk(limit)
+        return claims
+
+    def read(self, claim: Claim, *, limits: PictureLimits) -> bytes:
+        """Return the whole content of a claimed file.
+
+        Raises:
+            PictureError: If it is a link, no file, too long, unreadable, gone, or changes while it is read.
+        """
+        self._now()
+        return _read_own(Path(claim.location), limits.max_bytes)
+
+    def sidecar(self, claim: Claim) -> bytes | None:
+        """Return the content of the JSON file beside a claimed picture, if there is one.
+
+        Raises:
+            PictureError: If there is one and it cannot be read.
+        """
+        path = Path(claim.location).with_suffix(".json")
+        if not os.path.lexists(path):
+            return None
+        return _read_own(path, MAX_SIDECAR_BYTES)
+
+    def destination(self, claim: Claim, *, captured_at: datetime, sha256: str, rejected: bool) -> str:
+        """Say where a file will lie once it is recorded; the same file always gets the same place.
+
+        The hash in the name makes moving a file repeatable, and two parts under one name two files.
+        """
+        if self.keep:
+            return as_text(claim.location)
+        path = PurePosixPath(claim.file_name)
+        name = f"{path.stem}~{sha256[:HASH_DIGITS]}{path.suffix}"
+        if len(name.encode()) > _MAX_NAME_BYTES:
+            name = sha256[:HASH_DIGITS] + path.suffix
+        state = "_rejected" if rejected else "_archive"
+        return str(self.folder / state / f"{captured_at:%Y-%m-%d}" / path.parent / name)
+
+    def move(self, claim: Claim, *, destination: str) -> None:
+        """Move a recorded file to its `destination`, its sidecar with it.
+
+        Raises:
+            IntakeError: If the folder cannot be written; the claim stays and the move is repeated later.
+        """
+        if self.keep:
+            return
+        source, target = Path(claim.location), Path(destination)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # another line, which took this one for dead, has moved it already
+                source.rename(target)
+            with suppress(FileNotFoundError):
+                source.with_suffix(".json").rename(target.with_suffix(".json"))
+        except OSError as error:
+            raise _not_written(target, error) from error
+
+    def close(self) -> None:
+        """Give up the place for claims; files still claimed stay there for the next line."""
+        self._walk = iter(())
+        if self._claims is not None and self._lock is not None:
+            _prune(self._claims)
+            self._lock.close()
+            self._claims = self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open_claims(self) -> tuple[Path, IO[str]]:
+        """Make this line's folder for claims and lock its owner file, which the kernel unlocks when the line dies."""
+        token = secrets.token_hex(4)
+        claims = self.folder / "_claimed" / f"{socket.gethostname()}-{os.getpid()}-{token}"
+        new = claims.with_name(f".new-{token}")  # under its name only once it is locked: no moment to be taken for dead
+        try:
+            new.mkdir(parents=True)
+            lock = (new / _OWNER_FILE).open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            new.rename(claims)
+        except OSError as error:
+            raise _not_written(self.folder, error) from error
+        return claims, lock
+
+    def _claim_along_walk(self, limit: int) -> list[Claim]:
+        claims: list[Claim] = []
+        while len(claims) < limit:
+            found = list(islice(self._walk, limit - len(claims)))
+            if not found:
+                break
+            claims.extend(claim for name, path in self._at_rest(found) if (claim := self._take(name, path)))
+        return claims
+
+    def _files(self) -> Iterator[tuple[str, Path]]:
+        """Yield (path below the source, path now): first what dead lines left claimed, then what lies in the folder."""
+        if not self.keep:
+            for claims in self._dead_lines():
+                yield from _pictures_below(claims)
+        yield from _pictures_below(self.folder)
+
+    def _dead_lines(self) -> Iterator[Path]:
+        for claims in (self.folder / "_claimed").iterdir():
+            if claims != self._claims and not claims.name.startswith(".") and self._is_dead(claims):
+                _prune(claims)
+                if claims.exists():
+                    _log.warning("taking over what a dead line left in %s", claims)
+                    yield claims
+
+    def _is_dead(self, claims: Path) -> bool:
+        owner = claims / _OWNER_FILE
+        try:
+            if claims.name.rsplit("-", 2)[0] != socket.gethostname():
+                return bool(self._now() - owner.stat().st_mtime > self.lease_s)
+            with owner.open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:  # closed with files still claimed
+            return claims.is_dir()
+        except OSError:
+            return False
+        return True
+
+    def _now(self) -> float:
+        """Give a sign of life, and with it the time by the clock that stamps the files: it may be another machine's."""
+        if self._claims is None:
+            return time.time()
+        owner = self._claims / _OWNER_FILE
+        owner.touch()
+        return owner.stat().st_mtime
+
+    def _at_rest(self, found: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
+        """Return the files that did not change for `settle_s`; waits at most that long."""
+        if self.settle_s <= 0:
+            return found
+        now = self._now()
+        before = {path: _stamp(path) for _, path in found}
+        # A change time cannot be set by a program, unlike a modification time that a copy brings along.
+        young = {path for path, stamp in before.items() if stamp and not now - max(stamp[1:]) / 1e9 >= self.settle_s}
+        if young:
+            time.sleep(self.settle_s)
+        return [(name, path) for name, path in found if path not in young or before[path] == _stamp(path)]
+
+    def _take(self, name: str, path: Path) -> Claim | None:
+        """Claim a file by renaming it, or return None where another line was faster."""
+        try:
+            modified_at = utc(path.lstat().st_mtime)
+            target = path
+            if self._claims is not None:
+                target = self._claims / name
+                if os.path.lexists(target):  # its namesake is still being inspected; a later walk finds this one
+                    return None
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(target)
+                with suppress(FileNotFoundError):
+                    path.with_suffix(".json").rename(target.with_suffix(".json"))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            _log.warning("%s cannot be claimed: %s", path, error)
+            return None
+        return Claim(as_text(name), str(target), modified_at)
+
+
+def _pictures_below(top: Path) -> Iterator[tuple[str, Path]]:
+    """Yield (path below top, path) of everything named like a picture, holding no list of names; follow no link."""
+    folders: list[Any] = []
+    _enter(str(top), folders)
+    try:
+        while folders:
+            entry = _next_entry(folders)
+            if entry is None or is_passed_over(entry.name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                _enter(entry.path, folders)
+            elif is_picture(entry.name) and (entry.is_symlink() or entry.is_file(follow_symlinks=False)):
+                yield os.path.relpath(entry.path, top), Path(entry.path)
+    finally:
+        for folder in folders:
+            folder.close()
+
+
+def _next_entry(folders: list[Any]) -> os.DirEntry[str] | None:
+    """Return the next entry of the innermost folder, or leave that folder and return None."""
+    try:
+        entry: os.DirEntry[str] | None = next(folders[-1], None)
+    except OSError as error:
+        _log.warning("a folder cannot be listed to its end: %s", error)
+        entry = None
+    if entry is None:
+        folders.pop().close()
+    return entry
+
+
+def _enter(path: str, folders: list[Any]) -> None:
+    if len(folders) >= _MAX_DEPTH:
+        _log.warning("%s lies more than %d folders deep and is not looked at", path, _MAX_DEPTH)
+        return
+    try:
+        folders.append(os.scandir(path))
+    except OSError as error:
+        _log.warning("%s cannot be listed: %s", path, error)
+
+
+def is_passed_over(name: str) -> bool:
+    """Tell whether a file or folder of this name is never looked at: hidden, the line's own, or unfinished."""
+    return name.startswith(("_", ".")) or name.endswith(_UNFINISHED)
+
+
+def is_picture(name: str) -> bool:
+    """Tell whether a file of this name is taken for a picture."""
+    return not is_passed_over(name) and os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES  # noqa: PTH122  names only
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return (size, modification time, change time), the times in nanoseconds; None where the file is gone."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _read_own(path: Path, max_bytes: int) -> bytes:
+    """Read a file that may be anything: no link is followed and no pipe waited for."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(handle, "rb") as file:
+            return _read_whole(file, max_bytes)
+    except OSError as error:
+        if path.is_symlink():
+            raise PictureError("the file is a symbolic link", expected="a file", remedy="copy the picture") from error
+        raise PictureError(
+            f"the file cannot be read: {error.strerror}", remedy="check who moves or locks it"
+        ) from error
+
+
+def _read_whole(file: IO[bytes], max_bytes: int) -> bytes:
+    before = os.fstat(file.fileno())
+    if not stat.S_ISREG(before.st_mode):
+        raise PictureError("it is no ordinary file", expected="a file")
+    if before.st_size > max_bytes:
+        raise too_long(before.st_size, max_bytes)
+    data = file.read(max_bytes + 1)
+    after = os.fstat(file.fileno())
+    if len(data) != before.st_size or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        raise PictureError(
+            f"the file changed from {before.st_size} bytes while it was read", expected="a finished file",
+            remedy="raise settle_s, or let the camera write *.part and rename it",
+        )  # fmt: skip
+    return data
+
+
+def _prune(claims: Path) -> None:
+    """Remove a place for claims, unless a file still lies in it."""
+    with suppress(OSError):
+        for folder, _, _ in os.walk(claims, topdown=False):
+            if Path(folder) == claims:
+                (claims / _OWNER_FILE).unlink(missing_ok=True)
+            Path(folder).rmdir()
+
+
+def utc(timestamp: float) -> datetime:
+    """Return a file's time; one before 1970 or after 9999, which a broken clock writes, moves to the nearer end."""
+    return datetime.fromtimestamp(min(max(timestamp, 0.0), _LAST_SECOND), UTC)
+
+
+def as_text(name: str) -> str:
+    """Return a file name as text that any database takes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _not_written(path: Path, error: OSError) -> IntakeError:
+    return IntakeError(
+        f"{path} cannot be written: {error.strerror}",
+        remedy="give the line the right to rename files there, or leave them in place with --keep",
+    )

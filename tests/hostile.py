@@ -1,0 +1,199 @@
+"""Files as a bad day delivers them, made in code: what each is named, what it holds, and what must be said of it."""
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def surface(seed: int = 0, *, size: tuple[int, int] = (40, 60)) -> NDArray[np.uint8]:
+    """A gray RGB surface (H, W, 3) that differs by seed."""
+    rng = np.random.default_rng(seed)
+    return np.repeat(rng.integers(90, 160, (*size, 1), np.uint8), 3, axis=2)
+
+
+def encoded(pixels: NDArray[np.generic], suffix: str = ".png") -> bytes:
+    """The pixels as a file's bytes; RGB order in."""
+    bgr = pixels[..., ::-1] if pixels.ndim == 3 else pixels
+    done, data = cv2.imencode(suffix, np.ascontiguousarray(bgr))
+    assert done
+    return data.tobytes()
+
+
+def pillow(mode: str, form: str, **options: object) -> bytes:
+    """A surface written by another library than the one that reads it."""
+    data = io.BytesIO()
+    Image.fromarray(surface()).convert(mode).save(data, form, **options)
+    return data.getvalue()
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A few bytes whose header asks for any number of pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
+
+
+def tiff_claiming(width: int, height: int) -> bytes:
+    """The same as TIFF, little endian, without pixels."""
+    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (262, 3, 1, 1)]
+    return (
+        b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(struct.pack("<HHII", *e) for e in entries) + b"\0" * 4
+    )
+
+
+def bmp_claiming(width: int, height: int) -> bytes:
+    """The same as BMP."""
+    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, *[0] * 6)
+
+
+def float_tiff() -> bytes:
+    """A TIFF of floats, one of them not a number."""
+    pixels = np.zeros((40, 60), np.float32)
+    pixels[3, 4] = np.nan
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "TIFF")
+    return data.getvalue()
+
+
+PNG = encoded(surface())
+JPEG = encoded(surface(), ".jpg")
+TIFF = encoded(surface(), ".tiff")
+
+# name -> (content, words the recorded reason must hold)
+BROKEN: dict[str, tuple[bytes, str]] = {
+    "empty.png": (b"", "empty"),
+    "one byte.png": (b"\x89", "begins with"),
+    "magic only.png": (PNG[:8], "header"),
+    "header only.png": (PNG[:30], "IEND"),
+    "half.png": (PNG[: len(PNG) // 2], "cut short"),
+    "no end.png": (PNG[:-12], "cut short"),
+    "flipped.png": (PNG[:60] + bytes([PNG[60] ^ 0xFF]) + PNG[61:], "do not decode"),
+    "half.jpg": (JPEG[: len(JPEG) // 2], "cut short"),
+    "no end.jpg": (JPEG[:-2], "cut short"),
+    "marker only.jpg": (b"\xff\xd8\xff", "header"),
+    "no frame.jpg": (b"\xff\xd8\xff\xda\x00\x02", "no frame header"),
+    "lost marker.jpg": (b"\xff\xd8\xff\xe0\x00\x04\x00\x00\x00\x00\x00\x00", "marker"),
+    "half.tif": (TIFF[: len(TIFF) // 2], "directory"),
+    "no directory.tif": (b"II*\0\xff\xff\xff\x7f", "directory"),
+    "no size.tif": (b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", 258, 3, 1, 8) + b"\0" * 4, "size"),
+    "odd size.tif": (b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", 256, 2, 1, 8) + b"\0" * 4, "type 2"),
+    "half.bmp": (encoded(surface(), ".bmp")[:2000], "do not decode"),
+    "wrong magic.png": (b"this is a text, not a picture\n" * 20, "begins with"),
+    "gif.png": (pillow("L", "GIF"), "begins with"),
+    "page.png": (b"<html><script>alert(1)</script></html>", "begins with"),
+    "archive.png": (b"PK\x03\x04" + b"\0" * 100, "begins with"),
+    "program.png": (b"\x7fELF" + b"\0" * 100, "begins with"),
+    "zeros.png": (bytes(5000), "begins with"),
+    "bomb.png": (png_claiming(60_000, 60_000), "60000 x 60000"),
+    "widest.png": (png_claiming(2**31 - 1, 2**31 - 1), "pixels"),
+    "bomb.tif": (tiff_claiming(2**31, 2**31), "pixels"),
+    "bomb.bmp": (bmp_claiming(2**30, -(2**30)), "pixels"),
+    "lying.png": (png_claiming(100, 100), "do not decode"),
+    "one pixel.png": (encoded(surface(size=(1, 1))), "1 x 1"),
+    "thread.png": (encoded(surface(size=(1, 500))), "500 x 1"),
+    "nothing.png": (png_claiming(0, 0), "0 x 0"),
+    "float.tif": (float_tiff(), "float32"),
+    "signed.tif": (encoded(np.full((40, 60), -5, np.int16), ".tiff"), "int16"),
+}
+
+# name -> content: odd, but pictures all the same
+SOUND: dict[str, bytes] = {
+    "plain.png": encoded(surface(1)),
+    "with spaces and (brackets).png": encoded(surface(2)),
+    "new\nline.png": encoded(surface(3)),
+    "emoji \N{HAMMER} \N{NUT AND BOLT}.png": encoded(surface(4)),
+    "-rf.png": encoded(surface(5)),
+    "quote'\"; DROP TABLE capture;--.png": encoded(surface(6)),
+    "<script>alert(1)<.png": encoded(surface(7)),
+    "{{ 7 * 7 }}.png": encoded(surface(8)),
+    "%2e%2e%2f..%5cetc.png": encoded(surface(9)),
+    "UPPER.PNG": encoded(surface(10)),
+    "two.dots.png": encoded(surface(11)),
+    "L" * 240 + ".png": encoded(surface(12)),
+    "deep/er/and/deeper/still.png": encoded(surface(13)),
+    "gray.png": encoded(surface(14)[..., 0]),
+    "16 bit.png": encoded(surface(15)[..., 0].astype(np.uint16) * 257),
+    "16 bit.tiff": encoded(surface(16)[..., 0].astype(np.uint16) * 257, ".tiff"),
+    "cmyk.jpg": pillow("CMYK", "JPEG"),
+    "palette.png": pillow("P", "PNG"),
+    "bilevel.png": pillow("1", "PNG"),
+    "alpha.png": pillow("RGBA", "PNG"),
+    "gray alpha.png": pillow("LA", "PNG"),
+    "progressive.jpg": pillow("RGB", "JPEG", progressive=True),
+    "animated.png": pillow("RGB", "PNG", save_all=True, append_images=[Image.fromarray(surface(17))]),
+    "pages.tif": pillow("RGB", "TIFF", save_all=True, append_images=[Image.fromarray(surface(18))]),
+    "bitmap.bmp": encoded(surface(19), ".bmp"),
+    "a jpeg.png": encoded(surface(20), ".jpg"),
+    "polyglot.png": encoded(surface(21)) + b"PK\x03\x04<script>alert(1)</script>",
+    "trailing zeros.jpg": encoded(surface(22), ".jpg") + bytes(512),
+}
+
+
+def _link_out(folder: Path) -> None:
+    outside = folder.parent / "outside.png"
+    outside.write_bytes(encoded(surface(30)))
+    (folder / "link.png").symlink_to(outside)
+
+
+def _dangling_link(folder: Path) -> None:
+    (folder / "dangling.png").symlink_to("/nowhere/at/all.png")
+
+
+def _link_to_itself(folder: Path) -> None:
+    (folder / "loop.png").symlink_to("loop.png")
+
+
+def _sidecar(folder: Path, name: str, content: bytes) -> None:
+    (folder / f"{name}.png").write_bytes(encoded(surface(sum(name.encode()))))
+    (folder / f"{name}.json").write_bytes(content)
+
+
+# name -> (what makes it, words the recorded reason must hold)
+PLANTED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "link.png": (_link_out, "symbolic link"),
+    "dangling.png": (_dangling_link, "symbolic link"),
+    "loop.png": (_link_to_itself, "symbolic link"),
+    "sidecar cut.png": (lambda folder: _sidecar(folder, "sidecar cut", b'{"serial": '), "no JSON"),
+    "sidecar list.png": (lambda folder: _sidecar(folder, "sidecar list", b"[]"), "no JSON object"),
+    "sidecar number.png": (lambda folder: _sidecar(folder, "sidecar number", b'{"serial": 7}'), "serial no text"),
+    "sidecar nul.png": (lambda folder: _sidecar(folder, "sidecar nul", b'{"lot": "a\\u0000b"}'), "lot no text"),
+    "sidecar time.png": (lambda folder: _sidecar(folder, "sidecar time", b'{"captured_at": "noon"}'), "noon"),
+    "sidecar huge.png": (lambda folder: _sidecar(folder, "sidecar huge", b" " * 100_000), "at most"),
+    "sidecar deep.png": (lambda folder: _sidecar(folder, "sidecar deep", b"[" * 50_000), "no JSON"),
+}
+
+
+def _not_utf8(folder: Path) -> None:
+    (Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))).write_bytes(encoded(surface(31)))
+
+
+def plant(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Fill a folder; return {name of each broken file: words its reason must hold} and the names of the sound ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (content, _) in BROKEN.items():
+        (folder / name).write_bytes(content)
+    for name, content in SOUND.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    for make, _ in PLANTED.values():
+        make(folder)
+    _not_utf8(folder)
+    os.mkfifo(folder / "pipe.png")
+    (folder / "folder.png").mkdir()
+    for passed_over in ("_own.png", ".hidden.png", "writing.png.part", "writing.png.tmp", "notes.txt", "Thumbs.db"):
+        (folder / passed_over).write_bytes(encoded(surface(32)))
+    broken = {name: words for name, (_, words) in BROKEN.items()} | {name: w for name, (_, w) in PLANTED.items()}
+    return broken, [*SOUND, "caf\\xe9.png"]

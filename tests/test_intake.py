@@ -1,0 +1,427 @@
+"""Intake: which files are taken, by whom, where they go, and what their bytes become."""
+
+import multiprocessing
+import os
+import socket
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import fsspec
+import hostile
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inspect_xai.errors import IntakeError, PictureError, SettingsError
+from inspect_xai.pipeline.identity import PathPattern
+from inspect_xai.pipeline.intake import FolderSource, read_picture, utc
+from inspect_xai.pipeline.pictures import PictureLimits, decode_picture, picture_size
+from inspect_xai.pipeline.remote import UrlSource, open_source
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+LIMITS = PictureLimits()
+
+
+def write(path: Path, *, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(hostile.encoded(hostile.surface(seed)))
+    return path
+
+
+# --- pixels
+
+
+def test_colour_order_is_rgb() -> None:
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 0] = 200
+    assert np.array_equal(decode_picture(hostile.encoded(red)), red)
+    assert np.array_equal(decode_picture(hostile.encoded(red, ".bmp")), red)
+
+
+def test_16_bits_become_8_by_the_written_rule() -> None:
+    values = np.zeros((8, 8), np.uint16)
+    values[0, :5] = [0, 128, 129, 65_535, 4_095]
+    data = hostile.encoded(values)
+    assert decode_picture(data)[0, :5].tolist() == [0, 0, 1, 255, 16]  # round(255 v / 65535)
+    assert decode_picture(data, limits=PictureLimits(white_level=4_095))[0, :5].tolist() == [0, 8, 8, 255, 255]
+
+
+def test_exif_orientation_is_ignored_unless_asked_for() -> None:
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x112] = 6  # turned by a quarter
+    data = hostile.pillow("RGB", "JPEG", exif=exif)
+    assert decode_picture(data).shape == (40, 60, 3)
+    assert decode_picture(data, limits=PictureLimits(honour_exif=True)).shape == (60, 40, 3)
+
+
+@pytest.mark.parametrize("name", hostile.SOUND)
+def test_odd_pictures_decode(name: str) -> None:
+    pixels = decode_picture(hostile.SOUND[name])
+    assert pixels.shape[:2] == picture_size(hostile.SOUND[name]) == (40, 60)
+    assert pixels.dtype == np.uint8
+    assert 40 < pixels.mean() < 210
+
+
+@pytest.mark.parametrize("name", hostile.BROKEN)
+def test_broken_files_say_why(name: str) -> None:
+    content, words = hostile.BROKEN[name]
+    with pytest.raises(PictureError, match=words):
+        decode_picture(content)
+
+
+@given(st.binary(max_size=80), st.sampled_from([hostile.PNG, hostile.JPEG, hostile.TIFF]), st.integers(0, 200))
+def test_damaged_bytes_never_do_worse_than_a_picture_error(noise: bytes, data: bytes, at: int) -> None:
+    damaged = data[:at] + noise + data[at + len(noise) :]
+    try:
+        pixels = decode_picture(damaged, limits=PictureLimits(max_pixels=10_000))
+    except PictureError:
+        return
+    assert pixels.size <= 30_000
+
+
+def test_a_file_is_read_with_its_hash(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.png", seed=3)
+    picture = read_picture(path)
+    assert np.array_equal(picture.pixels, hostile.surface(3))
+    assert len(picture.sha256) == 64
+    with pytest.raises(PictureError, match=r"b\.png cannot be read: No such file"):
+        read_picture(tmp_path / "b.png")
+    with pytest.raises(PictureError, match="at most"):
+        read_picture(path, limits=PictureLimits(max_pixels=-(1 << 17)))
+
+
+# --- identity
+
+
+def test_the_default_pattern_reads_every_field() -> None:
+    identity = PathPattern().identify("L1/S3/SN0042_LOT7_CAM1_top_early_20261122T061500Z.png", modified_at=NOON)
+    assert identity.part.serial == "SN0042"
+    assert identity.part.lot == "LOT7"
+    assert (identity.line, identity.station, identity.camera) == ("L1", "S3", "CAM1")
+    assert (identity.view, identity.shift, identity.known_from) == ("top", "early", "path")
+    assert identity.captured_at == datetime(2026, 11, 22, 6, 15, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SN0042_LOT7_CAM1_top_early_20261122T061500Z.png",  # no folders
+        "L1/S3/SN_0042_LOT7_CAM1_top_early_20261122T061500Z.png",  # one field too many: not guessed
+        "L1/S3/SN0042_LOT7_CAM1_top_early_20261322T061500Z.png",  # month 13
+        "L1/S3/SN0042_LOT7_CAM1_top_early_20261122.png",
+    ],
+)
+def test_another_path_gives_serial_and_time_from_the_file(name: str) -> None:
+    identity = PathPattern().identify(name, modified_at=NOON)
+    assert identity.part.serial == Path(name).stem
+    assert (identity.captured_at, identity.known_from, identity.line) == (NOON, "file", "")
+
+
+def test_an_archived_picture_put_back_is_the_same_part() -> None:
+    identity = PathPattern("{serial}_{captured_at}").identify(
+        "SN7_20261122T061500.250Z~0123456789ab.png", modified_at=NOON
+    )
+    assert identity.part.serial == "SN7"
+    assert identity.captured_at.microsecond == 250_000
+
+
+def test_a_sidecar_goes_before_the_path() -> None:
+    sidecar = b'{"serial": "SN9", "captured_at": "2026-11-22T07:00:00+01:00", "exposure_us": 120}'
+    identity = PathPattern("{line}/{serial}_{lot}").identify("L1/SN1_LOT1.png", modified_at=NOON, sidecar=sidecar)
+    assert (identity.part.serial, identity.part.lot, identity.line) == ("SN9", "LOT1", "L1")
+    assert identity.captured_at == datetime(2026, 11, 22, 6, tzinfo=UTC)
+    assert identity.known_from == "sidecar"
+
+
+@pytest.mark.parametrize(
+    "pattern", ["{line}", "{serial}{lot}", "{serial}_{serial}", "{serial}_{part}", "{serial", "{}"]
+)
+def test_a_pattern_that_can_be_read_two_ways_is_refused(pattern: str) -> None:
+    with pytest.raises(SettingsError, match="path pattern"):
+        PathPattern(pattern)
+
+
+def test_a_pattern_can_pass_over_something() -> None:
+    identity = PathPattern("{_}/{serial}-{_}").identify("x/SN_1-77.png", modified_at=NOON)
+    assert (identity.part.serial, identity.known_from) == ("SN_1", "path")
+
+
+# --- the folder
+
+
+def names(claims: list) -> list[str]:
+    return sorted(claim.file_name for claim in claims)
+
+
+def test_files_are_claimed_read_and_archived(tmp_path: Path) -> None:
+    original = write(tmp_path / "L1/S3/a.png")
+    original.with_suffix(".json").write_text("{}")
+    content = original.read_bytes()
+    with FolderSource(tmp_path, settle_s=0) as source:
+        (claim,) = source.claim(10)
+        assert claim.file_name == "L1/S3/a.png"
+        assert not original.exists()
+        assert source.claim(10) == []
+        assert source.read(claim, limits=LIMITS) == content
+        assert source.sidecar(claim) == b"{}"
+        destination = source.destination(claim, captured_at=NOON, sha256="ab" * 32, rejected=False)
+        source.move(claim, destination=destination)
+        source.move(claim, destination=destination)  # as after a crash
+    archived = tmp_path / "_archive/2026-11-22/L1/S3/a~abababababab.png"
+    assert str(archived) == destination
+    assert archived.read_bytes() == content
+    assert archived.with_suffix(".json").read_text() == "{}"
+    assert list((tmp_path / "_claimed").iterdir()) == []
+
+
+def test_chunks_follow_each_other_and_late_files_are_found(tmp_path: Path) -> None:
+    for index in range(5):
+        write(tmp_path / f"{index}.png", seed=index)
+    with FolderSource(tmp_path, settle_s=0) as source:
+        sizes = [len(source.claim(2)), len(source.claim(2)), len(source.claim(2))]
+        assert sizes == [2, 2, 1]
+        write(tmp_path / "late.png")
+        assert names(source.claim(2)) == ["late.png"]
+        assert source.claim(2) == []
+
+
+def test_unfinished_hidden_and_own_files_are_passed_over(tmp_path: Path) -> None:
+    hostile.plant(tmp_path / "in")
+    write(tmp_path / "in/_archive/2026-11-22/old.png")
+    with FolderSource(tmp_path / "in", settle_s=0) as source:
+        taken = {claim.file_name for claim in source.claim(1000)}
+    assert not {name for name in taken if name.startswith(("_", "."))}
+    assert not taken & {"writing.png.part", "notes.txt", "pipe.png", "folder.png"}
+    assert taken == set(hostile.BROKEN) | set(hostile.SOUND) | set(hostile.PLANTED) | {"caf\\xe9.png"}
+
+
+def test_a_growing_file_waits_until_it_rests(tmp_path: Path) -> None:
+    still, growing = write(tmp_path / "still.png"), write(tmp_path / "growing.png")
+    stop = threading.Event()
+
+    def grow() -> None:
+        with growing.open("ab") as file:
+            while not stop.wait(0.02):
+                file.write(b"x")
+                file.flush()
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    try:
+        with FolderSource(tmp_path, settle_s=0.2) as source:
+            assert names(source.claim(10)) == [still.name]
+            assert source.claim(10) == []
+            stop.set()
+            writer.join()
+            time.sleep(0.25)
+            before = time.monotonic()
+            assert names(source.claim(10)) == [growing.name]
+            assert time.monotonic() - before < 0.15  # at rest for long enough already: no second look
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_an_old_date_brought_along_by_a_copy_is_not_taken_for_rest(tmp_path: Path) -> None:
+    path = write(tmp_path / "copied.png")
+    os.utime(path, (0, 0))
+    with FolderSource(tmp_path, settle_s=0.2) as source:
+        before = time.monotonic()
+        (claim,) = source.claim(1)
+        assert time.monotonic() - before >= 0.2
+    assert claim.modified_at == datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def test_two_lines_share_a_folder_without_overlap(tmp_path: Path) -> None:
+    for index in range(30):
+        write(tmp_path / f"{index}.png", seed=index)
+    with FolderSource(tmp_path, settle_s=0) as one, FolderSource(tmp_path, settle_s=0) as two:
+        first, second = [], []
+        while mine := one.claim(4):
+            first += mine
+            second += two.claim(3)
+    assert not set(names(first)) & set(names(second))
+    assert len(first) + len(second) == 30
+
+
+def test_a_file_that_vanishes_before_the_claim_is_no_error(tmp_path: Path) -> None:
+    write(tmp_path / "a.png"), write(tmp_path / "b.png")
+    with FolderSource(tmp_path, settle_s=0) as source:
+        found = list(source._files())
+        for _, path in found:
+            if path.name == "a.png":
+                path.unlink()
+        source._walk = iter(found)
+        assert names(source.claim(10)) == ["b.png"]
+
+
+def test_a_file_that_vanishes_after_the_claim_is_a_picture_error(tmp_path: Path) -> None:
+    write(tmp_path / "a.png")
+    with FolderSource(tmp_path, settle_s=0) as source:
+        (claim,) = source.claim(1)
+        Path(claim.location).unlink()
+        with pytest.raises(PictureError, match="No such file"):
+            source.read(claim, limits=LIMITS)
+        source.move(claim, destination=str(tmp_path / "_rejected/a.png"))
+
+
+def test_a_namesake_waits_for_the_first_to_be_recorded(tmp_path: Path) -> None:
+    write(tmp_path / "a.png", seed=1)
+    with FolderSource(tmp_path, settle_s=0) as source:
+        (first,) = source.claim(10)
+        second_content = write(tmp_path / "a.png", seed=2).read_bytes()
+        assert source.claim(10) == []
+        source.move(first, destination=str(tmp_path / "_archive/a~1.png"))
+        (second,) = source.claim(10)
+        assert source.read(second, limits=LIMITS) == second_content
+
+
+def _claim_and_die(folder: Path) -> None:
+    FolderSource(folder, settle_s=0).claim(10)
+    os._exit(9)
+
+
+def test_claims_of_a_dead_line_are_taken_over_at_once(tmp_path: Path) -> None:
+    original = write(tmp_path / "L1/a.png")
+    original.with_suffix(".json").write_text("{}")
+    line = multiprocessing.get_context("spawn").Process(target=_claim_and_die, args=(tmp_path,))
+    line.start()
+    line.join()
+    assert not original.exists()
+    with FolderSource(tmp_path, settle_s=0) as source:
+        (claim,) = source.claim(10)
+        assert claim.file_name == "L1/a.png"
+        assert source.sidecar(claim) == b"{}"
+        assert source.claim(10) == []
+        assert len(list((tmp_path / "_claimed").iterdir())) == 1
+
+
+def test_claims_of_a_living_line_are_left_alone_even_when_it_is_slow(tmp_path: Path) -> None:
+    write(tmp_path / "a.png")
+    with FolderSource(tmp_path, settle_s=0) as slow, FolderSource(tmp_path, settle_s=0, lease_s=0) as other:
+        (claim,) = slow.claim(10)
+        assert other.claim(10) == []
+        assert slow.read(claim, limits=LIMITS)
+
+
+def test_claims_of_another_machine_are_taken_over_after_the_lease(tmp_path: Path) -> None:
+    abandoned = tmp_path / "_claimed" / "elsewhere-77-0a0b0c0d"
+    write(abandoned / "L1/a.png")
+    (abandoned / ".owner").touch()
+    with FolderSource(tmp_path, settle_s=0, lease_s=60) as source:
+        assert source.claim(10) == []
+        os.utime(abandoned / ".owner", (time.time() - 61,) * 2)
+        assert names(source.claim(10)) == ["L1/a.png"]
+        assert source.claim(10) == []
+    assert not abandoned.exists()
+
+
+def test_closing_with_files_claimed_leaves_them_to_the_next_line(tmp_path: Path) -> None:
+    write(tmp_path / "a.png")
+    with FolderSource(tmp_path, settle_s=0) as source:
+        source.claim(1)
+    (left,) = (tmp_path / "_claimed").iterdir()
+    assert left.name.startswith(socket.gethostname())
+    with FolderSource(tmp_path, settle_s=0) as source:
+        assert names(source.claim(1)) == ["a.png"]
+
+
+def test_kept_files_are_seen_once_and_stay(tmp_path: Path) -> None:
+    path = write(tmp_path / "in/a.png")
+    with FolderSource(tmp_path / "in", settle_s=0, keep=True) as source:
+        (claim,) = source.claim(10)
+        assert source.claim(10) == []
+        assert source.destination(claim, captured_at=NOON, sha256="0" * 64, rejected=True) == str(path)
+        source.move(claim, destination=str(path))
+    assert sorted(entry.name for entry in (tmp_path / "in").iterdir()) == ["a.png"]
+
+
+def test_a_source_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(IntakeError, match="is no folder"):
+        FolderSource(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(IntakeError):
+        FolderSource(tmp_path / "file")
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked/_claimed").touch()
+    with pytest.raises(IntakeError, match="--keep"):
+        FolderSource(tmp_path / "blocked")
+
+
+def test_a_name_too_long_for_its_hash_is_shortened(tmp_path: Path) -> None:
+    path = write(tmp_path / ("x" * 250 + ".png"))
+    with FolderSource(tmp_path, settle_s=0) as source:
+        (claim,) = source.claim(1)
+        destination = source.destination(claim, captured_at=NOON, sha256="c" * 64, rejected=True)
+        source.move(claim, destination=destination)
+    assert Path(destination) == tmp_path / "_rejected/2026-11-22/cccccccccccc.png"
+    assert Path(destination).is_file()
+    assert not path.exists()
+
+
+def test_a_broken_clock_moves_to_the_nearest_time_there_is() -> None:
+    assert utc(1e15).year == 9999
+    assert utc(-1e15).year == 1970
+
+
+def test_a_large_folder_is_walked_without_holding_its_names(tmp_path: Path) -> None:
+    import tracemalloc
+
+    for index in range(3_000):
+        (tmp_path / f"{index:05d}.png").touch()
+    with FolderSource(tmp_path, settle_s=0, keep=True) as source:
+        source.claim(10)
+        tracemalloc.start()
+        try:
+            while source.claim(10):
+                pass
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 200_000
+
+
+# --- URLs
+
+
+def test_a_url_is_read_in_place() -> None:
+    memory = fsspec.filesystem("memory")
+    content = hostile.encoded(hostile.surface(1))
+    memory.pipe({
+        "/bucket/L1/a.png": content, "/bucket/L1/a.json": b'{"serial": "SN1"}', "/bucket/b.png": content,
+        "/bucket/_archive/c.png": content, "/bucket/d.txt": b"",
+    })  # fmt: skip
+    try:
+        with open_source("memory://bucket") as source:
+            assert isinstance(source, UrlSource)
+            claims = source.claim(1) + source.claim(10)
+            assert source.claim(10) == []
+            assert names(claims) == ["L1/a.png", "b.png"]
+            (claim,) = (claim for claim in claims if claim.file_name == "L1/a.png")
+            assert source.read(claim, limits=LIMITS) == content
+            assert source.sidecar(claim) == b'{"serial": "SN1"}'
+            assert abs((datetime.now(UTC) - claim.modified_at).total_seconds()) < 60
+            assert source.destination(claim, captured_at=NOON, sha256="", rejected=False) == "memory:///bucket/L1/a.png"
+            memory.rm("/bucket/L1/a.png")
+            with pytest.raises(PictureError, match="cannot be read"):
+                source.read(claim, limits=LIMITS)
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+def test_a_file_url_leaves_files_in_place(tmp_path: Path) -> None:
+    path = write(tmp_path / "L1/a.png")
+    with open_source(f"file://{tmp_path}") as source:
+        assert names(source.claim(10)) == ["L1/a.png"]
+    assert path.exists()
+
+
+@pytest.mark.parametrize("url", ["nosuch://bucket", "memory://absent/folder"])
+def test_a_url_that_cannot_be_listed_is_refused(url: str) -> None:
+    with pytest.raises(IntakeError), open_source(url) as source:
+        source.claim(1)
