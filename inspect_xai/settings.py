@@ -1,0 +1,167 @@
+"""All settings of the line and its reports: defaults < TOML file < INSPECT_XAI_* variables < flags of a command.
+
+    db = "sqlite:////srv/inspect/inspections.db"     # or INSPECT_XAI_DB
+    bundle = "/srv/inspect/tile.bundle"
+    [line]
+    source = "/srv/inspect/incoming"                 # or INSPECT_XAI_LINE__SOURCE
+    ok_share = 0.05
+    [report]
+    time_zone = "Europe/Berlin"
+
+Read at doors only (commands and flows) and handed down as values.
+"""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from inspect_xai.errors import SettingsError
+from inspect_xai.pipeline.identity import DEFAULT_PATTERN
+from inspect_xai.pipeline.pictures import DEFAULT_LIMITS
+
+FILE_VARIABLE = "INSPECT_XAI_SETTINGS"
+_PREFIX = "INSPECT_XAI_"
+_NOT_SETTINGS = frozenset({FILE_VARIABLE, "INSPECT_XAI_SHARED", "INSPECT_XAI_HOME"})
+
+
+class LineSettings(BaseModel):
+    """How pictures are taken in, judged and explained.
+
+    Attributes:
+        source: Folder the cameras write into, or a URL that fsspec knows.
+        chunk: Pictures claimed, and recorded in one transaction, at a time.
+        settle_s: Seconds a file must not change before it is taken; 0 where nobody writes any more.
+        lease_s: Seconds without a sign of life after which another machine's claims are taken over.
+        keep: Leave the files where they are.
+        ok_share: Share of the OK pictures that is explained too, chosen by their hash.
+        path_pattern: Which part a picture shows, read from its path.
+        policy_version: Under which version of these rules inspections are recorded; with another version the same
+            picture is inspected again beside the old row.
+        max_pixels: Larger pictures are refused.
+        white_level: The value of 16-bit pictures that counts as white.
+        honour_exif: Turn pictures as their EXIF orientation says.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = ""
+    chunk: int = Field(default=32, ge=1, le=10_000)
+    settle_s: float = Field(default=1.0, ge=0, le=3600)
+    lease_s: float = Field(default=600.0, gt=0)
+    keep: bool = False
+    ok_share: float = Field(default=0.05, ge=0, le=1)
+    path_pattern: str = DEFAULT_PATTERN
+    policy_version: str = Field(default="1", min_length=1)
+    max_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
+    white_level: int = Field(default=DEFAULT_LIMITS.white_level, ge=1, le=65_535)
+    honour_exif: bool = False
+
+
+class ReportSettings(BaseModel):
+    """What a report covers.
+
+    Attributes:
+        out: Folder that receives one folder per day.
+        time_zone: The plant's zone: in it a day begins and ends.
+        thumbnails: Most flagged parts shown with pictures.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    out: Path = Path("reports")
+    time_zone: str = "UTC"
+    thumbnails: int = Field(default=60, ge=0, le=1000)
+
+    @field_validator("time_zone")
+    @classmethod
+    def _is_a_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (KeyError, ValueError, OSError) as error:
+            raise ValueError(f"no time zone is called {name!r}") from error
+        return name
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. `bundle` is a bundle folder, `db` the database's URL."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, env_ignore_empty=True
+    )
+
+    db: str = "sqlite:///inspections.db"
+    bundle: Path | None = None
+    device: str = "auto"
+    line: LineSettings = LineSettings()
+    report: ReportSettings = ReportSettings()
+
+
+def load_settings(file: Path | None = None, **flags: Any) -> Settings:
+    """Read the settings from all places they can stand in.
+
+    Args:
+        file: A TOML file; default: the one INSPECT_XAI_SETTINGS names, if any.
+        **flags: Values from the command line by name (`line={"chunk": 8}` for a section); None: not given.
+
+    Raises:
+        SettingsError: If the file cannot be read, a key is unknown or a value cannot be meant.
+    """
+    named = os.environ.get(FILE_VARIABLE)
+    path = file or (Path(named) if named else None)
+    if path is not None and not path.is_file():
+        raise SettingsError(f"there is no settings file {path}", remedy=f"correct --settings or {FILE_VARIABLE}")
+    _refuse_unknown_variables()
+
+    class Reader(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  the library's signature
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path)
+
+    try:
+        return Reader(**_given(flags))
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is no TOML: {error}") from error
+    except ValidationError as error:
+        raise _explained(error, path) from error
+    except (OSError, UnicodeDecodeError, ValueError) as error:  # a section's variable that is no JSON, for instance
+        raise SettingsError(f"the settings cannot be read: {error}") from error
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: _given(value) if isinstance(value, dict) else value for name, value in flags.items()}
+    return {name: value for name, value in kept.items() if value is not None and value != {}}
+
+
+def _refuse_unknown_variables() -> None:
+    """Refuse a misspelt INSPECT_XAI_* variable, which would otherwise silently be no setting at all."""
+    for variable in sorted(os.environ):
+        name = variable.removeprefix(_PREFIX).split("__")[0].lower()
+        if variable.startswith(_PREFIX) and variable not in _NOT_SETTINGS and name not in Settings.model_fields:
+            raise SettingsError(
+                f"the variable {variable} is set",
+                expected=f"{', '.join(_PREFIX + field.upper() for field in Settings.model_fields)} or {FILE_VARIABLE}",
+                remedy="correct its name or unset it",
+            )
+
+
+def _explained(error: ValidationError, path: Path | None) -> SettingsError:
+    problems = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            problems.append(f"{key} is no setting")
+        else:
+            problems.append(f"{key} is {problem['input']!r}: {problem['msg']}")
+    return SettingsError("; ".join(problems), remedy=f"look into {path or 'the flags'} and the INSPECT_XAI_* variables")

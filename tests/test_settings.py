@@ -1,0 +1,89 @@
+"""Settings: which place wins, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from inspect_xai.errors import SettingsError
+from inspect_xai.settings import load_settings
+
+TOML = """
+db = "sqlite:///file.db"
+device = "cpu"
+[line]
+chunk = 5
+ok_share = 0.5
+[report]
+time_zone = "Europe/Berlin"
+"""
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    path = tmp_path / "line.toml"
+    path.write_text(TOML)
+    return path
+
+
+def test_defaults_stand_without_anything() -> None:
+    settings = load_settings()
+    assert (settings.db, settings.device, settings.bundle) == ("sqlite:///inspections.db", "auto", None)
+    assert (settings.line.ok_share, settings.line.settle_s, settings.line.keep) == (0.05, 1.0, False)
+
+
+def test_file_then_variable_then_flag(toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INSPECT_XAI_DB", "sqlite:///variable.db")
+    monkeypatch.setenv("INSPECT_XAI_LINE__CHUNK", "6")
+    settings = load_settings(toml, device=None, line={"chunk": 7, "ok_share": None}, report={"out": None})
+    assert settings.device == "cpu"  # the file; the flag was not given
+    assert settings.db == "sqlite:///variable.db"
+    assert settings.line.chunk == 7
+    assert settings.line.ok_share == 0.5  # the rest of a section survives a flag for one of its keys
+    assert settings.report.time_zone == "Europe/Berlin"
+
+
+def test_the_file_can_be_named_by_a_variable(toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INSPECT_XAI_SETTINGS", str(toml))
+    assert load_settings().line.chunk == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("colour = 1", "colour is no setting"),
+        ("[line]\nchunks = 3", "line.chunks is no setting"),
+        ("[line]\nchunk = 0", "line.chunk is 0"),
+        ("[line]\nok_share = 1.5", "line.ok_share is 1.5"),
+        ("[report]\ntime_zone = 'Mars'", "no time zone is called 'Mars'"),
+        ("[report]\ntime_zone = '../etc'", "no time zone"),
+        ("[line", "is no TOML"),
+        ("line = 3", "line is 3"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "line.toml"
+    path.write_text(content)
+    with pytest.raises(SettingsError, match=words):
+        load_settings(path)
+
+
+def test_unknown_variables_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INSPECT_XAI_DATABASE", "x")
+    with pytest.raises(SettingsError, match="INSPECT_XAI_DATABASE is set"):
+        load_settings()
+    monkeypatch.delenv("INSPECT_XAI_DATABASE")
+    monkeypatch.setenv("INSPECT_XAI_LINE__CHUNKS", "3")
+    with pytest.raises(SettingsError, match=r"line\.chunks is no setting"):
+        load_settings()
+    monkeypatch.delenv("INSPECT_XAI_LINE__CHUNKS")
+    monkeypatch.setenv("INSPECT_XAI_LINE", "chunk=3")
+    with pytest.raises(SettingsError):
+        load_settings()
+
+
+def test_a_missing_file_and_binary_rubbish_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no settings file"):
+        load_settings(tmp_path / "absent.toml")
+    (tmp_path / "rubbish.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SettingsError):
+        load_settings(tmp_path / "rubbish.toml")
