@@ -1,0 +1,199 @@
+"""card.toml: what people say about a network, read strictly, and written back in one canonical form."""
+
+import difflib
+import json
+import math
+import reprlib
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from inspect_xai.errors import CardError
+from inspect_xai.records import Activation, ExplainSpec, InputSpec, ModelCard, OutputSpec, VerdictSpec
+
+_ADAPTER = TypeAdapter(ModelCard)
+_MOST_CARD_BYTES = 1 << 20
+_MOST_SIDE_PX = 16_384
+_SECTIONS: dict[str, type] = {
+    "input": InputSpec,
+    "output": OutputSpec,
+    "verdict": VerdictSpec,
+    "explain": ExplainSpec,
+}
+_REMEDY = "edit the card; docs/card.md lists every key"
+
+
+def read_card(path: Path) -> ModelCard:
+    """Read a card from a TOML file.
+
+    Args:
+        path: The file, usually `card.toml`.
+
+    Raises:
+        CardError: If the file cannot be read, or says something else than a card must; every mistake is listed.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MOST_CARD_BYTES + 1)
+        if len(raw) > _MOST_CARD_BYTES:
+            raise CardError(f"{path} is larger than {_MOST_CARD_BYTES} bytes", expected="a card of a few lines")
+        document = tomllib.loads(raw.decode())
+    except OSError as error:
+        raise CardError(f"{path} cannot be read: {error.strerror}", remedy="give the path of a card.toml") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise CardError(f"{path} is no TOML: {error}", expected="a TOML file in UTF-8", remedy=_REMEDY) from error
+    return card_from(document, source=str(path))
+
+
+def card_from(document: dict[str, Any], *, source: str = "card") -> ModelCard:
+    """Make a card from plain values.
+
+    Args:
+        document: The card's keys, as TOML gives them.
+        source: Where they come from, for messages.
+
+    Raises:
+        CardError: If a key is missing, unknown, of the wrong kind, or contradicts another; every mistake is listed.
+    """
+    plain, mistakes = _without_shorthand(document)
+    try:
+        # Strict JSON: a list may become a tuple and a word an enum, but "224" never becomes a number.
+        card = _ADAPTER.validate_json(json.dumps(plain, default=str), strict=True)
+    except ValidationError as error:
+        mistakes += [_translated(dict(detail)) for detail in error.errors()]
+    else:
+        mistakes += _contradictions(card)
+    if mistakes:
+        raise CardError(f"{source}: " + "; ".join(mistakes), remedy=_REMEDY)
+    return card
+
+
+def check_card(card: ModelCard) -> None:
+    """Refuse a card made in code that contradicts itself.
+
+    Raises:
+        CardError: Listing every mistake.
+    """
+    mistakes = list(_contradictions(card))
+    if mistakes:
+        raise CardError("the card: " + "; ".join(mistakes))
+
+
+def canonical(card: ModelCard) -> str:
+    """Return the card as JSON text that is equal for equal cards, whatever the order or the comments of the file."""
+    return json.dumps(_ADAPTER.dump_python(card, mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+def card_toml(card: ModelCard) -> str:
+    """Return the card as a TOML document that `read_card` reads back as the same card."""
+    plain = asdict(card)
+    top = [f"{key} = {_toml(value)}" for key, value in plain.items() if key not in _SECTIONS]
+    lines = ["\n".join(top)]
+    for section in _SECTIONS:
+        tables = {key: value for key, value in plain[section].items() if isinstance(value, dict)}
+        rows = [f"{key} = {_toml(value)}" for key, value in plain[section].items() if key not in tables]
+        lines.append("\n".join([f"[{section}]", *rows]))
+        for name, table in tables.items():
+            if table:
+                rows = [f"{_toml(key)} = {_toml(value)}" for key, value in table.items()]
+                lines.append("\n".join([f"[{section}.{name}]", *rows]))
+    return "\n\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, str):
+        # JSON's escapes are TOML's too, but for DEL, which JSON leaves as it is and TOML forbids.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)
+
+
+def _without_shorthand(document: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Spell out `ok_label = "x"` and `blocks = "auto"`."""
+    plain, mistakes = dict(document), []
+    if "ok_label" in plain:
+        label = plain.pop("ok_label")
+        if "ok_labels" in plain:
+            mistakes.append("ok_label: found beside ok_labels, expected one of the two")
+        plain["ok_labels"] = [label]
+    explain = plain.get("explain")
+    if isinstance(explain, dict) and explain.get("blocks") == "auto":
+        plain["explain"] = explain | {"blocks": []}
+    return plain, mistakes
+
+
+def _translated(detail: dict[str, Any]) -> str:
+    """One mistake that pydantic found, as "key: found, expected"."""
+    *above, last = detail["loc"]
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "missing":
+        return f"{key}: found nothing, expected this key"
+    if detail["type"] == "unexpected_keyword_argument":
+        home = _SECTIONS.get(str(above[0])) if above else ModelCard
+        known = [field.name for field in fields(home)] if home else []
+        near = difflib.get_close_matches(str(last), known, n=1)
+        expected = f"did you mean {near[0]}" if near else f"expected one of {', '.join(known)}"
+        return f"{key}: unknown key, {expected}"
+    expected = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return f"{key}: found {reprlib.repr(detail['input'])}, expected {expected}"
+
+
+def _contradictions(card: ModelCard) -> Iterator[str]:
+    """Yield what each key says that no card can mean."""
+    yield from _wrong_labels(card)
+    yield from _wrong_input(card.input)
+    verdict, explain = card.verdict, card.explain
+    for key, threshold in [("ng_threshold", verdict.ng_threshold), *verdict.thresholds.items()]:
+        if not 0 < threshold <= 1:
+            where = key if key == "ng_threshold" else f"thresholds.{key}"
+            yield f"verdict.{where}: found {threshold}, expected a probability above 0 and up to 1"
+    for label in verdict.thresholds:
+        if label not in card.defect_labels:
+            yield f"verdict.thresholds.{label}: no defect label, expected one of {', '.join(card.defect_labels)}"
+    if not 0 <= verdict.unsure_margin < 1:
+        yield f"verdict.unsure_margin: found {verdict.unsure_margin}, expected at least 0 and below 1"
+    if not 0 <= explain.mu < 1:
+        yield f"explain.mu: found {explain.mu}, expected at least 0 and below 1 (at 1 no channel is selected)"
+    if len(set(explain.blocks)) < len(explain.blocks) or "" in explain.blocks:
+        yield f"explain.blocks: found {list(explain.blocks)}, expected different tensor names"
+
+
+def _wrong_labels(card: ModelCard) -> Iterator[str]:
+    for key in ("name", "version"):
+        if not getattr(card, key).strip():
+            yield f"{key}: found an empty text, expected a name"
+    if not card.labels or not all(label.strip() for label in card.labels):
+        yield f"labels: found {list(card.labels)}, expected at least one name and no empty one"
+    for key, labels in (("labels", card.labels), ("ok_labels", card.ok_labels)):
+        doubled = sorted({label for label in labels if labels.count(label) > 1})
+        if doubled:
+            yield f"{key}: found {', '.join(doubled)} more than once, expected different names"
+    if len(card.labels) == 1 and card.output.activation is Activation.SOFTMAX:
+        yield "labels: found one label with a softmax over it, which is always 1; expected two or more, or sigmoid"
+    for label in card.ok_labels:
+        if label not in card.labels:
+            yield f"ok_labels: found {label!r}, expected one of {', '.join(card.labels)}"
+
+
+def _wrong_input(spec: InputSpec) -> Iterator[str]:
+    for key in ("height", "width"):
+        side = getattr(spec, key)
+        if not 1 < side <= _MOST_SIDE_PX:
+            yield f"input.{key}: found {side}, expected 2 to {_MOST_SIDE_PX} pixels"
+    if not 0 <= spec.tile_overlap <= 0.9:
+        yield f"input.tile_overlap: found {spec.tile_overlap}, expected 0 to 0.9"
+    if not (math.isfinite(spec.scale) and spec.scale > 0):
+        yield f"input.scale: found {spec.scale}, expected a number above 0"
+    for key, numbers in (("mean", spec.mean), ("std", spec.std)):
+        if len(numbers) not in (1, spec.depth):
+            lengths = "1" if spec.depth == 1 else f"1 or {spec.depth}"
+            yield f"input.{key}: found {len(numbers)} numbers, expected {lengths} for {spec.channels} channels"
+        if not all(math.isfinite(number) for number in numbers):
+            yield f"input.{key}: found {list(numbers)}, expected finite numbers"
+    if not all(number > 0 for number in spec.std):
+        yield f"input.std: found {list(spec.std)}, expected numbers above 0"

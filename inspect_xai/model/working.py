@@ -1,0 +1,385 @@
+"""The working form of a network: one flat graph, constants folded, shapes known, batch free where the graph allows.
+
+    as given -> functions inlined -> opset 18 or newer -> input pinned to the card -> folded by ONNX Runtime (BASIC)
+             -> shapes measured by one forward pass -> batch freed, and proven by running two pictures at once
+
+Every step makes a new model; the one given is only read.
+"""
+
+import math
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx.version_converter
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from inspect_xai.errors import CardError, ModelFileError, UnsupportedModelError
+from inspect_xai.model.safety import said
+from inspect_xai.model.session import ORT_ERRORS, first_line
+from inspect_xai.model.wiring import EXPORT_AGAIN, named, needed_nodes, put_nodes
+from inspect_xai.records import InputSpec, Layout, ModelCard
+
+WORKING_OPSET = 18  # the first where every Reduce takes its axes as input and Resize may leave the batch axis alone
+MOST_TENSOR_BYTES = 2**31  # a single activation; above it a hostile graph would take the machine down
+FREE_BATCH = "N"
+BATCH_BOUND = 1e-4
+_SILENT = 4
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Network:
+    """A network in its working form.
+
+    Attributes:
+        model: Flat graph of standard operators with one input and one output.
+        image: Name of the input.
+        layout: Order of the input's axes.
+        output: Name of the output.
+        shapes: Shape of every float tensor computed from the image, at batch 1, in the order of computation.
+        dynamic_batch: Whether any number of pictures may go through at once.
+    """
+
+    model: onnx.ModelProto
+    image: str
+    layout: Layout
+    output: str
+    shapes: Mapping[str, tuple[int, ...]]
+    dynamic_batch: bool
+
+
+def working_form(model: onnx.ModelProto, card: ModelCard, *, keep: Sequence[str] = ()) -> Network:
+    """Bring a safely loaded model into its working form.
+
+    Args:
+        model: As `safety.load_model` returns it.
+        card: Says what the input is.
+        keep: Tensors whose names must survive.
+
+    Raises:
+        CardError: If the graph's input is not what the card says.
+        ModelFileError: If ONNX Runtime cannot load or run the graph.
+        UnsupportedModelError: If it has several inputs or outputs, or cannot be upgraded.
+    """
+    flat = upgraded(model)
+    image, output = _ends(flat)
+    _check_keep(flat, keep)
+    _check_input(image, card)
+    pinned = _pinned(flat, image, card.input)
+    _check_sizes(pinned)
+    folded = _folded(pinned, keep)
+    arrays = run_model(folded, {image.name: network_input(sample_pictures(card, 1, seed=0), card)}, outputs=None)
+    computed = _computed_from(folded, image.name)
+    shapes = {name: array.shape for name, array in arrays.items() if name in computed and array.dtype == np.float32}
+    free = _freed(folded, shapes)
+    dynamic = _runs_in_batches(free, card, image.name)
+    return Network(
+        free if dynamic else folded, image.name, card.input.layout, output.name, shapes, dynamic_batch=dynamic
+    )
+
+
+def upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with local functions written out, at opset 18 or newer.
+
+    Raises:
+        UnsupportedModelError: If onnx cannot convert an operator.
+    """
+    try:
+        flat = onnx.inliner.inline_local_functions(model) if model.functions else model
+        version = next(entry.version for entry in flat.opset_import if entry.domain in ("", "ai.onnx"))
+        if version < WORKING_OPSET:
+            flat = onnx.version_converter.convert_version(flat, WORKING_OPSET)
+    except (RuntimeError, ValueError, onnx.version_converter.ConvertError) as error:
+        raise UnsupportedModelError(
+            f"onnx cannot bring the network to opset {WORKING_OPSET}: {said(error)}",
+            remedy=f"export it with opset_version={WORKING_OPSET}",
+        ) from error
+    return flat
+
+
+def sample_pictures(card: ModelCard, count: int, *, seed: int) -> NDArray[np.float32]:
+    """Return made-up pictures (N, C, H, W) in pixel units: patches of random grey with noise on them."""
+    spec, rng = card.input, np.random.default_rng(seed)
+    rows, columns = np.arange(spec.height) * 8 // spec.height, np.arange(spec.width) * 8 // spec.width
+    coarse = rng.uniform(0, 1, (count, spec.depth, 8, 8))[:, :, rows][:, :, :, columns]
+    noise = rng.uniform(0, 1, (count, spec.depth, spec.height, spec.width))
+    brightest = 255.0 if spec.scale > 1 else spec.scale
+    return np.asarray(np.round(brightest * (0.7 * coarse + 0.3 * noise)), np.float32)
+
+
+def network_input(pictures: NDArray[np.float32], card: ModelCard) -> NDArray[np.float32]:
+    """Return pictures (N, C, H, W) in pixel units as the network takes them: the card's arithmetic in numpy."""
+    spec = card.input
+    mean, std = (np.asarray(numbers, np.float64).reshape(-1, 1, 1) for numbers in (spec.mean, spec.std))
+    scaled = ((pictures / spec.scale - mean) / std).astype(np.float32)
+    return np.ascontiguousarray(scaled.transpose(0, 2, 3, 1)) if spec.layout is Layout.NHWC else scaled
+
+
+def run_model(
+    model: onnx.ModelProto | Path | bytes, feeds: Mapping[str, NDArray[Any]], *, outputs: Iterable[str] | None
+) -> Arrays:
+    """Run a model once on the CPU as it is written.
+
+    Args:
+        model: The model, or where it is.
+        feeds: Inputs by name.
+        outputs: Tensors wanted, inner ones included (of a model in memory); None: all.
+
+    Raises:
+        ModelFileError: If ONNX Runtime cannot load or run it.
+    """
+    if isinstance(model, onnx.ModelProto):
+        watched = onnx.ModelProto()
+        watched.CopyFrom(model)
+        there = {info.name for info in model.graph.output}
+        made = [name for node in model.graph.node for name in node.output if name]
+        wanted = made if outputs is None else list(outputs)
+        watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in there)
+        model = watched.SerializeToString()
+    session = open_plain(model)
+    wanted = [info.name for info in session.get_outputs()] if outputs is None else list(outputs)
+    return run_plain(session, feeds, wanted)
+
+
+def open_plain(model: Path | bytes, *, options: ort.SessionOptions | None = None) -> ort.InferenceSession:
+    """Open a CPU session without optimisation, which is the quickest for a run or two.
+
+    Raises:
+        ModelFileError: If ONNX Runtime cannot load the model.
+    """
+    if options is None:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = _SILENT
+    try:
+        return ort.InferenceSession(
+            str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"]
+        )
+    except ORT_ERRORS as error:
+        raise ModelFileError(
+            f"ONNX Runtime cannot load the network: {first_line(error)}", remedy=EXPORT_AGAIN
+        ) from error
+
+
+def run_plain(session: ort.InferenceSession, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> Arrays:
+    """Run a session.
+
+    Raises:
+        ModelFileError: If ONNX Runtime fails.
+    """
+    try:
+        return dict(zip(outputs, session.run(list(outputs), dict(feeds)), strict=True))
+    except ORT_ERRORS as error:
+        raise ModelFileError(
+            f"ONNX Runtime cannot run the network: {first_line(error)}", remedy=EXPORT_AGAIN
+        ) from error
+
+
+def _ends(model: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:
+    weights = {tensor.name for tensor in model.graph.initializer}
+    images = [info for info in model.graph.input if info.name not in weights]
+    if len(images) != 1:
+        raise UnsupportedModelError(
+            f"the network has {len(images)} inputs: {', '.join(info.name for info in images)}",
+            expected="one picture",
+            remedy="export a network that takes one picture, with everything else fixed",
+        )
+    if len(model.graph.output) != 1:
+        raise UnsupportedModelError(
+            f"the network has {len(model.graph.output)} outputs: {', '.join(i.name for i in model.graph.output)}",
+            expected="one vector of class scores; detectors and segmenters are not explained",
+            remedy="keep the class scores alone, with onnx.utils.extract_model or by exporting again",
+        )
+    return images[0], model.graph.output[0]
+
+
+def _check_keep(model: onnx.ModelProto, keep: Sequence[str]) -> None:
+    made = {name for node in model.graph.node for name in node.output}
+    missing = [name for name in keep if name not in made]
+    if missing:
+        raise CardError(
+            f"explain.blocks names {', '.join(map(repr, missing))}, which no node of the network makes",
+            expected="names of tensors as a viewer such as Netron shows them",
+            remedy='correct the list, or say blocks = "auto"',
+        )
+
+
+def _check_input(image: onnx.ValueInfoProto, card: ModelCard) -> None:
+    """Hold the graph's input against the card, key by key."""
+    kind = image.type.tensor_type
+    if kind.elem_type != TensorProto.FLOAT:
+        raise UnsupportedModelError(
+            f"input {image.name!r} takes {TensorProto.DataType.Name(kind.elem_type)}",
+            expected="FLOAT",
+            remedy="export with a float32 input",
+        )
+    if not kind.HasField("shape"):
+        return
+    axes = [axis.dim_value if axis.HasField("dim_value") else None for axis in kind.shape.dim]
+    if len(axes) != 4:
+        raise UnsupportedModelError(
+            f"input {image.name!r} has {len(axes)} axes",
+            expected="4: batch, channels, height, width",
+            remedy=EXPORT_AGAIN,
+        )
+    if axes[0] not in (None, 1):
+        raise UnsupportedModelError(
+            f"the network takes {axes[0]} pictures at once, no more and no fewer",
+            expected="a batch of 1 or a free batch axis",
+            remedy="export with dynamic_axes/dynamic_shapes for the batch, or with a batch of 1",
+        )
+    spec = card.input
+    wanted = _input_shape(spec)
+    if all(found in (None, size) for found, size in zip(axes, wanted, strict=True)):
+        return
+    found = [axis if axis else "?" for axis in axes]
+    expected = ["?", *wanted[1:]]
+    keys = ["channels", "height", "width"] if spec.layout is Layout.NCHW else ["height", "width", "channels"]
+    wrong = [
+        f"input.{key}" for key, axis, size in zip(keys, axes[1:], wanted[1:], strict=True) if axis not in (None, size)
+    ]
+    remedy = "set the key to what the network takes"
+    if sorted(map(str, found)) == sorted(map(str, expected)):
+        wrong = ["input.layout"]
+        remedy = f'say layout = "{Layout.NCHW if spec.layout is Layout.NHWC else Layout.NHWC}"'
+    raise CardError(
+        f"{', '.join(wrong)}: the network's input {image.name!r} has shape {found}, "
+        f"the card says {expected} ({spec.layout}, {spec.channels})",
+        remedy=remedy,
+    )
+
+
+def _input_shape(spec: InputSpec) -> tuple[int, int, int, int]:
+    if spec.layout is Layout.NHWC:
+        return (1, spec.height, spec.width, spec.depth)
+    return (1, spec.depth, spec.height, spec.width)
+
+
+def _pinned(model: onnx.ModelProto, image: onnx.ValueInfoProto, spec: InputSpec) -> onnx.ModelProto:
+    """Return the model with a static input shape and with nothing that says where it was made."""
+    pinned = onnx.ModelProto()
+    pinned.CopyFrom(model)
+    graph = pinned.graph
+    del graph.input[:], graph.value_info[:]  # weights listed as inputs would not be folded; old shapes may be symbolic
+    graph.input.append(helper.make_tensor_value_info(image.name, TensorProto.FLOAT, _input_shape(spec)))
+    graph.output[0].type.tensor_type.ClearField("shape")
+    pinned.ir_version = max(model.ir_version, 8)
+    return pinned
+
+
+def _check_sizes(model: onnx.ModelProto) -> None:
+    """Refuse a graph that would compute a tensor larger than any CNN does, before a runtime computes it."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except (RuntimeError, ValueError, onnx.shape_inference.InferenceError) as error:
+        raise ModelFileError(f"the network's shapes do not fit together: {said(error)}", remedy=EXPORT_AGAIN) from error
+    for info in inferred.graph.value_info:
+        shape = [axis.dim_value for axis in info.type.tensor_type.shape.dim]
+        if math.prod(shape) > MOST_TENSOR_BYTES // 4:
+            raise ModelFileError(
+                f"tensor {info.name!r} has shape {shape}",
+                expected=f"at most {MOST_TENSOR_BYTES} bytes",
+                remedy="give a smaller input size, or another network",
+            )
+
+
+def _folded(model: onnx.ModelProto, keep: Sequence[str]) -> onnx.ModelProto:
+    """Let ONNX Runtime fold constants, shape arithmetic and BatchNorm, and drop what does nothing."""
+    kept = onnx.ModelProto()
+    kept.CopyFrom(model)
+    ends = {info.name for info in model.graph.output}
+    kept.graph.output.extend(onnx.ValueInfoProto(name=name) for name in keep if name not in ends)
+    options = ort.SessionOptions()
+    # BASIC writes standard operators only; higher levels tie the file to this machine's processor.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    with tempfile.TemporaryDirectory(prefix="inspect-xai-") as folder:
+        path = Path(folder) / "folded.onnx"
+        options.optimized_model_filepath = str(path)
+        open_plain(kept.SerializeToString(), options=options)
+        folded = onnx.load(path)
+    foreign = next((node for node in folded.graph.node if node.domain not in ("", "ai.onnx")), None)
+    if foreign is not None:
+        raise UnsupportedModelError(f"ONNX Runtime folds part of the network into its own {named(foreign)}")
+    return _bare(folded)
+
+
+def _bare(folded: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with only what runs: first output, needed nodes and weights, no metadata, no shapes."""
+    graph = folded.graph
+    output = graph.output[0]
+    nodes = needed_nodes(graph.node, outputs=[output.name])
+    for node in nodes:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    used = {name for node in nodes for name in node.input}
+    weights = [tensor for tensor in graph.initializer if tensor.name in used]
+    for weight in weights:
+        weight.doc_string = ""
+        del weight.metadata_props[:]
+    opset = next(entry.version for entry in folded.opset_import if entry.domain in ("", "ai.onnx"))
+    bare = helper.make_model(
+        helper.make_graph(nodes, "network", list(graph.input), [output], weights),
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=folded.ir_version,
+    )
+    assert isinstance(bare, onnx.ModelProto)  # noqa: S101  onnx has no types
+    return bare
+
+
+def _computed_from(model: onnx.ModelProto, image: str) -> set[str]:
+    reached = {image}
+    for node in model.graph.node:
+        if reached.intersection(node.input):
+            reached.update(filter(None, node.output))
+    return reached
+
+
+def _freed(folded: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
+    """Return the model with a symbolic batch axis, and with constant shapes that would hold it at 1 rewritten."""
+    free = onnx.ModelProto()
+    free.CopyFrom(folded)
+    graph = free.graph
+    graph.input[0].type.tensor_type.shape.dim[0].dim_param = FREE_BATCH
+    constants = {tensor.name: tensor for tensor in folded.graph.initializer}
+    nodes = []
+    for node in graph.node:
+        place = {"Reshape": 1, "Resize": 3}.get(node.op_type, len(node.input))
+        if place < len(node.input) and node.input[place] in constants and node.output[0] in shapes:
+            sizes = list(shapes[node.output[0]])
+            if node.op_type == "Reshape":
+                sizes[0] = -1
+            elif not any(attribute.name == "axes" for attribute in node.attribute):
+                node.attribute.append(helper.make_attribute("axes", list(range(1, len(sizes)))))
+                sizes = sizes[1:]
+            name = f"{node.output[0]}/sizes"
+            node.input[place] = name
+            graph.initializer.append(numpy_helper.from_array(np.array(sizes, np.int64), name))
+        nodes.append(node)
+    put_nodes(graph, nodes)
+    return free
+
+
+def _runs_in_batches(free: onnx.ModelProto, card: ModelCard, image: str) -> bool:
+    """See whether two pictures at once come out as they do one by one."""
+    pictures = network_input(sample_pictures(card, 2, seed=1), card)
+    output = free.graph.output[0].name
+    try:
+        session = open_plain(free.SerializeToString())
+        (both,) = run_plain(session, {image: pictures}, [output]).values()
+        singles = [run_plain(session, {image: pictures[index : index + 1]}, [output])[output] for index in range(2)]
+    except ModelFileError:
+        return False
+    together = np.concatenate(singles)
+    if both.shape != together.shape:
+        return False
+    scale = max(float(np.abs(together).max()), 1e-6)
+    return bool(np.abs(both - together).max() <= BATCH_BOUND * scale)
