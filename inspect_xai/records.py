@@ -215,6 +215,7 @@ class Capture:
     height_px: int = 0  # 0 by 0: the file did not decode
     width_px: int = 0
     archived_to: str = ""  # where the file lies once it is recorded
+    pixels_sha256: str = ""  # of the decoded pixels: equal for the same picture in another file format
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,145 @@
+"""Maps as compact bytes that carry their own shape and type, named by their sha256.
+
+A blob is a short header and one zstd frame. The values are kept as they are (`Precision.EXACT`) or, for maps that are
+looked at and compared, on 65,536 even steps from the map's smallest to its largest value (`Precision.STEPS16`): the
+error is then at most 1/131,070 of that range (7.6e-6), for a map in [0, 1] a thirtieth of float16's. Since a block map
+is its sums upsampled and min-max normalised, a block map rebuilt from stored sums is off by at most 1.6e-5. The
+smallest value itself, which is 0 for a fused map, survives bit for bit, and so does a map of one value.
+
+The bytes of a number are stored plane by plane, the values themselves or their differences along a row, whichever comes
+out smaller: smooth maps gain a third from the one, maps full of zeros from the other.
+"""
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from inspect_xai.errors import StoreError
+
+CODEC: Final = "ixm1"
+_MAGIC: Final = b"IXM1"
+_LEVEL: Final = 12  # 19 takes twenty times as long for 4 % less
+_STEPS: Final = 65_535
+_TYPES: Final = {"float32": "<f4", "float16": "<f2", "uint16": "<u2"}
+_HEAD: Final = struct.Struct("<4sBBBB")  # magic, type, precision, filter, number of axes
+_RANGE: Final = struct.Struct("<dd")  # smallest value, step
+_MOST_BYTES: Final = 1 << 31  # a header that claims more is a broken one
+
+
+class Precision(StrEnum):
+    """How true a stored map is."""
+
+    EXACT = "exact"
+    STEPS16 = "steps16"
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """One encoded map; `data` alone is enough to decode it, the rest says what is inside without opening it."""
+
+    codec: str
+    dtype: str
+    shape: tuple[int, ...]
+    precision: Precision
+    sha256: str  # of `data`
+    data: bytes
+
+
+def encode(array: NDArray[Any], *, precision: Precision = Precision.EXACT) -> Blob:
+    """Make a map small.
+
+    Args:
+        array: Any shape; float32, float16 or uint16. With `STEPS16` float32 and finite.
+        precision: `EXACT` gives back every bit; `STEPS16` is off by at most 1/131,070 of the map's range.
+
+    Raises:
+        StoreError: The type is another one, or a value to be put on steps is not finite.
+    """
+    dtype = array.dtype.name
+    if dtype not in _TYPES:
+        raise StoreError(f"a map of type {dtype}", expected=f"one of {', '.join(_TYPES)}")
+    values = np.ascontiguousarray(array, dtype=_TYPES[dtype])
+    limits = b""
+    if precision is Precision.STEPS16:
+        smallest, step, values = _on_steps(values)
+        limits = _RANGE.pack(smallest, step)
+    whole = values.view(f"<u{values.dtype.itemsize}")
+    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True)
+    frames = [compressor.compress(_planes(filtered)) for filtered in (whole, _differences(whole))]
+    chosen = 0 if len(frames[0]) <= len(frames[1]) else 1
+    codes = (list(_TYPES).index(dtype), list(Precision).index(precision), chosen, array.ndim)
+    data = _HEAD.pack(_MAGIC, *codes) + struct.pack(f"<{array.ndim}I", *array.shape) + limits + frames[chosen]
+    return Blob(CODEC, dtype, tuple(array.shape), precision, hashlib.sha256(data).hexdigest(), data)
+
+
+def decode(data: bytes, *, sha256: str = "") -> NDArray[Any]:
+    """The map again, in the shape and type it had.
+
+    Args:
+        data: What `encode` made.
+        sha256: What it must hash to; empty: not compared.
+
+    Raises:
+        StoreError: The bytes are not what was stored.
+    """
+    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+        raise StoreError(f"a stored map was changed: its bytes no longer hash to {sha256}")
+    try:
+        return _decoded(data)
+    except (struct.error, zstandard.ZstdError, IndexError, ValueError) as error:
+        raise StoreError(f"{len(data)} bytes that hold no map: {error}", expected=f"a blob of codec {CODEC}") from error
+
+
+def _decoded(data: bytes) -> NDArray[Any]:
+    magic, type_code, precision_code, filter_code, axes = _HEAD.unpack_from(data)
+    if magic != _MAGIC or filter_code > 1:
+        raise ValueError("the header is none of ours")
+    dtype = list(_TYPES.values())[type_code]
+    precision = list(Precision)[precision_code]
+    shape = struct.unpack_from(f"<{axes}I", data, _HEAD.size)
+    offset = _HEAD.size + 4 * axes
+    size = 2 if precision is Precision.STEPS16 else int(dtype[-1])
+    total = size * int(np.prod(shape, dtype=object))  # Python's integers: a false header must not overflow
+    smallest = step = 0.0
+    if precision is Precision.STEPS16:
+        smallest, step = _RANGE.unpack_from(data, offset)
+        offset += _RANGE.size
+    if total > _MOST_BYTES or zstandard.frame_content_size(data[offset:]) != total:
+        raise ValueError("the header and the packed bytes disagree on the size")
+    planes = zstandard.ZstdDecompressor().decompress(data[offset:], max_output_size=total)
+    whole = np.frombuffer(planes, np.uint8).reshape(size, -1).T.copy().view(f"<u{size}").reshape(shape)
+    if filter_code == 1:
+        whole = np.cumsum(whole, axis=-1, dtype=whole.dtype)
+    if precision is Precision.STEPS16:
+        return (smallest + whole * step).astype(np.float32)
+    return whole.view(dtype)
+
+
+def _on_steps(values: NDArray[np.float32]) -> tuple[float, float, NDArray[np.uint16]]:
+    if values.dtype != np.dtype("<f4") or not np.isfinite(values).all():
+        raise StoreError("a map that is not finite float32", expected="finite float32, to be put on even steps")
+    if values.size == 0:
+        return 0.0, 0.0, np.zeros(values.shape, "<u2")
+    smallest, largest = float(values.min()), float(values.max())
+    step = (largest - smallest) / _STEPS
+    if step == 0.0:
+        return smallest, 0.0, np.zeros(values.shape, "<u2")
+    return smallest, step, np.rint((values.astype(np.float64) - smallest) / step).astype("<u2")
+
+
+def _differences(whole: NDArray[Any]) -> NDArray[Any]:
+    """Every value less its left neighbour, wrapping round; a map of no axes stays as it is."""
+    if whole.ndim == 0:
+        return whole
+    return np.diff(whole, axis=-1, prepend=np.zeros((*whole.shape[:-1], 1), whole.dtype))
+
+
+def _planes(whole: NDArray[Any]) -> bytes:
+    """All low bytes, then all next ones, ...: the slow-changing high bytes then pack to almost nothing."""
+    return whole.reshape(-1).view(np.uint8).reshape(-1, whole.dtype.itemsize).T.tobytes()

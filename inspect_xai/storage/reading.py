@@ -1,0 +1,338 @@
+"""How rows become records again; each function is called inside the store's transaction."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, select
+from sqlalchemy.orm import InstrumentedAttribute, aliased
+
+from inspect_xai import records
+from inspect_xai.errors import NotFoundError
+from inspect_xai.storage import stored, tables
+from inspect_xai.storage.blobs import decode
+from inspect_xai.storage.tables import (
+    Capture,
+    Explanation,
+    Inspection,
+    Lot,
+    MapBlob,
+    Model,
+    Part,
+    Policy,
+    Product,
+    Review,
+    Run,
+)
+
+FetchMap = Callable[[str], bytes]
+"""Gets the bytes of a map that is not in the database, by its sha256."""
+
+_SUMMARY: dict[str, Any] = {
+    "inspection_id": Inspection.id,
+    "sha256": Capture.sha256,
+    "file_name": Capture.file_name,
+    "archived_to": Capture.archived_to,
+    "serial": Part.serial,
+    "product": Product.name,
+    "lot": Lot.code,
+    "line": Capture.line,
+    "station": Capture.station,
+    "camera": Capture.camera,
+    "view": Capture.view,
+    "shift": Capture.shift,
+    "captured_at": Capture.captured_at,
+    "inspected_at": Inspection.inspected_at,
+    "verdict": Inspection.verdict,
+    "reason": Inspection.reason,
+    "label": Inspection.label,
+    "score": Inspection.score,
+    "threshold": Inspection.threshold,
+    "predicted_label": func.coalesce(Inspection.predicted_label, ""),
+    "predicted_score": func.coalesce(Inspection.predicted_score, 0.0),
+    "fingerprint": Model.fingerprint,
+    "model_name": Model.name,
+    "model_version": Model.version,
+    "model_status": Inspection.model_status,
+    "policy_version": Policy.version,
+    "explained_because": Inspection.explained_because,
+    "explanation_status": func.coalesce(Explanation.status, ""),
+    "passes": func.coalesce(Explanation.passes, 0),
+    "support_share": func.coalesce(Explanation.support_share, 0.0),
+    "failure_kind": Inspection.failure_kind,
+    "failure_message": Inspection.failure_message,
+    "duration_ms": Inspection.duration_ms,
+    "review_decision": func.coalesce(Review.decision, ""),
+    "reviewed_verdict": func.coalesce(Review.verdict, ""),
+}
+
+
+def summaries() -> Select[Any]:
+    """SELECT of what an `InspectionSummary` holds, to be narrowed by the caller."""
+    newer = aliased(Review)
+    newest = select(func.max(newer.id)).where(newer.inspection_id == Inspection.id).correlate(Inspection)
+    return (
+        select(*(column.label(name) for name, column in _SUMMARY.items()))
+        .select_from(Inspection)
+        .join(Capture, Capture.id == Inspection.capture_id)
+        .join(Part, Part.id == Capture.part_id)
+        .join(Lot, Lot.id == Part.lot_id)
+        .join(Product, Product.id == Lot.product_id)
+        .join(Model, Model.id == Inspection.model_id)
+        .join(Policy, Policy.id == Inspection.policy_id)
+        .outerjoin(Explanation, Explanation.inspection_id == Inspection.id)
+        .outerjoin(Review, Review.id == newest.scalar_subquery())
+    )
+
+
+def summary(row: Row[Any]) -> stored.InspectionSummary:
+    """One row of `summaries`."""
+    return stored.InspectionSummary(*row)
+
+
+def column(name: str) -> ColumnElement[Any] | InstrumentedAttribute[Any]:
+    """The column behind a field of `InspectionSummary`."""
+    found: ColumnElement[Any] | InstrumentedAttribute[Any] = _SUMMARY[name]
+    return found
+
+
+def region_near(row_px: float, column_px: float, radius_px: float) -> ColumnElement[bool]:
+    """Whether the explanation has a region whose middle lies within the radius of that pixel."""
+    region = tables.ExplanationRegion
+    down = region.top_px + region.height_px / 2.0 - row_px
+    right = region.left_px + region.width_px / 2.0 - column_px
+    return (
+        select(region.position)
+        .where(region.explanation_id == Explanation.id, down * down + right * right <= radius_px * radius_px)
+        .correlate(Explanation)
+        .exists()
+    )
+
+
+def inspection(connection: Connection, inspection_id: int, fetch: FetchMap | None) -> stored.StoredInspection:
+    """One inspection with everything that belongs to it; maps where `fetch` is given.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    query = select(Inspection.__table__, Policy.version).join(Policy, Policy.id == Inspection.policy_id)
+    found = connection.execute(query.where(Inspection.id == inspection_id)).one_or_none()
+    if found is None:
+        raise NotFoundError(f"no inspection {inspection_id}", remedy="list inspections with: inspect-xai find")
+    facts = found._mapping
+    return stored.StoredInspection(
+        inspection_id=inspection_id,
+        capture=_capture(connection, facts["capture_id"]),
+        model=model(connection, Model.id == facts["model_id"]),
+        model_status=facts["model_status"],
+        policy_version=facts["version"],
+        run=_run(connection, facts["run_id"]),
+        inspected_at=facts["inspected_at"],
+        recorded_at=facts["recorded_at"],
+        verdict=records.Verdict(
+            code=records.VerdictCode(facts["verdict"]),
+            reason=records.Reason(facts["reason"]),
+            label=facts["label"],
+            score=facts["score"],
+            threshold=facts["threshold"],
+        ),
+        prediction=_prediction(facts),
+        explanation=_explanation(connection, inspection_id, fetch),
+        explained_because=facts["explained_because"],
+        failure=records.Failure(facts["failure_kind"], facts["failure_message"]) if facts["failure_kind"] else None,
+        duration_ms=facts["duration_ms"],
+        reviews=reviews(connection, inspection_id),
+    )
+
+
+def model(connection: Connection, condition: ColumnElement[bool]) -> stored.StoredModel:
+    """One registered model.
+
+    Raises:
+        NotFoundError: None meets the condition.
+    """
+    row = connection.execute(select(Model.__table__).where(condition)).one_or_none()
+    if row is None:
+        raise NotFoundError("no such model", remedy="list models with: inspect-xai model list")
+    return stored.StoredModel(
+        **{field.name: getattr(row, field.name) for field in dataclasses.fields(stored.StoredModel)}
+    )
+
+
+def reviews(connection: Connection, inspection_id: int) -> tuple[stored.StoredReview, ...]:
+    """All answers about one inspection, oldest first."""
+    query = (
+        select(Review.__table__, func.coalesce(tables.ReasonCode.code, "").label("reason_code"))
+        .outerjoin_from(Review, tables.ReasonCode, tables.ReasonCode.id == Review.reason_code_id)
+        .where(Review.inspection_id == inspection_id)
+        .order_by(Review.id)
+    )
+    rows = connection.execute(query).all()
+    superseded = {row.supersedes_id for row in rows}
+    return tuple(
+        stored.StoredReview(
+            review_id=row.id,
+            inspection_id=row.inspection_id,
+            reviewer=row.reviewer,
+            reviewed_at=row.reviewed_at,
+            decision=row.decision,
+            verdict=row.verdict,
+            true_label=row.true_label,
+            reason_code=row.reason_code,
+            map_on_defect=row.map_on_defect,
+            blind=bool(row.blind),
+            box=None if row.box is None else tuple(row.box),
+            note=row.note,
+            supersedes_id=row.supersedes_id,
+            superseded=row.id in superseded,
+        )
+        for row in rows
+    )
+
+
+def _capture(connection: Connection, number: int) -> records.Capture:
+    names = [field.name for field in dataclasses.fields(records.Capture) if field.name != "part"]
+    query = (
+        select(*(getattr(Capture, name) for name in names), Part.serial, Product.name.label("product"), Lot.code)
+        .join(Part, Part.id == Capture.part_id)
+        .join(Lot, Lot.id == Part.lot_id)
+        .join(Product, Product.id == Lot.product_id)
+        .where(Capture.id == number)
+    )
+    row = connection.execute(query).one()
+    facts = {name: getattr(row, name) for name in names}
+    return records.Capture(part=records.Part(row.serial, row.product, row.code), **facts)
+
+
+def _run(connection: Connection, number: int) -> records.Run:
+    row = connection.execute(select(Run.__table__).where(Run.id == number)).one()
+    return records.Run(row.run_id, row.started_at, row.provider, row.versions, row.settings)
+
+
+def _prediction(facts: Mapping[Any, Any]) -> records.Prediction | None:
+    if facts["predicted_label"] is None:
+        return None
+    return records.Prediction(
+        scores=_numbers(facts["scores"]),
+        label=facts["predicted_label"],
+        score=_number(facts["predicted_score"]),
+        margin=_number(facts["margin"]),
+        tile=facts["worst_tile"],
+    )
+
+
+def _explanation(connection: Connection, inspection_id: int, fetch: FetchMap | None) -> stored.StoredExplanation | None:
+    found = connection.execute(
+        select(Explanation.__table__).where(Explanation.inspection_id == inspection_id)
+    ).one_or_none()
+    if found is None:
+        return None
+    blocks = connection.execute(
+        select(tables.BlockMap.__table__)
+        .where(tables.BlockMap.explanation_id == found.id)
+        .order_by(tables.BlockMap.tile_position, tables.BlockMap.position)
+    ).all()
+    maps = _Maps(connection, {found.fused_blob_id, *(row.sums_blob_id for row in blocks)} - {None}, fetch)
+    return stored.StoredExplanation(
+        status=records.Status(found.status),
+        settings=_settings(found.settings),
+        passes=found.passes,
+        provider=found.provider,
+        timings_ms={name: _number(value) for name, value in found.timings_ms.items()},
+        notes=tuple(found.notes),
+        faithfulness={name: _number(value) for name, value in found.faithfulness.items()},
+        support_share=found.support_share,
+        regions=_regions(connection, found.id),
+        tiles=_tiles(connection, found.id, blocks, maps),
+        fused=maps.get(found.fused_blob_id),
+        map_bytes=maps.size_bytes,
+        maps_deleted=maps.deleted,
+        duration_ms=found.duration_ms,
+    )
+
+
+def _regions(connection: Connection, explanation_id: int) -> tuple[records.Region, ...]:
+    names = [field.name for field in dataclasses.fields(records.Region)]
+    query = (
+        select(*(getattr(tables.ExplanationRegion, name) for name in names))
+        .where(tables.ExplanationRegion.explanation_id == explanation_id)
+        .order_by(tables.ExplanationRegion.position)
+    )
+    return tuple(records.Region(*row) for row in connection.execute(query))
+
+
+def _tiles(
+    connection: Connection, explanation_id: int, blocks: Any, maps: "_Maps"
+) -> tuple[records.TileExplanation, ...]:
+    query = (
+        select(tables.ExplanationTile.__table__)
+        .where(tables.ExplanationTile.explanation_id == explanation_id)
+        .order_by(tables.ExplanationTile.position)
+    )
+    return tuple(
+        records.TileExplanation(
+            tile=records.Tile(row.tile_index, row.top_px, row.left_px, row.height_px, row.width_px),
+            status=records.Status(row.status),
+            scores=_numbers(row.scores),
+            blocks=tuple(_block(block, maps) for block in blocks if block.tile_position == row.position),
+            baseline_score=_number(row.baseline_score),
+            score_spread=_number(row.score_spread),
+        )
+        for row in connection.execute(query)
+    )
+
+
+def _block(row: Row[Any], maps: "_Maps") -> records.BlockMap:
+    return records.BlockMap(
+        tensor=row.tensor,
+        channels=row.channels,
+        positive=row.positive,
+        kept=row.kept,
+        constant=row.constant,
+        beta=_number(row.beta),
+        threshold=_number(row.threshold),
+        score_min=_number(row.score_min),
+        score_max=_number(row.score_max),
+        otsu=row.otsu,
+        note=row.note,
+        sums=None if row.sums_blob_id is None else maps.get(row.sums_blob_id),
+    )
+
+
+class _Maps:
+    """The blobs of one explanation: what they weigh always, decoded where they are wanted."""
+
+    def __init__(self, connection: Connection, ids: set[Any], fetch: FetchMap | None) -> None:
+        columns = [MapBlob.id, MapBlob.sha256, MapBlob.size_bytes, MapBlob.deleted_at]
+        if fetch is not None:
+            columns.append(MapBlob.data)
+        rows = connection.execute(select(*columns).where(MapBlob.id.in_(ids))).all()
+        self.size_bytes = sum(row.size_bytes for row in rows)
+        self.deleted = any(row.deleted_at is not None for row in rows)
+        self._maps: dict[int, NDArray[np.float32]] = {}
+        if fetch is not None:
+            for row in rows:
+                if row.deleted_at is None:
+                    data = fetch(row.sha256) if row.data is None else row.data
+                    self._maps[row.id] = decode(data, sha256=row.sha256)
+
+    def get(self, blob_id: int) -> NDArray[np.float32] | None:
+        return self._maps.get(blob_id)
+
+
+def _settings(document: Mapping[str, Any]) -> records.ExplainSettings:
+    known = {field.name for field in dataclasses.fields(records.ExplainSettings)}
+    facts = {name: value for name, value in document.items() if name in known}
+    facts |= {"method": records.Method(facts["method"]), "baseline": records.Baseline(facts["baseline"])}
+    return records.ExplainSettings(**facts)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _numbers(values: list[float | None]) -> tuple[float, ...]:
+    return tuple(_number(value) for value in values)

@@ -1,0 +1,160 @@
+"""The schema in the database: is it the one this build needs, and how it gets there.
+
+`python -m inspect_xai.storage.schema` writes the DDL of the tables for both databases into sql/schema/.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from inspect_xai.errors import SchemaError, StoreError
+from inspect_xai.storage import database
+from inspect_xai.storage.tables import REVISION, VERSION_TABLE, Base
+
+
+def sql_folder() -> Path:
+    """The folder with migrations/, views/, queries/ and schema/: of the checkout if this is one, else of the wheel.
+
+    Raises:
+        StoreError: Neither is there: the installation is incomplete.
+    """
+    package = Path(__file__).resolve().parent.parent
+    checkout = package.parent
+    if (checkout / "pyproject.toml").is_file() and (checkout / "sql" / "migrations").is_dir():
+        return checkout / "sql"
+    if (package / "_sql" / "migrations").is_dir():
+        return package / "_sql"
+    raise StoreError(f"no SQL files in {package / '_sql'}", remedy="install the package again: it is incomplete")
+
+
+def upgrade_schema(url: str) -> str:
+    """Bring the schema to the revision this build needs: all of it in one transaction, or nothing.
+
+    Safe to call from several processes at once and again after an interruption.
+
+    Returns:
+        The revision it had before; empty: there was none.
+
+    Raises:
+        SchemaError: It is newer than this build.
+        DatabaseAwayError: The database cannot be reached.
+    """
+    file = database.sqlite_file(url)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    engine = database.open_engine(url)
+    try:
+        with _alone(file), database.writing(engine) as connection:
+            return _upgrade(connection, url)
+    finally:
+        engine.dispose()
+
+
+def check_schema(engine: Engine, url: str) -> None:
+    """Raise unless the schema is exactly the one this build reads and writes.
+
+    Raises:
+        SchemaError: It is absent, older or newer; the message names the command to run.
+    """
+    with database.reading(engine) as connection:
+        found = _revision(connection)
+    if found != REVISION:
+        raise _misfit(found, url)
+
+
+def _upgrade(connection: Connection, url: str) -> str:
+    found = _revision(connection)
+    if found == REVISION:
+        return found
+    config = _config()
+    if found and found not in _known(config):
+        raise _misfit(found, url)
+    config.attributes["connection"] = connection
+    for name in _views():
+        connection.execute(text(f"DROP VIEW IF EXISTS {name}"))  # so that a migration may change what they look at
+    command.upgrade(config, "head")
+    for statement in _views().values():
+        connection.exec_driver_sql(statement)
+    return found
+
+
+def _config() -> Config:
+    """Alembic's settings made here: no alembic.ini, and so nothing that would set up logging anew."""
+    config = Config()
+    config.set_main_option("script_location", str(sql_folder() / "migrations").replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def _known(config: Config) -> set[str]:
+    return {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+
+
+def _revision(connection: Connection) -> str:
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    return context.get_current_revision() or ""
+
+
+def _misfit(found: str, url: str) -> SchemaError:
+    place = database.shown(url)
+    expected = f"schema revision {REVISION}"
+    upgrade = f"run: inspect-xai db upgrade --db {place}"
+    if not found:
+        return SchemaError(f"the database {place} has no tables of inspect-xai yet", expected=expected, remedy=upgrade)
+    if found not in _known(_config()):
+        remedy = f"install the version of inspect-xai that wrote it, or a newer one; then {upgrade}"
+        return SchemaError(f"the database {place} is newer: schema revision {found}", expected=expected, remedy=remedy)
+    return SchemaError(f"the database {place} is older: schema revision {found}", expected=expected, remedy=upgrade)
+
+
+def _views() -> dict[str, str]:
+    """Statements that make the reporting views, by name, in the order of their files."""
+    files = sorted((sql_folder() / "views").glob("*.sql"))
+    return {file.stem: file.read_text(encoding="utf-8").strip().rstrip(";") for file in files}
+
+
+@contextlib.contextmanager
+def _alone(file: Path | None) -> Iterator[None]:
+    """Hold a lock on an SQLite file's folder: two that switch a new file to WAL at once get in each other's way."""
+    if file is None:
+        yield
+        return
+    handle = os.open(file.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def ddl(dialect_name: str) -> str:
+    """The DDL of all tables for "sqlite" or "postgresql", as kept in sql/schema/ for people to read."""
+    dialect = {"sqlite": sqlite.dialect, "postgresql": postgresql.dialect}[dialect_name]()
+    lines = [f"-- The tables on {dialect_name}, revision {REVISION}. Made by: python -m inspect_xai.storage.schema"]
+    for table in Base.metadata.sorted_tables:
+        lines.append(str(CreateTable(table).compile(dialect=dialect)).strip().replace("\t", "    ") + ";")
+        indexes = sorted(table.indexes, key=lambda index: str(index.name))
+        lines += [str(CreateIndex(index).compile(dialect=dialect)).strip() + ";" for index in indexes]
+    return "\n\n".join("\n".join(line.rstrip() for line in part.splitlines()) for part in lines) + "\n"
+
+
+def write_ddl() -> None:
+    """Write sql/schema/{sqlite,postgresql}.sql."""
+    folder = sql_folder() / "schema"
+    folder.mkdir(exist_ok=True)
+    for name in ("sqlite", "postgresql"):
+        (folder / f"{name}.sql").write_text(ddl(name), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_ddl()

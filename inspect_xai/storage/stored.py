@@ -1,0 +1,155 @@
+"""What the store hands out: frozen values that know nothing of a database."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspect_xai.records import (
+    Capture,
+    ExplainSettings,
+    Failure,
+    Prediction,
+    Region,
+    Run,
+    Status,
+    TileExplanation,
+    Verdict,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedInspection:
+    """Under which id an inspection stands, and whether it was written now or stood there already."""
+
+    inspection_id: int
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A registered model bundle. `card` is the card as it was registered, as JSON."""
+
+    fingerprint: str
+    name: str
+    version: str
+    status: str  # candidate, approved or retired
+    status_at: datetime
+    status_by: str
+    registered_at: datetime
+    registered_by: str
+    card: dict[str, Any] = field(hash=False)
+    golden: dict[str, Any] | None = field(hash=False, default=None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredExplanation:
+    """An explanation as it was recorded.
+
+    Attributes:
+        fused: The explanation map, float32 (H, W) of the source picture, off by at most 1/131,070 of its range; None
+            where maps were not asked for or were deleted by retention.
+        tiles: Windows with their blocks; `BlockMap.sums` is None where `fused` is, and for dropped blocks.
+        support_share: Share of the picture's pixels where the map is above 0.
+        map_bytes: Bytes the maps take in the store.
+        maps_deleted: Retention took the maps; the numbers stay.
+    """
+
+    status: Status
+    settings: ExplainSettings
+    passes: int
+    provider: str
+    timings_ms: dict[str, float]
+    notes: tuple[str, ...]
+    faithfulness: dict[str, float]
+    support_share: float
+    regions: tuple[Region, ...]
+    tiles: tuple[TileExplanation, ...]
+    fused: NDArray[np.float32] | None
+    map_bytes: int
+    maps_deleted: bool
+    duration_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReview:
+    """One answer of a person; `superseded` tells that a later one corrects it."""
+
+    review_id: int
+    inspection_id: int
+    reviewer: str
+    reviewed_at: datetime
+    decision: str
+    verdict: str
+    true_label: str
+    reason_code: str
+    map_on_defect: str
+    blind: bool
+    box: tuple[int, int, int, int] | None
+    note: str
+    supersedes_id: int | None
+    superseded: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredInspection:
+    """Everything known about one inspection, from the picture to the reviews."""
+
+    inspection_id: int
+    capture: Capture
+    model: StoredModel
+    model_status: str  # when the verdict was recorded
+    policy_version: str
+    run: Run
+    inspected_at: datetime
+    recorded_at: datetime
+    verdict: Verdict
+    prediction: Prediction | None
+    explanation: StoredExplanation | None
+    explained_because: str
+    failure: Failure | None
+    duration_ms: float
+    reviews: tuple[StoredReview, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InspectionSummary:
+    """One line about one inspection: for lists, queues and reports."""
+
+    inspection_id: int
+    sha256: str
+    file_name: str
+    archived_to: str
+    serial: str
+    product: str
+    lot: str
+    line: str
+    station: str
+    camera: str
+    view: str
+    shift: str
+    captured_at: datetime
+    inspected_at: datetime
+    verdict: str
+    reason: str
+    label: str
+    score: float
+    threshold: float
+    predicted_label: str  # empty, with a score of 0: the picture did not reach the network
+    predicted_score: float
+    fingerprint: str
+    model_name: str
+    model_version: str
+    model_status: str  # when the verdict was recorded
+    policy_version: str
+    explained_because: str
+    explanation_status: str  # empty: none was made
+    passes: int
+    support_share: float
+    failure_kind: str
+    failure_message: str
+    duration_ms: float
+    review_decision: str  # of the newest answer; empty: nobody answered yet
+    reviewed_verdict: str

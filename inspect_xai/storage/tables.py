@@ -1,0 +1,406 @@
+"""The tables, typed. Facts are written once; what changes later is appended (`review`, `ledger_event`).
+
+    product -< lot -< part -< capture -< inspection >- model, policy, run
+                                          |-- explanation -< explanation_region
+                                          |            |--< explanation_tile -< block_map >- map_blob
+                                          |            `--> map_blob (the fused map)
+                                          `--< review >- reason_code
+
+Every table has a whole-number `id`, or the ids of its parents with a position. Times are UTC. `sql/schema/` shows the
+DDL for both databases (`python -m inspect_xai.storage.schema` writes it); `sql/migrations/` is what makes it.
+"""
+
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, MetaData, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from inspect_xai.records import Status, VerdictCode
+from inspect_xai.storage.types import Bytes, Id, Json, Real, UtcTime, Whole, Words
+
+REVISION: Final = "0001"
+"""The schema revision this build reads and writes: the newest file in sql/migrations/versions (a test compares)."""
+
+VERSION_TABLE: Final = "inspect_xai_version"  # Alembic's default name is taken where Prefect lives in the database
+
+
+def _one_of(column: str, values: type[Status] | type[VerdictCode] | tuple[str, ...]) -> CheckConstraint:
+    names = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({names})", name=column)
+
+
+def _parent(column: str, *, cascade: bool = False) -> ForeignKey:
+    return ForeignKey(column, ondelete="CASCADE" if cascade else None)
+
+
+class Base(DeclarativeBase):
+    """What all tables share: names of constraints, so that migrations can speak of them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - the form SQLAlchemy asks for
+        int: Whole,
+        float: Real,
+        str: Words(),
+        bytes: Bytes,
+        datetime: UtcTime(),
+        dict[str, Any]: Json(),
+        list[Any]: Json(),
+    }
+
+
+def _id() -> Mapped[int]:
+    return mapped_column(Id, primary_key=True)
+
+
+class Product(Base):
+    """What is made. An unknown product is the one without a name, so that every part has one."""
+
+    __tablename__ = "product"
+    __table_args__ = ({"sqlite_strict": True},)
+
+    id: Mapped[int] = _id()
+    name: Mapped[str] = mapped_column(unique=True)
+
+
+class Lot(Base):
+    """Parts made together; the empty code stands for an unknown lot."""
+
+    __tablename__ = "lot"
+    __table_args__ = (UniqueConstraint("product_id", "code"), {"sqlite_strict": True})
+
+    id: Mapped[int] = _id()
+    product_id: Mapped[int] = mapped_column(_parent("product.id"))
+    code: Mapped[str] = mapped_column(index=True)
+
+
+class Part(Base):
+    """One physical piece; the same serial in another lot is another piece."""
+
+    __tablename__ = "part"
+    __table_args__ = (UniqueConstraint("lot_id", "serial"), {"sqlite_strict": True})
+
+    id: Mapped[int] = _id()
+    lot_id: Mapped[int] = mapped_column(_parent("lot.id"))
+    serial: Mapped[str] = mapped_column(index=True)
+
+
+class Capture(Base):
+    """One picture; `sha256` is that of the file's bytes, `pixels_sha256` of what was decoded (empty: unknown)."""
+
+    __tablename__ = "capture"
+    __table_args__ = (Index(None, "line", "station", "captured_at"), {"sqlite_strict": True})
+
+    id: Mapped[int] = _id()
+    sha256: Mapped[str] = mapped_column(unique=True)
+    pixels_sha256: Mapped[str]
+    file_name: Mapped[str]
+    part_id: Mapped[int] = mapped_column(_parent("part.id"), index=True)
+    captured_at: Mapped[datetime] = mapped_column(index=True)
+    line: Mapped[str]
+    station: Mapped[str]
+    camera: Mapped[str]
+    view: Mapped[str]
+    shift: Mapped[str]
+    height_px: Mapped[int]
+    width_px: Mapped[int]
+    archived_to: Mapped[str]
+
+
+class Model(Base):
+    """One model bundle by its fingerprint; the ledger keeps who changed its status, when and why."""
+
+    __tablename__ = "model"
+    __table_args__ = (_one_of("status", ("candidate", "approved", "retired")), {"sqlite_strict": True})
+
+    id: Mapped[int] = _id()
+    fingerprint: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    version: Mapped[str]
+    card: Mapped[dict[str, Any]]
+    status: Mapped[str]
+    registered_at: Mapped[datetime]
+    registered_by: Mapped[str]
+    status_at: Mapped[datetime]
+    status_by: Mapped[str]
+    golden: Mapped[dict[str, Any] | None]  # the result of the golden set the status rests on
+
+
+class Policy(Base):
+    """Thresholds and rules for explaining, versioned apart from the model; NULL content: known by its version alone."""
+
+    __tablename__ = "policy"
+    __table_args__ = ({"sqlite_strict": True},)
+
+    id: Mapped[int] = _id()
+    version: Mapped[str] = mapped_column(unique=True)
+    content: Mapped[dict[str, Any] | None]
+    registered_at: Mapped[datetime]
+
+
+class Run(Base):
+    """One opening of a line: what judged the pictures recorded under it."""
+
+    __tablename__ = "run"
+    __table_args__ = ({"sqlite_strict": True},)
+
+    id: Mapped[int] = _id()
+    run_id: Mapped[str] = mapped_column(unique=True)
+    started_at: Mapped[datetime]
+    provider: Mapped[str]
+    versions: Mapped[dict[str, Any]]
+    settings: Mapped[dict[str, Any]]
+
+
+class Inspection(Base):
+    """One capture judged by one model under one policy: what the network said, and what the line should do."""
+
+    __tablename__ = "inspection"
+    __table_args__ = (
+        UniqueConstraint("capture_id", "model_id", "policy_id"),
+        _one_of("verdict", VerdictCode),
+        Index(None, "verdict", "inspected_at"),
+        Index(None, "label", "inspected_at"),
+        {"sqlite_strict": True, "sqlite_autoincrement": True},  # the id of a deleted row is never given again
+    )
+
+    id: Mapped[int] = _id()
+    capture_id: Mapped[int] = mapped_column(_parent("capture.id"))
+    model_id: Mapped[int] = mapped_column(_parent("model.id"), index=True)
+    policy_id: Mapped[int] = mapped_column(_parent("policy.id"))
+    run_id: Mapped[int] = mapped_column(_parent("run.id"), index=True)
+    inspected_at: Mapped[datetime] = mapped_column(index=True)
+    recorded_at: Mapped[datetime]
+    model_status: Mapped[str]  # the model's when the verdict was recorded
+    verdict: Mapped[str]
+    reason: Mapped[str]
+    label: Mapped[str]  # the defect label nearest to or furthest over its threshold
+    score: Mapped[float]
+    threshold: Mapped[float]
+    predicted_label: Mapped[str | None]  # NULL, as the next four: the picture did not reach the network
+    predicted_score: Mapped[float | None]
+    margin: Mapped[float | None]
+    worst_tile: Mapped[int | None]
+    scores: Mapped[list[Any] | None]
+    explained_because: Mapped[str]
+    failure_kind: Mapped[str]  # empty: none
+    failure_message: Mapped[str]
+    duration_ms: Mapped[float]
+
+
+class MapBlob(Base):
+    """Encoded maps, each once (blobs.py); without `data` they lie at the blob store, or were deleted by retention."""
+
+    __tablename__ = "map_blob"
+    __table_args__ = ({"sqlite_strict": True},)
+
+    id: Mapped[int] = _id()
+    sha256: Mapped[str] = mapped_column(unique=True)
+    codec: Mapped[str]
+    dtype: Mapped[str]
+    precision: Mapped[str]
+    shape: Mapped[list[Any]]
+    size_bytes: Mapped[int]
+    data: Mapped[bytes | None]
+    deleted_at: Mapped[datetime | None]
+
+
+class Explanation(Base):
+    """How an explanation map was made and what it is worth. `support_share` is the share of pixels above 0."""
+
+    __tablename__ = "explanation"
+    __table_args__ = (_one_of("status", Status), {"sqlite_strict": True})
+
+    id: Mapped[int] = _id()
+    inspection_id: Mapped[int] = mapped_column(_parent("inspection.id", cascade=True), unique=True)
+    status: Mapped[str]
+    method: Mapped[str]
+    target: Mapped[str]
+    against: Mapped[str]
+    mu: Mapped[float]
+    baseline: Mapped[str]
+    settings: Mapped[dict[str, Any]]  # all of them, also those without a column
+    passes: Mapped[int]
+    provider: Mapped[str]
+    duration_ms: Mapped[float]
+    timings_ms: Mapped[dict[str, Any]]
+    notes: Mapped[list[Any]]
+    faithfulness: Mapped[dict[str, Any]]
+    support_share: Mapped[float]
+    energy_in_roi: Mapped[float | None]  # faithfulness["energy_in_roi"], for reports in plain SQL
+    fused_blob_id: Mapped[int] = mapped_column(_parent("map_blob.id"), index=True)
+
+
+class ExplanationRegion(Base):
+    """A connected part of the explanation map in source pixels; position 0 has the most mass."""
+
+    __tablename__ = "explanation_region"
+    __table_args__ = ({"sqlite_strict": True},)
+
+    explanation_id: Mapped[int] = mapped_column(_parent("explanation.id", cascade=True), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    top_px: Mapped[int]
+    left_px: Mapped[int]
+    height_px: Mapped[int]
+    width_px: Mapped[int]
+    area_px: Mapped[int]
+    peak: Mapped[float]
+    mass: Mapped[float]
+
+
+class ExplanationTile(Base):
+    """One explained window of the picture."""
+
+    __tablename__ = "explanation_tile"
+    __table_args__ = (_one_of("status", Status), {"sqlite_strict": True})
+
+    explanation_id: Mapped[int] = mapped_column(_parent("explanation.id", cascade=True), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    tile_index: Mapped[int]  # which window of the picture's grid
+    top_px: Mapped[int]
+    left_px: Mapped[int]
+    height_px: Mapped[int]
+    width_px: Mapped[int]
+    status: Mapped[str]
+    scores: Mapped[list[Any]]
+    baseline_score: Mapped[float | None]
+    score_spread: Mapped[float | None]
+
+
+class BlockMap(Base):
+    """One convolutional block's share in one window, rebuilt from `sums_blob_id` (NULL: dropped, `note` says why)."""
+
+    __tablename__ = "block_map"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["explanation_id", "tile_position"],
+            ["explanation_tile.explanation_id", "explanation_tile.position"],
+            ondelete="CASCADE",
+        ),
+        {"sqlite_strict": True},
+    )
+
+    explanation_id: Mapped[int] = mapped_column(primary_key=True)
+    tile_position: Mapped[int] = mapped_column(primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)  # shallow to deep
+    tensor: Mapped[str]
+    channels: Mapped[int]
+    positive: Mapped[int]
+    kept: Mapped[int]
+    constant: Mapped[int]
+    beta: Mapped[float | None]
+    threshold: Mapped[float | None]
+    score_min: Mapped[float | None]
+    score_max: Mapped[float | None]
+    otsu: Mapped[float | None]
+    note: Mapped[str]
+    sums_blob_id: Mapped[int | None] = mapped_column(_parent("map_blob.id"), index=True)
+
+
+class ReasonCode(Base):
+    """Why a person overturned a verdict, in the plant's own list."""
+
+    __tablename__ = "reason_code"
+    __table_args__ = ({"sqlite_strict": True},)
+
+    id: Mapped[int] = _id()
+    code: Mapped[str] = mapped_column(unique=True)
+    meaning: Mapped[str]
+
+
+class Review(Base):
+    """A person's answer. Triggers refuse UPDATE and DELETE; a correction is a new row that supersedes the old one."""
+
+    __tablename__ = "review"
+    __table_args__ = (
+        _one_of("decision", ("confirm", "overturn", "undecided")),
+        UniqueConstraint("supersedes_id"),  # an answer is corrected once; the next correction corrects that one
+        Index(None, "inspection_id", "reviewed_at"),
+        {"sqlite_strict": True, "sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = _id()
+    inspection_id: Mapped[int] = mapped_column(_parent("inspection.id", cascade=True))
+    supersedes_id: Mapped[int | None] = mapped_column(_parent("review.id", cascade=True))
+    reviewer: Mapped[str]
+    reviewed_at: Mapped[datetime] = mapped_column(index=True)
+    decision: Mapped[str]
+    verdict: Mapped[str]  # the person's own: OK, NG or UNSURE
+    true_label: Mapped[str]
+    reason_code_id: Mapped[int | None] = mapped_column(_parent("reason_code.id"))
+    map_on_defect: Mapped[str]  # "yes", "no", "partly"; empty: not said
+    blind: Mapped[int]  # 1: given before verdict and map were shown
+    box: Mapped[list[Any] | None]  # [top, left, height, width] in source pixels, where a person saw the defect
+    note: Mapped[str]
+
+
+class LedgerEvent(Base):
+    """The hash chain: `hash` = sha256(previous_hash + body); triggers refuse UPDATE and DELETE."""
+
+    __tablename__ = "ledger_event"
+    __table_args__ = (Index(None, "kind", "subject"), {"sqlite_strict": True})
+
+    id: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=False)  # 1, 2, 3, ... without a gap
+    occurred_at: Mapped[datetime] = mapped_column(index=True)
+    kind: Mapped[str]
+    subject: Mapped[str]
+    body: Mapped[str]  # canonical JSON as hashed: text on both databases, since JSONB would respell it
+    previous_hash: Mapped[str]
+    hash: Mapped[str] = mapped_column(unique=True)
+
+
+class RetentionRule(Base):
+    """How long one kind of data of one product is kept; the product without a name stands for all without a rule."""
+
+    __tablename__ = "retention_rule"
+    __table_args__ = (
+        _one_of("data_kind", ("picture", "map", "row")),
+        UniqueConstraint("product_name", "data_kind"),
+        {"sqlite_strict": True},
+    )
+
+    id: Mapped[int] = _id()
+    product_name: Mapped[str]
+    data_kind: Mapped[str]
+    keep_days: Mapped[int]
+    set_at: Mapped[datetime]
+    set_by: Mapped[str]
+
+
+class LegalHold(Base):
+    """Nothing of these parts is deleted while the hold stands; empty product, lot or serial mean any."""
+
+    __tablename__ = "legal_hold"
+    __table_args__ = ({"sqlite_strict": True},)
+
+    id: Mapped[int] = _id()
+    product: Mapped[str]
+    lot: Mapped[str]
+    serial: Mapped[str]
+    reason: Mapped[str]
+    placed_at: Mapped[datetime]
+    placed_by: Mapped[str]
+    released_at: Mapped[datetime | None]
+    released_by: Mapped[str]
+
+
+class Audit(Base):
+    """A model measured on labelled pictures, beside the model; the numbers are the audit's own document."""
+
+    __tablename__ = "audit"
+    __table_args__ = ({"sqlite_strict": True},)
+
+    id: Mapped[int] = _id()
+    audit_id: Mapped[str] = mapped_column(unique=True)
+    model_id: Mapped[int] = mapped_column(_parent("model.id"), index=True)
+    audited_at: Mapped[datetime]
+    settings: Mapped[dict[str, Any]]
+    numbers: Mapped[dict[str, Any]]
