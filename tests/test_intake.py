@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import fsspec
-import hostile
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,9 +16,10 @@ from hypothesis import strategies as st
 
 from inspect_xai.errors import IntakeError, PictureError, SettingsError
 from inspect_xai.pipeline.identity import PathPattern
-from inspect_xai.pipeline.intake import FolderSource, read_picture, utc
+from inspect_xai.pipeline.intake import Claim, FolderSource, read_picture, utc
 from inspect_xai.pipeline.pictures import PictureLimits, decode_picture, picture_size
 from inspect_xai.pipeline.remote import UrlSource, open_source
+from tests import hostile
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 LIMITS = PictureLimits()
@@ -154,7 +154,7 @@ def test_a_pattern_can_pass_over_something() -> None:
 # --- the folder
 
 
-def names(claims: list) -> list[str]:
+def names(claims: list[Claim]) -> list[str]:
     return sorted(claim.file_name for claim in claims)
 
 
@@ -329,6 +329,20 @@ def test_closing_with_files_claimed_leaves_them_to_the_next_line(tmp_path: Path)
     assert left.name.startswith(socket.gethostname())
     with FolderSource(tmp_path, settle_s=0) as source:
         assert names(source.claim(1)) == ["a.png"]
+
+
+def test_a_released_file_is_there_for_any_line(tmp_path: Path) -> None:
+    original = write(tmp_path / "L1/a.png")
+    original.with_suffix(".json").write_text("{}")
+    with FolderSource(tmp_path, settle_s=0) as source:
+        (claim,) = source.claim(1)
+        source.release(claim)
+        assert original.exists()
+        assert original.with_suffix(".json").exists()
+        (claim,) = source.claim(1)
+        write(original, seed=5)  # a namesake came meanwhile: nothing is overwritten, the claim stays
+        source.release(claim)
+        assert Path(claim.location).exists()
 
 
 def test_kept_files_are_seen_once_and_stay(tmp_path: Path) -> None:

@@ -174,6 +174,18 @@ class FolderSource:
         except OSError as error:
             raise _not_written(target, error) from error
 
+    def release(self, claim: Claim) -> None:
+        """Put a claimed file back for any line to take; if that fails it stays claimed, which is as good."""
+        if self.keep:
+            return
+        claimed = Path(claim.location)
+        original = self.folder / claimed.relative_to(self._claims or self.folder)
+        if not os.path.lexists(original):
+            with suppress(OSError):  # the sidecar first: who takes the picture looks for it
+                claimed.with_suffix(".json").rename(original.with_suffix(".json"))
+            with suppress(OSError):
+                claimed.rename(original)
+
     def close(self) -> None:
         """Give up the place for claims; files still claimed stay there for the next line."""
         self._walk = iter(())

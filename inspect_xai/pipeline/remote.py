@@ -88,6 +88,9 @@ class UrlSource:
     def move(self, claim: Claim, *, destination: str) -> None:
         """Leave the file where it is."""
 
+    def release(self, claim: Claim) -> None:
+        """Nothing is claimed, so nothing is given back."""
+
     def close(self) -> None:
         """Nothing is held open."""
 

@@ -1,0 +1,421 @@
+"""The line: pictures claimed, judged, explained, recorded and put away; no single picture stops it."""
+
+import hashlib
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspect_xai.errors import (
+    BundleError,
+    DatabaseAwayError,
+    DeviceError,
+    ExplanationError,
+    InspectXaiError,
+    IntakeError,
+    PictureError,
+    SettingsError,
+    StoreError,
+)
+from inspect_xai.model.bundle import ModelBundle
+from inspect_xai.pipeline.explain import Explainer, Look
+from inspect_xai.pipeline.folder import versions
+from inspect_xai.pipeline.identity import DEFAULT_PATTERN, Identity, PathPattern
+from inspect_xai.pipeline.intake import Claim
+from inspect_xai.pipeline.pictures import PictureLimits, decode_picture
+from inspect_xai.pipeline.remote import Source
+from inspect_xai.records import (
+    Capture,
+    Explanation,
+    Failure,
+    Inspection,
+    Reason,
+    Run,
+    Verdict,
+    VerdictCode,
+)
+from inspect_xai.storage.store import open_store
+from inspect_xai.storage.stored import RecordedInspection
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# What another picture would meet as well: these end the line. All else is the picture's own trouble.
+_NOT_THE_PICTURES_FAULT = (StoreError, DeviceError, BundleError, SettingsError, IntakeError)
+_TRY_AGAIN_AFTER_S = (0.5, 2.0, 8.0)
+
+
+@dataclass(frozen=True, slots=True)
+class LineRules:
+    """By what rules a line works.
+
+    Attributes:
+        policy_version: Under which version of these rules inspections are recorded.
+        ok_share: Share of the OK pictures explained too, chosen by their hash: the same ones in every run.
+        path_pattern: Which part a picture shows (see `PathPattern`).
+        limits: What pictures may be.
+    """
+
+    policy_version: str = "1"
+    ok_share: float = 0.05
+    path_pattern: str = DEFAULT_PATTERN
+    limits: PictureLimits = field(default_factory=PictureLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one claimed file.
+
+    Attributes:
+        file_name: Path below the source.
+        inspection_id: Of its row.
+        is_new: It was recorded now; False: that picture, model and policy had a row already.
+        verdict: The line's; None where the row stood already and nothing was computed.
+        explained: An explanation was recorded with it.
+        failed: The picture could not be judged, or not explained although the rules asked for it.
+        passes: Forward passes spent on its explanation.
+    """
+
+    file_name: str
+    inspection_id: int
+    is_new: bool
+    verdict: VerdictCode | None
+    explained: bool
+    failed: bool
+    passes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LineSummary:
+    """What a line did: counts of pictures, forward passes for explanations, and seconds of wall time."""
+
+    run_id: str
+    provider: str
+    seen: int = 0
+    inspected: int = 0
+    already_known: int = 0
+    ok: int = 0
+    ng: int = 0
+    unsure: int = 0
+    failed: int = 0
+    explained: int = 0
+    passes: int = 0
+    seconds: float = 0.0
+
+    def plus(self, outcomes: Sequence[Outcome]) -> "LineSummary":
+        """Return the summary with these outcomes counted in."""
+        new = [outcome for outcome in outcomes if outcome.is_new]
+        codes = [outcome.verdict for outcome in new]
+        return replace(
+            self,
+            seen=self.seen + len(outcomes),
+            inspected=self.inspected + len(new),
+            already_known=self.already_known + len(outcomes) - len(new),
+            ok=self.ok + codes.count(VerdictCode.OK),
+            ng=self.ng + codes.count(VerdictCode.NG),
+            unsure=self.unsure + codes.count(VerdictCode.UNSURE),
+            failed=self.failed + sum(outcome.failed for outcome in new),
+            explained=self.explained + sum(outcome.explained for outcome in new),
+            passes=self.passes + sum(outcome.passes for outcome in new),
+        )
+
+
+@dataclass(slots=True, eq=False)
+class _Draft:
+    """What is known of one picture so far; whatever fails next, this much is recorded."""
+
+    claim: Claim
+    started_at: datetime
+    identity: Identity
+    sha256: str = ""
+    known_id: int | None = None
+    size_px: tuple[int, int] = (0, 0)
+    pixels_sha256: str = ""
+    look: Look | None = None
+    because: str = ""
+    explanation: Explanation | None = None
+    error: Exception | None = None
+    duration_ms: float = 0.0
+
+
+class Line:
+    """One bundle, one database, opened once; inspects chunk after chunk.
+
+    Args:
+        bundle: A bundle folder, or a loaded bundle.
+        db: URL of the database.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        rules: By what rules it works.
+
+    Raises:
+        BundleError: If the folder is no sound bundle.
+        DeviceError: If the device asked for does not run.
+        SettingsError: If the path pattern cannot be read.
+        StoreError: If the database cannot be used.
+    """
+
+    def __init__(
+        self, bundle: ModelBundle | Path | str, db: str, *, device: str = "auto", rules: LineRules | None = None
+    ) -> None:
+        self.rules = rules or LineRules()
+        self._pattern = PathPattern(self.rules.path_pattern)
+        self._store = open_store(db)
+        try:
+            self._explainer = Explainer(bundle, device=device)
+        except BaseException:
+            self._store.close()
+            raise
+        loaded = self._explainer.engine.bundle
+        self.fingerprint = loaded.fingerprint
+        self.run = Run(
+            run_id=uuid.uuid4().hex,
+            started_at=datetime.now(UTC),
+            provider=self._explainer.engine.provider,
+            versions=versions(),
+            settings=asdict(self.rules) | {"device": device, "bundle": str(loaded.folder)},
+        )
+        self._store.register_model(self.fingerprint, loaded.card, registered_by="line")
+        self._store.begin_run(self.run)
+
+    def inspect(
+        self, source: Source, claims: Sequence[Claim], *, after_each: Callable[[], bool] | None = None
+    ) -> list[Outcome]:
+        """Inspect a chunk of claimed files and record them in one transaction; then put the files away.
+
+        A crash at any moment is harmless: before the transaction nothing is recorded, after it the picture is known.
+
+        Args:
+            source: Where the files were claimed.
+            claims: The files.
+            after_each: Called after every picture; when it returns True the rest of the chunk is given back.
+
+        Returns:
+            One outcome per inspected file, in order.
+
+        Raises:
+            DatabaseAwayError: If the database stays away; the files stay claimed and nothing is lost.
+            DeviceError: If the device fails; the same.
+            IntakeError: If files cannot be moved; they are recorded, and moved the next time.
+        """
+        drafts: list[_Draft] = []
+        for index, claim in enumerate(claims):
+            drafts.append(self._inspect_one(source, claim))
+            if after_each and after_each():
+                for rest in claims[index + 1 :]:
+                    source.release(rest)
+                break
+        inspections = {id(draft): self._inspection(source, draft) for draft in drafts if draft.known_id is None}
+        recorded = iter(self._patiently(lambda: self._store.record(list(inspections.values()))) if inspections else [])
+        outcomes = []
+        for draft in drafts:
+            inspection = inspections.get(id(draft))
+            row = next(recorded) if inspection else RecordedInspection(draft.known_id or 0, is_new=False)
+            source.move(draft.claim, destination=self._destination(source, draft))
+            outcomes.append(_outcome(draft, row, inspection))
+        return outcomes
+
+    def close(self) -> None:
+        """Free the engine and the database."""
+        self._explainer.close()
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _inspect_one(self, source: Source, claim: Claim) -> _Draft:
+        start = time.perf_counter()
+        identity = self._pattern.identify(claim.file_name, modified_at=claim.modified_at)
+        draft = _Draft(claim, datetime.now(UTC), identity)
+        try:
+            self._fill(draft, source)
+        except _NOT_THE_PICTURES_FAULT:
+            raise
+        except Exception as error:  # noqa: BLE001  the guard: no picture stops the line
+            draft.error = error
+            log = _log.warning if isinstance(error, InspectXaiError) else _log.exception
+            log(
+                "%s (serial %s, sha256 %s): %s: %s",
+                claim.file_name, identity.part.serial, draft.sha256 or "unknown", type(error).__name__, error,
+            )  # fmt: skip
+        draft.duration_ms = (time.perf_counter() - start) * 1e3
+        return draft
+
+    def _fill(self, draft: _Draft, source: Source) -> None:
+        """Take one picture as far as it goes, writing down each step."""
+        claim = draft.claim
+        data = b""
+        try:
+            data = source.read(claim, limits=self.rules.limits)
+            draft.sha256 = hashlib.sha256(data).hexdigest()
+            draft.identity = self._pattern.identify(
+                claim.file_name, modified_at=claim.modified_at, sidecar=source.sidecar(claim)
+            )
+            draft.known_id = self._known(draft.sha256)
+            if draft.known_id is not None:
+                return
+            pixels = decode_picture(data, limits=self.rules.limits)
+        except PictureError:
+            draft.sha256 = _hash_of_no_picture(claim, data)
+            raise
+        draft.size_px = (pixels.shape[0], pixels.shape[1])
+        draft.pixels_sha256 = _hash_of_pixels(pixels)
+        draft.look = self._explainer.look(pixels)
+        draft.because = why_explain(draft.look.verdict.code, draft.sha256, ok_share=self.rules.ok_share)
+        if draft.because:
+            explanation = self._explainer.explain(draft.look, target=draft.look.verdict.label)
+            # The rest is rebuilt from what is stored; a chunk of large pictures would not fit into memory with it.
+            draft.explanation = replace(explanation, rank=np.empty((0, 0), np.int32), block_maps={})
+
+    def _known(self, sha256: str) -> int | None:
+        found = self._patiently(lambda: self._store.known([sha256], self.fingerprint, self.rules.policy_version))
+        return found.get(sha256)
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Call the store, and again a few times while the database is away."""
+        for wait_s in _TRY_AGAIN_AFTER_S:
+            try:
+                return call()
+            except DatabaseAwayError as error:
+                _log.warning("%s Next try in %g s.", error, wait_s)
+                time.sleep(wait_s)
+        return call()
+
+    def _destination(self, source: Source, draft: _Draft) -> str:
+        return source.destination(
+            draft.claim,
+            captured_at=draft.identity.captured_at,
+            sha256=draft.sha256,
+            rejected=isinstance(draft.error, PictureError),
+        )
+
+    def _inspection(self, source: Source, draft: _Draft) -> Inspection:
+        identity, error = draft.identity, draft.error
+        capture = Capture(
+            sha256=draft.sha256,
+            file_name=draft.claim.file_name,
+            part=identity.part,
+            captured_at=identity.captured_at,
+            line=identity.line,
+            station=identity.station,
+            camera=identity.camera,
+            view=identity.view,
+            shift=identity.shift,
+            height_px=draft.size_px[0],
+            width_px=draft.size_px[1],
+            archived_to=self._destination(source, draft),
+            pixels_sha256=draft.pixels_sha256,
+        )
+        return Inspection(
+            capture=capture,
+            fingerprint=self.fingerprint,
+            policy_version=self.rules.policy_version,
+            run_id=self.run.run_id,
+            inspected_at=draft.started_at,
+            verdict=draft.look.verdict if draft.look else Verdict(VerdictCode.UNSURE, _reason(error), "", 0.0, 0.0),
+            prediction=draft.look.prediction if draft.look else None,
+            explanation=draft.explanation,
+            explained_because=draft.because,
+            failure=Failure(type(error).__name__, str(error)) if error else None,
+            duration_ms=draft.duration_ms,
+        )
+
+
+def drain(
+    line: Line,
+    source: Source,
+    *,
+    chunk: int = 32,
+    watch_every_s: float | None = None,
+    stop: threading.Event | None = None,
+    on_progress: Callable[[], object] | None = None,
+) -> LineSummary:
+    """Inspect everything a source holds, chunk by chunk.
+
+    Args:
+        line: An open line.
+        source: An open source.
+        chunk: Pictures claimed and recorded at a time.
+        watch_every_s: Look again so often for new pictures; None: end when there are none.
+        stop: When set, the picture at work is finished and recorded, and the rest of its chunk given back.
+        on_progress: Called after every picture.
+
+    Raises:
+        DatabaseAwayError: As `Line.inspect`, like the others.
+    """
+    stop = stop or threading.Event()
+    summary = LineSummary(line.run.run_id, line.run.provider)
+    start = time.perf_counter()
+
+    def after_each() -> bool:
+        if on_progress:
+            on_progress()
+        return stop.is_set()
+
+    while not stop.is_set():
+        claims = source.claim(chunk)
+        if claims:
+            summary = summary.plus(line.inspect(source, claims, after_each=after_each))
+        elif watch_every_s is None:
+            break
+        else:
+            stop.wait(watch_every_s)
+    return replace(summary, seconds=time.perf_counter() - start)
+
+
+def why_explain(verdict: VerdictCode, sha256: str, *, ok_share: float) -> str:
+    """Say why a picture is to be explained: "ng", "unsure", "sample", or "" where it is not.
+
+    Args:
+        verdict: The line's.
+        sha256: Of the picture, in hex; its first digits decide whether an OK picture is in the sample.
+        ok_share: Share of the OK pictures in the sample, 0 to 1.
+
+    >>> why_explain(VerdictCode.OK, "0" * 64, ok_share=0.05), why_explain(VerdictCode.OK, "f" * 64, ok_share=0.05)
+    ('sample', '')
+    """
+    if verdict is not VerdictCode.OK:
+        return verdict.value.lower()
+    return "sample" if int(sha256[:8], 16) < ok_share * 2**32 else ""
+
+
+def _reason(error: Exception | None) -> Reason:
+    if isinstance(error, PictureError):
+        return Reason.BAD_IMAGE
+    return Reason.MODEL_FAILED if isinstance(error, ExplanationError) else Reason.UNFORESEEN
+
+
+def _hash_of_no_picture(claim: Claim, data: bytes) -> str:
+    """Return what stands for a file without a picture: cameras produce the same empty file for many parts."""
+    known = f"no picture\0{claim.file_name}\0{claim.modified_at.isoformat()}\0".encode()
+    return hashlib.sha256(known + data).hexdigest()
+
+
+def _hash_of_pixels(pixels: NDArray[np.uint8]) -> str:
+    shape = np.array(pixels.shape, "<i8").tobytes()
+    return hashlib.sha256(shape + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+def _outcome(draft: _Draft, row: RecordedInspection, inspection: Inspection | None) -> Outcome:
+    return Outcome(
+        file_name=draft.claim.file_name,
+        inspection_id=row.inspection_id,
+        is_new=row.is_new,
+        verdict=inspection.verdict.code if inspection else None,
+        explained=draft.explanation is not None,
+        failed=draft.error is not None,
+        passes=draft.explanation.passes if draft.explanation else 0,
+    )
