@@ -58,6 +58,8 @@ _SUMMARY: dict[str, Any] = {
     "model_version": Model.version,
     "model_status": Inspection.model_status,
     "policy_version": Policy.version,
+    "run_id": Run.run_id,
+    "provider": Run.provider,
     "explained_because": Inspection.explained_because,
     "explanation_status": func.coalesce(Explanation.status, ""),
     "passes": func.coalesce(Explanation.passes, 0),
@@ -83,6 +85,7 @@ def summaries() -> Select[Any]:
         .join(Product, Product.id == Lot.product_id)
         .join(Model, Model.id == Inspection.model_id)
         .join(Policy, Policy.id == Inspection.policy_id)
+        .join(Run, Run.id == Inspection.run_id)
         .outerjoin(Explanation, Explanation.inspection_id == Inspection.id)
         .outerjoin(Review, Review.id == newest.scalar_subquery())
     )

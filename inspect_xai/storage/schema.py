@@ -76,28 +76,28 @@ def _upgrade(connection: Connection, url: str) -> str:
     found = _revision(connection)
     if found == REVISION:
         return found
-    config = _config()
-    if found and found not in _known(config):
+    settings = config()
+    if found and found not in _known(settings):
         raise _misfit(found, url)
-    config.attributes["connection"] = connection
+    settings.attributes["connection"] = connection
     for name in _views():
         connection.execute(text(f"DROP VIEW IF EXISTS {name}"))  # so that a migration may change what they look at
-    command.upgrade(config, "head")
+    command.upgrade(settings, "head")
     for statement in _views().values():
         connection.exec_driver_sql(statement)
     return found
 
 
-def _config() -> Config:
+def config() -> Config:
     """Alembic's settings made here: no alembic.ini, and so nothing that would set up logging anew."""
-    config = Config()
-    config.set_main_option("script_location", str(sql_folder() / "migrations").replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    return config
+    settings = Config()
+    settings.set_main_option("script_location", str(sql_folder() / "migrations").replace("%", "%%"))
+    settings.set_main_option("path_separator", "os")
+    return settings
 
 
-def _known(config: Config) -> set[str]:
-    return {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+def _known(settings: Config) -> set[str]:
+    return {script.revision for script in ScriptDirectory.from_config(settings).walk_revisions()}
 
 
 def _revision(connection: Connection) -> str:
@@ -111,7 +111,7 @@ def _misfit(found: str, url: str) -> SchemaError:
     upgrade = f"run: inspect-xai db upgrade --db {place}"
     if not found:
         return SchemaError(f"the database {place} has no tables of inspect-xai yet", expected=expected, remedy=upgrade)
-    if found not in _known(_config()):
+    if found not in _known(config()):
         remedy = f"install the version of inspect-xai that wrote it, or a newer one; then {upgrade}"
         return SchemaError(f"the database {place} is newer: schema revision {found}", expected=expected, remedy=remedy)
     return SchemaError(f"the database {place} is older: schema revision {found}", expected=expected, remedy=upgrade)

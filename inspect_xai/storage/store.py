@@ -157,11 +157,18 @@ class Store:
         with database.reading(self._engine) as connection:
             return reading.inspection(connection, inspection_id, self._fetch if maps else None)
 
-    def day(self, start: datetime, end: datetime) -> list[InspectionSummary]:
-        """Inspections with start <= inspected_at < end, oldest first. The caller knows the plant's zone."""
-        query = reading.summaries().where(tables.Inspection.inspected_at >= start, tables.Inspection.inspected_at < end)
+    def day(self, start: datetime, end: datetime, *, by: str = "inspected_at") -> list[InspectionSummary]:
+        """Inspections with start <= time < end, oldest first. The caller knows the plant's zone.
+
+        Args:
+            start: First moment.
+            end: First moment after.
+            by: The time meant: "inspected_at", or "captured_at" for what was made that day.
+        """
+        moment = reading.column(by)
+        query = reading.summaries().where(moment >= start, moment < end)
         with database.reading(self._engine) as connection:
-            rows = connection.execute(query.order_by(tables.Inspection.inspected_at, tables.Inspection.id))
+            rows = connection.execute(query.order_by(moment, tables.Inspection.id))
             return [reading.summary(row) for row in rows]
 
     def counts(self, start: datetime, end: datetime, *, by: Sequence[str] = ("verdict",)) -> dict[tuple[str, ...], int]:

@@ -144,6 +144,8 @@ class InspectionSummary:
     model_version: str
     model_status: str  # when the verdict was recorded
     policy_version: str
+    run_id: str
+    provider: str
     explained_because: str
     explanation_status: str  # empty: none was made
     passes: int
