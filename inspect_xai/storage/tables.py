@@ -4,7 +4,8 @@
                                           |-- explanation -< explanation_region
                                           |            |--< explanation_tile -< block_map >- map_blob
                                           |            `--> map_blob (the fused map)
-                                          `--< review >- reason_code
+                                          |--< review >- reason_code
+                                          `-- desk_item
 
 Every table has a whole-number `id`, or the ids of its parents with a position. Times are UTC. `sql/schema/` shows the
 DDL for both databases (`python -m inspect_xai.storage.schema` writes it); `sql/migrations/` is what makes it.
@@ -19,7 +20,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from inspect_xai.records import Status, VerdictCode
 from inspect_xai.storage.types import Bytes, Id, Json, Real, UtcTime, Whole, Words
 
-REVISION: Final = "0001"
+REVISION: Final = "0002"
 """The schema revision this build reads and writes: the newest file in sql/migrations/versions (a test compares)."""
 
 VERSION_TABLE: Final = "inspect_xai_version"  # Alembic's default name is taken where Prefect lives in the database
@@ -340,6 +341,54 @@ class Review(Base):
     blind: Mapped[int]  # 1: given before verdict and map were shown
     box: Mapped[list[Any] | None]  # [top, left, height, width] in source pixels, where a person saw the defect
     note: Mapped[str]
+
+
+class DeskItem(Base):
+    """Where an inspection stands on the review desk: working state, no part of the record, rebuilt from it at any time.
+
+    What the desk filters by is repeated here, so that a page of the queue is one walk along one index.
+    """
+
+    __tablename__ = "desk_item"
+    __table_args__ = (
+        _one_of("state", ("open", "second", "done")),
+        Index(None, "state", "tier", "inspection_id"),
+        {"sqlite_strict": True},
+    )
+
+    inspection_id: Mapped[int] = mapped_column(_parent("inspection.id", cascade=True), primary_key=True)
+    state: Mapped[str]  # open: nobody answered; second: a second person is wanted; done
+    tier: Mapped[int]  # 0 is the most urgent
+    why: Mapped[str]  # what put it there, as a code
+    verdict: Mapped[str]
+    label: Mapped[str]
+    line: Mapped[str]
+    station: Mapped[str]
+    shift: Mapped[str]
+    inspected_at: Mapped[datetime]
+    claimed_by: Mapped[str]  # empty: nobody
+    claimed_until: Mapped[datetime | None]
+    judged_by: Mapped[str]  # who answered first; nobody is the second inspector of their own answer
+
+
+class DeskMark(Base):
+    """Up to which inspection the desk has looked: one row."""
+
+    __tablename__ = "desk_mark"
+    __table_args__ = ({"sqlite_strict": True},)
+
+    id: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=False)
+    seen_id: Mapped[int]
+
+
+class DeskAnswer(Base):
+    """Under which key a review was sent in: sent again after a broken connection, it is the same review."""
+
+    __tablename__ = "desk_answer"
+    __table_args__ = ({"sqlite_strict": True},)
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    review_id: Mapped[int] = mapped_column(_parent("review.id", cascade=True), index=True)
 
 
 class LedgerEvent(Base):

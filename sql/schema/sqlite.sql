@@ -1,4 +1,11 @@
--- The tables on sqlite, revision 0001. Made by: python -m inspect_xai.storage.schema
+-- The tables on sqlite, revision 0002. Made by: python -m inspect_xai.storage.schema
+
+CREATE TABLE desk_mark (
+    id INTEGER NOT NULL,
+    seen_id INTEGER NOT NULL,
+    CONSTRAINT pk_desk_mark PRIMARY KEY (id)
+)
+ STRICT;
 
 CREATE TABLE ledger_event (
     id INTEGER NOT NULL,
@@ -224,6 +231,28 @@ CREATE INDEX ix_inspection_run_id ON inspection (run_id);
 
 CREATE INDEX ix_inspection_verdict_inspected_at ON inspection (verdict, inspected_at);
 
+CREATE TABLE desk_item (
+    inspection_id INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    tier INTEGER NOT NULL,
+    why TEXT NOT NULL,
+    verdict TEXT NOT NULL,
+    label TEXT NOT NULL,
+    line TEXT NOT NULL,
+    station TEXT NOT NULL,
+    shift TEXT NOT NULL,
+    inspected_at TEXT NOT NULL,
+    claimed_by TEXT NOT NULL,
+    claimed_until TEXT,
+    judged_by TEXT NOT NULL,
+    CONSTRAINT pk_desk_item PRIMARY KEY (inspection_id),
+    CONSTRAINT ck_desk_item_state CHECK (state IN ('open', 'second', 'done')),
+    CONSTRAINT fk_desk_item_inspection_id FOREIGN KEY(inspection_id) REFERENCES inspection (id) ON DELETE CASCADE
+)
+ STRICT;
+
+CREATE INDEX ix_desk_item_state_tier_inspection_id ON desk_item (state, tier, inspection_id);
+
 CREATE TABLE explanation (
     id INTEGER NOT NULL,
     inspection_id INTEGER NOT NULL,
@@ -278,6 +307,16 @@ CREATE TABLE review (
 CREATE INDEX ix_review_inspection_id_reviewed_at ON review (inspection_id, reviewed_at);
 
 CREATE INDEX ix_review_reviewed_at ON review (reviewed_at);
+
+CREATE TABLE desk_answer (
+    "key" TEXT NOT NULL,
+    review_id INTEGER NOT NULL,
+    CONSTRAINT pk_desk_answer PRIMARY KEY ("key"),
+    CONSTRAINT fk_desk_answer_review_id FOREIGN KEY(review_id) REFERENCES review (id) ON DELETE CASCADE
+)
+ STRICT;
+
+CREATE INDEX ix_desk_answer_review_id ON desk_answer (review_id);
 
 CREATE TABLE explanation_region (
     explanation_id INTEGER NOT NULL,
