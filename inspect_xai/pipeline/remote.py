@@ -1,5 +1,6 @@
-"""Pictures from a place that fsspec can list, read in place; and the one function that opens any source."""
+"""Pictures from a place that fsspec can list, read in place; and what opens a source or an archive of either kind."""
 
+import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
@@ -14,12 +15,14 @@ from inspect_xai.pipeline.intake import (
     MAX_SIDECAR_BYTES,
     Claim,
     FolderSource,
+    PictureFile,
     as_text,
     is_passed_over,
     is_picture,
+    read_picture,
     utc,
 )
-from inspect_xai.pipeline.pictures import PictureLimits, too_long
+from inspect_xai.pipeline.pictures import PictureLimits, decode_picture, too_long
 
 
 class UrlSource:
@@ -125,6 +128,22 @@ def open_source(location: str, *, settle_s: float = 1.0, lease_s: float = 600.0,
     if "://" in location:
         return UrlSource(location)
     return FolderSource(Path(location), settle_s=settle_s, lease_s=lease_s, keep=keep)
+
+
+def read_archived(location: str, *, limits: PictureLimits) -> PictureFile:
+    """Read a picture from where a recorded inspection says it was put: a path or a URL.
+
+    Raises:
+        PictureError: If it is not there or no longer a picture.
+    """
+    if "://" not in location:
+        return read_picture(Path(location), limits=limits)
+    try:
+        with fsspec.open(location, "rb") as file:
+            data: bytes = file.read(limits.max_bytes + 1)
+    except (OSError, ImportError, ValueError) as error:
+        raise PictureError(f"{location} cannot be read: {error}", remedy="check that it is still there") from error
+    return PictureFile(decode_picture(data, limits=limits), hashlib.sha256(data).hexdigest())
 
 
 def _changed_at(found: dict[str, Any]) -> datetime:

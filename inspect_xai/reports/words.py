@@ -1,0 +1,43 @@
+"""What the codes of a record mean, in words for the people who read a report."""
+
+from typing import Final
+
+from inspect_xai.records import Reason, Status
+
+REASONS: Final = {
+    Reason.DEFECT_OVER_THRESHOLD: "a defect label reached its threshold",
+    Reason.DEFECT_NEAR_THRESHOLD: "a defect label came within the margin below its threshold",
+    Reason.DEFECT_LEADS_BELOW_THRESHOLD: "the most probable label is a defect, but it stays below its threshold",
+    Reason.NO_OK_LABEL: "no defect label reached its threshold, and the model has no label that means OK",
+    Reason.CLEAR: "an OK label leads and no defect label comes near its threshold",
+    Reason.BAD_IMAGE: "the file holds no picture that could be judged",
+    Reason.MODEL_FAILED: "the model put out something that is not a number",
+    Reason.UNFORESEEN: "an error nobody foresaw; the log has it",
+}
+
+STATUSES: Final = {
+    Status.EXPLAINED: "masking shows where the label's score depends on the picture",
+    Status.NO_EVIDENCE: "no channel of the network argues for the label: there is no map to show",
+    Status.NOT_EXPLAINED: "every masked picture scores nothing, so masking says nothing: there is no map to show",
+    Status.FAILED: "the explanation failed; the verdict stands without it",
+}
+
+NOTES: Final = {
+    "low_score_spread": "the masks score nearly alike, so the map hardly tells places apart",
+    "baseline_scores_class": "the picture scores for the label even with everything hidden; read the map with doubt",
+    "tiny_support": "the map covers less than a thousandth of the picture",
+    "wide_support": "the map covers most of the picture",
+    "ok_label_has_no_place": "the label means OK, which has no place in the picture",
+}
+
+NO_CAUSE: Final = (
+    "A map shows where hiding the picture changed the model's score. "
+    "It is evidence about the model, not the cause of a defect, and it does not judge the part."
+)
+
+
+def note_in_words(code: str) -> str:
+    """Say what a note of an explanation means; a code unknown here is shown as it is."""
+    if code.startswith("bucket_halved_to_"):
+        return f"the device ran short of memory: {code.removeprefix('bucket_halved_to_')} masks at a time"
+    return NOTES.get(code, code)
