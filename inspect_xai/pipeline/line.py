@@ -342,6 +342,7 @@ def drain(
     watch_every_s: float | None = None,
     stop: threading.Event | None = None,
     on_progress: Callable[[], object] | None = None,
+    inspect: Callable[[list[Claim]], list[Outcome]] | None = None,
 ) -> LineSummary:
     """Inspect everything a source holds, chunk by chunk.
 
@@ -352,6 +353,7 @@ def drain(
         watch_every_s: Look again so often for new pictures; None: end when there are none.
         stop: When set, the picture at work is finished and recorded, and the rest of its chunk given back.
         on_progress: Called after every picture.
+        inspect: Called with every chunk in place of `line.inspect`, for an orchestrator that wraps it.
 
     Raises:
         DatabaseAwayError: As `Line.inspect`, like the others.
@@ -365,10 +367,14 @@ def drain(
             on_progress()
         return stop.is_set()
 
+    def inspect_here(claims: list[Claim]) -> list[Outcome]:
+        return line.inspect(source, claims, after_each=after_each)
+
+    inspect_chunk = inspect or inspect_here
     while not stop.is_set():
         claims = source.claim(chunk)
         if claims:
-            summary = summary.plus(line.inspect(source, claims, after_each=after_each))
+            summary = summary.plus(inspect_chunk(claims))
         elif watch_every_s is None:
             break
         else:

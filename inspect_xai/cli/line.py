@@ -1,0 +1,168 @@
+"""`inspect-xai line`: the main job, from a folder of pictures to recorded inspections."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inspect_xai.cli.console import JsonOption, print_json, progress_bar
+from inspect_xai.errors import SettingsError
+
+if TYPE_CHECKING:
+    from inspect_xai.pipeline.line import Line, LineSummary
+    from inspect_xai.pipeline.remote import Source
+    from inspect_xai.settings import Settings
+
+SettingsOption = Annotated[
+    Path | None, typer.Option("--settings", help="TOML file with settings; or the variable INSPECT_XAI_SETTINGS.")
+]
+DatabaseOption = Annotated[
+    str | None, typer.Option("--db", help="Database URL, for instance sqlite:///inspections.db.", show_default=False)
+]
+_WATCH_EVERY_S = 1.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(line)
+
+
+def line(
+    source: Annotated[
+        str | None, typer.Option("--source", help="Folder the cameras write into, or a URL (s3://bucket/folder).")
+    ] = None,
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="The model: a bundle folder.")] = None,
+    db: DatabaseOption = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = None,
+    ok_share: Annotated[
+        float | None, typer.Option("--ok-share", help="Share of the OK pictures explained too, 0 to 1.")
+    ] = None,
+    chunk: Annotated[int | None, typer.Option("--chunk", help="Pictures recorded in one transaction.")] = None,
+    settle: Annotated[
+        float | None, typer.Option("--settle", help="Seconds a file must rest before it is taken; 0: nobody writes.")
+    ] = None,
+    keep: Annotated[bool | None, typer.Option("--keep", help="Leave the files where they are.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on and wait for new pictures until stopped.")] = False,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Inspect what the cameras left: claim, judge, explain, record, put away.
+
+    All NG and UNSURE pictures and a repeatable share of the OK ones are explained. Each picture is recorded once per
+    model and policy, whatever happens in between; running the command again does only what is left. Recorded files
+    move to SOURCE/_archive, files without a picture in them to SOURCE/_rejected. Ctrl-C or SIGTERM finishes the
+    picture at work and records what is done.
+
+    What is not given as an option comes from the settings.
+
+    Example: inspect-xai line --source incoming --bundle tile.bundle --db sqlite:///inspections.db
+    """
+    from inspect_xai.pipeline.intake import FolderSource
+    from inspect_xai.pipeline.line import drain
+    from inspect_xai.settings import load_settings
+
+    chosen = load_settings(
+        settings,
+        db=db,
+        bundle=bundle,
+        device=device,
+        line={"source": source, "ok_share": ok_share, "chunk": chunk, "settle_s": settle, "keep": keep},
+    )
+    with open_source_of(chosen) as pictures:
+        if watch and pictures.keep:
+            raise SettingsError(
+                "--watch on a source whose files stay in place", expected="a folder whose files may be moved",
+                remedy="run the command again for new pictures, or drop --keep",
+            )  # fmt: skip
+        with open_line_of(chosen) as opened, _stopped_by_signals() as stop, progress_bar(shown=not as_json) as progress:
+            total = pictures.count() if isinstance(pictures, FolderSource) and not progress.disable else None
+            task = progress.add_task("inspecting", total=total)
+            summary = drain(
+                opened,
+                pictures,
+                chunk=chosen.line.chunk,
+                watch_every_s=_WATCH_EVERY_S if watch else None,
+                stop=stop,
+                on_progress=lambda: progress.advance(task),
+            )
+    if as_json:
+        print_json(summary)
+    else:
+        _print_summary(summary, chosen)
+
+
+def open_line_of(settings: "Settings") -> "Line":
+    """Open the line that the settings describe.
+
+    Raises:
+        SettingsError: If no bundle is named.
+    """
+    from inspect_xai.pipeline.line import Line, LineRules
+    from inspect_xai.pipeline.pictures import PictureLimits
+
+    if settings.bundle is None:
+        raise SettingsError("no bundle is named", remedy="give --bundle DIR, or set `bundle` in the settings")
+    chosen = settings.line
+    rules = LineRules(
+        policy_version=chosen.policy_version,
+        ok_share=chosen.ok_share,
+        path_pattern=chosen.path_pattern,
+        limits=PictureLimits(chosen.max_pixels, chosen.white_level, chosen.honour_exif),
+    )
+    return Line(settings.bundle, settings.db, device=settings.device, rules=rules)
+
+
+def open_source_of(settings: "Settings") -> "Source":
+    """Open the source that the settings name.
+
+    Raises:
+        SettingsError: If none is named.
+    """
+    from inspect_xai.pipeline.remote import open_source
+
+    chosen = settings.line
+    if not chosen.source:
+        raise SettingsError("no source is named", remedy="give --source DIR, or set `source` under [line]")
+    return open_source(chosen.source, settle_s=chosen.settle_s, lease_s=chosen.lease_s, keep=chosen.keep)
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[threading.Event]:
+    """Turn SIGTERM and the first Ctrl-C into an event; a second Ctrl-C interrupts as usual."""
+    stop = threading.Event()
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+
+    def ask(_number: int, _frame: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before[1])
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
+
+
+def _print_summary(summary: "LineSummary", settings: "Settings") -> None:
+    typer.echo(
+        f"{summary.inspected} pictures inspected in {summary.seconds:.1f} s on {summary.provider}: "
+        f"{summary.ok} OK, {summary.ng} NG, {summary.unsure} UNSURE"
+    )
+    typer.echo(f"{summary.explained} explained with {summary.passes} forward passes")
+    if summary.already_known:
+        typer.echo(f"{summary.already_known} were recorded already")
+    if summary.failed:
+        typer.echo(f"{summary.failed} could not be judged or explained: the report says why")
+    typer.echo(f"run {summary.run_id} in {_without_password(settings.db)}")
+
+
+def _without_password(url: str) -> str:
+    from inspect_xai.storage.database import shown
+
+    return shown(url)

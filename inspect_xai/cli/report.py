@@ -1,0 +1,82 @@
+"""`inspect-xai report`: a day of inspections as a page and as Parquet."""
+
+from datetime import date, datetime, time, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from zoneinfo import ZoneInfo
+
+import typer
+
+from inspect_xai.cli.console import JsonOption, print_json
+from inspect_xai.cli.line import DatabaseOption, SettingsOption
+
+if TYPE_CHECKING:
+    from inspect_xai.reports.day import Report
+    from inspect_xai.settings import Settings
+
+_DAYS = ["%Y-%m-%d"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(report)
+
+
+def report(
+    db: DatabaseOption = None,
+    on: Annotated[
+        datetime | None, typer.Option("--date", formats=_DAYS, help="The day of capture. Default: yesterday.")
+    ] = None,
+    since: Annotated[datetime | None, typer.Option("--since", formats=_DAYS, help="First day.")] = None,
+    until: Annotated[
+        datetime | None, typer.Option("--until", formats=_DAYS, help="Last day. Default: the first.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for one folder per day.")] = None,
+    time_zone: Annotated[
+        str | None, typer.Option("--time-zone", help="The plant's zone, in which a day begins and ends.")
+    ] = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the report of a day: what was captured, judged, flagged and why.
+
+    One HTML page with everything inside it, and one Parquet file per day for other tools. Only the database is read,
+    and the archived pictures for thumbnails; no model runs.
+
+    Example: inspect-xai report --db sqlite:///inspections.db --date 2026-11-22 --out reports
+    """
+    from inspect_xai.settings import load_settings
+
+    if on and (since or until):
+        raise typer.BadParameter("give either --date or --since and --until")
+    chosen = load_settings(settings, db=db, report={"out": out, "time_zone": time_zone})
+    last = (on or until or since or yesterday(chosen)).date()
+    first = (since or datetime.combine(last, time.min)).date()
+    written = write_report_of(chosen, first=first, last=last)
+    if as_json:
+        print_json(written)
+        return
+    typer.echo(
+        f"{written.inspections} inspections: {written.ok} OK, {written.ng} NG, {written.unsure} UNSURE; "
+        f"{written.shown} of {written.flagged} flagged parts shown"
+    )
+    typer.echo(f"page     {written.page}")
+    for path in written.parquet:
+        typer.echo(f"parquet  {path}")
+
+
+def yesterday(settings: "Settings") -> datetime:
+    """Return a moment of the day that ended last in the plant's zone."""
+    return datetime.now(ZoneInfo(settings.report.time_zone)) - timedelta(days=1)
+
+
+def write_report_of(settings: "Settings", *, first: date, last: date) -> "Report":
+    """Write the report that the settings describe."""
+    from inspect_xai.reports.day import write_report
+    from inspect_xai.storage.store import open_store
+
+    chosen = settings.report
+    with open_store(settings.db, create=False) as store:
+        return write_report(
+            store, first=first, last=last, out=chosen.out, time_zone=chosen.time_zone, thumbnails=chosen.thumbnails
+        )

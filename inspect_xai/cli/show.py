@@ -1,0 +1,90 @@
+"""`inspect-xai show`: everything that is recorded about one inspection."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inspect_xai.cli.console import JsonOption, print_json
+from inspect_xai.cli.line import DatabaseOption, SettingsOption
+
+if TYPE_CHECKING:
+    from inspect_xai.storage.stored import StoredExplanation, StoredInspection
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(show)
+
+
+def show(
+    inspection_id: Annotated[int, typer.Argument(metavar="ID", help="The inspection's number in the database.")],
+    db: DatabaseOption = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one inspection: picture, verdict, what the model said, explanation, provenance, reviews.
+
+    Example: inspect-xai show 17 --db sqlite:///inspections.db
+    """
+    from inspect_xai.settings import load_settings
+    from inspect_xai.storage.store import open_store
+
+    with open_store(load_settings(settings, db=db).db, create=False) as store:
+        found = store.get(inspection_id)
+    if as_json:
+        print_json(found)
+    else:
+        _print(found)
+
+
+def _print(found: "StoredInspection") -> None:
+    from inspect_xai.reports import words
+
+    capture, verdict = found.capture, found.verdict
+    part = capture.part
+    typer.echo(f"inspection {found.inspection_id}: {verdict.code} ({verdict.reason}: {words.REASONS[verdict.reason]})")
+    rows = {
+        "part": f"{part.serial}  product {part.product or '-'}  lot {part.lot or '-'}",
+        "captured": f"{capture.captured_at:%Y-%m-%d %H:%M:%S} UTC  line {capture.line or '-'}  "
+        f"station {capture.station or '-'}  camera {capture.camera or '-'}  view {capture.view or '-'}  "
+        f"shift {capture.shift or '-'}",
+        "picture": f"{capture.file_name!r}  {capture.width_px} x {capture.height_px} px  sha256 {capture.sha256}",
+        "lies at": repr(capture.archived_to),
+    }
+    if verdict.label:
+        rows["score"] = f"{verdict.label} {verdict.score:.4f}, NG from {verdict.threshold:.4f}"
+    if found.prediction:
+        best = found.prediction
+        rows["model said"] = f"{best.label} {best.score:.4f}, {best.margin:.4f} ahead, in window {best.tile}"
+    if found.failure:
+        rows["failure"] = f"{found.failure.kind}: {found.failure.message}"
+    rows |= _explanation_rows(found.explanation, found.explained_because)
+    model, run = found.model, found.run
+    rows["model"] = f"{model.name} {model.version}  {found.model_status}  {model.fingerprint}"
+    rows["run"] = f"{run.run_id}  policy {found.policy_version}  {run.provider}  {found.duration_ms:.0f} ms"
+    for review in found.reviews:
+        rows[f"review {review.review_id}"] = f"{review.reviewer}: {review.decision}, {review.verdict}  {review.note}"
+    for name, value in rows.items():
+        typer.echo(f"  {name:<12} {value}")
+
+
+def _explanation_rows(explanation: "StoredExplanation | None", because: str) -> dict[str, str]:
+    from inspect_xai.reports import words
+
+    if explanation is None:
+        return {"explained": "no"}
+    settings = explanation.settings
+    rival = f" rather than {settings.against}" if settings.against else ""
+    rows = {
+        "explained": f"{settings.method} for {settings.target}{rival} ({because}): {explanation.status}: "
+        f"{words.STATUSES[explanation.status]}",
+        "cost": f"{explanation.passes} passes, {explanation.duration_ms:.0f} ms, {explanation.map_bytes} bytes of maps",
+    }
+    for number, region in enumerate(explanation.regions, start=1):
+        rows[f"region {number}"] = (
+            f"from row {region.top_px}, column {region.left_px}: {region.height_px} x {region.width_px} px, "
+            f"{region.mass:.0%} of the map"
+        )
+    for number, note in enumerate(explanation.notes, start=1):
+        rows[f"note {number}"] = words.note_in_words(note)
+    return rows
