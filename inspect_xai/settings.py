@@ -14,7 +14,7 @@ Read at doors only (commands and flows) and handed down as values.
 import os
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -27,6 +27,14 @@ from inspect_xai.pipeline.pictures import DEFAULT_LIMITS
 FILE_VARIABLE = "INSPECT_XAI_SETTINGS"
 _PREFIX = "INSPECT_XAI_"
 _NOT_SETTINGS = frozenset({FILE_VARIABLE, "INSPECT_XAI_SHARED", "INSPECT_XAI_HOME"})
+
+
+def _known_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(f"no time zone is called {name!r}") from error
+    return name
 
 
 class LineSettings(BaseModel):
@@ -77,14 +85,53 @@ class ReportSettings(BaseModel):
     time_zone: str = "UTC"
     thumbnails: int = Field(default=60, ge=0, le=1000)
 
-    @field_validator("time_zone")
-    @classmethod
-    def _is_a_zone(cls, name: str) -> str:
-        try:
-            ZoneInfo(name)
-        except (KeyError, ValueError, OSError) as error:
-            raise ValueError(f"no time zone is called {name!r}") from error
-        return name
+    _is_a_zone = field_validator("time_zone")(_known_zone)
+
+
+class ServeSettings(BaseModel):
+    """How the review desk is served.
+
+    Attributes:
+        host: Address to listen on. Beyond loopback only with `people` or `proxy_header`.
+        port: TCP port; 0: a free one.
+        archive: Folders below which pictures may lie; a picture elsewhere is not shown.
+        people: TOML file of who may sign in, with which role and token (see: inspect-xai token).
+        proxy_header: Header in which a sign-on proxy tells the user's name, for instance X-Forwarded-User.
+        proxy_addresses: Addresses of that proxy; from any other address the header counts for nothing.
+        hosts: Further names the desk is reached under; requests for others are refused.
+        https: Browsers reach the desk over https (through the proxy): the cookie then never travels without.
+        open_role: Role of whoever signs in by name alone, where neither people nor proxy are set.
+        language: Of pages whose reader has not chosen: "en" or "de".
+        time_zone: The plant's zone: in it times are shown.
+        claim_s: Seconds a part stays with the operator who opened it.
+        session_s: Seconds after which a session ends that nobody used.
+        blind_share: Share of parts judged before verdict and map are shown.
+        second_share: Share of answered parts that a second person answers too.
+        max_body_bytes: Longer posts are refused.
+        requests_per_minute: More from one address are refused.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65_535)
+    archive: tuple[Path, ...] = ()
+    people: Path | None = None
+    proxy_header: str = ""
+    proxy_addresses: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    https: bool = False
+    open_role: Literal["viewer", "operator", "quality", "admin"] = "quality"
+    language: Literal["en", "de"] = "en"
+    time_zone: str = "UTC"
+    claim_s: float = Field(default=300.0, gt=0)
+    session_s: float = Field(default=36_000.0, gt=0)
+    blind_share: float = Field(default=0.0, ge=0, le=1)
+    second_share: float = Field(default=0.0, ge=0, le=1)
+    max_body_bytes: int = Field(default=64_000, ge=1000)
+    requests_per_minute: int = Field(default=1200, ge=1)
+
+    _is_a_zone = field_validator("time_zone")(_known_zone)
 
 
 class Settings(BaseSettings):
@@ -99,6 +146,7 @@ class Settings(BaseSettings):
     device: str = "auto"
     line: LineSettings = LineSettings()
     report: ReportSettings = ReportSettings()
+    serve: ServeSettings = ServeSettings()
 
 
 def load_settings(file: Path | None = None, **flags: Any) -> Settings:
