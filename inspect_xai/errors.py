@@ -13,7 +13,8 @@
     │   ├── SchemaError            52   it is older or newer than this build
     │   └── NotFoundError          53   nothing is stored under that id
     ├── SettingsError              60   settings contradict each other or name unknown keys
-    └── IntakeError                70   the source folder or URL cannot be read or written
+    ├── IntakeError                70   the source folder or URL cannot be read or written
+    └── StudyError                 80   counts, ratings or scores from which no honest number follows
 
 Exit codes 0 (ok), 1 (findings) and 2 (usage) belong to the command line.
 """
@@ -128,3 +129,9 @@ class IntakeError(InspectXaiError):
     """The source folder or URL cannot be read or written."""
 
     exit_code = 70
+
+
+class StudyError(InspectXaiError):
+    """The counts, ratings or scores handed in allow no honest number."""
+
+    exit_code = 80
