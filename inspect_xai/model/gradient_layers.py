@@ -127,12 +127,13 @@ def _selu(step: Step) -> Value:
 
 def _hard_sigmoid(step: Step) -> Value:
     """For y = min(max(a x + b, 0), 1): a dy strictly inside."""
-    return (step.dy * step.attribute("alpha", 0.2)).where_positive(step.y * (1 - step.y))
+    inside = step.y * (1 - step.y)
+    return step.dy.where_positive(inside) * float(step.attribute("alpha", 0.2))
 
 
 @dataclass(frozen=True, slots=True)
 class _Windows:
-    """How windows lie over each spatial axis: window i sees the inputs i * stride - begin + dilation * (0 .. kernel-1)."""
+    """Per spatial axis: window i sees the inputs i * stride - begin + dilation * (0 .. kernel - 1)."""
 
     sizes: list[int]  # of the input
     counts: list[int]  # of windows, i.e. of the output
@@ -272,11 +273,7 @@ def _group_normalization(step: Step) -> Value:
     """For y = n * scale + bias with n normalised over space and the channels of each group."""
     groups = step.attribute("num_groups")
     grouped = [0, groups, -1]
-    (scales,) = step.sizes(step.node.input[1])
-    if scales == groups:  # opset 18 scales groups, later ones scale channels
-        dn = step.dy.reshape(grouped) * step.input(1).reshape([groups, 1])
-    else:
-        dn = (step.dy * _per_channel(step, step.input(1))).reshape(grouped)
+    dn = (step.dy * _per_channel(step, step.input(1))).reshape(grouped)
     dx = _normalised(step.x.reshape(grouped), dn, axes=[2], epsilon=step.attribute("epsilon", 1e-5))
     return dx.reshape(step.x.shape())
 
