@@ -28,8 +28,12 @@ def explain(
         str, typer.Option("--target", help="A label; `predicted`; or `true`: the label known of the picture.")
     ] = "predicted",
     against: Annotated[str | None, typer.Option("--against", help="Rival label: evidence for target over it.")] = None,
-    mu: Annotated[float | None, typer.Option("--mu", help="Keep channels above this share of the best, 0 to 1.")] = None,
-    baseline: Annotated[Baseline | None, typer.Option("--baseline", help="What masks put in the picture's place.")] = None,
+    mu: Annotated[
+        float | None, typer.Option("--mu", help="Keep channels above this share of the best, 0 to 1.")
+    ] = None,
+    baseline: Annotated[
+        Baseline | None, typer.Option("--baseline", help="What masks put in the picture's place.")
+    ] = None,
     truth: Annotated[
         Path | None, typer.Option("--truth", help="CSV with columns image,label, for --target true.")
     ] = None,
@@ -86,7 +90,13 @@ def _explain_one(
     explanation = explainer.explain(look, target=label, against=against)
     bundle = explainer.engine.bundle
     save_explanation(
-        folder, explanation, picture=read.pixels, bundle=bundle, verdict=look.verdict, source=str(path), sha256=read.sha256
+        folder,
+        explanation,
+        picture=read.pixels,
+        bundle=bundle,
+        verdict=look.verdict,
+        source=str(path),
+        sha256=read.sha256,
     )
     return {"picture": str(path), "folder": str(folder)} | describe(explanation, bundle=bundle, verdict=look.verdict)
 

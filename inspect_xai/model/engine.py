@@ -172,7 +172,9 @@ class Engine:
                 chunk = np.concatenate([chunk, np.repeat(chunk[-1:], self.bucket - size, axis=0)])
             try:
                 scores = run(
-                    self._session("score"), ["probabilities", "minimum", "span"], feeds | {"maps": np.ascontiguousarray(chunk)}
+                    self._session("score"),
+                    ["probabilities", "minimum", "span"],
+                    feeds | {"maps": np.ascontiguousarray(chunk)},
                 )
             except OutOfDeviceMemoryError:
                 self._halve_bucket()
@@ -204,9 +206,7 @@ class Engine:
 
     def _session(self, graph: str) -> ort.InferenceSession:
         if graph not in self._sessions:
-            self._sessions[graph] = open_session(
-                self.bundle.graph(graph), device=self.device, threads=self._threads
-            )
+            self._sessions[graph] = open_session(self.bundle.graph(graph), device=self.device, threads=self._threads)
         return self._sessions[graph]
 
     def _choose_device(self, wanted: str) -> str:

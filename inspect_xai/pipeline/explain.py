@@ -226,7 +226,9 @@ class Explainer:
     def _cut(self, picture: NDArray[np.uint8], windows: Sequence[Tile]) -> Iterator[NDArray[np.float32]]:
         """Yield the windows in bucket-sized batches, so that a huge picture is never held twice."""
         for start in range(0, len(windows), self.engine.bucket):
-            yield np.stack([tiles.cut(picture, tile, self.card.input) for tile in windows[start : start + self.engine.bucket]])
+            yield np.stack(
+                [tiles.cut(picture, tile, self.card.input) for tile in windows[start : start + self.engine.bucket]]
+            )
 
     def _windows_to_explain(self, look: Look, target: str) -> list[Tile]:
         worst = look.prediction.tile

@@ -118,9 +118,7 @@ def describe(explanation: Explanation, *, bundle: ModelBundle, verdict: Verdict)
         "duration_ms": explanation.duration_ms,
         "timings_ms": explanation.timings_ms,
         "faithfulness": explanation.faithfulness,
-        "regions": [
-            {name: getattr(region, name) for name in region.__slots__} for region in explanation.regions
-        ],
+        "regions": [{name: getattr(region, name) for name in region.__slots__} for region in explanation.regions],
         "tiles": [_describe_tile(tile, card.labels) for tile in explanation.tiles],
     }
 
