@@ -91,6 +91,22 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
+class Decision(StrEnum):
+    """What a person says of a verdict."""
+
+    CONFIRM = "confirm"
+    OVERTURN = "overturn"
+    UNDECIDED = "undecided"
+
+
+class ModelStatus(StrEnum):
+    """What a model may be used for: only an approved one judges parts without a mark on its verdicts."""
+
+    CANDIDATE = "candidate"
+    APPROVED = "approved"
+    RETIRED = "retired"
+
+
 class SelectionRule(StrEnum):
     """Which channels become masks: a fixed share of the strongest (mu) or Otsu's split (ada)."""
 
@@ -378,3 +394,18 @@ class Inspection:
     explained_because: str = ""  # "ng", "unsure", "sample"; empty: not asked for
     failure: Failure | None = None
     duration_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """A person's answer to a verdict; appended, never edited. `box` is (top, left, height, width) in source pixels."""
+
+    reviewer: str
+    decision: Decision
+    verdict: VerdictCode  # the person's own
+    true_label: str = ""
+    reason_code: str = ""
+    map_on_defect: str = ""  # "yes", "partly", "no"; empty: not said
+    blind: bool = False  # given before verdict and map were shown
+    box: tuple[int, int, int, int] | None = None
+    note: str = ""

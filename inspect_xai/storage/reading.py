@@ -115,6 +115,15 @@ def region_near(row_px: float, column_px: float, radius_px: float) -> ColumnElem
     )
 
 
+def has_map(sha256: str) -> ColumnElement[bool]:
+    """Whether one of the explanation's stored maps has this hash."""
+    blob = select(MapBlob.id).where(MapBlob.sha256 == sha256).scalar_subquery()
+    block = select(tables.BlockMap.position).where(
+        tables.BlockMap.explanation_id == Explanation.id, tables.BlockMap.sums_blob_id == blob
+    )
+    return (Explanation.fused_blob_id == blob) | block.correlate(Explanation).exists()
+
+
 def inspection(connection: Connection, inspection_id: int, fetch: FetchMap | None) -> stored.StoredInspection:
     """One inspection with everything that belongs to it; maps where `fetch` is given.
 
@@ -160,9 +169,13 @@ def model(connection: Connection, condition: ColumnElement[bool]) -> stored.Stor
     row = connection.execute(select(Model.__table__).where(condition)).one_or_none()
     if row is None:
         raise NotFoundError("no such model", remedy="list models with: inspect-xai model list")
-    return stored.StoredModel(
-        **{field.name: getattr(row, field.name) for field in dataclasses.fields(stored.StoredModel)}
-    )
+    return _model(row)
+
+
+def models(connection: Connection) -> list[stored.StoredModel]:
+    """All registered models, newest first."""
+    rows = connection.execute(select(Model.__table__).order_by(Model.registered_at.desc(), Model.id.desc()))
+    return [_model(row) for row in rows]
 
 
 def reviews(connection: Connection, inspection_id: int) -> tuple[stored.StoredReview, ...]:
@@ -193,6 +206,12 @@ def reviews(connection: Connection, inspection_id: int) -> tuple[stored.StoredRe
             superseded=row.id in superseded,
         )
         for row in rows
+    )
+
+
+def _model(row: Row[Any]) -> stored.StoredModel:
+    return stored.StoredModel(
+        **{field.name: getattr(row, field.name) for field in dataclasses.fields(stored.StoredModel)}
     )
 
 

@@ -8,18 +8,18 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, column, inspect, select, table, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from inspect_xai.errors import SchemaError, StoreError
 from inspect_xai.storage import database
 from inspect_xai.storage.tables import REVISION, VERSION_TABLE, Base
+
+if TYPE_CHECKING:  # Alembic is loaded where a schema is changed: every other start does without
+    from alembic.config import Config
 
 
 def sql_folder() -> Path:
@@ -79,30 +79,40 @@ def _upgrade(connection: Connection, url: str) -> str:
     settings = config()
     if found and found not in _known(settings):
         raise _misfit(found, url)
+    from alembic import command
+
     settings.attributes["connection"] = connection
-    for name in _views():
+    for name in views():
         connection.execute(text(f"DROP VIEW IF EXISTS {name}"))  # so that a migration may change what they look at
     command.upgrade(settings, "head")
-    for statement in _views().values():
-        connection.exec_driver_sql(statement)
+    # Made anew each time: SQLite drops a table's triggers when a migration makes that table anew.
+    plain = connection.execution_options(no_parameters=True)  # a % in a statement is no placeholder
+    for statement in (*triggers(connection.dialect.name), *views().values()):
+        plain.exec_driver_sql(statement)
     return found
 
 
-def config() -> Config:
+def config() -> "Config":
     """Alembic's settings made here: no alembic.ini, and so nothing that would set up logging anew."""
+    from alembic.config import Config
+
     settings = Config()
     settings.set_main_option("script_location", str(sql_folder() / "migrations").replace("%", "%%"))
     settings.set_main_option("path_separator", "os")
     return settings
 
 
-def _known(settings: Config) -> set[str]:
+def _known(settings: "Config") -> set[str]:
+    from alembic.script import ScriptDirectory
+
     return {script.revision for script in ScriptDirectory.from_config(settings).walk_revisions()}
 
 
 def _revision(connection: Connection) -> str:
-    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-    return context.get_current_revision() or ""
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return ""
+    version = table(VERSION_TABLE, column("version_num"))
+    return connection.execute(select(version.c.version_num)).scalar() or ""
 
 
 def _misfit(found: str, url: str) -> SchemaError:
@@ -117,10 +127,16 @@ def _misfit(found: str, url: str) -> SchemaError:
     return SchemaError(f"the database {place} is older: schema revision {found}", expected=expected, remedy=upgrade)
 
 
-def _views() -> dict[str, str]:
+def views() -> dict[str, str]:
     """Statements that make the reporting views, by name, in the order of their files."""
     files = sorted((sql_folder() / "views").glob("*.sql"))
-    return {file.stem: file.read_text(encoding="utf-8").strip().rstrip(";") for file in files}
+    return {file.stem.partition("_")[2]: file.read_text(encoding="utf-8").strip().rstrip(";") for file in files}
+
+
+def triggers(dialect_name: str) -> list[str]:
+    """Statements that make ledger and reviews append-only; one statement per paragraph of the file."""
+    words = (sql_folder() / "triggers" / f"{dialect_name}.sql").read_text(encoding="utf-8")
+    return [part.strip() for part in words.split("\n\n") if part.strip()]
 
 
 @contextlib.contextmanager
@@ -138,13 +154,16 @@ def _alone(file: Path | None) -> Iterator[None]:
 
 
 def ddl(dialect_name: str) -> str:
-    """The DDL of all tables for "sqlite" or "postgresql", as kept in sql/schema/ for people to read."""
+    """The DDL of all tables and triggers for "sqlite" or "postgresql", as kept in sql/schema/ for people to read."""
     dialect = {"sqlite": sqlite.dialect, "postgresql": postgresql.dialect}[dialect_name]()
-    lines = [f"-- The tables on {dialect_name}, revision {REVISION}. Made by: python -m inspect_xai.storage.schema"]
-    for table in Base.metadata.sorted_tables:
-        lines.append(str(CreateTable(table).compile(dialect=dialect)).strip().replace("\t", "    ") + ";")
-        indexes = sorted(table.indexes, key=lambda index: str(index.name))
+    lines = [
+        f"-- Tables and triggers on {dialect_name}, revision {REVISION}. Made by: python -m inspect_xai.storage.schema"
+    ]
+    for each in Base.metadata.sorted_tables:
+        lines.append(str(CreateTable(each).compile(dialect=dialect)).strip().replace("\t", "    ") + ";")
+        indexes = sorted(each.indexes, key=lambda index: str(index.name))
         lines += [str(CreateIndex(index).compile(dialect=dialect)).strip() + ";" for index in indexes]
+    lines += triggers(dialect_name)
     return "\n\n".join("\n".join(line.rstrip() for line in part.splitlines()) for part in lines) + "\n"
 
 

@@ -1,7 +1,8 @@
 """The record of all inspections, in SQLite or PostgreSQL: what goes in stays, and comes out as frozen values."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -9,9 +10,15 @@ from typing import Any, Self
 from sqlalchemy import Engine, func, select
 
 from inspect_xai.errors import NotFoundError, StoreError
-from inspect_xai.records import Inspection, ModelCard, Run
-from inspect_xai.storage import database, reading, schema, tables
-from inspect_xai.storage.stored import InspectionSummary, RecordedInspection, StoredInspection, StoredModel
+from inspect_xai.records import Inspection, ModelCard, ModelStatus, Review, Run
+from inspect_xai.storage import database, ledger, reading, reviews, schema, tables
+from inspect_xai.storage.stored import (
+    InspectionSummary,
+    RecordedInspection,
+    StoredInspection,
+    StoredModel,
+    StoredReview,
+)
 from inspect_xai.storage.writing import Recorder, encoded_maps, found_or_made, inserting
 
 Clock = Callable[[], datetime]
@@ -73,20 +80,55 @@ class Store:
         """Make a model known, as a candidate; one that is known already stays as it is."""
         with database.writing(self._engine) as connection:
             now = self._clock()
-            found_or_made(
+            number, is_new = found_or_made(
                 connection,
                 tables.Model,
                 {"fingerprint": fingerprint},
                 name=card.name,
                 version=card.version,
                 card=dataclasses.asdict(card),
-                status="candidate",
+                status=ModelStatus.CANDIDATE.value,
                 registered_at=now,
                 registered_by=registered_by,
                 status_at=now,
                 status_by=registered_by,
             )
+            if is_new:
+                facts = {"change": "registered", "name": card.name, "version": card.version, "by": registered_by}
+                ledger.append(connection, "model", fingerprint, facts=facts, now=now, made={"model": [number]})
             return reading.model(connection, tables.Model.fingerprint == fingerprint)
+
+    def set_model_status(
+        self,
+        fingerprint: str,
+        status: ModelStatus,
+        *,
+        by: str,
+        note: str = "",
+        golden: Mapping[str, Any] | None = None,
+    ) -> StoredModel:
+        """Approve or retire a model; who did it, when, why and on which golden-set result goes to the ledger.
+
+        Raises:
+            NotFoundError: The model is not registered.
+        """
+        with database.writing(self._engine) as connection:
+            before = reading.model(connection, tables.Model.fingerprint == fingerprint)
+            now = self._clock()
+            changes: dict[str, Any] = {"status": status.value, "status_at": now, "status_by": by}
+            if golden is not None:
+                changes["golden"] = dict(golden)
+            model = tables.Model.__table__
+            statement = model.update().where(model.c.fingerprint == fingerprint).values(**changes)  # type: ignore[attr-defined]
+            number = connection.execute(statement.returning(model.c.id)).scalar_one()
+            facts = {"change": status.value, "before": before.status, "by": by, "note": note}
+            ledger.append(connection, "model", fingerprint, facts=facts, now=now, made={"model": [number]})
+            return reading.model(connection, model.c.id == number)
+
+    def models(self) -> list[StoredModel]:
+        """All registered models, newest first."""
+        with database.reading(self._engine) as connection:
+            return reading.models(connection)
 
     def register_policy(self, version: str, content: Mapping[str, Any]) -> None:
         """Keep what a policy version says, once and for all.
@@ -100,8 +142,10 @@ class Store:
             kept = select(tables.Policy.content).where(tables.Policy.version == version)
             before = connection.execute(kept).scalar()
             if before is None:
-                update = tables.Policy.__table__.update().where(tables.Policy.version == version)  # type: ignore[attr-defined]
-                connection.execute(update.values(content=dict(content)))
+                policy = tables.Policy.__table__
+                update = policy.update().where(policy.c.version == version).values(content=dict(content))  # type: ignore[attr-defined]
+                number = connection.execute(update.returning(policy.c.id)).scalar_one()
+                ledger.append(connection, "policy", version, facts={}, now=self._clock(), made={"policy": [number]})
             elif before != dict(content):
                 remedy = "give the changed policy a version of its own"
                 raise StoreError(f"policy {version!r} is kept with another content", remedy=remedy)
@@ -128,8 +172,40 @@ class Store:
         """
         maps = [encoded_maps(each.explanation) if each.explanation else None for each in inspections]
         with database.writing(self._engine) as connection:
-            recorder = Recorder(connection, self._clock())
-            return [recorder.record(each, encoded) for each, encoded in zip(inspections, maps, strict=True)]
+            now = self._clock()
+            recorder = Recorder(connection, now)
+            recorded = [recorder.record(each, encoded) for each, encoded in zip(inspections, maps, strict=True)]
+            new = [each.inspection_id for each in recorded if each.is_new]
+            if new:
+                made = {"inspection": new, "policy": recorder.new_policies}
+                verdicts = Counter(
+                    each.verdict.code.value for each, row in zip(inspections, recorded, strict=True) if row.is_new
+                )
+                subject = inspections[0].run_id
+                ledger.append(connection, "verdicts", subject, facts={"verdicts": verdicts}, now=now, made=made)
+            return recorded
+
+    def review(self, inspection_id: int, review: Review, *, supersedes: int | None = None) -> StoredReview:
+        """Append a person's answer; with `supersedes` it corrects an earlier answer to the same inspection.
+
+        Raises:
+            NotFoundError: There is no such inspection.
+            StoreError: The reason code is not in the list, or the earlier answer was corrected meanwhile.
+        """
+        with database.writing(self._engine) as connection:
+            return reviews.append(connection, inspection_id, review, supersedes=supersedes, now=self._clock())
+
+    def set_reason(self, code: str, meaning: str) -> None:
+        """Put a reason code into the plant's list, or say anew what it means."""
+        with database.writing(self._engine) as connection:
+            statement = inserting(connection, tables.ReasonCode).values(code=code, meaning=meaning)
+            connection.execute(statement.on_conflict_do_update(index_elements=["code"], set_={"meaning": meaning}))
+
+    def reasons(self) -> dict[str, str]:
+        """The plant's reason codes and what they mean, in the order they were listed."""
+        query = select(tables.ReasonCode.code, tables.ReasonCode.meaning).order_by(tables.ReasonCode.id)
+        with database.reading(self._engine) as connection:
+            return {row.code: row.meaning for row in connection.execute(query)}
 
     def known(self, sha256s: Sequence[str], fingerprint: str, policy_version: str) -> dict[str, int]:
         """Which pictures this model has judged under this policy already: inspection ids by sha256."""
@@ -198,6 +274,8 @@ class Store:
         since: datetime | None = None,
         until: datetime | None = None,
         near_px: tuple[float, float, float] | None = None,
+        sha256: str | None = None,
+        map_sha256: str | None = None,
         limit: int = 100,
     ) -> list[InspectionSummary]:
         """Inspections that fit everything given, newest first.
@@ -212,10 +290,19 @@ class Store:
             since: Inspected at or after.
             until: Inspected before.
             near_px: (row, column, radius): a region of the explanation has its middle within `radius` of that pixel.
+            sha256: Of the picture's file.
+            map_sha256: Of a stored map of the explanation.
             limit: At most so many.
         """
         query = reading.summaries()
-        equal = {"serial": serial, "lot": lot, "product": product, "label": label, "verdict": verdict}
+        equal = {
+            "serial": serial,
+            "lot": lot,
+            "product": product,
+            "label": label,
+            "verdict": verdict,
+            "sha256": sha256,
+        }
         for name, value in equal.items():
             if value is not None:
                 query = query.where(reading.column(name) == value)
@@ -227,9 +314,36 @@ class Store:
             query = query.where(tables.Inspection.inspected_at < until)
         if near_px is not None:
             query = query.where(reading.region_near(*near_px))
+        if map_sha256 is not None:
+            query = query.where(reading.has_map(map_sha256))
         with database.reading(self._engine) as connection:
             newest = query.order_by(tables.Inspection.inspected_at.desc(), tables.Inspection.id.desc()).limit(limit)
             return [reading.summary(row) for row in connection.execute(newest)]
+
+    def trace(self, serial: str, *, lot: str | None = None, product: str | None = None) -> list[StoredInspection]:
+        """Everything known of a part, from its pictures to the reviews and the model file's hash; oldest first.
+
+        Empty where no part has that serial. The other direction is `find` by `fingerprint`, `sha256` or `map_sha256`.
+        """
+        found = self.find(serial=serial, lot=lot, product=product, limit=10_000)
+        with database.reading(self._engine) as connection:
+            return [reading.inspection(connection, each.inspection_id, None) for each in reversed(found)]
+
+    def verify_ledger(self, *, heads: Iterable[str] = ()) -> ledger.LedgerReport:
+        """Look for events and rows that are not what they were; `heads` are chain heads noted down earlier."""
+        with database.reading(self._engine) as connection:
+            return ledger.verify(connection, heads=heads)
+
+    def ledger_head(self) -> str:
+        """The hash of the last event: what to print or send elsewhere, so that the chain cannot be rewritten unseen."""
+        query = select(tables.LedgerEvent.hash).order_by(tables.LedgerEvent.id.desc()).limit(1)
+        with database.reading(self._engine) as connection:
+            return connection.execute(query).scalar() or ledger.GENESIS
+
+    def events(self, *, after: int = 0, kind: str | None = None, subject: str | None = None) -> list[ledger.Event]:
+        """Events of the ledger in the order of the chain."""
+        with database.reading(self._engine) as connection:
+            return list(ledger.events(connection, after=after, kind=kind, subject=subject))
 
     def _fetch(self, sha256: str) -> bytes:
         raise StoreError(f"the map {sha256} is in no blob store this one knows")

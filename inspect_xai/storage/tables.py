@@ -12,21 +12,22 @@ DDL for both databases (`python -m inspect_xai.storage.schema` writes it); `sql/
 """
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, Final
 
 from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, MetaData, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from inspect_xai.records import Status, VerdictCode
+from inspect_xai.records import Decision, ModelStatus, Status, VerdictCode
 from inspect_xai.storage.types import Bytes, Id, Json, Real, UtcTime, Whole, Words
 
-REVISION: Final = "0002"
+REVISION: Final = "0003"
 """The schema revision this build reads and writes: the newest file in sql/migrations/versions (a test compares)."""
 
 VERSION_TABLE: Final = "inspect_xai_version"  # Alembic's default name is taken where Prefect lives in the database
 
 
-def _one_of(column: str, values: type[Status] | type[VerdictCode] | tuple[str, ...]) -> CheckConstraint:
+def _one_of(column: str, values: type[StrEnum] | tuple[str, ...]) -> CheckConstraint:
     names = ", ".join(f"'{value}'" for value in values)
     return CheckConstraint(f"{column} IN ({names})", name=column)
 
@@ -114,13 +115,14 @@ class Capture(Base):
     height_px: Mapped[int]
     width_px: Mapped[int]
     archived_to: Mapped[str]
+    picture_deleted_at: Mapped[datetime | None]  # by retention
 
 
 class Model(Base):
     """One model bundle by its fingerprint; the ledger keeps who changed its status, when and why."""
 
     __tablename__ = "model"
-    __table_args__ = (_one_of("status", ("candidate", "approved", "retired")), {"sqlite_strict": True})
+    __table_args__ = (_one_of("status", ModelStatus), {"sqlite_strict": True})
 
     id: Mapped[int] = _id()
     fingerprint: Mapped[str] = mapped_column(unique=True)
@@ -322,7 +324,7 @@ class Review(Base):
 
     __tablename__ = "review"
     __table_args__ = (
-        _one_of("decision", ("confirm", "overturn", "undecided")),
+        _one_of("decision", Decision),
         UniqueConstraint("supersedes_id"),  # an answer is corrected once; the next correction corrects that one
         Index(None, "inspection_id", "reviewed_at"),
         {"sqlite_strict": True, "sqlite_autoincrement": True},
@@ -351,13 +353,13 @@ class DeskItem(Base):
 
     __tablename__ = "desk_item"
     __table_args__ = (
-        _one_of("state", ("open", "second", "done")),
+        _one_of("state", ("open", "done")),
         Index(None, "state", "tier", "inspection_id"),
         {"sqlite_strict": True},
     )
 
     inspection_id: Mapped[int] = mapped_column(_parent("inspection.id", cascade=True), primary_key=True)
-    state: Mapped[str]  # open: nobody answered; second: a second person is wanted; done
+    state: Mapped[str]  # open: an answer is wanted, a second one where `judged_by` stands; or done
     tier: Mapped[int]  # 0 is the most urgent
     why: Mapped[str]  # what put it there, as a code
     verdict: Mapped[str]

@@ -63,6 +63,7 @@ class Recorder:
         self._connection = connection
         self._now = now
         self._known: dict[tuple[object, ...], Any] = {}
+        self.new_policies: list[int] = []
 
     def record(self, inspection: Inspection, maps: EncodedMaps | None) -> RecordedInspection:
         """Write one inspection with all that belongs to it, unless it stands there already."""
@@ -70,7 +71,7 @@ class Recorder:
         key = {
             "capture_id": self._capture(inspection.capture),
             "model_id": model_id,
-            "policy_id": self._once(tables.Policy, {"version": inspection.policy_version}, registered_at=self._now),
+            "policy_id": self._policy(inspection.policy_version),
         }
         run_id = self._run(inspection.run_id)
         facts = _facts(inspection) | {"run_id": run_id, "model_status": model_status, "recorded_at": self._now}
@@ -94,6 +95,16 @@ class Recorder:
             self._known["model", fingerprint] = (row.id, row.status)
         found: tuple[int, str] = self._known["model", fingerprint]
         return found
+
+    def _policy(self, version: str) -> int:
+        if ("policy", version) not in self._known:
+            number, is_new = found_or_made(
+                self._connection, tables.Policy, {"version": version}, registered_at=self._now
+            )
+            self._known["policy", version] = number
+            if is_new:
+                self.new_policies.append(number)
+        return int(self._known["policy", version])
 
     def _run(self, run_id: str) -> int:
         if ("run", run_id) not in self._known:

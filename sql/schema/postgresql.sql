@@ -1,4 +1,4 @@
--- The tables on postgresql, revision 0002. Made by: python -m inspect_xai.storage.schema
+-- Tables and triggers on postgresql, revision 0003. Made by: python -m inspect_xai.storage.schema
 
 CREATE TABLE desk_mark (
     id BIGINT NOT NULL,
@@ -164,6 +164,7 @@ CREATE TABLE capture (
     height_px BIGINT NOT NULL,
     width_px BIGINT NOT NULL,
     archived_to TEXT NOT NULL,
+    picture_deleted_at TIMESTAMP WITH TIME ZONE,
     CONSTRAINT pk_capture PRIMARY KEY (id),
     CONSTRAINT uq_capture_sha256 UNIQUE (sha256),
     CONSTRAINT fk_capture_part_id FOREIGN KEY(part_id) REFERENCES part (id)
@@ -232,7 +233,7 @@ CREATE TABLE desk_item (
     claimed_until TIMESTAMP WITH TIME ZONE,
     judged_by TEXT NOT NULL,
     CONSTRAINT pk_desk_item PRIMARY KEY (inspection_id),
-    CONSTRAINT ck_desk_item_state CHECK (state IN ('open', 'second', 'done')),
+    CONSTRAINT ck_desk_item_state CHECK (state IN ('open', 'done')),
     CONSTRAINT fk_desk_item_inspection_id FOREIGN KEY(inspection_id) REFERENCES inspection (id) ON DELETE CASCADE
 );
 
@@ -354,3 +355,27 @@ CREATE TABLE block_map (
 );
 
 CREATE INDEX ix_block_map_sums_blob_id ON block_map (sums_blob_id);
+
+-- Ledger and reviews are append-only. One statement per paragraph.
+CREATE OR REPLACE FUNCTION inspect_xai_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+END $$;
+
+-- A review goes with its inspection, when retention takes the rows, and at no other time.
+CREATE OR REPLACE FUNCTION inspect_xai_goes_with_inspection() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT 1 FROM inspection WHERE id = OLD.inspection_id) THEN
+        RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN OLD;
+END $$;
+
+CREATE OR REPLACE TRIGGER ledger_event_no_change BEFORE UPDATE OR DELETE OR TRUNCATE ON ledger_event
+FOR EACH STATEMENT EXECUTE FUNCTION inspect_xai_append_only();
+
+CREATE OR REPLACE TRIGGER review_no_update BEFORE UPDATE OR TRUNCATE ON review
+FOR EACH STATEMENT EXECUTE FUNCTION inspect_xai_append_only();
+
+CREATE OR REPLACE TRIGGER review_no_delete BEFORE DELETE ON review
+FOR EACH ROW EXECUTE FUNCTION inspect_xai_goes_with_inspection();

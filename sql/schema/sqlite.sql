@@ -1,4 +1,4 @@
--- The tables on sqlite, revision 0002. Made by: python -m inspect_xai.storage.schema
+-- Tables and triggers on sqlite, revision 0003. Made by: python -m inspect_xai.storage.schema
 
 CREATE TABLE desk_mark (
     id INTEGER NOT NULL,
@@ -177,6 +177,7 @@ CREATE TABLE capture (
     height_px INTEGER NOT NULL,
     width_px INTEGER NOT NULL,
     archived_to TEXT NOT NULL,
+    picture_deleted_at TEXT,
     CONSTRAINT pk_capture PRIMARY KEY (id),
     CONSTRAINT uq_capture_sha256 UNIQUE (sha256),
     CONSTRAINT fk_capture_part_id FOREIGN KEY(part_id) REFERENCES part (id)
@@ -246,7 +247,7 @@ CREATE TABLE desk_item (
     claimed_until TEXT,
     judged_by TEXT NOT NULL,
     CONSTRAINT pk_desk_item PRIMARY KEY (inspection_id),
-    CONSTRAINT ck_desk_item_state CHECK (state IN ('open', 'second', 'done')),
+    CONSTRAINT ck_desk_item_state CHECK (state IN ('open', 'done')),
     CONSTRAINT fk_desk_item_inspection_id FOREIGN KEY(inspection_id) REFERENCES inspection (id) ON DELETE CASCADE
 )
  STRICT;
@@ -374,3 +375,39 @@ CREATE TABLE block_map (
  STRICT;
 
 CREATE INDEX ix_block_map_sums_blob_id ON block_map (sums_blob_id);
+
+-- Ledger and reviews are append-only. One statement per paragraph.
+CREATE TRIGGER IF NOT EXISTS ledger_event_no_update BEFORE UPDATE ON ledger_event
+BEGIN
+    SELECT RAISE(ABORT, 'ledger_event is append-only');
+END;
+
+CREATE TRIGGER IF NOT EXISTS ledger_event_no_delete BEFORE DELETE ON ledger_event
+BEGIN
+    SELECT RAISE(ABORT, 'ledger_event is append-only');
+END;
+
+-- INSERT OR REPLACE removes the row in its way without asking the trigger above.
+CREATE TRIGGER IF NOT EXISTS ledger_event_no_replace BEFORE INSERT ON ledger_event
+WHEN EXISTS (SELECT 1 FROM ledger_event WHERE id = NEW.id OR hash = NEW.hash)
+BEGIN
+    SELECT RAISE(ABORT, 'ledger_event is append-only');
+END;
+
+CREATE TRIGGER IF NOT EXISTS review_no_update BEFORE UPDATE ON review
+BEGIN
+    SELECT RAISE(ABORT, 'review is append-only');
+END;
+
+-- A review goes with its inspection, when retention takes the rows, and at no other time.
+CREATE TRIGGER IF NOT EXISTS review_no_delete BEFORE DELETE ON review
+WHEN EXISTS (SELECT 1 FROM inspection WHERE id = OLD.inspection_id)
+BEGIN
+    SELECT RAISE(ABORT, 'review is append-only');
+END;
+
+CREATE TRIGGER IF NOT EXISTS review_no_replace BEFORE INSERT ON review
+WHEN EXISTS (SELECT 1 FROM review WHERE id = NEW.id OR supersedes_id = NEW.supersedes_id)
+BEGIN
+    SELECT RAISE(ABORT, 'review is append-only: this answer was corrected already');
+END;

@@ -1,0 +1,150 @@
+"""Rows as plain documents: what the ledger's digests are taken of, and what evidence is exported as.
+
+A document leaves out what is NULL. So a column that a later revision adds (it must allow NULL) changes no document of
+the rows that were there before, and their digests still hold.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, select
+
+from inspect_xai.storage import tables
+from inspect_xai.storage.types import canonical
+
+Document = dict[str, Any]
+_CHUNK: Final = 500  # databases bound the number of parameters of a statement
+
+# Kinds of rows an event can vouch for, by the name it calls them.
+VOUCHED: Final[dict[str, type[tables.Base]]] = {
+    "inspection": tables.Inspection,
+    "review": tables.Review,
+    "model": tables.Model,
+    "policy": tables.Policy,
+    "retention_rule": tables.RetentionRule,
+    "legal_hold": tables.LegalHold,
+    "audit": tables.Audit,
+}
+
+
+def digests(connection: Connection, kind: str, ids: Collection[int]) -> dict[int, str]:
+    """sha256 of the documents of these rows; a row that is not there is left out."""
+    found = documents(connection, kind, ids)
+    return {number: hashlib.sha256(canonical(document).encode()).hexdigest() for number, document in found.items()}
+
+
+def documents(connection: Connection, kind: str, ids: Collection[int]) -> dict[int, Document]:
+    """The documents of these rows by id. That of an inspection holds all that belongs to it but the reviews."""
+    found: dict[int, Document] = {}
+    for chunk in chunks(ids):
+        if kind == "inspection":
+            found |= _inspections(connection, chunk)
+        else:
+            table = VOUCHED[kind]
+            found |= {row["id"]: row for row in _rows(connection, table, _column(table, "id").in_(chunk))}
+    return found
+
+
+def chunks(ids: Iterable[int]) -> list[list[int]]:
+    """Ids in groups that one statement takes."""
+    every = list(ids)
+    return [every[start : start + _CHUNK] for start in range(0, len(every), _CHUNK)]
+
+
+def _inspections(connection: Connection, ids: Sequence[int]) -> dict[int, Document]:
+    rows = _rows(connection, tables.Inspection, tables.Inspection.id.in_(ids))
+    captures = _captures(connection, {row["capture_id"] for row in rows})
+    explanations = _explanations(connection, ids)
+    models = _names(connection, tables.Model, "fingerprint", {row["model_id"] for row in rows})
+    policies = _names(connection, tables.Policy, "version", {row["policy_id"] for row in rows})
+    runs = _by_id(_rows(connection, tables.Run, tables.Run.id.in_({row["run_id"] for row in rows})))
+    for row in rows:
+        row["capture"] = captures[row.pop("capture_id")]
+        row["model"] = models[row.pop("model_id")]
+        row["policy"] = policies[row.pop("policy_id")]
+        row["run"] = runs[row.pop("run_id")]
+        if row["id"] in explanations:
+            row["explanation"] = explanations[row["id"]]
+    return {row["id"]: row for row in rows}
+
+
+def _captures(connection: Connection, ids: Collection[int]) -> dict[int, Document]:
+    rows = _by_id(_rows(connection, tables.Capture, tables.Capture.id.in_(ids)))
+    query = (
+        select(tables.Capture.id, tables.Part.serial, tables.Lot.code, tables.Product.name)
+        .join(tables.Part, tables.Part.id == tables.Capture.part_id)
+        .join(tables.Lot, tables.Lot.id == tables.Part.lot_id)
+        .join(tables.Product, tables.Product.id == tables.Lot.product_id)
+        .where(tables.Capture.id.in_(ids))
+    )
+    for number, serial, lot, product in connection.execute(query):
+        document = rows[number]
+        document["part"] = {"serial": serial, "lot": lot, "product": product}
+        for name in ("part_id", "picture_deleted_at"):  # when the picture goes, what was said of it stays the same
+            document.pop(name, None)
+    return rows
+
+
+def _explanations(connection: Connection, inspection_ids: Sequence[int]) -> dict[int, Document]:
+    rows = _rows(connection, tables.Explanation, tables.Explanation.inspection_id.in_(inspection_ids))
+    ids = [row.pop("id") for row in rows]
+    regions = _children(connection, tables.ExplanationRegion, ids)
+    tiles = _children(connection, tables.ExplanationTile, ids)
+    blocks = _children(connection, tables.BlockMap, ids)
+    blob_ids = {row["fused_blob_id"] for row in rows}
+    blob_ids |= {block["sums_blob_id"] for each in blocks.values() for block in each if "sums_blob_id" in block}
+    shas: dict[int, str] = {}
+    for chunk in chunks(blob_ids):
+        shas |= _names(connection, tables.MapBlob, "sha256", chunk)
+    found = {}
+    for number, row in zip(ids, rows, strict=True):
+        for block in blocks[number]:
+            if "sums_blob_id" in block:
+                block["sums_sha256"] = shas[block.pop("sums_blob_id")]
+        row["fused_sha256"] = shas[row.pop("fused_blob_id")]
+        found[row.pop("inspection_id")] = row | {
+            "regions": regions[number],
+            "tiles": tiles[number],
+            "blocks": blocks[number],
+        }
+    return found
+
+
+def _children(connection: Connection, table: type[tables.Base], ids: Collection[int]) -> dict[int, list[Document]]:
+    found: dict[int, list[Document]] = defaultdict(list)
+    parent = _column(table, "explanation_id")
+    order = table.__table__.primary_key.columns  # type: ignore[attr-defined]
+    for row in _rows(connection, table, parent.in_(ids), *order):
+        found[row.pop("explanation_id")].append(row)
+    return found
+
+
+def _rows(
+    connection: Connection, table: type[tables.Base], condition: ColumnElement[bool], *order: ColumnElement[Any]
+) -> list[Document]:
+    query = select(table.__table__).where(condition).order_by(*order or (_column(table, "id"),))
+    return [
+        {name: _plain(value) for name, value in row._mapping.items() if value is not None}
+        for row in connection.execute(query)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat(timespec="microseconds") if isinstance(value, datetime) else value
+
+
+def _by_id(rows: Iterable[Document]) -> dict[int, Document]:
+    return {row.pop("id"): row for row in rows}
+
+
+def _names(connection: Connection, table: type[tables.Base], name: str, ids: Collection[int]) -> dict[int, str]:
+    number, named = _column(table, "id"), _column(table, name)
+    return {row[0]: row[1] for row in connection.execute(select(number, named).where(number.in_(ids)))}
+
+
+def _column(table: type[tables.Base], name: str) -> ColumnElement[Any]:
+    found: ColumnElement[Any] = table.__table__.columns[name]
+    return found
