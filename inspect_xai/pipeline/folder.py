@@ -14,18 +14,20 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from inspect_xai import __version__
 from inspect_xai.errors import PictureError
 from inspect_xai.maths import colour
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.records import BlockMap, Explanation, TileExplanation, Verdict
 
 SCHEMA_VERSION = 1
-_DISTRIBUTIONS = ("inspect-xai", "onnxruntime-gpu", "onnx", "numpy", "opencv-python", "scipy")
+_DISTRIBUTIONS = ("onnxruntime-gpu", "onnx", "numpy", "opencv-python", "scipy")
 
 
 def versions() -> dict[str, str]:
     """Return what computed a result: Python and the libraries the numbers depend on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in _DISTRIBUTIONS}
+    own = {"inspect-xai": __version__, "python": platform.python_version()}  # a checkout need not be installed
+    return own | {name: version(name) for name in _DISTRIBUTIONS}
 
 
 def save_explanation(
