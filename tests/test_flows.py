@@ -1,0 +1,88 @@
+"""The flows do what the commands do: on a real, temporary Prefect server, with rows and pages to show for it."""
+
+import logging
+import os
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from inspect_xai.errors import DatabaseAwayError
+from inspect_xai.pipeline import line as line_module
+from inspect_xai.storage.store import Store
+from tests import spots
+from tests.test_line import rows, write
+
+pytestmark = [pytest.mark.xdist_group("prefect")]
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """One Prefect server on an in-memory database for all tests of this file; starting it takes some ten seconds."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return spots.spot_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture
+def settings(tmp_path: Path, bundle: Path) -> Path:
+    """Settings of a line with five parts, two of them NG, in chunks of two."""
+    for number in range(5):
+        write(tmp_path / f"in/SN{number}_20261122T06150{number}Z.png", number, spot_px=10 * (number % 2))
+    file = tmp_path / "line.toml"
+    file.write_text(
+        f'db = "sqlite:///{tmp_path / "line.db"}"\nbundle = "{bundle}"\ndevice = "cpu"\n'
+        f'[line]\nsource = "{tmp_path / "in"}"\nsettle_s = 0\nchunk = 2\npath_pattern = "{{serial}}_{{captured_at}}"\n'
+        f'[report]\nout = "{tmp_path / "reports"}"\n'
+    )
+    return file
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_the_flows_inspect_and_report(settings: Path, tmp_path: Path) -> None:
+    from flows.inspect_line import inspect_line
+    from flows.nightly_report import nightly_report
+
+    summary = inspect_line(str(settings))
+    assert (summary["seen"], summary["inspected"], summary["ng"]) == (5, 5, 2)
+    assert len(rows(f"sqlite:///{tmp_path / 'line.db'}")) == 5
+    assert inspect_line(str(settings))["seen"] == 0
+
+    said = nightly_report(str(settings), day=date(2026, 11, 22))
+    assert (said["inspections"], said["ng"]) == (5, 2)
+    assert Path(said["page"]).is_file()
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_database_that_is_away_is_tried_again_and_nothing_is_lost(
+    settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import flows.inspect_line as flow_module
+
+    monkeypatch.setattr(line_module, "_TRY_AGAIN_AFTER_S", ())
+    monkeypatch.setattr(flow_module, "BACK_OFF_S", [0.0, 0.0])
+    record, away = Store.record, iter([True, False, True])
+
+    def sometimes(store: Store, inspections: list) -> list:  # type: ignore[type-arg]
+        if next(away, False):
+            raise DatabaseAwayError("away")
+        return record(store, inspections)
+
+    monkeypatch.setattr(Store, "record", sometimes)
+    logging.getLogger("prefect").setLevel(logging.CRITICAL)
+    assert flow_module.inspect_line(str(settings))["inspected"] == 5
+    assert len(rows(f"sqlite:///{tmp_path / 'line.db'}")) == 5
+
+
+def test_prefects_reports_to_its_makers_are_off_before_it_is_imported() -> None:
+    import flows.nightly_report  # noqa: F401
+
+    assert os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert os.environ["DO_NOT_TRACK"] == "1"

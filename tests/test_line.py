@@ -1,0 +1,398 @@
+"""The line: what is recorded of good, bad and hostile pictures, and what every interruption leaves behind."""
+
+import dataclasses
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+
+from inspect_xai.errors import DatabaseAwayError, SettingsError, StoreError
+from inspect_xai.pipeline import line as line_module
+from inspect_xai.pipeline.intake import FolderSource
+from inspect_xai.pipeline.line import Line, LineRules, LineSummary, drain, why_explain
+from inspect_xai.pipeline.remote import UrlSource
+from inspect_xai.records import Reason, VerdictCode
+from inspect_xai.storage.store import open_store
+from inspect_xai.storage.stored import InspectionSummary
+from tests import hostile, spots
+
+LONG_AGO, LONG_AFTER = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return spots.spot_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'line.db'}"
+
+
+@pytest.fixture
+def incoming(tmp_path: Path) -> Path:
+    """Two OK parts, one UNSURE, one NG, named as the default pattern says."""
+    folder = tmp_path / "incoming"
+    for number, spot_px in enumerate([0, 0, 5, 10]):
+        write(
+            folder / f"L1/S{number % 2}/SN{number}_LOT7_CAM1_top_early_20261122T0615{number:02d}Z.png", number, spot_px
+        )
+    return folder
+
+
+def write(path: Path, seed: int, spot_px: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(hostile.encoded(spots.part(seed, spot_px=spot_px)))
+    return path
+
+
+def run(folder: Path, bundle: Path, db: str, **rules: object) -> LineSummary:
+    with (
+        Line(bundle, db, device="cpu", rules=LineRules(**rules)) as line,  # type: ignore[arg-type]
+        FolderSource(folder, settle_s=0) as source,
+    ):
+        return drain(line, source, chunk=3)
+
+
+def rows(db: str) -> list[InspectionSummary]:
+    with open_store(db) as store:
+        return store.day(LONG_AGO, LONG_AFTER, by="captured_at")
+
+
+def test_pictures_become_rows_with_part_verdict_and_explanation(incoming: Path, bundle: Path, db: str) -> None:
+    summary = run(incoming, bundle, db, ok_share=0.0)
+
+    assert (summary.seen, summary.inspected, summary.ok, summary.unsure, summary.ng) == (4, 4, 2, 1, 1)
+    assert (summary.explained, summary.failed, summary.already_known) == (2, 0, 0)
+    recorded = rows(db)
+    assert [row.serial for row in recorded] == ["SN0", "SN1", "SN2", "SN3"]
+    assert [row.verdict for row in recorded] == ["OK", "OK", "UNSURE", "NG"]
+    assert [row.explained_because for row in recorded] == ["", "", "unsure", "ng"]
+    assert [row.explanation_status for row in recorded] == ["", "", "explained", "explained"]
+    assert sum(row.passes for row in recorded) == summary.passes > 0
+    flagged = recorded[3]
+    assert (flagged.line, flagged.station, flagged.lot, flagged.camera) == ("L1", "S1", "LOT7", "CAM1")
+    assert (flagged.view, flagged.shift, flagged.captured_at.second) == ("top", "early", 3)
+    assert flagged.score > flagged.threshold
+    with open_store(db) as store:
+        stored = store.get(flagged.inspection_id, maps=True)
+    assert stored.run.run_id == summary.run_id
+    assert stored.run.settings["ok_share"] == 0.0
+    assert stored.capture.height_px == 32
+    assert len(stored.capture.pixels_sha256) == 64
+    assert stored.explanation is not None
+    assert stored.explanation.settings.target == "spot"
+    fused = stored.explanation.fused
+    assert fused is not None
+    row, column = np.unravel_index(np.argmax(fused), fused.shape)
+    assert 4 <= row < 18  # the map peaks on the spot
+    assert 16 <= column < 30
+
+
+def test_recorded_files_are_archived_where_the_row_says(incoming: Path, bundle: Path, db: str) -> None:
+    run(incoming, bundle, db)
+    assert [path for path in incoming.rglob("*.png") if "_archive" not in path.parts] == []
+    for row in rows(db):
+        archived = Path(row.archived_to)
+        assert archived.is_relative_to(incoming / "_archive/2026-11-22/L1")
+        assert archived.name == f"{Path(row.file_name).stem}~{row.sha256[:12]}.png"
+        assert archived.is_file()
+
+
+def test_a_second_run_adds_nothing_even_when_the_files_come_back(incoming: Path, bundle: Path, db: str) -> None:
+    run(incoming, bundle, db)
+    before = rows(db)
+    again = run(incoming, bundle, db)
+    assert (again.seen, again.inspected) == (0, 0)
+    for row in before:
+        shutil.copy(row.archived_to, incoming / f"copy of {Path(row.file_name).name}")
+    again = run(incoming, bundle, db)
+    assert (again.seen, again.inspected, again.already_known) == (4, 0, 4)
+    assert rows(db) == before
+    assert list(incoming.glob("*.png")) == []
+
+
+def test_another_policy_version_inspects_again_beside_the_old_rows(incoming: Path, bundle: Path, db: str) -> None:
+    run(incoming, bundle, db)
+    for row in rows(db):
+        shutil.copy(row.archived_to, incoming)
+    assert run(incoming, bundle, db, policy_version="2").inspected == 4
+    assert Counter(row.policy_version for row in rows(db)) == {"1": 4, "2": 4}
+
+
+def test_the_same_bytes_twice_in_one_chunk_are_one_capture(tmp_path: Path, bundle: Path, db: str) -> None:
+    write(tmp_path / "in/a.png", 1)
+    write(tmp_path / "in/b.png", 1)
+    summary = run(tmp_path / "in", bundle, db)
+    assert (summary.seen, summary.inspected, summary.already_known) == (2, 1, 1)
+    assert len(rows(db)) == 1
+    assert len(list((tmp_path / "in/_archive").rglob("*.png"))) == 2
+
+
+def test_hostile_files_get_a_row_with_a_reason_and_the_next_picture_is_inspected(
+    tmp_path: Path, bundle: Path, db: str
+) -> None:
+    folder = tmp_path / "in"
+    broken, sound = hostile.plant(folder)
+
+    summary = run(folder, bundle, db)
+
+    recorded = {row.file_name: row for row in rows(db)}
+    assert set(recorded) == set(broken) | set(sound)
+    for name, words in broken.items():
+        row = recorded[name]
+        assert (row.verdict, row.reason, row.failure_kind) == ("UNSURE", "BAD_IMAGE", "PictureError"), name
+        assert words in row.failure_message, name
+        assert "_rejected" in row.archived_to, name
+        assert os.path.lexists(row.archived_to), name
+    for name in sound:
+        row = recorded[name]
+        assert (row.failure_kind, row.failure_message) == ("", ""), name
+        assert row.predicted_label in ("spot", "free"), name
+        assert Path(row.archived_to).is_file(), name
+    assert summary.inspected == len(broken) + len(sound)
+    assert summary.failed == len(broken)
+    assert list((folder / "_claimed").iterdir()) == []
+    assert (tmp_path / "outside.png").is_file()  # what a link pointed to was neither read nor moved
+    assert run(folder, bundle, db).seen == 0
+
+
+def test_empty_files_of_two_parts_are_two_rows(tmp_path: Path, bundle: Path, db: str) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("SN1.png", "SN2.png"):
+        (tmp_path / "in" / name).touch()
+    assert run(tmp_path / "in", bundle, db).inspected == 2
+    assert {row.serial for row in rows(db)} == {"SN1", "SN2"}
+
+
+def test_a_file_that_vanishes_after_its_claim_gets_a_row(incoming: Path, bundle: Path, db: str) -> None:
+    with Line(bundle, db, device="cpu") as line, FolderSource(incoming, settle_s=0) as source:
+        claims = sorted(source.claim(10), key=lambda claim: claim.file_name)
+        Path(claims[0].location).unlink()
+        outcomes = line.inspect(source, claims)
+    assert [outcome.failed for outcome in outcomes] == [True, False, False, False]
+    assert "No such file" in rows(db)[0].failure_message
+
+
+def test_a_model_that_puts_out_nan_is_recorded_and_the_next_picture_goes_on(tmp_path: Path, db: str) -> None:
+    bundle = spots.spot_bundle(tmp_path / "failing", fails_on_white=True)
+    folder = tmp_path / "in"
+    write(folder / "b.png", 1)
+    (folder / "a.png").write_bytes(hostile.encoded(np.full((32, 32, 3), 255, np.uint8)))
+    (folder / "c.png").write_bytes(hostile.encoded(np.full((32, 32, 3), 254, np.uint8)))
+    summary = run(folder, bundle, db)
+    recorded = {row.file_name: row for row in rows(db)}
+    assert (summary.inspected, summary.failed, summary.ok) == (3, 2, 1)
+    assert recorded["a.png"].reason == Reason.MODEL_FAILED
+    assert recorded["a.png"].verdict == VerdictCode.UNSURE
+    assert "NaN" in recorded["a.png"].failure_message
+    assert "_archive" in recorded["a.png"].archived_to  # it is a sound picture
+    assert recorded["b.png"].verdict == VerdictCode.OK
+
+
+def test_an_error_nobody_foresaw_is_recorded_and_logged(
+    incoming: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = iter([ZeroDivisionError("by chance"), None, None, None])
+    decode = line_module.decode_picture
+
+    def sometimes(data: bytes, **options: object) -> object:
+        if error := next(calls):
+            raise error
+        return decode(data, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(line_module, "decode_picture", sometimes)
+    summary = run(incoming, bundle, db)
+    assert (summary.inspected, summary.failed) == (4, 1)
+    (row,) = (row for row in rows(db) if row.failure_kind)
+    assert (row.verdict, row.reason, row.failure_kind) == ("UNSURE", "UNFORESEEN", "ZeroDivisionError")
+    (record,) = (record for record in caplog.records if record.exc_info)
+    assert row.sha256 in record.getMessage()
+    assert f"serial {row.serial}" in record.getMessage()
+
+
+def test_an_explanation_that_fails_leaves_the_verdict(
+    incoming: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    with Line(bundle, db, device="cpu") as line, FolderSource(incoming, settle_s=0) as source:
+        monkeypatch.setattr(line._explainer, "explain", fail)
+        drain(line, source)
+    flagged = [row for row in rows(db) if row.verdict != "OK"]
+    assert [(row.verdict, row.failure_kind) for row in flagged] == [("UNSURE", "MemoryError"), ("NG", "MemoryError")]
+    assert all(row.predicted_label and row.explanation_status == "" for row in flagged)
+
+
+def test_the_sample_of_ok_pictures_is_the_same_in_every_run() -> None:
+    names = [f"{number:08x}" + "0" * 56 for number in np.linspace(0, 2**32 - 1, 1000, dtype=np.int64)]
+    chosen = [why_explain(VerdictCode.OK, name, ok_share=0.1) for name in names]
+    assert chosen.count("sample") == 100
+    assert why_explain(VerdictCode.OK, "f" * 64, ok_share=1.0) == "sample"
+    assert why_explain(VerdictCode.OK, "0" * 64, ok_share=0.0) == ""
+    assert why_explain(VerdictCode.NG, "f" * 64, ok_share=0.0) == "ng"
+
+
+def test_sampled_ok_pictures_are_explained(incoming: Path, bundle: Path, db: str) -> None:
+    assert run(incoming, bundle, db, ok_share=1.0).explained == 4
+    assert [row.explained_because for row in rows(db)] == ["sample", "sample", "unsure", "ng"]
+
+
+def test_a_crash_between_recording_and_moving_is_harmless(
+    incoming: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Line(bundle, db, device="cpu") as line, FolderSource(incoming, settle_s=0) as source:
+        monkeypatch.setattr(source, "move", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            drain(line, source)
+    before = rows(db)
+    assert len(before) == 4
+    summary = run(incoming, bundle, db)
+    assert (summary.seen, summary.inspected, summary.already_known) == (4, 0, 4)
+    assert rows(db) == before
+    assert all(Path(row.archived_to).is_file() for row in before)
+
+
+def test_a_database_that_is_away_for_a_moment_costs_nothing(
+    incoming: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_module, "_TRY_AGAIN_AFTER_S", (0.0, 0.0))
+    with Line(bundle, db, device="cpu") as line, FolderSource(incoming, settle_s=0) as source:
+        record, failures = line._store.record, iter([True, True, False])
+
+        def sometimes(inspections: list) -> list:  # type: ignore[type-arg]
+            if next(failures, False):
+                raise DatabaseAwayError("away")
+            return record(inspections)
+
+        monkeypatch.setattr(line._store, "record", sometimes)
+        assert drain(line, source).inspected == 4
+    assert len(rows(db)) == 4
+
+
+def test_a_database_that_stays_away_leaves_the_files_claimed(
+    incoming: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_module, "_TRY_AGAIN_AFTER_S", (0.0,))
+    with Line(bundle, db, device="cpu") as line, FolderSource(incoming, settle_s=0) as source:
+
+        def away(_: object) -> None:
+            raise DatabaseAwayError("away")
+
+        monkeypatch.setattr(line._store, "record", away)
+        with pytest.raises(DatabaseAwayError):
+            drain(line, source)
+    assert rows(db) == []
+    assert len(list((incoming / "_claimed").rglob("*.png"))) == 4
+    monkeypatch.undo()
+    assert run(incoming, bundle, db).inspected == 4
+
+
+def test_a_broken_store_ends_the_line_and_is_no_pictures_fault(
+    incoming: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    with Line(bundle, db, device="cpu") as line, FolderSource(incoming, settle_s=0) as source:
+        monkeypatch.setattr(line._store, "known", refuse)
+        with pytest.raises(StoreError):
+            drain(line, source)
+    assert rows(db) == []
+
+
+def test_a_stop_finishes_the_picture_and_gives_the_rest_back(incoming: Path, bundle: Path, db: str) -> None:
+    stop = threading.Event()
+    with Line(bundle, db, device="cpu") as line, FolderSource(incoming, settle_s=0) as source:
+        summary = drain(line, source, stop=stop, on_progress=stop.set)
+    assert summary.seen == len(rows(db)) == 1
+    assert len(list(incoming.glob("L1/*/*.png"))) == 3
+    assert list((incoming / "_claimed").iterdir()) == []
+
+
+def test_watching_takes_pictures_as_they_come(tmp_path: Path, bundle: Path, db: str) -> None:
+    folder, stop = tmp_path / "in", threading.Event()
+    folder.mkdir()
+    seen = []
+
+    def note() -> None:
+        seen.append(1)
+        if len(seen) == 2:
+            stop.set()
+
+    with Line(bundle, db, device="cpu") as line, FolderSource(folder, settle_s=0) as source:
+        threading.Timer(0.05, write, (folder / "a.png", 1)).start()
+        threading.Timer(0.15, write, (folder / "b.png", 2)).start()
+        summary = drain(line, source, watch_every_s=0.02, stop=stop, on_progress=note)
+    assert summary.inspected + summary.failed >= 1
+    assert {row.file_name for row in rows(db)} == {"a.png", "b.png"}
+
+
+def test_kept_and_remote_files_are_recorded_once_and_stay(incoming: Path, bundle: Path, db: str) -> None:
+    for _ in range(2):
+        with Line(bundle, db, device="cpu") as line, FolderSource(incoming, settle_s=0, keep=True) as source:
+            drain(line, source)
+    assert len(rows(db)) == 4
+    assert sorted(path.name for path in incoming.iterdir()) == ["L1"]
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/shop/a.png", hostile.encoded(spots.part(77)))
+    memory.pipe("/shop/b.png", b"rubbish")
+    try:
+        for expected in (2, 0):
+            with Line(bundle, db, device="cpu") as line, UrlSource("memory://shop") as remote:
+                assert drain(line, remote).inspected == expected
+    finally:
+        memory.rm("/shop", recursive=True)
+    recorded = {row.file_name: row for row in rows(db)}
+    assert recorded["a.png"].archived_to == "memory:///shop/a.png"
+    assert recorded["b.png"].reason == Reason.BAD_IMAGE
+
+
+def test_a_wrong_pattern_refuses_to_start(bundle: Path, db: str) -> None:
+    with pytest.raises(SettingsError):
+        Line(bundle, db, rules=LineRules(path_pattern="{line}"))
+
+
+def test_summaries_count_what_was_new() -> None:
+    outcome = line_module.Outcome("a", 1, is_new=True, verdict=VerdictCode.NG, explained=True, failed=False, passes=9)
+    old = dataclasses.replace(outcome, is_new=False, verdict=None)
+    summary = LineSummary("run", "CPU").plus([outcome, old]).plus([outcome])
+    assert (summary.seen, summary.inspected, summary.already_known, summary.ng) == (3, 2, 1, 2)
+    assert (summary.passes, summary.explained, summary.ok) == (18, 2, 0)
+
+
+def _work(folder: Path, bundle: Path, db: str) -> None:
+    run(folder, bundle, db)
+
+
+@pytest.mark.slow
+def test_two_lines_share_a_folder_and_a_killed_one_loses_nothing(tmp_path: Path, bundle: Path, db: str) -> None:
+    folder = tmp_path / "in"
+    for number in range(120):
+        write(folder / f"{number:03d}.png", number, spot_px=10 * (number % 2))
+    open_store(db).close()
+    spawn = multiprocessing.get_context("spawn")
+    workers = [spawn.Process(target=_work, args=(folder, bundle, db)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    deadline = time.monotonic() + 60
+    while len(rows(db)) < 10 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert workers[0].pid is not None
+    os.kill(workers[0].pid, signal.SIGKILL)
+    for worker in workers:
+        worker.join()
+    run(folder, bundle, db)
+    assert Counter(row.file_name for row in rows(db)) == {f"{number:03d}.png": 1 for number in range(120)}
+    assert len(list((folder / "_archive").rglob("*.png"))) == 120
+    assert list((folder / "_claimed").iterdir()) == []
