@@ -239,7 +239,7 @@ class TestSimulatedLine:
     @pytest.mark.parametrize("share", [(0.05,), (0.03, 0.2)])
     def test_the_estimate_is_unbiased_and_the_intervals_cover(self, share: tuple[float, ...]):
         rng = np.random.default_rng(7)
-        days, errors, covered = 300 if len(share) == 1 else 80, [], np.zeros(3)
+        days, errors, covered = 300 if len(share) == 1 else 150, [], np.zeros(3)
         for _ in range(days):
             made, truth = self.day(rng, share=share)
             found = corrected_rates(made, escape_resolution=0.99)

@@ -270,19 +270,23 @@ def _limits(table: Sequence[Stratum], *, confidence: float) -> tuple[NDArray[np.
     """
     random = [i for i, stratum in enumerate(table) if stratum.inclusion < 1 and stratum.reviewed < stratum.parts]
     if len(random) <= 1:
-        tails = np.full((1, len(random)), (1 - confidence) / 2)
+        levels = np.array([(1 - confidence) / 2])
+        tails = np.full((1, len(random)), levels[0])
     else:
+        # Limits are found on few levels, close together at the ends, and read off in between.
+        levels = np.sin(np.linspace(0, math.pi / 2, 202)[1:-1]) ** 2
         sequence = qmc.Halton(d=len(random), scramble=False)
         sequence.fast_forward(1)  # the first point is 0
         tails = sequence.random(_DRAWS)
     shape = (len(tails), len(table))
     least = np.broadcast_to([float(_known(s)) for s in table], shape).copy()
     most = np.broadcast_to([float(s.parts - (s.reviewed - s.defects)) for s in table], shape).copy()
-    for column, i in enumerate(random):
+    for tail, i in zip(tails.T, random, strict=True):
         s = table[i]
-        most[:, i] = np.maximum(_known(s), _most_defects(s.parts, s.reviewed, s.defects, tails=tails[:, column]))
-        mirrored = _most_defects(s.parts, s.reviewed, s.reviewed - s.defects, tails=tails[:, column])
-        least[:, i] = np.maximum(least[:, i], s.parts - mirrored)
+        upper = _most_defects(s.parts, s.reviewed, s.defects, tails=levels)
+        lower = s.parts - _most_defects(s.parts, s.reviewed, s.reviewed - s.defects, tails=levels)
+        most[:, i] = np.maximum(_known(s), np.interp(tail, levels, upper))
+        least[:, i] = np.maximum(_known(s), np.interp(tail, levels, lower))
     return least, most
 
 
