@@ -11,12 +11,11 @@ gates and shortcuts drop out by construction.
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import onnx
-from onnx import helper
 
 from inspect_xai.errors import CardError, UnsupportedModelError
+from inspect_xai.model.wiring import attribute_of
 from inspect_xai.model.working import Network
 from inspect_xai.records import BlockEnd, Layout
 
@@ -364,11 +363,3 @@ def _notes(graph: _Graph, ends: Sequence[str]) -> tuple[str, ...]:
         )
     notes = ["single_block"] if len(ends) == 1 else []
     return (*notes, "attention_behind_the_last_block") if attention else tuple(notes)
-
-
-def attribute_of(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    """Return an attribute of a node, or its default."""
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return helper.get_attribute_value(attribute)
-    return default

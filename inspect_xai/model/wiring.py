@@ -3,8 +3,10 @@
 import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import onnx
+from onnx import helper
 
 from inspect_xai.errors import ModelFileError
 
@@ -101,3 +103,11 @@ def put_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
 def named(node: onnx.NodeProto) -> str:
     """Return how a node is called in messages: its operator, and its name or what it makes."""
     return f"{node.op_type} {node.name or (node.output[0] if node.output else '')!r}"
+
+
+def attribute_of(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    """Return an attribute of a node, or its default."""
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return helper.get_attribute_value(attribute)
+    return default

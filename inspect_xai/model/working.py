@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from inspect_xai.errors import CardError, ModelFileError, UnsupportedModelError
 from inspect_xai.model.safety import said
 from inspect_xai.model.session import ORT_ERRORS, first_line
-from inspect_xai.model.wiring import EXPORT_AGAIN, named, needed_nodes, put_nodes
+from inspect_xai.model.wiring import EXPORT_AGAIN, named, needed_nodes
 from inspect_xai.records import InputSpec, Layout, ModelCard
 
 WORKING_OPSET = 18  # the first where every Reduce takes its axes as input and Resize may leave the batch axis alone
@@ -112,8 +112,7 @@ def sample_pictures(card: ModelCard, count: int, *, seed: int) -> NDArray[np.flo
     rows, columns = np.arange(spec.height) * 8 // spec.height, np.arange(spec.width) * 8 // spec.width
     coarse = rng.uniform(0, 1, (count, spec.depth, 8, 8))[:, :, rows][:, :, :, columns]
     noise = rng.uniform(0, 1, (count, spec.depth, spec.height, spec.width))
-    brightest = 255.0 if spec.scale > 1 else spec.scale
-    return np.asarray(np.round(brightest * (0.7 * coarse + 0.3 * noise)), np.float32)
+    return np.asarray(np.round(255 * (0.7 * coarse + 0.3 * noise)), np.float32)
 
 
 def network_input(pictures: NDArray[np.float32], card: ModelCard) -> NDArray[np.float32]:
@@ -151,7 +150,7 @@ def run_model(
 
 
 def open_plain(model: Path | bytes, *, options: ort.SessionOptions | None = None) -> ort.InferenceSession:
-    """Open a CPU session without optimisation, which is the quickest for a run or two.
+    """Open a CPU session without optimisation and with one thread: the plainest reading, equal on every machine.
 
     Raises:
         ModelFileError: If ONNX Runtime cannot load the model.
@@ -160,6 +159,7 @@ def open_plain(model: Path | bytes, *, options: ort.SessionOptions | None = None
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = _SILENT
+    options.intra_op_num_threads = 1
     try:
         return ort.InferenceSession(
             str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"]
@@ -347,25 +347,32 @@ def _freed(folded: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> on
     """Return the model with a symbolic batch axis, and with constant shapes that would hold it at 1 rewritten."""
     free = onnx.ModelProto()
     free.CopyFrom(folded)
-    graph = free.graph
-    graph.input[0].type.tensor_type.shape.dim[0].dim_param = FREE_BATCH
+    free.graph.input[0].type.tensor_type.shape.dim[0].dim_param = FREE_BATCH
     constants = {tensor.name: tensor for tensor in folded.graph.initializer}
-    nodes = []
-    for node in graph.node:
-        place = {"Reshape": 1, "Resize": 3}.get(node.op_type, len(node.input))
-        if place < len(node.input) and node.input[place] in constants and node.output[0] in shapes:
-            sizes = list(shapes[node.output[0]])
-            if node.op_type == "Reshape":
-                sizes[0] = -1
-            elif not any(attribute.name == "axes" for attribute in node.attribute):
-                node.attribute.append(helper.make_attribute("axes", list(range(1, len(sizes)))))
-                sizes = sizes[1:]
-            name = f"{node.output[0]}/sizes"
-            node.input[place] = name
-            graph.initializer.append(numpy_helper.from_array(np.array(sizes, np.int64), name))
-        nodes.append(node)
-    put_nodes(graph, nodes)
+    for node in free.graph.node:
+        place = {"Reshape": 1, "Gather": 1, "Resize": 3}.get(node.op_type, len(node.input))
+        if place >= len(node.input) or node.input[place] not in constants or node.output[0] not in shapes:
+            continue
+        sizes = list(shapes[node.output[0]])
+        if node.op_type == "Resize":
+            if any(attribute.name == "axes" for attribute in node.attribute):
+                continue
+            node.attribute.append(helper.make_attribute("axes", list(range(1, len(sizes)))))
+            sizes = sizes[1:]
+        elif node.op_type == "Gather" and not _takes_all(numpy_helper.to_array(constants[node.input[place]]), sizes):
+            continue
+        else:
+            node.op_type = "Reshape"
+            del node.attribute[:]
+            sizes[0] = -1
+        node.input[place] = f"{node.output[0]}/sizes"
+        free.graph.initializer.append(numpy_helper.from_array(np.array(sizes, np.int64), node.input[place]))
     return free
+
+
+def _takes_all(indices: NDArray[Any], shape: Sequence[int]) -> bool:
+    """Whether a Gather takes each number in order: how torch writes the strided view behind a channels-last mean."""
+    return list(indices.shape) == list(shape) and np.array_equal(indices.ravel(), np.arange(indices.size))
 
 
 def _runs_in_batches(free: onnx.ModelProto, card: ModelCard, image: str) -> bool:
