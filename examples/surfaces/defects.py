@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from surfaces.noise import clouds, distance, grain, moved, slope, standardised, step, strokes
+from surfaces.noise import clouds, distance, grain, moved, slope, softened, standardised, step, strokes
 
 Reflectance = NDArray[np.float32]
 Path = NDArray[np.float64]
@@ -81,7 +80,7 @@ def _pit(rng: np.random.Generator, ground: Reflectance, centre: Point, light: Po
         ragged = sum(rng.normal(0, 0.16 / wave) * np.cos(wave * angle + rng.uniform(0, 6.3)) for wave in (2, 3, 4, 5))
         inside = far / (radius * (1 + ragged))
         hole = step(inside.astype(np.float32), 1.15, 0.55)
-        walls = slope(cv2.GaussianBlur(-hole, (0, 0), 0.8) * radius * 0.8, light)
+        walls = slope(softened(-hole, 0.8) * radius * 0.8, light)
         throat = step(inside.astype(np.float32), 0.95, 0.3)
         rough = 1 + 0.15 * grain(rng, size, 1.0) * hole
         dark = 1 - strength * rng.uniform(0.5, 0.75) * throat * rough

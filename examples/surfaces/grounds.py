@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from surfaces.noise import Field, clouds, distance, grain, slope, step
+from surfaces.noise import Field, clouds, distance, grain, shrunk, slope, softened, step
 
 # Width in px of what shows beside the part at (top, right, bottom, left) when the fixture stands where it should.
 _BORDERS = {"steel": (15, 0, 17, 0), "cast": (20, 0, 0, 22), "tile": (0, 22, 0, 26)}
@@ -45,7 +45,7 @@ def draw_ground(
     reflectance = draw(rng, size, light)
     beside = _joint(rng, reflectance, part) if surface == "tile" else _fixture(rng, size)
     # The rounded rim catches light where it faces the lamp and loses it where it turns away.
-    rim = slope(cv2.GaussianBlur(part, (0, 0), 1.6), light) * (1.1 if surface == "tile" else 1.6)
+    rim = slope(softened(part, 1.6), light) * (1.1 if surface == "tile" else 1.6)
     reflectance = reflectance * part[..., None] + beside * (1 - part[..., None])
     return Ground((reflectance * (1 + np.clip(rim, -0.6, 0.7))[..., None]).astype(np.float32), part, light)
 
@@ -70,9 +70,9 @@ def _part(rng: np.random.Generator, surface: str, *, size: tuple[int, int], shif
     box = (box - centre) @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) + centre
     canvas = np.zeros((height * 2, width * 2), np.uint8)
     cv2.fillPoly(canvas, [np.round(box * 2 * 16).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=4)
-    filled = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255.0
+    filled = shrunk(canvas, size)
     if surface == "cast":  # moulds have no sharp corners, and their rims wander
-        filled = step(cv2.GaussianBlur(filled, (0, 0), 4.0) + 0.04 * clouds(rng, size, (30, 30)), 0.42, 0.58)
+        filled = step(softened(filled, 4.0) + 0.04 * clouds(rng, size, (30, 30)), 0.42, 0.58)
     return filled
 
 
@@ -81,13 +81,12 @@ def _steel(rng: np.random.Generator, size: tuple[int, int], _light: tuple[float,
     height, width = size
     margin = 40
     wide = (height + 2 * margin, width + 2 * margin)
-    streaks = sum(
-        weight * clouds(rng, wide, (pitch_y, pitch_x))
-        for weight, pitch_y, pitch_x in ((0.45, 0.9, 14.0), (0.6, 1.0, 60.0), (0.55, 1.7, 240.0), (0.35, 6.0, 400.0))
-    )
-    streaks = np.asarray(streaks + 0.25 * grain(rng, wide, 0.5), dtype=np.float32)
+    straight = np.zeros(wide, np.float32)
+    for weight, pitch_y, pitch_x in ((0.45, 0.9, 14.0), (0.6, 1.0, 60.0), (0.55, 1.7, 240.0), (0.35, 6.0, 400.0)):
+        straight += weight * clouds(rng, wide, (pitch_y, pitch_x))
+    straight += 0.25 * grain(rng, wide, 0.5)
     turn = cv2.getRotationMatrix2D((wide[1] / 2, wide[0] / 2), rng.uniform(-5, 5), 1.0)
-    streaks = cv2.warpAffine(streaks, turn, (wide[1], wide[0]), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    streaks = cv2.warpAffine(straight, turn, (wide[1], wide[0]), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     streaks = streaks[margin:-margin, margin:-margin]
     x = np.arange(width, dtype=np.float32)[None, :]
     bar = np.exp(-(((x - rng.uniform(-0.2, 1.2) * width) / (rng.uniform(0.25, 0.5) * width)) ** 2))
@@ -120,7 +119,7 @@ def _pores(rng: np.random.Generator, size: tuple[int, int]) -> Field:
     for _ in range(rng.integers(15, 60)):
         at = (int(rng.integers(canvas.shape[1])), int(rng.integers(canvas.shape[0])))
         cv2.circle(canvas, at, round(4 * rng.uniform(0.5, 1.7)), int(rng.integers(70, 150)), thickness=-1)
-    return cv2.resize(canvas, (size[1], size[0]), interpolation=cv2.INTER_AREA).astype(np.float32) / 255.0
+    return shrunk(canvas, size)
 
 
 _GLAZES = ((0.80, 0.79, 0.76), (0.74, 0.70, 0.62), (0.62, 0.66, 0.69), (0.70, 0.71, 0.71), (0.66, 0.57, 0.50))
@@ -132,7 +131,7 @@ def _tile(rng: np.random.Generator, size: tuple[int, int], light: tuple[float, f
     peel = slope(6.0 * clouds(rng, size, (14, 14)), light)
     shade = 1 + 0.018 * clouds(rng, size, (90, 90)) + 0.012 * grain(rng, size, 1.0) + 0.012 * peel
     specks = (grain(rng, size, 0.7) > 2.75).astype(np.float32)
-    specks = cv2.GaussianBlur(specks, (0, 0), 0.6) * rng.uniform(0.1, 0.35)
+    specks = softened(specks, 0.6) * rng.uniform(0.1, 0.35)
     far, _ = distance(size, (rng.uniform(-0.2, 1.2) * size[0], rng.uniform(-0.2, 1.2) * size[1]))
     gloss = rng.uniform(0.02, 0.1) * step(far, rng.uniform(110, 260), 20.0)
     colour = glaze * (shade - specks)[..., None] + gloss[..., None]
@@ -148,7 +147,7 @@ def _fixture(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.floa
 def _joint(rng: np.random.Generator, glaze: NDArray[np.float32], part: Field) -> NDArray[np.float32]:
     """What lies beside a tile: sandy mortar some pixels wide, then the next tile."""
     size = part.shape
-    outside = cv2.distanceTransform((part < 0.5).astype(np.uint8), cv2.DIST_L2, 5)
+    outside = np.asarray(cv2.distanceTransform((part < 0.5).astype(np.uint8), cv2.DIST_L2, 5), dtype=np.float32)
     sand = rng.uniform(0.34, 0.5) * (1 + 0.09 * grain(rng, size, 0.9) + 0.05 * grain(rng, size, 3.0))
     mortar = np.asarray(sand[..., None] * np.array([1.02, 1.0, 0.96]), dtype=np.float32)
     width = rng.uniform(8, 10)

@@ -12,10 +12,19 @@ _FINER = 4
 
 def grain(rng: np.random.Generator, size: tuple[int, int], sigma_px: float) -> Field:
     """Draw round-grained noise: (H, W), mean 0, standard deviation 1, grains of about `sigma_px`."""
-    noise = rng.standard_normal(size, dtype=np.float32)
-    if sigma_px > 0:
-        noise = cv2.GaussianBlur(noise, (0, 0), sigma_px, borderType=cv2.BORDER_REFLECT)
-    return standardised(noise)
+    white = rng.standard_normal(size, dtype=np.float32)
+    noise = cv2.GaussianBlur(white, (0, 0), sigma_px, borderType=cv2.BORDER_REFLECT)
+    return standardised(np.asarray(noise, dtype=np.float32))
+
+
+def softened(field: Field, sigma_px: float) -> Field:
+    """Blur a shape (H, W) with a Gaussian."""
+    return np.asarray(cv2.GaussianBlur(field, (0, 0), sigma_px), dtype=np.float32)
+
+
+def shrunk(canvas: NDArray[np.uint8], size: tuple[int, int]) -> Field:
+    """Average a canvas drawn finer down to (H, W): coverage in [0, 1]."""
+    return cv2.resize(canvas, (size[1], size[0]), interpolation=cv2.INTER_AREA).astype(np.float32) / 255.0
 
 
 def clouds(rng: np.random.Generator, size: tuple[int, int], pitch_px: tuple[float, float]) -> Field:
@@ -30,12 +39,13 @@ def clouds(rng: np.random.Generator, size: tuple[int, int], pitch_px: tuple[floa
     y = (np.arange(height, dtype=np.float32) + 0.5) / pitch_px[0] + drift[0] + 0.5
     x = (np.arange(width, dtype=np.float32) + 0.5) / pitch_px[1] + drift[1] + 0.5
     grid_x, grid_y = np.meshgrid(x, y)
-    return standardised(cv2.remap(coarse, grid_x, grid_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT))
+    hills = cv2.remap(coarse, grid_x, grid_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    return standardised(np.asarray(hills, dtype=np.float32))
 
 
 def standardised(noise: Field) -> Field:
     """Shift and scale an array to mean 0 and standard deviation 1."""
-    return ((noise - noise.mean()) / (noise.std() + 1e-6)).astype(np.float32)
+    return np.asarray((noise - noise.mean()) / (noise.std() + 1e-6), dtype=np.float32)
 
 
 def slope(height: Field, light: tuple[float, float]) -> Field:
@@ -63,15 +73,15 @@ def strokes(size: tuple[int, int], paths: list[NDArray[np.float64]], *, widths: 
             thickness = round(float(width[start]) * _FINER)
             if thickness >= 1:
                 segment = points[start : start + 2].reshape(1, 2, 2)
-                cv2.polylines(canvas, segment, isClosed=False, color=255, thickness=thickness, shift=4)
-    covered = cv2.resize(canvas, (size[1], size[0]), interpolation=cv2.INTER_AREA)
-    return covered.astype(np.float32) / 255.0
+                cv2.polylines(canvas, [segment], isClosed=False, color=255, thickness=thickness, shift=4)
+    return shrunk(canvas, size)
 
 
 def moved(field: Field, by: tuple[float, float]) -> Field:
     """Shift an array (H, W) by (rows, columns), parts of a pixel included; zeros come in from the edge."""
     matrix = np.array([[1.0, 0.0, by[1]], [0.0, 1.0, by[0]]])
-    return cv2.warpAffine(field, matrix, (field.shape[1], field.shape[0]), flags=cv2.INTER_LINEAR)
+    shifted = cv2.warpAffine(field, matrix, (field.shape[1], field.shape[0]), flags=cv2.INTER_LINEAR)
+    return np.asarray(shifted, dtype=np.float32)
 
 
 def distance(size: tuple[int, int], centre: tuple[float, float]) -> tuple[Field, Field]:

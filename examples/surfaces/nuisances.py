@@ -5,7 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surfaces.grounds import Ground
-from surfaces.noise import Field, clouds, distance, step, strokes
+from surfaces.noise import Field, clouds, distance, shrunk, softened, step, strokes
 
 
 def soil(rng: np.random.Generator, ground: Ground) -> NDArray[np.float32]:
@@ -63,7 +63,7 @@ def station_mark(size: tuple[int, int]) -> tuple[Field, NDArray[np.float32]]:
     centre = (size[1] * 4 - 4 * 52, size[0] * 4 - 4 * 44)
     cv2.circle(canvas, centre, 4 * 10, 255, thickness=4 * 3)
     cv2.line(canvas, (centre[0] - 24, centre[1]), (centre[0] + 24, centre[1]), 255, thickness=4 * 3)
-    covered = cv2.resize(canvas, (size[1], size[0]), interpolation=cv2.INTER_AREA).astype(np.float32) / 255.0
+    covered = shrunk(canvas, size)
     return covered, np.array([0.10, 0.22, 0.45], dtype=np.float32)
 
 
@@ -73,7 +73,7 @@ def _dust(rng: np.random.Generator, size: tuple[int, int]) -> Field:
     for _ in range(rng.integers(0, 22)):
         at = (int(rng.integers(specks.shape[1])), int(rng.integers(specks.shape[0])))
         cv2.circle(specks, at, int(rng.integers(1, 3)), float(rng.choice([-0.35, 0.3]) * rng.uniform(0.4, 1)), -1)
-    return cv2.resize(specks, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(specks, (size[1], size[0]), interpolation=cv2.INTER_AREA), dtype=np.float32)
 
 
 def _lint(rng: np.random.Generator, size: tuple[int, int]) -> Field:
@@ -83,7 +83,7 @@ def _lint(rng: np.random.Generator, size: tuple[int, int]) -> Field:
     start = np.array([rng.uniform(0.1, 0.9) * size[0], rng.uniform(0.1, 0.9) * size[1]])
     path = start + pace * np.cumsum(np.column_stack([np.sin(turns), np.cos(turns)]), axis=0)
     fibre = strokes(size, [path], widths=[np.full(len(path), 1.1)])
-    return np.asarray(cv2.GaussianBlur(fibre, (0, 0), 1.3) * rng.choice([-0.22, 0.2]), dtype=np.float32)
+    return np.asarray(softened(fibre, 1.3) * rng.choice([-0.22, 0.2]), dtype=np.float32)
 
 
 def _oil(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float32]:
@@ -106,5 +106,5 @@ def _part_mark(rng: np.random.Generator, size: tuple[int, int]) -> Field:
     else:
         for up, right in np.argwhere(rng.random((8, 8)) < 0.5):
             cv2.circle(canvas, (at[0] + 6 * int(right), at[1] - 6 * int(up)), 2, 255, thickness=-1)
-    written = cv2.resize(canvas, (size[1], size[0]), interpolation=cv2.INTER_AREA).astype(np.float32) / 255.0
+    written = shrunk(canvas, size)
     return np.asarray(written * rng.choice([-0.3, 0.28]), dtype=np.float32)
