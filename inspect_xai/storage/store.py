@@ -3,7 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,6 +12,7 @@ from sqlalchemy import Engine, func, select
 from inspect_xai.errors import NotFoundError, StoreError
 from inspect_xai.records import Inspection, ModelCard, ModelStatus, Review, Run
 from inspect_xai.storage import database, ledger, reading, reviews, schema, tables
+from inspect_xai.storage.blobstore import BlobStore
 from inspect_xai.storage.stored import (
     InspectionSummary,
     RecordedInspection,
@@ -29,13 +30,14 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def open_store(url: str, *, create: bool = True, clock: Clock = utc_now) -> "Store":
+def open_store(url: str, *, create: bool = True, blob_store: str = "", clock: Clock = utc_now) -> "Store":
     """Open the store at a database URL.
 
     Args:
         url: "sqlite:///folder/file.db" or "postgresql://user@host/database".
         create: Make or upgrade the schema of an SQLite file where needed. A server's schema is never touched here:
             `inspect-xai db upgrade` does that, when the people who run it say so.
+        blob_store: A folder or fsspec URL for the maps; empty: they lie in the database.
         clock: Tells the time a row was written at.
 
     Raises:
@@ -54,14 +56,15 @@ def open_store(url: str, *, create: bool = True, clock: Clock = utc_now) -> "Sto
     except BaseException:
         engine.dispose()
         raise
-    return Store(engine, clock=clock)
+    return Store(engine, blobs=BlobStore(blob_store) if blob_store else None, clock=clock)
 
 
 class Store:
     """Each call is one transaction; nothing it returns is tied to the database. May be shared by threads."""
 
-    def __init__(self, engine: Engine, *, clock: Clock = utc_now) -> None:
+    def __init__(self, engine: Engine, *, blobs: BlobStore | None = None, clock: Clock = utc_now) -> None:
         self._engine = engine
+        self._blobs = blobs
         self._clock = clock
 
     def __enter__(self) -> Self:
@@ -171,9 +174,12 @@ class Store:
             DatabaseAwayError: The database cannot be reached; nothing was written.
         """
         maps = [encoded_maps(each.explanation) if each.explanation else None for each in inspections]
+        if self._blobs is not None:  # blob first, row second: a crash in between leaves a file, never a row without
+            for blob in (blob for encoded in maps if encoded is not None for blob in encoded.all()):
+                self._blobs.put(blob.sha256, blob.data)
         with database.writing(self._engine) as connection:
             now = self._clock()
-            recorder = Recorder(connection, now)
+            recorder = Recorder(connection, now, blobs=self._blobs)
             recorded = [recorder.record(each, encoded) for each, encoded in zip(inspections, maps, strict=True)]
             new = [each.inspection_id for each in recorded if each.is_new]
             if new:
@@ -345,5 +351,39 @@ class Store:
         with database.reading(self._engine) as connection:
             return list(ledger.events(connection, after=after, kind=kind, subject=subject))
 
+    def sweep_blobs(self, *, older_than: timedelta = timedelta(hours=1)) -> list[str]:
+        """Remove files from the blob store that no row names, left over from a crash between file and row.
+
+        Args:
+            older_than: Younger files stay: a chunk may be on its way from its files to its rows.
+
+        Returns:
+            The names (sha256) of what was removed.
+        """
+        if self._blobs is None:
+            return []
+        limit = self._clock() - older_than
+        old = [name for name, written_at in self._blobs.names() if written_at < limit]
+        return self.remove_blobs(old)
+
+    def remove_blobs(self, sha256s: Sequence[str]) -> list[str]:
+        """Remove those files from the blob store that no row needs any more; nobody records meanwhile."""
+        removed: list[str] = []
+        if self._blobs is None:
+            return removed
+        needed = select(tables.MapBlob.sha256).where(tables.MapBlob.deleted_at.is_(None))
+        for start in range(0, len(sha256s), 500):
+            chunk = sha256s[start : start + 500]
+            with database.writing(self._engine) as connection:
+                kept = set(connection.execute(needed.where(tables.MapBlob.sha256.in_(chunk))).scalars())
+                for name in chunk:
+                    if name not in kept:
+                        self._blobs.remove(name)
+                        removed.append(name)
+        return removed
+
     def _fetch(self, sha256: str) -> bytes:
-        raise StoreError(f"the map {sha256} is in no blob store this one knows")
+        if self._blobs is None:
+            remedy = "name the blob store it was recorded with (setting blob_store)"
+            raise StoreError(f"the map {sha256} does not lie in the database", remedy=remedy)
+        return self._blobs.get(sha256)

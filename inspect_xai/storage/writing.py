@@ -14,6 +14,7 @@ from inspect_xai.errors import StoreError
 from inspect_xai.records import Capture, Explanation, Inspection
 from inspect_xai.storage import tables
 from inspect_xai.storage.blobs import Blob, Precision, encode
+from inspect_xai.storage.blobstore import BlobStore
 from inspect_xai.storage.stored import RecordedInspection
 
 
@@ -59,8 +60,9 @@ def found_or_made(connection: Connection, table: Any, key: Mapping[str, Any], /,
 class Recorder:
     """Writes inspections in one open transaction; what many of them share is looked up once."""
 
-    def __init__(self, connection: Connection, now: datetime) -> None:
+    def __init__(self, connection: Connection, now: datetime, *, blobs: BlobStore | None = None) -> None:
         self._connection = connection
+        self._blob_store = blobs
         self._now = now
         self._known: dict[tuple[object, ...], Any] = {}
         self.new_policies: list[int] = []
@@ -148,9 +150,16 @@ class Recorder:
             set_={"data": statement.excluded.data, "deleted_at": None},
             where=tables.MapBlob.data.is_(None),
         )
-        self._connection.execute(statement, [_blob_row(blob) for blob in blobs])
         names = [blob.sha256 for blob in blobs]
         query = select(tables.MapBlob.sha256, tables.MapBlob.id).where(tables.MapBlob.sha256.in_(names))
+        if self._blob_store is not None:
+            # Retention may just have removed a file whose row is here: no other writer does so from now on.
+            known = {row.sha256 for row in self._connection.execute(query)}
+            for blob in blobs:
+                if blob.sha256 in known:
+                    self._blob_store.put(blob.sha256, blob.data)
+        is_here = self._blob_store is None
+        self._connection.execute(statement, [_blob_row(blob, is_here=is_here) for blob in blobs])
         return {row.sha256: row.id for row in self._connection.execute(query)}
 
     def _many(self, table: type[tables.Base], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -256,7 +265,7 @@ def _block_rows(
     ]
 
 
-def _blob_row(blob: Blob) -> dict[str, Any]:
+def _blob_row(blob: Blob, *, is_here: bool) -> dict[str, Any]:
     return {
         "sha256": blob.sha256,
         "codec": blob.codec,
@@ -264,5 +273,5 @@ def _blob_row(blob: Blob) -> dict[str, Any]:
         "precision": blob.precision.value,
         "shape": list(blob.shape),
         "size_bytes": len(blob.data),
-        "data": blob.data,
+        "data": blob.data if is_here else None,
     }

@@ -1,0 +1,326 @@
+"""Retention: what may go by rules per product and kind of data, what must not by legal holds, what went in the ledger.
+
+Three kinds of data: the picture's file, the explanation's maps, the rows. When maps or pictures go, the numbers stay.
+When rows go, their reviews go with them, and the ledger keeps that they went and the digests they had. The product
+without a name stands for all products that have no rule of their own. Without any rule nothing is ever deleted.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final
+
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    Connection,
+    Select,
+    delete,
+    exists,
+    false,
+    func,
+    or_,
+    select,
+    union,
+    update,
+)
+
+from inspect_xai.storage import database, ledger
+from inspect_xai.storage.documents import chunks
+from inspect_xai.storage.store import Store
+from inspect_xai.storage.tables import (
+    BlockMap,
+    Capture,
+    Explanation,
+    Inspection,
+    LegalHold,
+    Lot,
+    MapBlob,
+    Part,
+    Product,
+    RetentionRule,
+    Review,
+)
+from inspect_xai.storage.writing import inserting
+
+_CHUNK: Final = 200  # rows per transaction: a line that records meanwhile waits for no more
+
+
+class DataKind(StrEnum):
+    """What a rule speaks of."""
+
+    PICTURE = "picture"
+    MAP = "map"
+    ROW = "row"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How many days one kind of data of a product is kept; an empty product: all that have no rule of their own."""
+
+    product: str
+    kind: DataKind
+    keep_days: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Parts of which nothing may be deleted; an empty product, lot or serial means any."""
+
+    hold_id: int
+    product: str
+    lot: str
+    serial: str
+    reason: str
+    placed_by: str
+    placed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What retention would delete now."""
+
+    pictures: tuple[tuple[int, str], ...]  # capture id and where the picture lies
+    blob_ids: tuple[int, ...]
+    blob_bytes: int
+    inspection_ids: tuple[int, ...]
+    held: int  # inspections older than a rule allows, kept by a legal hold
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.pictures or self.blob_ids or self.inspection_ids)
+
+
+class Retention:
+    """The rules of one store, and their carrying out. The store stays open."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._engine = store._engine
+        self._clock = store._clock
+
+    def set_rule(self, rule: Rule, *, by: str) -> None:
+        """Make a rule, or change the days of one."""
+        with database.writing(self._engine) as connection:
+            now = self._clock()
+            facts = {"keep_days": rule.keep_days, "set_at": now, "set_by": by}
+            statement = inserting(connection, RetentionRule).values(
+                product_name=rule.product, data_kind=rule.kind.value, **facts
+            )
+            statement = statement.on_conflict_do_update(index_elements=["product_name", "data_kind"], set_=facts)
+            number = connection.execute(statement.returning(RetentionRule.id)).scalar_one()
+            told = {"kind": rule.kind.value, "keep_days": rule.keep_days, "by": by}
+            ledger.append(connection, "rule", rule.product, facts=told, now=now, made={"retention_rule": [number]})
+
+    def rules(self) -> list[Rule]:
+        """All rules."""
+        query = select(RetentionRule.product_name, RetentionRule.data_kind, RetentionRule.keep_days)
+        with database.reading(self._engine) as connection:
+            rows = connection.execute(query.order_by(RetentionRule.product_name, RetentionRule.data_kind))
+            return [Rule(product, DataKind(kind), days) for product, kind, days in rows]
+
+    def place_hold(self, *, reason: str, by: str, product: str = "", lot: str = "", serial: str = "") -> int:
+        """Keep everything of these parts until the hold is released; its id comes back."""
+        with database.writing(self._engine) as connection:
+            now = self._clock()
+            row: dict[str, Any] = {"product": product, "lot": lot, "serial": serial, "reason": reason}
+            row |= {"placed_at": now, "placed_by": by, "released_by": ""}
+            table = LegalHold.__table__
+            number = int(connection.execute(table.insert().values(**row).returning(table.c.id)).scalar_one())  # type: ignore[attr-defined]
+            facts = {"change": "placed", "reason": reason, "by": by}
+            ledger.append(connection, "hold", str(number), facts=facts, now=now, made={"legal_hold": [number]})
+            return number
+
+    def release_hold(self, hold_id: int, *, by: str) -> bool:
+        """End a hold; whether it stood."""
+        with database.writing(self._engine) as connection:
+            now = self._clock()
+            stands = update(LegalHold).where(LegalHold.id == hold_id, LegalHold.released_at.is_(None))
+            if connection.execute(stands.values(released_at=now, released_by=by)).rowcount == 0:
+                return False
+            facts = {"change": "released", "by": by}
+            ledger.append(connection, "hold", str(hold_id), facts=facts, now=now, made={"legal_hold": [hold_id]})
+            return True
+
+    def holds(self) -> list[Hold]:
+        """The holds that stand."""
+        query = select(LegalHold.__table__).where(LegalHold.released_at.is_(None)).order_by(LegalHold.id)
+        with database.reading(self._engine) as connection:
+            return [
+                Hold(row.id, row.product, row.lot, row.serial, row.reason, row.placed_by, row.placed_at)
+                for row in connection.execute(query)
+            ]
+
+    def plan(self) -> Plan:
+        """The dry run: what `carry_out` would delete now. Changes nothing."""
+        with database.reading(self._engine) as connection:
+            now = self._clock()
+            limits = {kind: _expired(connection, kind, now) for kind in DataKind}
+            rows = connection.execute(_inspections(Inspection.id).where(limits[DataKind.ROW], ~_is_held())).scalars()
+            blobs = connection.execute(_blobs(limits[DataKind.MAP])).all()
+            held = _inspections(Inspection.id).where(or_(*limits.values()), _is_held()).distinct()
+            return Plan(
+                pictures=tuple(
+                    (row.id, row.archived_to) for row in connection.execute(_pictures(limits[DataKind.PICTURE]))
+                ),
+                blob_ids=tuple(row.id for row in blobs),
+                blob_bytes=sum(row.size_bytes for row in blobs),
+                inspection_ids=tuple(rows.all()),
+                held=connection.execute(select(func.count()).select_from(held.subquery())).scalar_one(),
+            )
+
+    def carry_out(self, plan: Plan, *, by: str, remove_picture: Callable[[str], None]) -> None:
+        """Delete what a plan names, and write down that it went.
+
+        In small transactions; after a fault a new plan names what is left. Holds placed since the plan was made are
+        obeyed.
+
+        Args:
+            plan: What `plan` returned; somebody has looked at it.
+            by: Who had it carried out.
+            remove_picture: Deletes a picture by the place it was archived at; one that is gone already is no error.
+                Called before the deletion is recorded, so that nothing is recorded as deleted that is still there.
+        """
+        for start in range(0, len(plan.pictures), _CHUNK):
+            self._delete_pictures([number for number, _ in plan.pictures[start : start + _CHUNK]], by, remove_picture)
+        for blob_ids in chunks(plan.blob_ids):
+            self._delete_maps(blob_ids, by)
+        for inspection_ids in chunks(plan.inspection_ids):
+            self._delete_rows(inspection_ids, by)
+
+    def _delete_pictures(self, capture_ids: Sequence[int], by: str, remove: Callable[[str], None]) -> None:
+        with database.reading(self._engine) as connection:
+            due = _pictures(_expired(connection, DataKind.PICTURE, self._clock())).where(Capture.id.in_(capture_ids))
+            places = {row.id: row.archived_to for row in connection.execute(due)}
+        for place in places.values():
+            remove(place)
+        with database.writing(self._engine) as connection:
+            now = self._clock()
+            connection.execute(update(Capture).where(Capture.id.in_(places)).values(picture_deleted_at=now))
+            _remove_captures(connection, list(places))
+            facts = {"pictures": sorted(places.values()), "by": by}
+            ledger.append(connection, "retention", DataKind.PICTURE, facts=facts, now=now, made={})
+
+    def _delete_maps(self, blob_ids: Sequence[int], by: str) -> None:
+        with database.writing(self._engine) as connection:
+            now = self._clock()
+            due = _blobs(_expired(connection, DataKind.MAP, now)).where(MapBlob.id.in_(blob_ids))
+            names = {row.id: row.sha256 for row in connection.execute(due)}
+            connection.execute(update(MapBlob).where(MapBlob.id.in_(names)).values(data=None, deleted_at=now))
+            facts = {"maps": sorted(names.values()), "by": by}
+            ledger.append(connection, "retention", DataKind.MAP, facts=facts, now=now, made={})
+        self._store.remove_blobs(list(names.values()))
+
+    def _delete_rows(self, inspection_ids: Sequence[int], by: str) -> None:
+        with database.writing(self._engine) as connection:
+            now = self._clock()
+            query = _inspections(Inspection.id, Inspection.capture_id).where(
+                Inspection.id.in_(inspection_ids), _expired(connection, DataKind.ROW, now), ~_is_held()
+            )
+            due = {row.id: row.capture_id for row in connection.execute(query)}
+            answers = connection.execute(select(Review.id).where(Review.inspection_id.in_(due))).scalars().all()
+            blob_ids = connection.execute(_maps_of(Explanation.inspection_id.in_(due))).scalars().all()
+            connection.execute(delete(Inspection).where(Inspection.id.in_(due)))
+            _remove_captures(connection, list(due.values()))
+            names = _remove_blob_rows(connection, blob_ids)
+            facts = {"inspections": len(due), "by": by}
+            gone = {"inspection": list(due), "review": answers}
+            ledger.append(connection, "retention", DataKind.ROW, facts=facts, now=now, made={}, deleted=gone)
+        self._store.remove_blobs(names)
+
+
+def _inspections(*columns: Any) -> Select[Any]:
+    return (
+        select(*columns)
+        .select_from(Inspection)
+        .join(Capture, Capture.id == Inspection.capture_id)
+        .join(Part, Part.id == Capture.part_id)
+        .join(Lot, Lot.id == Part.lot_id)
+        .join(Product, Product.id == Lot.product_id)
+    )
+
+
+def _pictures(is_expired: ColumnElement[bool]) -> Select[Any]:
+    """Captures whose picture is due. One without a place never was in the archive."""
+    return (
+        select(Capture.id, Capture.archived_to)
+        .join(Part, Part.id == Capture.part_id)
+        .join(Lot, Lot.id == Part.lot_id)
+        .join(Product, Product.id == Lot.product_id)
+        .where(Capture.archived_to != "", Capture.picture_deleted_at.is_(None), is_expired, ~_is_held())
+        .order_by(Capture.id)
+    )
+
+
+def _blobs(is_expired: ColumnElement[bool]) -> Select[Any]:
+    """Maps that only explanations use whose maps are due."""
+    due = _inspections(Inspection.id).where(is_expired, ~_is_held())
+    others = Explanation.inspection_id.not_in(due)
+    used_whole = exists().where(Explanation.fused_blob_id == MapBlob.id, others)
+    used_in_part = exists().where(
+        BlockMap.sums_blob_id == MapBlob.id, BlockMap.explanation_id == Explanation.id, others
+    )
+    return (
+        select(MapBlob.id, MapBlob.sha256, MapBlob.size_bytes)
+        .where(MapBlob.deleted_at.is_(None), MapBlob.id.in_(_maps_of(Explanation.inspection_id.in_(due))))
+        .where(~used_whole, ~used_in_part)
+        .order_by(MapBlob.id)
+    )
+
+
+def _maps_of(which: ColumnElement[bool]) -> CompoundSelect[Any]:
+    """Ids of all maps of these explanations."""
+    sums = select(BlockMap.sums_blob_id).join(Explanation, Explanation.id == BlockMap.explanation_id)
+    return union(select(Explanation.fused_blob_id).where(which), sums.where(which, BlockMap.sums_blob_id.is_not(None)))
+
+
+def _is_held() -> ColumnElement[bool]:
+    def fits(held: Any, own: Any) -> ColumnElement[bool]:
+        return or_(held == "", held == own)
+
+    return exists().where(
+        LegalHold.released_at.is_(None),
+        fits(LegalHold.product, Product.name),
+        fits(LegalHold.lot, Lot.code),
+        fits(LegalHold.serial, Part.serial),
+    )
+
+
+def _expired(connection: Connection, kind: DataKind, now: datetime) -> ColumnElement[bool]:
+    """Whether a rule allows to delete this kind of data of an inspection or, for pictures, of a capture."""
+    query = select(RetentionRule.product_name, RetentionRule.keep_days).where(RetentionRule.data_kind == kind.value)
+    limits = {row.product_name: now - timedelta(days=row.keep_days) for row in connection.execute(query)}
+    conditions = [(Product.name == name) & _is_before(kind, limit) for name, limit in limits.items() if name]
+    if "" in limits:
+        conditions.append(Product.name.not_in([name for name in limits if name]) & _is_before(kind, limits[""]))
+    return or_(false(), *conditions)
+
+
+def _is_before(kind: DataKind, limit: datetime) -> ColumnElement[bool]:
+    """All clocks must agree that it is old: one camera that believes in 1970 must not cost a picture."""
+    if kind is DataKind.PICTURE:
+        newer = exists().where(Inspection.capture_id == Capture.id, Inspection.recorded_at >= limit)
+        return (Capture.captured_at < limit) & ~newer.correlate(Capture)
+    return (Capture.captured_at < limit) & (Inspection.inspected_at < limit) & (Inspection.recorded_at < limit)
+
+
+def _remove_captures(connection: Connection, capture_ids: Sequence[int]) -> None:
+    """Remove captures that nothing speaks of any more: no inspection, and no picture in the archive."""
+    has_inspection = exists().where(Inspection.capture_id == Capture.id)
+    is_empty = or_(Capture.archived_to == "", Capture.picture_deleted_at.is_not(None)) & ~has_inspection
+    gone = delete(Capture).where(Capture.id.in_(capture_ids), is_empty)
+    part_ids = connection.execute(gone.returning(Capture.part_id)).scalars().all()
+    connection.execute(delete(Part).where(Part.id.in_(part_ids), ~exists().where(Capture.part_id == Part.id)))
+
+
+def _remove_blob_rows(connection: Connection, blob_ids: Sequence[int]) -> list[str]:
+    """Remove the rows of maps that no explanation uses any more; their names come back."""
+    names: list[str] = []
+    for chunk in chunks(blob_ids):
+        is_used = exists().where(Explanation.fused_blob_id == MapBlob.id)
+        is_used_in_part = exists().where(BlockMap.sums_blob_id == MapBlob.id)
+        gone = delete(MapBlob).where(MapBlob.id.in_(chunk), ~is_used, ~is_used_in_part)
+        names += connection.execute(gone.returning(MapBlob.sha256)).scalars().all()
+    return names
