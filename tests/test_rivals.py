@@ -122,9 +122,9 @@ class TestScoreCam:
 
 class TestEvidenceMap:
     def test_negative_places_are_zero_but_keep_their_order(self):
-        evidence, rank = rivals.evidence_map(np.array([[2.0, -1.0], [-3.0, 0.5]]), (2, 2))
+        evidence, rank = rivals.evidence_map(np.array([[2.0, -3.0], [-1.0, 0.5]]), (2, 2))
         assert evidence.tolist() == [[2, 0], [0, 0.5]]
-        assert rank.tolist() == [[0, 2], [3, 1]]
+        assert rank.tolist() == [[0, 3], [2, 1]]
 
     def test_is_cut_off_before_it_is_enlarged(self):
         evidence, _ = rivals.evidence_map(np.array([[4.0, -4.0]]), (1, 4))

@@ -232,11 +232,12 @@ class TestWeightedSums:
         np.testing.assert_allclose(sise.normalised(sums, size), stretched, atol=2e-5)
 
     def test_a_ripple_on_a_large_offset_keeps_its_mass(self, rng):
-        features = (1000 + 0.01 * rng.random((3, 4, 4))).astype(np.float32)
-        minimum = sise.attribution_masks(features, (16, 16))[1]
-        sums = sise.weighted_sums(features, [0.2, 0.9, 0.4], minimum, size=(16, 16))
-        expected = _layer_map(features.astype(np.float64), np.array([0.2, 0.9, 0.4]), (16, 16))
-        np.testing.assert_allclose(sise.upsample(sums, (16, 16)), expected, atol=1e-6 * expected.max())
+        features = (1e4 + 0.05 * rng.random((3, 7, 7))).astype(np.float32)
+        features[:, 3, 3] -= np.float32(0.05)  # upsampled, the dip's bottom lies between two float32 numbers
+        minimum = sise.attribution_masks(features, (28, 28))[1]
+        sums = sise.weighted_sums(features, [0.2, 0.9, 0.4], minimum, size=(28, 28))
+        expected = _layer_map(features.astype(np.float64), np.array([0.2, 0.9, 0.4]), (28, 28))
+        np.testing.assert_allclose(sise.upsample(sums, (28, 28)), expected, atol=1e-6 * expected.max())
 
     def test_no_mask_gives_nothing(self):
         sums = sise.weighted_sums(np.empty((0, 3, 4), dtype=np.float32), [], [], size=(6, 8))
