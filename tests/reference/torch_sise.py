@@ -66,8 +66,8 @@ def slow_otsu(values: NDArray[np.float64]) -> float:
 
 def reference_sise(
     forward: Callable[[Tensor], tuple[list[Tensor], Tensor]],
-    picture: NDArray[np.float32],
-    hidden: NDArray[np.float32],
+    picture: NDArray[np.float64],
+    hidden: NDArray[np.float64],
     *,
     target: int,
     against: int | None = None,

@@ -1,0 +1,293 @@
+"""SISE end to end in ONNX Runtime against plain torch, and what an explanation promises its reader."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from inspect_xai.errors import PictureError, SettingsError
+from inspect_xai.model.bundle import ModelBundle, build_bundle
+from inspect_xai.pipeline.explain import Explainer
+from inspect_xai.pipeline.folder import save_explanation
+from inspect_xai.records import (
+    Activation,
+    Baseline,
+    Channels,
+    ExplainSpec,
+    Fit,
+    InputSpec,
+    Method,
+    ModelCard,
+    OutputSpec,
+    Status,
+    VerdictSpec,
+)
+from tests.reference.torch_sise import ReferenceMap, reference_sise, slow_otsu
+from tests.toys import TOYS, Family, toy_model
+
+LABELS = ("pit", "crack", "stain", "dent", "free")
+MEAN, STD, SCALE = (0.45, 0.5, 0.4), (0.25, 0.2, 0.3), 255.0
+FAST = ("resnet18", "mobilenet_v2", "vgg", "single_logit")
+
+
+def labels_of(name: str) -> tuple[str, ...]:
+    return LABELS[-max(2, TOYS[name].classes) :]
+
+
+def card_for(name: str, *, fit: Fit = Fit.TILE) -> ModelCard:
+    family = TOYS[name]
+    channels, height, width = family.shape
+    feed = dict(channels=Channels.GRAY, mean=MEAN[:1], std=STD[:1]) if channels == 1 else dict(mean=MEAN, std=STD)
+    feed |= {"scale": 1.0, "mean": (0.0,), "std": (1.0,)} if family.pixels else {"scale": SCALE}
+    return ModelCard(
+        name=name,
+        version="1",
+        labels=labels_of(name),
+        ok_labels=("free",),
+        input=InputSpec(height, width, fit=fit, **feed),  # type: ignore[arg-type]
+        output=OutputSpec(Activation(family.activation)),
+        verdict=VerdictSpec(0.5, 0.15),
+        explain=ExplainSpec(mu=0.0),
+    )
+
+
+@pytest.fixture(scope="session")
+def toy_bundle(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    """Build each toy's bundle once per session: toy_bundle(name) -> ModelBundle."""
+    built: dict[tuple[str, Fit], ModelBundle] = {}
+
+    def build(name: str, fit: Fit = Fit.TILE) -> ModelBundle:
+        if (name, fit) not in built:
+            import onnx
+
+            folder = tmp_path_factory.mktemp(name)
+            onnx.save(toy_model(name), folder / "toy.onnx")
+            built[name, fit] = build_bundle(folder / "toy.onnx", card_for(name, fit=fit), folder / "bundle")
+        return built[name, fit]
+
+    return build
+
+
+def picture_of(shape: tuple[int, int], seed: int = 3) -> NDArray[np.uint8]:
+    """A smooth surface with a dark spot and noise, RGB."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    surface = 150 + 40 * np.sin(columns / 7) + 20 * np.cos(rows / 11)
+    surface -= 90 * np.exp(-((rows - shape[0] * 0.6) ** 2 + (columns - shape[1] * 0.3) ** 2) / 60)
+    coloured = surface[..., None] + rng.normal(0, 8, (*shape, 3)) + np.array([0, 8, -12])
+    return np.clip(coloured, 0, 255).astype(np.uint8)
+
+
+def as_logits(output: torch.Tensor, family: Family) -> torch.Tensor:
+    """Write any head as logits whose softmax (or sigmoid, of a multi-label head) is what the card calls probabilities."""
+    if family.activation == "none":
+        output = torch.log(output) - (torch.log1p(-output) if family.classes == 1 else 0)
+    return torch.cat([torch.zeros_like(output), output], dim=1) if family.classes == 1 else output
+
+
+def reference_for(name: str, picture: NDArray[np.uint8], baseline: str, **options: object) -> ReferenceMap:
+    """SISE of a toy in float64 torch."""
+    family = TOYS[name]
+    spec = card_for(name).input
+    toy = family.make().double()
+    mean, std = (torch.tensor(numbers, dtype=torch.float64).reshape(-1, 1, 1) for numbers in (spec.mean, spec.std))
+
+    def forward(pixels: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        taps = toy.taps((pixels / spec.scale - mean) / std)
+        return taps, as_logits(toy.head(taps[-1]), family)
+
+    seen = np.moveaxis(picture.reshape(*picture.shape[:2], -1), -1, 0).astype(np.float64)
+    hidden = np.zeros_like(seen) if baseline == "black" else np.broadcast_to(mean.numpy() * spec.scale, seen.shape)
+    activation = "sigmoid" if family.activation == "sigmoid" and family.classes > 1 else "softmax"
+    return reference_sise(forward, seen, hidden.copy(), activation=activation, **options)  # type: ignore[arg-type]
+
+
+def assert_same_map(mine: NDArray[np.float32], theirs: ReferenceMap, *, atol: float = 1e-4) -> None:
+    """Equal, but for pixels whose block map lies within one of Otsu's bins of a threshold."""
+    undecided = np.zeros(mine.shape, bool)
+    for block in [block for block in theirs.blocks if block is not None][1:]:
+        undecided |= np.abs(block - slow_otsu(block)) < 1 / 256 + 1e-4
+
+    assert undecided.mean() < 0.1
+    np.testing.assert_allclose(mine[~undecided], theirs.fused[~undecided], atol=atol)
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in TOYS])
+def test_sise_in_onnx_runtime_equals_sise_in_torch(name: str, toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    """To 1e-3 on any picture; to 1e-4 on one of two, for a ReLU at its kink falls either way in float32."""
+    with Explainer(toy_bundle(name), device="cpu", mu=0.0, baseline="black") as explainer:
+        errors = [compare_with_torch(name, explainer, seed=seed) for seed in (3, 4)]
+
+    assert max(errors) <= 1e-3
+    assert min(errors) <= 1e-4
+
+
+def compare_with_torch(name: str, explainer: Explainer, *, seed: int) -> float:
+    """Hold selection, block maps and fused map against float64 torch; return the largest difference of a block map."""
+    channels, height, width = TOYS[name].shape
+    picture = picture_of((height, width), seed)
+    picture = picture if channels == 3 else picture[..., 0]
+    target = len(labels_of(name)) - 2
+    mine = explainer(picture, target=target)
+    theirs = reference_for(name, picture, "black", target=target, mu=0.0)
+
+    assert mine.status is Status.EXPLAINED
+    blocks = mine.tiles[0].blocks
+    assert [block.positive for block in blocks] == [int((alpha > 0).sum()) for alpha in theirs.alphas]
+    assert list(mine.block_maps) == [b.tensor for b, ref in zip(blocks, theirs.blocks, strict=True) if ref is not None]
+    pairs = zip(mine.block_maps.values(), (block for block in theirs.blocks if block is not None), strict=True)
+    largest = max(float(np.abs(block - reference).max()) for block, reference in pairs)
+    assert_same_map(mine.fused, theirs, atol=max(1e-4, len(blocks) * largest))
+    return largest
+
+
+@pytest.mark.parametrize(
+    ("mu", "baseline", "against"), [(0.3, "mean", None), (0.0, "mean", "free"), (0.5, "black", "pit")]
+)
+def test_selection_baseline_and_contrast_equal_torch(mu: float, baseline: str, against: str | None, toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    height, width = TOYS["resnet18"].shape[1:]
+    picture = picture_of((height, width), seed=5)
+    with Explainer(toy_bundle("resnet18"), device="cpu", mu=mu, baseline=baseline) as explainer:
+        mine = explainer(picture, target="stain", against=against)
+
+    rival = None if against is None else LABELS.index(against)
+    theirs = reference_for("resnet18", picture, baseline, target=2, against=rival, mu=mu)
+
+    assert_same_map(mine.fused, theirs)
+
+
+def test_the_map_does_not_depend_on_the_bucket(toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    picture = picture_of(TOYS["resnet18"].shape[1:])
+    maps = []
+    for bucket in (1, 3, 16):
+        with Explainer(toy_bundle("resnet18"), device="cpu", bucket=bucket) as explainer:
+            maps.append(explainer(picture, target="pit"))
+
+    for other in maps[1:]:
+        np.testing.assert_allclose(other.fused, maps[0].fused, atol=1e-5)
+        assert other.passes == maps[0].passes
+
+
+def test_the_same_settings_give_the_same_bytes(toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    picture = picture_of(TOYS["resnet18"].shape[1:])
+    with Explainer(toy_bundle("resnet18"), device="cpu") as explainer:
+        first, second = explainer(picture, target="pit"), explainer(picture, target="pit")
+
+    assert first.fused.tobytes() == second.fused.tobytes()
+    assert first.rank.tobytes() == second.rank.tobytes()
+
+
+def test_ada_sise_keeps_what_otsu_of_the_positive_alphas_keeps(toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    picture = picture_of(TOYS["resnet18"].shape[1:])
+    with Explainer(toy_bundle("resnet18"), device="cpu", method="ada-sise") as explainer:
+        ada = explainer(picture, target="pit")
+        every = Explainer(explainer.engine.bundle, device="cpu", mu=0.0)(picture, target="pit")
+
+    assert ada.settings.method is Method.ADA_SISE
+    for some, all_positive in zip(ada.tiles[0].blocks, every.tiles[0].blocks, strict=True):
+        assert 0 < some.kept + some.constant <= all_positive.positive
+    assert ada.passes < every.passes
+
+
+def test_a_large_picture_is_explained_window_by_window_at_native_scale(toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    height, width = TOYS["resnet18"].shape[1:]
+    picture = picture_of((height * 2 + 5, width // 2))
+    with Explainer(toy_bundle("resnet18"), device="cpu") as explainer:
+        look = explainer.look(picture)
+        explanation = explainer.explain(look, target="pit")
+
+    assert len(look.tiles) == 3  # two overlapping windows do not reach, and the width is mirrored
+    assert all((tile.height_px, tile.width_px) == (height, width) for tile in look.tiles)
+    assert explanation.fused.shape == explanation.rank.shape == picture.shape[:2]
+    assert sorted(explanation.rank.ravel()) == list(range(explanation.rank.size))
+    explained = {tile.tile.index for tile in explanation.tiles}
+    over = look.scores[:, 0] - 0.5 + 0.15
+    assert explained == (set(np.flatnonzero(over >= 0)) or {int(over.argmax())})
+
+
+def test_stretch_brings_the_map_back_to_the_pictures_size(toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    picture = picture_of((50, 120))
+    with Explainer(toy_bundle("resnet18", Fit.STRETCH), device="cpu") as explainer:
+        explanation = explainer(picture)
+
+    assert explanation.fused.shape == (50, 120)
+    assert len(explanation.tiles) == 1
+
+
+def test_an_ok_label_is_explained_on_request_and_the_reader_is_told(toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    with Explainer(toy_bundle("resnet18"), device="cpu") as explainer:
+        explanation = explainer(picture_of(TOYS["resnet18"].shape[1:]), target="free")
+
+    assert "ok_label_has_no_place" in explanation.notes
+
+
+def test_targets_by_index_and_by_name_are_the_same(toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    picture = picture_of(TOYS["resnet18"].shape[1:])
+    with Explainer(toy_bundle("resnet18"), device="cpu") as explainer:
+        assert np.array_equal(explainer(picture, target=1).fused, explainer(picture, target="crack").fused)
+        assert explainer(picture).settings.target == explainer.look(picture).prediction.label
+
+
+@pytest.mark.parametrize("wrong", [{"target": "rust"}, {"target": 5}, {"target": "pit", "against": "pit"}])
+def test_a_label_the_model_does_not_have_is_named_with_those_it_has(wrong, toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    with Explainer(toy_bundle("resnet18"), device="cpu") as explainer, pytest.raises(SettingsError, match="Expected"):
+        explainer(picture_of(TOYS["resnet18"].shape[1:]), **wrong)
+
+
+@pytest.mark.parametrize("mu", [-0.1, 1.0, float("nan")])
+def test_mu_outside_its_range_is_refused(mu: float, toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SettingsError, match="mu"):
+        Explainer(toy_bundle("resnet18"), device="cpu", mu=mu)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 4, 4), (4,)])
+def test_an_array_that_is_no_picture_is_refused(shape: tuple[int, ...], toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    with Explainer(toy_bundle("resnet18"), device="cpu") as explainer, pytest.raises(PictureError):
+        explainer(np.zeros(shape, np.uint8))
+
+
+def test_the_folder_holds_what_it_says(tmp_path: Path, toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    bundle = toy_bundle("resnet18")
+    picture = picture_of(TOYS["resnet18"].shape[1:])
+    with Explainer(bundle, device="cpu") as explainer:
+        look = explainer.look(picture)
+        explanation = explainer.explain(look, target="crack")
+    folder = tmp_path / "maps" / "part"
+    for _ in range(2):  # the second time replaces the first
+        save_explanation(folder, explanation, picture=picture, bundle=bundle, verdict=look.verdict, source="part.png")
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    saved, rank = np.load(folder / "map.npy"), np.load(folder / "rank.npy")
+    blocks = np.load(folder / "blocks.npz")
+
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "map.npy", "rank.npy", "blocks.npz", "overlay.png"}
+    assert (saved.dtype, saved.shape) == (np.float32, picture.shape[:2])
+    assert (rank.dtype, rank.shape) == (np.int32, picture.shape[:2])
+    assert np.array_equal(saved, explanation.fused)
+    assert blocks.files == list(explanation.block_maps)
+    assert all(blocks[name].min() == 0 and blocks[name].max() == 1 for name in blocks.files)
+    assert manifest["model"]["fingerprint"] == bundle.fingerprint
+    assert manifest["provider"] == "CPUExecutionProvider"
+    assert manifest["settings"] == {"mu": 0.0, "baseline": "mean", "blocks": [end.tensor for end in bundle.blocks]}
+    assert sum(manifest["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert manifest["passes"] == 2 + sum(block["kept"] for block in manifest["tiles"][0]["blocks"])
+    assert not list((tmp_path / "maps").glob(".*")), "no half-written folder stays behind"
+
+
+def test_nothing_but_an_explanation_is_ever_replaced(tmp_path: Path, toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    bundle = toy_bundle("resnet18")
+    precious = tmp_path / "part"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    picture = picture_of(TOYS["resnet18"].shape[1:])
+    with Explainer(bundle, device="cpu", baseline=Baseline.BLUR) as explainer:
+        look = explainer.look(picture)
+        explanation = explainer.explain(look, target="crack")
+
+    with pytest.raises(PictureError, match="holds no explanation"):
+        save_explanation(precious, explanation, picture=picture, bundle=bundle, verdict=look.verdict)
+
+    assert (precious / "thesis.txt").read_text() == "years of work"
