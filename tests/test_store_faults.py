@@ -1,0 +1,226 @@
+"""What the store survives: kill -9, two writers on the same pictures, a server that goes away, a full disk."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import text
+
+from inspect_xai.errors import DatabaseAwayError, StoreError
+from inspect_xai.storage import database, schema
+from inspect_xai.storage.store import Store, open_store
+from inspect_xai.storage.tables import VERSION_TABLE
+from tests import recorder, stored
+from tests.conftest import ROOT
+from tests.postgres import Cluster
+from tests.stored import NOON
+
+FAR = NOON + timedelta(days=1)
+
+
+def start(url: str, blob_store: Path | str, first: int, last: int) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-m", "tests.recorder", url, str(blob_store), str(first), str(last)]
+    return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def check_whole(store: Store, pictures: int) -> None:
+    """Every picture once, every map readable, every row vouched for."""
+    found = store.day(NOON, FAR)
+    assert [each.serial for each in found] == [f"SN{number:05d}" for number in range(pictures)]
+    for each in found:
+        explanation = store.get(each.inspection_id, maps=True).explanation
+        assert explanation is not None
+        assert explanation.fused is not None
+        assert [block.sums is None for block in explanation.tiles[0].blocks] == [False, False, True]
+    report = store.verify_ledger()
+    assert report.findings == ()
+
+
+@pytest.mark.slow
+def test_kill_9_at_seeded_moments_loses_nothing_and_doubles_nothing(database_url: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    maps, pictures, kills = tmp_path / "maps", 400, 0
+    for _ in range(20):
+        with start(database_url, maps, 0, pictures) as process:
+            assert process.stdout is not None
+            # It begins from the first picture each time, as a line does whose files are still claimed.
+            process.stdout.readline()
+            timer = threading.Timer(float(rng.uniform(0.0, 0.25)), process.kill)
+            timer.start()
+            process.wait()
+            timer.cancel()
+            kills += process.returncode == -signal.SIGKILL
+    assert kills >= 15
+    with open_store(database_url, blob_store=str(maps)) as store:
+        before = len(store.day(NOON, FAR))
+        assert before % recorder.CHUNK == 0  # whole chunks only
+        assert store.verify_ledger().findings == ()
+    with start(database_url, maps, 0, pictures) as process:
+        process.communicate()
+        assert process.returncode == 0
+    with open_store(database_url, blob_store=str(maps)) as store:
+        check_whole(store, pictures)
+        left = store.sweep_blobs(older_than=timedelta(hours=-1))
+        assert len(list(maps.rglob("*.ixm"))) == pictures * 3, f"swept {len(left)}"
+        check_whole(store, pictures)
+
+
+def test_a_kill_in_the_middle_of_a_transaction_leaves_no_part_of_it(database_url: str, tmp_path: Path) -> None:
+    program = (
+        "import sys, time\n"
+        "from inspect_xai.storage import ledger\n"
+        "def hang(*a, **k):\n"
+        "    print('here', flush=True)\n"
+        "    time.sleep(60)\n"
+        "appended = ledger.append\n"
+        "ledger.append = lambda c, kind, *a, **k: (hang if kind == 'verdicts' else appended)(c, kind, *a, **k)\n"
+        "from tests.recorder import main\n"
+        f"main({database_url!r}, {str(tmp_path / 'maps')!r}, 0, 4)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        process.kill()
+    with open_store(database_url, blob_store=str(tmp_path / "maps")) as store:
+        assert store.day(NOON, FAR) == []
+        assert len(list((tmp_path / "maps").rglob("*.ixm"))) == 12
+        assert len(store.sweep_blobs(older_than=timedelta(hours=-1))) == 12
+        recorder.main(database_url, str(tmp_path / "maps"), 0, 4)
+        check_whole(store, 4)
+
+
+def test_two_processes_that_record_the_same_pictures(database_url: str) -> None:
+    with start(database_url, "", 0, 40) as one, start(database_url, "", 0, 40) as other:
+        for process in (one, other):
+            process.communicate()
+    assert (one.returncode, other.returncode) == (0, 0)
+    with open_store(database_url) as store:
+        check_whole(store, 40)
+
+
+def test_threads_share_a_store(database_url: str) -> None:
+    with open_store(database_url) as store:
+        stored.prepared(store)
+        explained = recorder.explanation_of(1)
+        chunks = [[stored.inspection(start + n, explained=explained) for n in range(5)] for start in (0, 5, 10, 0)]
+        threads = [threading.Thread(target=store.record, args=(chunk,)) for chunk in chunks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        check_whole(store, 15)
+
+
+@pytest.mark.postgres
+def test_a_server_that_goes_away_and_comes_back(postgres_server: Cluster, postgres_template: str) -> None:
+    url = postgres_server.create(template=postgres_template)
+    with open_store(url) as store:
+        stored.prepared(store)
+        chunk = [stored.inspection(number, explained=recorder.explanation_of(number)) for number in range(4)]
+        store.record(chunk[:2])
+        postgres_server.stop()
+        try:
+            with pytest.raises(DatabaseAwayError, match="is away") as caught:
+                store.record(chunk)
+            assert "nothing was half written" in str(caught.value)
+            with pytest.raises(DatabaseAwayError):
+                store.day(NOON, FAR)
+        finally:
+            postgres_server.start()
+        assert [each.is_new for each in store.record(chunk)] == [False, False, True, True]
+        check_whole(store, 4)
+
+
+@pytest.mark.postgres
+def test_a_connection_cut_in_the_middle_of_a_chunk(postgres_server: Cluster, postgres_template: str) -> None:
+    url = postgres_server.create(template=postgres_template)
+    with open_store(url) as store:
+        stored.prepared(store)
+        chunk = [stored.inspection(number) for number in range(4)]
+        engine = database.open_engine(url)
+
+        def cut_off() -> None:
+            with database.writing(store._engine) as connection:
+                pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+                with engine.begin() as other:
+                    other.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+                connection.execute(text("SELECT 1"))
+
+        with pytest.raises(DatabaseAwayError):
+            cut_off()
+        engine.dispose()
+        assert all(each.is_new for each in store.record(chunk))
+
+
+def test_another_writer_is_waited_for_and_then_told_of(
+    tmp_path: Path, sqlite_template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.2)
+    (tmp_path / "store.db").write_bytes(sqlite_template.read_bytes())
+    url = f"sqlite:///{tmp_path}/store.db"
+    with open_store(url) as store:
+        stored.prepared(store)
+        engine = database.open_engine(url)
+        with database.writing(engine):
+            assert store.day(NOON, FAR) == []  # readers never wait
+            with pytest.raises(DatabaseAwayError, match="database is locked"):
+                store.record([stored.inspection(1)])
+        engine.dispose()
+        assert store.record([stored.inspection(1)])[0].is_new
+
+
+def test_a_full_disk_is_told_of_and_leaves_the_file_whole(tmp_path: Path, sqlite_template: Path) -> None:
+    (tmp_path / "store.db").write_bytes(sqlite_template.read_bytes())
+    url = f"sqlite:///{tmp_path}/store.db"
+    with open_store(url) as store:
+        stored.prepared(store)
+        store.record([stored.inspection(0, explained=recorder.explanation_of(0))])
+        with database.reading(store._engine) as connection:  # the pool has this one connection
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + 2}")
+        many = [stored.inspection(number, explained=recorder.explanation_of(number)) for number in range(1, 40)]
+        with pytest.raises(StoreError, match="its disk is full"):
+            store.record(many)
+        assert len(store.day(NOON, FAR)) == 1
+        with database.reading(store._engine) as connection:
+            connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
+        store.record(many)
+        check_whole(store, 40)
+
+
+def test_an_older_schema_is_refused_by_readers_and_upgraded_with_its_rows(
+    tmp_path: Path, sqlite_template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store.db").write_bytes(sqlite_template.read_bytes())
+    url = f"sqlite:///{tmp_path}/store.db"
+    recorder.main(url, "", 0, 4)
+    # The build of tomorrow: one more migration, which makes the table of reviews anew as SQLite must.
+    tomorrow = tmp_path / "sql"
+    shutil.copytree(schema.sql_folder(), tomorrow)
+    (tomorrow / "migrations" / "versions" / "9000_tomorrow.py").write_text(
+        "import sqlalchemy as sa\nfrom alembic import op\n"
+        f"revision, down_revision = '9000', '{schema.REVISION}'\n"
+        "def upgrade():\n"
+        "    with op.batch_alter_table('review', recreate='always') as batch:\n"
+        "        batch.add_column(sa.Column('seconds', sa.Integer, nullable=True))\n"
+    )
+    monkeypatch.setattr(schema, "sql_folder", lambda: tomorrow)
+    monkeypatch.setattr(schema, "REVISION", "9000")
+    with pytest.raises(StoreError, match="is older: schema revision") as caught:
+        open_store(url, create=False)
+    assert f"inspect-xai db upgrade --db {url}" in str(caught.value)
+    with open_store(url) as store:
+        check_whole(store, 4)
+        engine = store._engine
+        with pytest.raises(StoreError, match="append-only"), database.writing(engine) as connection:
+            connection.execute(text("UPDATE ledger_event SET kind = 'x'"))
+        with database.reading(engine) as connection:
+            names = connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'trigger'")).scalars().all()
+            assert "review_no_delete" in names
+            assert connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar_one() == "9000"
