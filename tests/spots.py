@@ -20,7 +20,7 @@ _LEVEL = 0.25  # added to brightness less the mean, so that no unit is dead
 
 
 def spot_model(*, fails_on_white: bool = False) -> onnx.ModelProto:
-    """Channel 0 of both convolutions is the mean over 3 x 3; its mean over the window decides. The others decide nothing.
+    """Channel 0 of both convolutions is the mean over 3 x 3; its mean over the window decides, the others do not.
 
     With `fails_on_white` the root of a negative number makes every output NaN where a window is white all over.
     """

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -262,6 +263,9 @@ class FolderSource:
         if self._claims is None:
             return time.time()
         owner = self._claims / _OWNER_FILE
+        owner.parent.mkdir(
+            parents=True, exist_ok=True
+        )  # gone if this line was paused for so long that it counted as dead
         owner.touch()
         return owner.stat().st_mtime
 
@@ -293,7 +297,7 @@ class FolderSource:
         except FileNotFoundError:
             return None
         except OSError as error:
-            _log.warning("%s cannot be claimed: %s", path, error)
+            _warn_once(f"{path} cannot be claimed: {error}")
             return None
         return Claim(as_text(name), str(target), modified_at)
 
@@ -321,7 +325,7 @@ def _next_entry(folders: list[Any]) -> os.DirEntry[str] | None:
     try:
         entry: os.DirEntry[str] | None = next(folders[-1], None)
     except OSError as error:
-        _log.warning("a folder cannot be listed to its end: %s", error)
+        _warn_once(f"a folder cannot be listed to its end: {error}")
         entry = None
     if entry is None:
         folders.pop().close()
@@ -330,12 +334,18 @@ def _next_entry(folders: list[Any]) -> os.DirEntry[str] | None:
 
 def _enter(path: str, folders: list[Any]) -> None:
     if len(folders) >= _MAX_DEPTH:
-        _log.warning("%s lies more than %d folders deep and is not looked at", path, _MAX_DEPTH)
+        _warn_once(f"{path} lies more than {_MAX_DEPTH} folders deep and is not looked at")
         return
     try:
         folders.append(os.scandir(path))
     except OSError as error:
-        _log.warning("%s cannot be listed: %s", path, error)
+        _warn_once(f"{path} cannot be listed: {error}")
+
+
+@lru_cache(maxsize=1024)
+def _warn_once(message: str) -> None:
+    """Log what every walk finds again, once."""
+    _log.warning(message)
 
 
 def is_passed_over(name: str) -> bool:

@@ -63,13 +63,16 @@ class UrlSource:
         """Return the whole content of a file.
 
         Raises:
-            PictureError: If it is too long, unreadable or gone.
+            PictureError: If it is too long, may not be read, or is gone.
+            IntakeError: If the place cannot be reached; the picture is as good as before.
         """
         try:
             with self._files.open(claim.location, "rb") as file:
                 data: bytes = file.read(limits.max_bytes + 1)
-        except OSError as error:
+        except (FileNotFoundError, PermissionError) as error:
             raise PictureError(f"the file cannot be read: {error}", remedy="check that it is still there") from error
+        except OSError as error:
+            raise IntakeError(f"{claim.location} cannot be reached: {error}", remedy="run it again later") from error
         if len(data) > limits.max_bytes:
             raise too_long(len(data), limits.max_bytes)
         return data
