@@ -1,0 +1,111 @@
+"""Pictures and maps by the id of their inspection, never by a path."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
+from starlette.responses import Response
+
+from inspect_xai.errors import NotFoundError
+from inspect_xai.maths import colour
+from inspect_xai.storage.stored import StoredExplanation, StoredInspection
+from inspect_xai.web import pictures
+from inspect_xai.web.site import Site, site_of
+
+router = APIRouter(prefix="/inspections/{inspection_id}", include_in_schema=False)
+InspectionId = Annotated[int, Path(ge=1, le=2**63 - 1)]
+_FOR_EVER = "private, max-age=31536000, immutable"
+_ASK_AGAIN = "private, no-cache"
+
+
+@router.get("/picture.png")
+def picture(request: Request, inspection_id: InspectionId) -> Response:
+    """The picture as it was judged, decoded and written anew: no byte of the camera's file reaches the browser."""
+    return _drawn(request, inspection_id, "picture", lambda site, given: pictures.png(site.archive.read(given)))
+
+
+@router.get("/thumbnail.png")
+def thumbnail(request: Request, inspection_id: InspectionId) -> Response:
+    """The picture, small."""
+    return _drawn(
+        request,
+        inspection_id,
+        "thumbnail",
+        lambda site, given: pictures.png(pictures.thumbnail(site.archive.read(given))),
+    )
+
+
+@router.get("/map.png")
+def fused(request: Request, inspection_id: InspectionId) -> Response:
+    """The explanation map, to be laid over the picture."""
+    return _drawn(
+        request, inspection_id, "map", lambda site, _: pictures.png(pictures.layer(_map(site, inspection_id)[1]))
+    )
+
+
+@router.get("/overlay.png")
+def overlay(request: Request, inspection_id: InspectionId) -> Response:
+    """Picture and map in one, for reports and mails."""
+
+    def draw(site: Site, given: StoredInspection) -> bytes:
+        explanation, values = _map(site, inspection_id)
+        return pictures.png(colour.overlay(site.archive.read(given), values, regions=explanation.regions))
+
+    return _drawn(request, inspection_id, "overlay", draw)
+
+
+@router.get("/outlines.svg")
+def outlines(request: Request, inspection_id: InspectionId) -> Response:
+    """The outlines of the marked regions."""
+
+    def draw(site: Site, _: StoredInspection) -> bytes:
+        explanation, values = _map(site, inspection_id)
+        return pictures.outlines(values, explanation.regions)
+
+    return _drawn(request, inspection_id, "outlines", draw, media_type="image/svg+xml")
+
+
+@router.get("/block-{number}.png")
+def block(request: Request, inspection_id: InspectionId, number: Annotated[int, Path(ge=1, le=999)]) -> Response:
+    """The map of one block, counted from the shallowest, to be laid over the picture."""
+
+    def draw(site: Site, given: StoredInspection) -> bytes:
+        blocks = pictures.blocks_shown(given.explanation)
+        if number > len(blocks):
+            raise NotFoundError(f"inspection {inspection_id} has maps of {len(blocks)} blocks")
+        stored = site.store.get(inspection_id, maps=True)
+        return pictures.png(pictures.layer(pictures.block_map(stored, blocks[number - 1])))
+
+    return _drawn(request, inspection_id, f"block-{number}", draw)
+
+
+def _map(site: Site, inspection_id: int) -> tuple[StoredExplanation, "pictures.Map"]:
+    explanation = site.store.get(inspection_id, maps=True).explanation
+    if explanation is None or explanation.fused is None:
+        raise NotFoundError(f"inspection {inspection_id} has no map")
+    return explanation, explanation.fused
+
+
+def _drawn(
+    request: Request,
+    inspection_id: int,
+    kind: str,
+    draw: Callable[[Site, StoredInspection], bytes],
+    *,
+    media_type: str = "image/png",
+) -> Response:
+    site = site_of(request)
+    site.person(request)
+    given = site.store.get(inspection_id)
+    name = pictures.content_name(given.capture.sha256, given.model.fingerprint, given.policy_version)
+    # An address that names another content than there is must not be kept for ever.
+    keep = _FOR_EVER if request.query_params.get("v") == name else _ASK_AGAIN
+    tag = f'"{name}-{kind}"'
+    is_map = kind not in ("picture", "thumbnail")
+    if is_map and (given.explanation is None or given.explanation.maps_deleted):
+        raise NotFoundError(f"inspection {inspection_id} has no map")
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers={"Cache-Control": keep, "ETag": tag})
+    content = site.kept.get(f"{name}-{kind}", lambda: draw(site, given))
+    headers = {"Cache-Control": keep, "ETag": tag, "Content-Disposition": "inline"}
+    return Response(content, media_type=media_type, headers=headers)

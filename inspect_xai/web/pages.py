@@ -1,0 +1,352 @@
+"""The pages an operator sees: sign-in, queue, inspection with its form, part, models, help."""
+
+import secrets
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Depends, Path, Request
+from starlette.responses import RedirectResponse, Response
+
+from inspect_xai.records import VerdictCode
+from inspect_xai.storage.desk import Answer, Conflict, QueueEntry
+from inspect_xai.storage.stored import StoredInspection
+from inspect_xai.storage.triage import State, share_of
+from inspect_xai.web import asked, shown
+from inspect_xai.web.access import Person, Role
+from inspect_xai.web.site import THEMES, Form, RefusedError, Site, local_path, read_fields, see, site_of
+from inspect_xai.web.words import LANGUAGES
+
+PAGE_LENGTH = 25
+_SIMILAR_DAYS = 30
+
+router = APIRouter(include_in_schema=False)
+InspectionId = Annotated[int, Path(ge=1, le=2**63 - 1)]
+
+
+async def _judging(request: Request) -> Form:
+    return await site_of(request).form(request, Role.OPERATOR)
+
+
+async def _looking(request: Request) -> Form:
+    return await site_of(request).form(request, Role.VIEWER)
+
+
+Judging = Annotated[Form, Depends(_judging)]
+Looking = Annotated[Form, Depends(_looking)]
+
+
+@router.get("/")
+def start() -> RedirectResponse:
+    """Send a reader to the queue."""
+    return see("/queue")
+
+
+@router.get("/signin")
+def signin(request: Request) -> Response:
+    """Ask who somebody is."""
+    site = site_of(request)
+    if site.access.signed_in(request):
+        return see(local_path(request.query_params.get("next", "")))
+    return site.page(request, "signin.html", access=site.access, next=request.query_params.get("next", ""), wrong="")
+
+
+@router.post("/signin")
+async def signed_in(request: Request) -> Response:
+    """Begin a session of somebody who gave a token, or on an open desk a name."""
+    site = site_of(request)
+    fields = await read_fields(request)
+    session = site.access.session(request)
+    if not site.access.is_genuine(session, fields.get("csrf", "")):
+        raise RefusedError(403, "error.csrf")
+    name = " ".join(fields.get("name", "").split())
+    if site.access.is_open:
+        wrong = "" if site.access.is_name_free_to_take(name) else "signin.no_name"
+    else:
+        person = site.access.person_of_token(fields.get("token", ""))
+        name, wrong = (person.name, "") if person else ("", "signin.unknown")
+    if wrong:
+        return site.page(
+            request, "signin.html", status=401, access=site.access, next=fields.get("next", ""), wrong=wrong
+        )
+    response = see(local_path(fields.get("next", "")))
+    site.set_cookie(response, site.access.begin(name, like=session))
+    return response
+
+
+@router.post("/signout")
+def signout(request: Request, form: Looking) -> Response:
+    """End the session; an admin can end everybody's."""
+    site = site_of(request)
+    if form.get("everybody"):
+        if not form.person.may(Role.ADMIN):
+            raise RefusedError(403, "error.403")
+        site.access.end_all()
+    session = site.access.session(request)
+    if session is not None:
+        site.access.end(session)
+    response = see("/signin")
+    response.delete_cookie(site.access.cookie, path="/", secure=site.settings.https, httponly=True, samesite="strict")
+    return response
+
+
+@router.post("/preferences")
+async def preferences(request: Request) -> Response:
+    """Keep language and colours for this session; also before somebody signed in."""
+    site = site_of(request)
+    fields = await read_fields(request)
+    session = site.access.session(request)
+    if session is None or not site.access.is_genuine(session, fields.get("csrf", "")):
+        raise RefusedError(403, "error.csrf")
+    if fields.get("language") in LANGUAGES:
+        session.language = fields["language"]
+    if fields.get("theme") in THEMES:
+        session.theme = fields["theme"]
+    return see(local_path(fields.get("back", "")))
+
+
+@router.get("/queue")
+def queue(request: Request) -> Response:
+    """Show what waits, most urgent first."""
+    site = site_of(request)
+    person = site.person(request)
+    words = asked.filter_words(request.query_params)
+    site.desk.take_in()
+    after = asked.place_in(request.query_params.get("after", ""))
+    entries = site.desk.queue(asked.queue_filter(words, datetime.now(UTC)), after=after, limit=PAGE_LENGTH + 1)
+    last = entries[PAGE_LENGTH - 1] if len(entries) > PAGE_LENGTH else None
+    more = f"/queue?{urlencode(words | {'after': shown.place_of(last)})}" if last else ""
+    return site.page(
+        request,
+        "queue.html",
+        entries=entries[:PAGE_LENGTH],
+        overview=site.desk.overview(),
+        filters=words,
+        filter_query=urlencode(words),
+        older=tuple(asked.OLDER),
+        is_first=after is None,
+        more=more,
+        may_judge=person.may(Role.OPERATOR),
+        is_blind=lambda entry: _is_blind(site, entry),
+        done=_done(site, request),
+        shown=shown,
+    )
+
+
+@router.post("/queue/next")
+def next_part(request: Request, form: Judging) -> Response:
+    """Hold the next part for the operator and show it."""
+    return _to_next(site_of(request), form)
+
+
+@router.get("/inspections/{inspection_id}")
+def inspection(request: Request, inspection_id: InspectionId) -> Response:
+    """Show one inspection, and where the reader may judge, the form."""
+    site = site_of(request)
+    person = site.person(request)
+    return _inspection_page(site, request, person, inspection_id)
+
+
+@router.post("/inspections/{inspection_id}/claim")
+def claim(request: Request, inspection_id: InspectionId, form: Judging) -> Response:
+    """Hold this part for the operator."""
+    site = site_of(request)
+    conflict = site.desk.claim(inspection_id, form.person.name)
+    if conflict is not None:
+        return _conflict_page(site, request, inspection_id, conflict, form)
+    return see(f"/inspections/{inspection_id}", **asked.filters_in(form.get("back")))
+
+
+@router.post("/inspections/{inspection_id}/release")
+def release(request: Request, inspection_id: InspectionId, form: Judging) -> Response:
+    """Give a held part back; who holds another role may take it from somebody who left."""
+    site = site_of(request)
+    whoever = bool(form.get("whoever"))
+    if whoever and not form.person.may(Role.QUALITY):
+        raise RefusedError(403, "error.403")
+    site.desk.release(inspection_id, form.person.name, whoever_holds_it=whoever)
+    return see("/queue", **asked.filters_in(form.get("back")))
+
+
+@router.post("/inspections/{inspection_id}/review")
+def review(request: Request, inspection_id: InspectionId, form: Judging) -> Response:
+    """Append the operator's answer and go on to the next part."""
+    site = site_of(request)
+    given = site.store.get(inspection_id)
+    blind = bool(form.get("blind"))
+    try:
+        said = asked.answer_in(form.fields, given, person=form.person.name, blind=blind, reasons=site.store.reasons())
+    except asked.FormError as error:
+        return _inspection_page(
+            site, request, form.person, inspection_id, status=422, wrong=error.key, sent=form.fields
+        )
+    newest = form.get("newest")
+    answer = Answer(
+        inspection_id=inspection_id,
+        review=said,
+        key=form.get("key")[:100] or secrets.token_urlsafe(12),
+        newest_seen=int(newest) if newest.isascii() and newest.isdigit() and len(newest) < 19 else None,
+    )
+    outcome = site.desk.answer(answer, may_correct_others=form.person.may(Role.QUALITY))
+    if isinstance(outcome, Conflict):
+        return _conflict_page(site, request, inspection_id, outcome, form)
+    if blind:
+        return see(f"/inspections/{inspection_id}", **asked.filters_in(form.get("back")))
+    return _to_next(site, form, done=inspection_id)
+
+
+@router.get("/parts")
+def part(request: Request) -> Response:
+    """Show all that was recorded of the parts with a serial number."""
+    site = site_of(request)
+    site.person(request)
+    serial = request.query_params.get("serial", "").strip()[:200]
+    found = site.store.find(serial=serial, limit=100) if serial else []
+    return site.page(
+        request, "part.html", status=200 if found or not serial else 404, serial=serial, found=found, shown=shown
+    )
+
+
+@router.get("/models")
+def models(request: Request) -> Response:
+    """Show which models are registered and approved."""
+    site = site_of(request)
+    site.person(request)
+    return site.page(request, "models.html", models=site.store.models())
+
+
+@router.get("/help")
+def help_page(request: Request) -> Response:
+    """Explain keys and map, for readers without JavaScript too."""
+    site = site_of(request)
+    site.person(request)
+    return site.page(request, "help.html")
+
+
+def _inspection_page(
+    site: Site,
+    request: Request,
+    person: Person,
+    inspection_id: int,
+    *,
+    status: int = 200,
+    wrong: str = "",
+    sent: dict[str, str] | None = None,
+) -> Response:
+    given = site.store.get(inspection_id)
+    entry = site.desk.entry(inspection_id)
+    query = asked.filter_words(request.query_params) or asked.filters_in((sent or {}).get("back", ""))
+    before, after = site.desk.neighbours(entry, asked.queue_filter(query, datetime.now(UTC))) if entry else (None, None)
+    stage = _stage(site, given, entry, person)
+    is_blind = stage is shown.Stage.BLIND
+    compare = request.query_params.get("compare") == "1"
+    good = site.desk.good_part_like(inspection_id) if compare and not is_blind else None
+    return site.page(
+        request,
+        "inspection.html",
+        status=status,
+        i=given,
+        entry=entry,
+        stage=stage,
+        Stage=shown.Stage,
+        drawn=shown.drawing(given, request.query_params, is_blind=is_blind, archive=site.archive),
+        sheet=shown.sheet(given, site.words(request)),
+        reasons=site.store.reasons(),
+        history=[] if is_blind else _history(site, given),
+        similar=[] if is_blind else _similar(site, given),
+        compare=compare,
+        good=site.store.get(good) if good else None,
+        previous_id=before,
+        next_id=after,
+        filter_query=urlencode(query),
+        key=(sent or {}).get("key") or secrets.token_urlsafe(12),
+        wrong=wrong,
+        sent=sent or {},
+        done=_done(site, request),
+        correcting=request.query_params.get("correct") == "1" or "correct" in (sent or {}),
+        shown=shown,
+        Role=Role,
+    )
+
+
+def _is_blind(site: Site, entry: QueueEntry) -> bool:
+    """Whether this part is judged blind by whoever is first: its verdict stays covered in the list too."""
+    is_first = entry.state is State.OPEN and not entry.judged_by
+    return is_first and share_of(entry.summary.sha256, "blind") < site.settings.blind_share
+
+
+def _stage(site: Site, given: StoredInspection, entry: QueueEntry | None, person: Person) -> shown.Stage:
+    if not person.may(Role.OPERATOR):
+        return shown.Stage.READ_ONLY
+    if entry is None or entry.state is State.DONE:
+        return shown.Stage.DONE
+    if entry.judged_by == person.name:
+        return shown.Stage.OWN
+    if entry.claimed_by not in ("", person.name):
+        return shown.Stage.HELD
+    if _is_blind(site, entry):
+        has_said = any(review.blind and review.reviewer == person.name for review in given.reviews)
+        return shown.Stage.REVEAL if has_said else shown.Stage.BLIND
+    return shown.Stage.SECOND if entry.judged_by else shown.Stage.FIRST
+
+
+def _history(site: Site, given: StoredInspection) -> list[Any]:
+    part_ = given.capture.part
+    found = site.store.find(serial=part_.serial, lot=part_.lot, product=part_.product, limit=9)
+    return [each for each in found if each.inspection_id != given.inspection_id][:8]
+
+
+def _similar(site: Site, given: StoredInspection) -> list[Any]:
+    explanation = given.explanation
+    if explanation is None or not explanation.regions or given.verdict.code is VerdictCode.OK:
+        return []
+    region = explanation.regions[0]
+    middle = region.top_px + region.height_px / 2, region.left_px + region.width_px / 2
+    radius = max(given.capture.height_px, given.capture.width_px) / 10
+    found = site.store.find(
+        label=given.verdict.label,
+        product=given.capture.part.product,
+        since=given.inspected_at - timedelta(days=_SIMILAR_DAYS),
+        near_px=(*middle, radius),
+        limit=12,
+    )
+    place = given.capture.line, given.capture.station
+    return [
+        each
+        for each in found
+        if each.inspection_id != given.inspection_id and (each.line, each.station) == place
+    ][:6]  # fmt: skip
+
+
+def _to_next(site: Site, form: Form, *, done: int | None = None) -> Response:
+    query = asked.filters_in(form.get("back"))
+    site.desk.take_in()
+    wanted = asked.queue_filter(query, datetime.now(UTC))
+    after = asked.place_in(form.get("after"))
+    found = site.desk.claim_next(form.person.name, wanted, after=after)
+    if found is None and after is not None:  # the end of the queue: begin again with what was skipped
+        found = site.desk.claim_next(form.person.name, wanted)
+    path = "/queue" if found is None else f"/inspections/{found}"
+    return see(path, done=done, **query)
+
+
+def _done(site: Site, request: Request) -> StoredInspection | None:
+    """The inspection that was answered just now, to be named at the top of the next page."""
+    text = request.query_params.get("done", "")
+    if not (text.isascii() and text.isdigit() and len(text) < 19 and int(text) > 0):
+        return None
+    found = site.store.get(int(text))
+    return found if found.reviews else None
+
+
+def _conflict_page(site: Site, request: Request, inspection_id: int, conflict: Conflict, form: Form) -> Response:
+    return site.page(
+        request,
+        "conflict.html",
+        status=409,
+        conflict=conflict,
+        i=site.store.get(inspection_id),
+        sent=form.fields,
+        filter_query=urlencode(asked.filters_in(form.get("back"))),
+        verdict_of=asked.verdict_of,
+    )

@@ -1,0 +1,193 @@
+"""Pictures and maps of an inspection as the browser shows them: made on demand, kept by the hash of what they show."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from inspect_xai.errors import NotFoundError, PictureError
+from inspect_xai.maths import colour, sise, tiles
+from inspect_xai.maths.regions import marked_pixels
+from inspect_xai.pipeline.pictures import DEFAULT_LIMITS, decode_picture
+from inspect_xai.records import Region, Status
+from inspect_xai.storage.stored import StoredExplanation, StoredInspection
+
+THUMBNAIL_PX: Final = 160
+_CACHE_BYTES: Final = 96 << 20
+Map = NDArray[np.float32]
+_DRAWN_BY: Final = "1"  # change it when the same record is drawn in another way, so that no browser keeps the old one
+
+
+class MissingPictureError(NotFoundError):
+    """The picture of an inspection cannot be shown; `reason` is the key of the text that says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the picture cannot be shown ({reason})")
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive the way between processes."""
+        return MissingPictureError, (self.reason,)
+
+
+class Archive:
+    """Reads pictures from the folders the desk was given, and from nowhere else.
+
+    Args:
+        folders: Where pictures may lie; an inspection's `archived_to` is a path, absolute or below one of them.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = [folder.resolve() for folder in folders]
+
+    def locate(self, archived_to: str) -> Path:
+        """The file of a picture.
+
+        Raises:
+            MissingPictureError: There is none that may be shown.
+        """
+        if not self._folders:
+            raise MissingPictureError("no_archive")
+        if "\x00" in archived_to:
+            raise MissingPictureError("outside")
+        # resolve() follows links, so a link out of the archive is found out as well as "..".
+        candidates = [Path(archived_to).resolve()]
+        candidates += [(folder / archived_to).resolve() for folder in self._folders]
+        inside = [path for path in candidates if any(path.is_relative_to(folder) for folder in self._folders)]
+        if not inside:
+            raise MissingPictureError("outside")
+        for path in inside:
+            if path.is_file():
+                return path
+        raise MissingPictureError("missing")
+
+    def read(self, inspection: StoredInspection) -> NDArray[np.uint8]:
+        """The pixels of an inspection's picture, uint8 (H, W) or RGB (H, W, 3).
+
+        Raises:
+            MissingPictureError: There is none that may be shown.
+        """
+        path = self.locate(inspection.capture.archived_to)
+        try:
+            if path.stat().st_size > DEFAULT_LIMITS.max_bytes:
+                raise MissingPictureError("unreadable")
+            data = path.read_bytes()
+            pixels = decode_picture(data)
+        except PictureError as error:
+            raise MissingPictureError("unreadable") from error
+        except OSError as error:
+            raise MissingPictureError("missing") from error
+        if hashlib.sha256(data).hexdigest() != inspection.capture.sha256:
+            raise MissingPictureError("changed")
+        return pixels
+
+
+class Kept:
+    """The newest drawn pictures by name, up to so many bytes."""
+
+    def __init__(self, most_bytes: int = _CACHE_BYTES) -> None:
+        self._most = most_bytes
+        self._size = 0
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, name: str, make: Callable[[], bytes]) -> bytes:
+        """The bytes under a name, made where they are not kept."""
+        with self._lock:
+            if name in self._kept:
+                self._kept.move_to_end(name)
+                return self._kept[name]
+        made = make()
+        with self._lock:
+            self._size += len(made) - len(self._kept.pop(name, b""))
+            self._kept[name] = made
+            while self._size > self._most and len(self._kept) > 1:
+                self._size -= len(self._kept.popitem(last=False)[1])
+        return made
+
+
+def content_name(sha256: str, fingerprint: str, policy_version: str) -> str:
+    """Names all that can be drawn of one inspection: the same name is the same content for ever."""
+    return hashlib.sha256(f"{_DRAWN_BY}|{sha256}|{fingerprint}|{policy_version}".encode()).hexdigest()[:20]
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """Encode (H, W), RGB (H, W, 3) or RGBA (H, W, 4)."""
+    if pixels.ndim == 3:
+        to_file = cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA
+        pixels = np.asarray(cv2.cvtColor(pixels, to_file), np.uint8)
+    done, encoded = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    if not done:
+        raise PictureError(f"a picture of shape {pixels.shape} cannot be encoded")
+    return encoded.tobytes()
+
+
+def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A small version; small pictures stay as they are."""
+    scale = THUMBNAIL_PX / max(pixels.shape[:2])
+    if scale >= 1:
+        return pixels
+    size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def layer(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """A map to be laid over its picture: RGBA, transparent where the map is 0."""
+    share = values / (float(values.max()) or 1.0)
+    alpha = np.rint(share * 255).astype(np.uint8)
+    return np.dstack([colour.colour_map(values), alpha])
+
+
+def outlines(fused: NDArray[np.float32], regions: Sequence[Region]) -> bytes:
+    """The outlines of regions as SVG, which stay thin however far one zooms in."""
+    height, width = fused.shape
+    inside = np.zeros(fused.shape, np.uint8)
+    marked = marked_pixels(fused)
+    for region in regions:
+        box = np.s_[region.top_px : region.top_px + region.height_px, region.left_px : region.left_px + region.width_px]
+        inside[box] |= marked[box]
+    # Drawn on a doubled grid, so that a line runs between the pixels instead of through their middles.
+    doubled = cv2.resize(inside, (2 * width, 2 * height), interpolation=cv2.INTER_NEAREST)
+    lines, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    corners = [[f"{(x + 0.5) / 2:g} {(y + 0.5) / 2:g}" for x, y in line[:, 0]] for line in lines]
+    path = "".join(f"M{'L'.join(line)}Z" for line in corners)
+    stroke = 'fill="none" vector-effect="non-scaling-stroke"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
+        f'<path d="{path}" {stroke} stroke="#000" stroke-width="4"/>'
+        f'<path d="{path}" {stroke} stroke="#fff" stroke-width="2"/></svg>'
+    ).encode()
+
+
+def blocks_shown(explanation: StoredExplanation | None) -> tuple[str, ...]:
+    """Names of the blocks that have a map, shallow to deep."""
+    if explanation is None or explanation.status is not Status.EXPLAINED or explanation.maps_deleted:
+        return ()
+    names = [block.tensor for tile in explanation.tiles for block in tile.blocks if not block.note]
+    return tuple(dict.fromkeys(names))
+
+
+def block_map(inspection: StoredInspection, tensor: str) -> NDArray[np.float32]:
+    """A block's map on the whole picture, (H, W), rebuilt from what was recorded.
+
+    Raises:
+        NotFoundError: No map of that block is stored.
+    """
+    explanation = inspection.explanation
+    if explanation is None or explanation.fused is None:
+        raise NotFoundError("no map is stored for this inspection")
+    net: dict[str, Any] = inspection.model.card["input"]
+    size = (int(net["height"]), int(net["width"]))
+    windows = [tile.tile for tile in explanation.tiles]
+    maps = []
+    for tile in explanation.tiles:
+        sums = next((block.sums for block in tile.blocks if block.tensor == tensor and not block.note), None)
+        whole = None if sums is None else sise.normalised(sums, size)
+        maps.append(np.zeros(size, np.float32) if whole is None else whole)
+    return tiles.stitch(maps, windows, explanation.fused.shape)

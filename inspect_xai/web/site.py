@@ -1,0 +1,182 @@
+"""What all pages share: the store, who asks, the words they read, and forms that are checked before they count."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+from zoneinfo import ZoneInfo
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from inspect_xai.settings import ServeSettings
+from inspect_xai.storage.desk import Desk
+from inspect_xai.storage.store import Store
+from inspect_xai.web.access import Access, Person, Role, Session
+from inspect_xai.web.pictures import Archive, Kept
+from inspect_xai.web.words import LANGUAGES, Words, chosen_language
+
+_MOST_FIELDS = 50
+THEMES = ("auto", "light", "dark")
+
+
+class RefusedError(Exception):
+    """A page cannot be given: the status and the key of the text that says why."""
+
+    def __init__(self, status: int, key: str) -> None:
+        super().__init__(key)
+        self.status = status
+        self.key = key
+
+
+class SignInNeededError(Exception):
+    """Nobody known asks for a page that is not for everybody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A posted form of a page that was made for this session."""
+
+    person: Person
+    fields: dict[str, str]
+
+    def get(self, name: str) -> str:
+        """A field's text without spaces around it; empty where it was not sent."""
+        return self.fields.get(name, "").strip()
+
+
+class Site:
+    """Everything a page needs, made once.
+
+    Args:
+        store: An open store.
+        settings: Of the desk.
+    """
+
+    def __init__(self, store: Store, settings: ServeSettings) -> None:
+        self.store = store
+        self.settings = settings
+        self.desk = Desk(store, claim_s=settings.claim_s, second_share=settings.second_share)
+        self.access = Access(settings)
+        self.archive = Archive(settings.archive)
+        self.kept = Kept()
+        self._zone = ZoneInfo(settings.time_zone)
+        self._templates = Environment(
+            loader=PackageLoader("inspect_xai.web"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+
+    def person(self, request: Request, role: Role = Role.VIEWER) -> Person:
+        """Who asks.
+
+        Raises:
+            SignInNeededError: Nobody known.
+            RefusedError: Their role does not reach.
+        """
+        person = self.access.signed_in(request)
+        if person is None:
+            raise SignInNeededError
+        if not person.may(role):
+            raise RefusedError(403, "error.403")
+        return person
+
+    async def form(self, request: Request, role: Role) -> Form:
+        """A form, once it is known whose it is and that a page of ours sent it.
+
+        Raises:
+            SignInNeededError: Nobody known sent it.
+            RefusedError: It is forged or too old, or their role does not reach.
+        """
+        fields = await read_fields(request)
+        person = self.person(request)
+        session = self.access.session(request)
+        is_own = session is not None and session.person == person.name
+        if not is_own or not self.access.is_genuine(session, fields.get("csrf", "")):
+            raise RefusedError(403, "error.csrf")
+        return Form(self.person(request, role), fields)
+
+    def words(self, connection: HTTPConnection) -> Words:
+        """The texts in the language the reader chose, or else the browser asks for."""
+        session = self.access.session(connection)
+        accepted = connection.headers.get("accept-language", "")
+        language = session.language if session else ""
+        return Words(language or chosen_language(accepted, default=self.settings.language), self._zone)
+
+    def page(self, request: HTTPConnection, name: str, *, status: int = 200, **values: Any) -> Response:
+        """Render a page; a browser without a session gets one, since its forms need it."""
+        person = self.access.signed_in(request)
+        session = self.access.session(request)
+        is_new = session is None or (person is not None and session.person != person.name)
+        if session is None or is_new:
+            session = self.access.begin(person.name if person else None, like=session)
+        words = self.words(request)
+        text = self._templates.get_template(name).render(
+            t=words,
+            person=person,
+            roles=Role,
+            session=session,
+            csrf=self.access.forgery_token(session),
+            languages=LANGUAGES,
+            themes=THEMES,
+            now=datetime.now(UTC),
+            here=request.url.path,
+            **values,
+        )
+        response = HTMLResponse(text, status_code=status, headers={"Content-Language": words.language})
+        if is_new:
+            self.set_cookie(response, session)
+        return response
+
+    def set_cookie(self, response: Response, session: Session) -> None:
+        """Give the browser its session."""
+        response.set_cookie(
+            self.access.cookie,
+            session.session_id,
+            path="/",
+            httponly=True,
+            samesite="strict",
+            secure=self.settings.https,
+        )
+
+
+def site_of(request: HTTPConnection) -> Site:
+    """The site a request is for."""
+    site: Site = request.app.state.site
+    return site
+
+
+async def read_fields(request: Request) -> dict[str, str]:
+    """The fields of a form; the guard has limited its length already.
+
+    Raises:
+        RefusedError: It is no form.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/x-www-form-urlencoded":
+        raise RefusedError(400, "error.400")
+    try:
+        text = (await request.body()).decode("ascii")
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS)
+    except ValueError as error:
+        raise RefusedError(400, "error.400") from error
+    return {name: value.replace("\r\n", "\n") for name, value in pairs}
+
+
+def see(path: str, **query: Any) -> RedirectResponse:
+    """Send the browser to another page after a form, so that loading anew sends nothing twice."""
+    kept = {name: value for name, value in query.items() if value not in (None, "")}
+    return RedirectResponse(f"{path}?{urlencode(kept)}" if kept else path, status_code=303)
+
+
+def local_path(path: str) -> str:
+    """A path on this site, whatever was given.
+
+    >>> local_path("/queue?line=L1"), local_path("//evil.example/"), local_path("https://evil.example")
+    ('/queue?line=L1', '/queue', '/queue')
+    """
+    is_local = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() and "\\" not in path
+    return path if is_local else "/queue"

@@ -1,0 +1,81 @@
+"""All texts of the desk, one catalogue file per language, and how numbers, times and ages are written."""
+
+import tomllib
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cache
+from importlib.resources import files
+from zoneinfo import ZoneInfo
+
+LANGUAGES = {"en": "English", "de": "Deutsch"}
+
+
+@cache
+def catalogue(language: str) -> dict[str, str]:
+    """The texts of a language by dotted key."""
+    document = tomllib.loads((files("inspect_xai.web") / "texts" / f"{language}.toml").read_text("utf-8"))
+    return {f"{group}.{key}": text for group, texts in document.items() for key, text in texts.items()}
+
+
+def chosen_language(accepted: str, *, default: str) -> str:
+    """The language of an Accept-Language header that we have.
+
+    >>> chosen_language("fr;q=0.9, de-AT;q=0.8, en;q=0.1", default="en")
+    'de'
+    """
+    wishes = []
+    for position, part in enumerate(accepted.split(",")[:20]):
+        name, _, quality = part.strip().partition(";q=")
+        try:
+            weight = float(quality) if quality else 1.0
+        except ValueError:
+            continue
+        wishes.append((-weight, position, name.split("-")[0].lower()))
+    return next((name for _, _, name in sorted(wishes) if name in LANGUAGES), default)
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The texts of one language, for one plant."""
+
+    language: str
+    zone: ZoneInfo
+
+    def __call__(self, key: str, **values: object) -> str:
+        """The text under a key, its names filled in. A key that is not there is a fault of ours, hence a KeyError."""
+        text = catalogue(self.language)[key]
+        return text.format(**values) if values else text
+
+    def has(self, key: str) -> bool:
+        """Whether there is a text under a key, for codes that come from records."""
+        return key in catalogue(self.language)
+
+    def percent(self, share: float) -> str:
+        """A probability as people say it: with a decimal where it is close to 0 or 1."""
+        digits = 0 if 0.1 <= share <= 0.9 else 1
+        text = f"{share * 100:.{digits}f} %"
+        return text.replace(".", ",") if self.language == "de" else text
+
+    def number(self, value: float) -> str:
+        """A number with three digits that matter."""
+        text = f"{value:.3g}"
+        return text.replace(".", ",") if self.language == "de" else text
+
+    def moment(self, moment: datetime) -> str:
+        """Date and time in the plant's zone."""
+        local = moment.astimezone(self.zone)
+        return f"{local:%d.%m.%Y %H:%M:%S}" if self.language == "de" else f"{local:%Y-%m-%d %H:%M:%S}"
+
+    def clock(self, moment: datetime) -> str:
+        """The time of day in the plant's zone."""
+        return f"{moment.astimezone(self.zone):%H:%M}"
+
+    def age(self, span: timedelta) -> str:
+        """How long something has waited, in its largest unit."""
+        seconds = max(0.0, span.total_seconds())
+        for key, length, most in (("minutes", 60, 120), ("hours", 3600, 48), ("days", 86_400, None)):
+            if seconds < 60:
+                break
+            if most is None or seconds < most * length:
+                return self(f"age.{key}", n=int(seconds // length))
+        return self("age.seconds")
