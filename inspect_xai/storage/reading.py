@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Connection, Row, Select, func, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, case, func, select
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from inspect_xai import records
@@ -100,6 +102,36 @@ def column(name: str) -> ColumnElement[Any] | InstrumentedAttribute[Any]:
     """The column behind a field of `InspectionSummary`."""
     found: ColumnElement[Any] | InstrumentedAttribute[Any] = _SUMMARY[name]
     return found
+
+
+def stats(connection: Connection, start: datetime, end: datetime, *, by: Sequence[str]) -> list[stored.Stats]:
+    """Sums by the given fields of a summary, over the inspections with start <= inspected_at < end."""
+    inside = summaries().where(Inspection.inspected_at >= start, Inspection.inspected_at < end).subquery("inside").c
+    verdict, said = inside.verdict, inside.reviewed_verdict
+
+    def number(condition: ColumnElement[bool]) -> ColumnElement[int]:
+        return func.sum(case((condition, 1), else_=0))
+
+    sums = {
+        "inspections": func.count(),
+        "ok": number(verdict == "OK"),
+        "ng": number(verdict == "NG"),
+        "unsure": number(verdict == "UNSURE"),
+        "failed": number(inside.failure_kind != ""),
+        "explained": number(inside.explanation_status == "explained"),
+        "reviewed": number(inside.review_decision != ""),
+        "overkill": number((verdict == "NG") & (said == "OK")),
+        "escapes": number((verdict == "OK") & (said == "NG")),
+        "passes": func.sum(inside.passes),
+        "duration_ms": func.sum(inside.duration_ms),
+    }
+    groups = [inside[name] for name in by]
+    query = select(*groups, *sums.values()).group_by(*groups).order_by(*groups)
+    width = len(groups)
+    return [
+        stored.Stats(tuple(row[:width]), **dict(zip(sums, map(_whole, row[width:]), strict=True)))
+        for row in connection.execute(query)
+    ]
 
 
 def region_near(row_px: float, column_px: float, radius_px: float) -> ColumnElement[bool]:
@@ -350,6 +382,11 @@ def _settings(document: Mapping[str, Any]) -> records.ExplainSettings:
     facts = {name: value for name, value in document.items() if name in known}
     facts |= {"method": records.Method(facts["method"]), "baseline": records.Baseline(facts["baseline"])}
     return records.ExplainSettings(**facts)
+
+
+def _whole(value: Any) -> Any:
+    """A sum as Python counts: PostgreSQL adds whole numbers up to a Decimal."""
+    return int(value) if isinstance(value, Decimal) else value
 
 
 def _number(value: float | None) -> float:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, select
 
 from inspect_xai.errors import NotFoundError, StoreError
 from inspect_xai.records import Inspection, ModelCard, ModelStatus, Review, Run
@@ -16,6 +16,7 @@ from inspect_xai.storage.blobstore import BlobStore
 from inspect_xai.storage.stored import (
     InspectionSummary,
     RecordedInspection,
+    Stats,
     StoredInspection,
     StoredModel,
     StoredReview,
@@ -259,14 +260,12 @@ class Store:
         >>> store.counts(monday, tuesday, by=("station", "verdict"))  # doctest: +SKIP
         {("S3", "NG"): 12, ("S3", "OK"): 480}
         """
-        inside = reading.summaries().where(
-            tables.Inspection.inspected_at >= start, tables.Inspection.inspected_at < end
-        )
-        named = inside.subquery("inspections").c
-        columns = [named[name] for name in by]
-        query = select(*columns, func.count()).group_by(*columns).order_by(*columns)
+        return {each.group: each.inspections for each in self.stats(start, end, by=by)}
+
+    def stats(self, start: datetime, end: datetime, *, by: Sequence[str] = ("line", "station")) -> list[Stats]:
+        """Sums over the inspections with start <= inspected_at < end, by fields of `InspectionSummary`."""
         with database.reading(self._engine) as connection:
-            return {tuple(row[:-1]): row[-1] for row in connection.execute(query)}
+            return reading.stats(connection, start, end, by=by)
 
     def find(
         self,

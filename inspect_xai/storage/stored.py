@@ -155,3 +155,21 @@ class InspectionSummary:
     duration_ms: float
     review_decision: str  # of the newest answer; empty: nobody answered yet
     reviewed_verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What happened to one group of inspections. `escapes` and `overkill` count what people answered, no estimate."""
+
+    group: tuple[str, ...]
+    inspections: int
+    ok: int
+    ng: int
+    unsure: int
+    failed: int
+    explained: int
+    reviewed: int
+    overkill: int  # judged NG, and a person said OK
+    escapes: int  # judged OK, and a person said NG
+    passes: int
+    duration_ms: float  # in all

@@ -21,7 +21,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from inspect_xai.records import Decision, ModelStatus, Status, VerdictCode
 from inspect_xai.storage.types import Bytes, Id, Json, Real, UtcTime, Whole, Words
 
-REVISION: Final = "0003"
+REVISION: Final = "0004"
 """The schema revision this build reads and writes: the newest file in sql/migrations/versions (a test compares)."""
 
 VERSION_TABLE: Final = "inspect_xai_version"  # Alembic's default name is taken where Prefect lives in the database

@@ -1,4 +1,4 @@
--- Tables and triggers on postgresql, revision 0003. Made by: python -m inspect_xai.storage.schema
+-- Tables and triggers on postgresql, revision 0004. Made by: python -m inspect_xai.storage.schema
 
 CREATE TABLE desk_mark (
     id BIGINT NOT NULL,

@@ -1,0 +1,6 @@
+-- From a model file's hash to the parts it judged: for a recall. Put the fingerprint, or its beginning, in the first line.
+WITH asked AS (SELECT 'ffff' AS fingerprint)
+SELECT v.product, v.lot, v.serial, v.verdict, v.label, v.inspected_at, v.reviewed_verdict
+FROM inspection_overview v
+JOIN asked ON substr(v.fingerprint, 1, length(asked.fingerprint)) = asked.fingerprint
+ORDER BY v.product, v.lot, v.serial, v.inspected_at;
