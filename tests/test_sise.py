@@ -196,11 +196,13 @@ class TestMasks:
         sure = np.abs(spread - limit) > 1e-12
         assert np.array_equal(sise.with_contrast(features, size)[sure], (spread > limit)[sure])
 
-    def test_many_maps_are_looked_at_in_pieces(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(sise, "_CHUNK_VALUES", 20)
-        features = np.zeros((7, 2, 2))
-        features[3] = [[0, 5e-5], [0, 0]]
-        assert sise.with_contrast(features, (3, 3)).tolist() == [False] * 3 + [True] + [False] * 3
+    @pytest.mark.parametrize("size", [(28, 28), (7, 12), (5, 3), (1, 1), (33, 20)])
+    def test_extremes_are_those_of_the_upsampled_map(self, rng, size: tuple[int, int]):
+        features = rng.standard_normal((20, 7, 6))
+        wide = sise.interpolation(size[0], 7) @ features @ sise.interpolation(size[1], 6).T
+        low, high = sise.extremes(features, size)
+        np.testing.assert_allclose(low, wide.min(axis=(1, 2)), rtol=0, atol=1e-14)
+        np.testing.assert_allclose(high, wide.max(axis=(1, 2)), rtol=0, atol=1e-14)
 
     @pytest.mark.parametrize("call", [sise.with_contrast, sise.attribution_masks])
     def test_refuses_nan(self, call):
@@ -212,7 +214,7 @@ class TestWeightedSums:
     def test_by_hand(self):
         # two maps at picture size: masks [0 1 1 0] and [0 0 0 1], masses 2 and 1, scores 1/2 and 1
         features = np.array([[[0, 2], [2, 0]], [[3, 3], [3, 5]]], dtype=np.float32)
-        sums = sise.weighted_sums(features, [0.5, 1.0], [0.0, 3.0], size=(2, 2))
+        sums = sise.weighted_sums(features, [0.5, 1.0], size=(2, 2))
         assert sums.tolist() == [[0.0, 0.125], [0.125, 0.5]]
         block_map = sise.normalised(sums, (2, 2))
         assert block_map is not None
@@ -224,8 +226,7 @@ class TestWeightedSums:
         features = (rng.standard_normal((9, 4, 6)) + offset).astype(np.float32)
         features[::2] = np.maximum(features[::2], offset)
         scores = rng.random(9).astype(np.float32)
-        minimum = sise.attribution_masks(features, size)[1]
-        sums = sise.weighted_sums(features, scores, minimum, size=size)
+        sums = sise.weighted_sums(features, scores, size=size)
         expected = _layer_map(features.astype(np.float64), scores, size)
         np.testing.assert_allclose(sise.upsample(sums, size), expected, rtol=0, atol=2e-6 * expected.max())
         stretched = (expected - expected.min()) / (expected.max() - expected.min())
@@ -234,19 +235,18 @@ class TestWeightedSums:
     def test_a_ripple_on_a_large_offset_keeps_its_mass(self, rng):
         features = (1e4 + 0.05 * rng.random((3, 7, 7))).astype(np.float32)
         features[:, 3, 3] -= np.float32(0.05)  # upsampled, the dip's bottom lies between two float32 numbers
-        minimum = sise.attribution_masks(features, (28, 28))[1]
-        sums = sise.weighted_sums(features, [0.2, 0.9, 0.4], minimum, size=(28, 28))
+        sums = sise.weighted_sums(features, [0.2, 0.9, 0.4], size=(28, 28))
         expected = _layer_map(features.astype(np.float64), np.array([0.2, 0.9, 0.4]), (28, 28))
         np.testing.assert_allclose(sise.upsample(sums, (28, 28)), expected, atol=1e-6 * expected.max())
 
     def test_no_mask_gives_nothing(self):
-        sums = sise.weighted_sums(np.empty((0, 3, 4), dtype=np.float32), [], [], size=(6, 8))
+        sums = sise.weighted_sums(np.empty((0, 3, 4), dtype=np.float32), [], size=(6, 8))
         assert sums.tolist() == [[0.0] * 4] * 3
         assert sise.normalised(sums, (6, 8)) is None
 
     def test_all_scores_zero_is_flat(self, rng):
         features = rng.random((3, 4, 4)).astype(np.float32)
-        sums = sise.weighted_sums(features, [0, 0, 0], features.min(axis=(1, 2)), size=(4, 4))
+        sums = sise.weighted_sums(features, [0, 0, 0], size=(4, 4))
         assert sise.normalised(sums, (8, 8)) is None
 
     def test_tiny_sums_are_not_flat(self):
@@ -258,9 +258,9 @@ class TestWeightedSums:
     def test_constant_sums_are_flat(self, level: float):
         assert sise.normalised(np.full((3, 3), level), (12, 12)) is None
 
-    @pytest.mark.parametrize("spoiled", ["features", "scores", "minimum"])
+    @pytest.mark.parametrize("spoiled", ["features", "scores"])
     def test_refuses_nan(self, spoiled: str):
-        numbers = {"features": np.ones((2, 2, 2)), "scores": np.ones(2), "minimum": np.zeros(2)}
+        numbers = {"features": np.ones((2, 2, 2)), "scores": np.ones(2)}
         numbers[spoiled].flat[1] = np.nan
         with pytest.raises(ExplanationError, match="NaN"):
             sise.weighted_sums(**numbers, size=(4, 4))
@@ -269,7 +269,7 @@ class TestWeightedSums:
 
     def test_refuses_numbers_for_other_masks(self):
         with pytest.raises(ValueError, match=r"2 feature maps came with \(3,\) scores"):
-            sise.weighted_sums(np.ones((2, 2, 2)), [1, 1, 1], [0, 0], size=(4, 4))
+            sise.weighted_sums(np.ones((2, 2, 2)), [1, 1, 1], size=(4, 4))
 
 
 def _layer_map(features: np.ndarray, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:

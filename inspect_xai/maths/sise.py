@@ -31,8 +31,6 @@ BLUR_SHARE = 1 / 16
 """Sigma of the blur baseline, as a share of the shorter side: 14 px at 224, so that a cell of the deepest block (32 px)
 is wiped out. A smaller one leaves stains standing and they then look unimportant."""
 
-_CHUNK_VALUES = 1 << 22  # float64 values held while maps are upsampled only to find their range: 32 MB
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selection:
@@ -188,6 +186,33 @@ def _upsample(maps: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.f
     return upsampled
 
 
+def extremes(
+    features: NDArray[np.floating], size: tuple[int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Find the smallest and the largest value of each upsampled map without upsampling it.
+
+    Between four neighbouring cells an upsampled map is bilinear, so it is largest and smallest at a corner of the
+    samples that fall there: the first and the last sample between two cells, along each axis, are enough.
+
+    Args:
+        features: (n, h, w).
+        size: (H, W) of the network's window.
+
+    Returns:
+        (n,) and (n,).
+    """
+    rows, columns = (_corner_samples(out, given) for out, given in zip(size, features.shape[-2:], strict=True))
+    corners = rows @ features.astype(np.float64) @ columns.T
+    return corners.min(axis=(1, 2), initial=np.inf), corners.max(axis=(1, 2), initial=-np.inf)
+
+
+def _corner_samples(size_out: int, size_in: int) -> NDArray[np.float64]:
+    """The rows of `interpolation` that are first or last between two input cells."""
+    centre = np.clip((np.arange(size_out) + 0.5) * size_in / size_out - 0.5, 0, size_in - 1)
+    ends = np.flatnonzero(np.diff(np.floor(centre)))
+    return interpolation(size_out, size_in)[np.unique([0, *ends, *(ends + 1), size_out - 1])]
+
+
 def with_contrast(features: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Tell which feature maps make a mask; a constant one has none and is not worth a forward pass.
 
@@ -204,28 +229,8 @@ def with_contrast(features: NDArray[np.floating], size: tuple[int, int]) -> NDAr
     Source: method notes, section 3.
     """
     _require_finite(features, what="a feature map")
-    if len(features) == 0:
-        return np.zeros(0, dtype=np.bool_)
-    # Interpolation never widens the range and, upwards, seldom shrinks it below a half: a range a hundred times the
-    # limit settles it without upsampling, and so does one at the limit. The few in between are upsampled.
-    low, high = features.min(axis=(1, 2)).astype(np.float64), features.max(axis=(1, 2)).astype(np.float64)
-    spread, largest = high - low, np.maximum(np.abs(low), np.abs(high))
-    grows = size[0] >= features.shape[1] and size[1] >= features.shape[2]
-    keep = grows & (spread > 100 * NO_CONTRAST * np.maximum(1, largest))
-    near = np.flatnonzero(~keep & (spread > NO_CONTRAST * np.maximum(1, largest - spread)))
-    low, high = _extremes(features[near], size)
-    keep[near] = high - low > NO_CONTRAST * np.maximum(1, np.maximum(np.abs(low), np.abs(high)))
-    return np.asarray(keep, dtype=np.bool_)
-
-
-def _extremes(features: NDArray[np.floating], size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(n,) smallest and (n,) largest value of each upsampled map, never holding all of them."""
-    low, high = np.empty(len(features)), np.empty(len(features))
-    step = max(1, _CHUNK_VALUES // (size[0] * size[1]))
-    for start in range(0, len(features), step):
-        chunk = _upsample(features[start : start + step], size)
-        low[start : start + step], high[start : start + step] = chunk.min(axis=(1, 2)), chunk.max(axis=(1, 2))
-    return low, high
+    low, high = extremes(features, size)
+    return np.asarray(high - low > NO_CONTRAST * np.maximum(1, np.maximum(np.abs(low), np.abs(high))), dtype=np.bool_)
 
 
 def attribution_masks(
@@ -253,9 +258,7 @@ def attribution_masks(
     return masks.astype(np.float32), minimum[:, 0, 0].astype(np.float32), span[:, 0, 0].astype(np.float32)
 
 
-def weighted_sums(
-    features: NDArray[np.floating], scores: ArrayLike, minimum: ArrayLike, *, size: tuple[int, int]
-) -> NDArray[np.float32]:
+def weighted_sums(features: NDArray[np.floating], scores: ArrayLike, *, size: tuple[int, int]) -> NDArray[np.float32]:
     """Weigh each kept feature map by its mask's score over its mask's mass, and average.
 
     Upsampling is linear, so the paper's V (its masks at picture size) is `upsample(weighted_sums(...), size)`:
@@ -268,7 +271,6 @@ def weighted_sums(
     Args:
         features: (n, h, w) kept feature maps with contrast.
         scores: (n,) probability of the class for each masked picture.
-        minimum: (n,) smallest value of each upsampled map.
         size: (H, W) of the network's window.
 
     Returns:
@@ -279,18 +281,15 @@ def weighted_sums(
 
     Source: SISE equations 9 to 12; method notes, section 4.1.
     """
-    score, least = np.asarray(scores, dtype=np.float64), np.array(minimum, dtype=np.float64)
+    score = np.asarray(scores, dtype=np.float64)
     n, h, w = features.shape
-    if score.shape != (n,) or least.shape != (n,):
-        raise ValueError(f"{n} feature maps came with {score.shape} scores and {least.shape} minima; expected ({n},)")
-    for what, numbers in (("a feature map", features), ("a mask's score", score), ("a mask's minimum", least)):
+    if score.shape != (n,):
+        raise ValueError(f"{n} feature maps came with {score.shape} scores; expected ({n},)")
+    for what, numbers in (("a feature map", features), ("a mask's score", score)):
         _require_finite(numbers, what=what)
     if n == 0:
         return np.zeros((h, w), dtype=np.float32)
-    low, high = features.min(axis=(1, 2)), features.max(axis=(1, 2))
-    # A ripple on a large offset: the float32 minimum is too coarse to subtract, so it is found again in float64.
-    coarse = np.flatnonzero(high - low < 1e-3 * np.maximum(np.abs(low), np.abs(high)))
-    least[coarse] = _extremes(features[coarse], size)[0]
+    least, _ = extremes(features, size)
     rows, columns = (interpolation(out, given).sum(axis=0) for out, given in zip(size, (h, w), strict=True))
     mass = np.einsum("i,kij,j->k", rows, features, columns) - size[0] * size[1] * least
     weights = np.divide(score, n * mass, out=np.zeros(n), where=mass > 0)

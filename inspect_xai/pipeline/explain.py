@@ -269,7 +269,7 @@ class Explainer:
                 scores = _confidence(said.probabilities, target, against)
                 passes += len(varying)
                 lowest, highest = min(lowest, float(scores.min())), max(highest, float(scores.max()))
-                sums = sise.weighted_sums(varying, scores, said.minimum, size=size)
+                sums = sise.weighted_sums(varying, scores, size=size)
                 block = replace(block, score_min=float(scores.min()), score_max=float(scores.max()), sums=sums)
                 normalised = sise.normalised(sums, size)
                 if normalised is None:
