@@ -5,6 +5,7 @@ The queue is working state (`tables.DeskItem`), taken in from the inspections; a
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -201,8 +202,13 @@ class Desk:
                 connection.execute(query.where(place > here)).scalar(),
             )
 
-    def claim_next(self, person: str, wanted: QueueFilter, *, after: tuple[int, int] | None = None) -> int | None:
+    def claim_next(self, person: str, wanted: QueueFilter, *, skipped: Sequence[int] = ()) -> int | None:
         """Hold the most urgent inspection that nobody else holds and that is not this person's own to check.
+
+        Args:
+            person: Who wants it.
+            wanted: What of the queue.
+            skipped: Inspections they left for later.
 
         Returns:
             Its id; None: nothing waits.
@@ -211,9 +217,8 @@ class Desk:
         query = _waiting(wanted).where(
             or_(DeskItem.claimed_by.in_(("", person)), DeskItem.claimed_until < now),
             DeskItem.judged_by != person,
+            DeskItem.inspection_id.not_in(skipped),
         )
-        if after is not None:
-            query = query.where(_place() > tuple_(*map(literal, after)))
         with database.writing(self._engine) as connection:
             row = connection.execute(query.limit(1)).one_or_none()
             if row is None:

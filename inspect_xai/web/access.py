@@ -17,7 +17,7 @@ import time
 import tomllib
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from threading import Lock
@@ -66,6 +66,7 @@ class Session:
     used_at: float
     language: str = ""
     theme: str = "auto"
+    skipped: list[int] = field(default_factory=list)  # inspections the person left for later, newest last
 
 
 class Access:

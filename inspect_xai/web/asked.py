@@ -61,6 +61,15 @@ def place_in(text: str) -> tuple[int, int] | None:
     return None
 
 
+def number_in(text: str) -> int | None:
+    """A whole number of an id's size; None: it is none.
+
+    >>> number_in("1042"), number_in("-1"), number_in("9" * 30)
+    (1042, None, None)
+    """
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
 def answer_in(
     fields: Mapping[str, str], inspection: StoredInspection, *, person: str, blind: bool, reasons: Mapping[str, str]
 ) -> Review:

@@ -19,6 +19,7 @@ from inspect_xai.web.words import LANGUAGES
 
 PAGE_LENGTH = 25
 _SIMILAR_DAYS = 30
+_MOST_SKIPPED = 200
 
 router = APIRouter(include_in_schema=False)
 InspectionId = Annotated[int, Path(ge=1, le=2**63 - 1)]
@@ -136,7 +137,7 @@ def queue(request: Request) -> Response:
 @router.post("/queue/next")
 def next_part(request: Request, form: Judging) -> Response:
     """Hold the next part for the operator and show it."""
-    return _to_next(site_of(request), form)
+    return _to_next(site_of(request), request, form)
 
 
 @router.get("/inspections/{inspection_id}")
@@ -180,19 +181,18 @@ def review(request: Request, inspection_id: InspectionId, form: Judging) -> Resp
         return _inspection_page(
             site, request, form.person, inspection_id, status=422, wrong=error.key, sent=form.fields
         )
-    newest = form.get("newest")
     answer = Answer(
         inspection_id=inspection_id,
         review=said,
         key=form.get("key")[:100] or secrets.token_urlsafe(12),
-        newest_seen=int(newest) if newest.isascii() and newest.isdigit() and len(newest) < 19 else None,
+        newest_seen=asked.number_in(form.get("newest")),
     )
     outcome = site.desk.answer(answer, may_correct_others=form.person.may(Role.QUALITY))
     if isinstance(outcome, Conflict):
         return _conflict_page(site, request, inspection_id, outcome, form)
     if blind:
         return see(f"/inspections/{inspection_id}", **asked.filters_in(form.get("back")))
-    return _to_next(site, form, done=inspection_id)
+    return _to_next(site, request, form, done=inspection_id)
 
 
 @router.get("/parts")
@@ -318,13 +318,19 @@ def _similar(site: Site, given: StoredInspection) -> list[Any]:
     ][:6]  # fmt: skip
 
 
-def _to_next(site: Site, form: Form, *, done: int | None = None) -> Response:
+def _to_next(site: Site, request: Request, form: Form, *, done: int | None = None) -> Response:
     query = asked.filters_in(form.get("back"))
     site.desk.take_in()
     wanted = asked.queue_filter(query, datetime.now(UTC))
-    after = asked.place_in(form.get("after"))
-    found = site.desk.claim_next(form.person.name, wanted, after=after)
-    if found is None and after is not None:  # the end of the queue: begin again with what was skipped
+    session = site.access.session(request)
+    skipped = session.skipped if session else []
+    skip = asked.number_in(form.get("skip"))
+    if skip is not None:
+        skipped.append(skip)
+        del skipped[:-_MOST_SKIPPED]
+    found = site.desk.claim_next(form.person.name, wanted, skipped=skipped)
+    if found is None and skipped:  # nothing else is left: what was skipped comes again
+        skipped.clear()
         found = site.desk.claim_next(form.person.name, wanted)
     path = "/queue" if found is None else f"/inspections/{found}"
     return see(path, done=done, **query)
@@ -332,11 +338,9 @@ def _to_next(site: Site, form: Form, *, done: int | None = None) -> Response:
 
 def _done(site: Site, request: Request) -> StoredInspection | None:
     """The inspection that was answered just now, to be named at the top of the next page."""
-    text = request.query_params.get("done", "")
-    if not (text.isascii() and text.isdigit() and len(text) < 19 and int(text) > 0):
-        return None
-    found = site.store.get(int(text))
-    return found if found.reviews else None
+    done = asked.number_in(request.query_params.get("done", ""))
+    found = site.store.get(done) if done else None
+    return found if found and found.reviews else None
 
 
 def _conflict_page(site: Site, request: Request, inspection_id: int, conflict: Conflict, form: Form) -> Response:

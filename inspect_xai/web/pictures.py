@@ -145,7 +145,7 @@ def layer(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def outlines(fused: NDArray[np.float32], regions: Sequence[Region]) -> bytes:
-    """The outlines of regions as SVG, which stay thin however far one zooms in."""
+    """The outlines of regions as SVG: a page that uses `#outlines` draws them thin however far one zooms in."""
     height, width = fused.shape
     inside = np.zeros(fused.shape, np.uint8)
     marked = marked_pixels(fused)
@@ -160,8 +160,8 @@ def outlines(fused: NDArray[np.float32], regions: Sequence[Region]) -> bytes:
     stroke = 'fill="none" vector-effect="non-scaling-stroke"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
-        f'<path d="{path}" {stroke} stroke="#000" stroke-width="4"/>'
-        f'<path d="{path}" {stroke} stroke="#fff" stroke-width="2"/></svg>'
+        f'<g id="outlines"><path d="{path}" {stroke} stroke="#000" stroke-width="5"/>'
+        f'<path d="{path}" {stroke} stroke="#fff" stroke-width="2"/></g></svg>'
     ).encode()
 
 
