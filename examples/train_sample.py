@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,9 +36,9 @@ from inspect_xai.records import InputSpec, ModelCard, VerdictCode, VerdictSpec
 LEARN, CHOOSE, HELD_OUT = 1, 2, 3  # series of the renderer; make_line.py's default is 7
 WINDOW_PX = 128
 OPSET = 18
-CLOSE, WHOLE = 8, 5  # rounds over close-ups, then over whole windows
+CLOSE, WHOLE = 12, 5  # rounds over close-ups, then over whole windows
 _BATCH = 64
-_SHOWS_PX = 64  # this many defect pixels, or all of a smaller defect, make a window show it
+_SHOWS = 0.3  # share of a defect that a window must hold to show it; a mere corner of one nobody would notice
 _OVERKILL = 0.02  # the threshold is the lowest that rejects no more than this share of good parts
 
 
@@ -106,7 +107,7 @@ def cut_windows(series: int, index: int, *, with_sound: bool = False) -> Windows
     label = str(rng.choice(LABELS[:-1])) if rng.random() < 0.6 else OK_LABEL
     picture = render(series, index, label=label)
     sound = render(series, index, label=OK_LABEL) if with_sound and label != OK_LABEL else picture
-    enough = min(_SHOWS_PX, int(picture.mask.sum()))
+    enough = _SHOWS * picture.mask.sum()
     wanted = {label: 2, OK_LABEL: 1 if label != OK_LABEL else 2}
     places, names, focus = [], [], []
     for _ in range(60):
@@ -198,7 +199,7 @@ def _varied(learn: Windows, chosen: torch.Tensor, spec: InputSpec, *, side_px: i
 
 def export(net: SampleNet, path: Path) -> None:
     """Write the network as ONNX with a free batch dimension and without any trace of the machine that made it."""
-    program = torch.onnx.export(
+    program: Any = torch.onnx.export(
         net,
         (torch.zeros(2, 3, WINDOW_PX, WINDOW_PX),),
         dynamo=True,
@@ -339,7 +340,9 @@ def make(learn: Windows, out: Path, *, close: int, whole: int, minutes: float) -
     mean, std = (tuple(round(float(x), 3) for x in numbers) for numbers in (few.mean(axis=0), few.std(axis=0)))
     spec = InputSpec(WINDOW_PX, WINDOW_PX, mean=mean, std=std)
     export(train(learn, spec, close=close, whole=whole, minutes=minutes), out / "model.onnx")
-    sample = Sample(ort.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"]), spec)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    sample = Sample(ort.InferenceSession(out / "model.onnx", options, providers=["CPUExecutionProvider"]), spec)
     card = ModelCard("sample-surfaces", "2026.11", LABELS, spec, ok_labels=(OK_LABEL,))
     card = choose_threshold(*sample.line(CHOOSE, 300), card)
     figures = held_out_figures(sample, render_windows(HELD_OUT, 500, with_sound=True))

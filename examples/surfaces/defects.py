@@ -125,7 +125,7 @@ def _walk(rng: np.random.Generator, start: Path, heading: float, *, steps: int) 
     return np.vstack([start, start + np.cumsum(pace * np.column_stack([np.sin(jagged), np.cos(jagged)]), axis=0)])
 
 
-_STAIN_COLOURS = ((0.16, 0.32, 0.52), (0.34, 0.36, 0.38), (0.40, 0.34, 0.26), (0.22, 0.30, 0.36))
+_STAIN_COLOURS = ((0.20, 0.38, 0.60), (0.44, 0.46, 0.48), (0.52, 0.43, 0.34), (0.32, 0.42, 0.50))
 
 
 def _stain(rng: np.random.Generator, ground: Reflectance, centre: Point, _light: Point, strength: float) -> Reflectance:
