@@ -1,0 +1,135 @@
+"""`inspect-xai serve` and `inspect-xai token`: the review desk, and who may sit at it."""
+
+import json
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inspect_xai.errors import SettingsError
+
+if TYPE_CHECKING:
+    from inspect_xai.settings import ServeSettings, Settings
+
+_MOST_CONNECTIONS = 500
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(serve)
+    app.command()(token)
+
+
+def serve(
+    db: Annotated[str | None, typer.Option("--db", help="Database URL.", show_default=False)] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on; default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="TCP port; default: 8080; 0: a free one.")] = None,
+    archive: Annotated[
+        list[Path] | None, typer.Option("--archive", help="Folder with the pictures; default: the line's source.")
+    ] = None,
+    people: Annotated[
+        Path | None, typer.Option("--people", help="TOML file of who may sign in (see: inspect-xai token).")
+    ] = None,
+    proxy_header: Annotated[
+        str | None, typer.Option("--proxy-header", help="Header in which a sign-on proxy tells the user's name.")
+    ] = None,
+    proxy_address: Annotated[
+        list[str] | None,
+        typer.Option("--proxy-address", help="The proxy's address: the header counts from there alone."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option("--allow-host", help="Further name the desk is reached under.")
+    ] = None,
+    https: Annotated[bool | None, typer.Option("--https", help="Browsers come over https, through the proxy.")] = None,
+    language: Annotated[str | None, typer.Option("--language", help="en or de; readers can choose.")] = None,
+    time_zone: Annotated[
+        str | None, typer.Option("--time-zone", help="The plant's, for instance Europe/Berlin.")
+    ] = None,
+    blind_share: Annotated[
+        float | None, typer.Option("--blind-share", help="Share of parts judged before the model's verdict is shown.")
+    ] = None,
+    second_share: Annotated[
+        float | None, typer.Option("--second-share", help="Share of answers that a second person checks.")
+    ] = None,
+    settings: Annotated[
+        Path | None, typer.Option("--settings", help="TOML file with settings; or the variable INSPECT_XAI_SETTINGS.")
+    ] = None,
+) -> None:
+    """Serve the review desk: flagged parts in a browser, for people to judge.
+
+    It listens on this machine alone. Beyond it people must say who they are: list them with tokens (--people), or put
+    it behind the plant's sign-on proxy (--proxy-header, --proxy-address); else it refuses to start. Pictures are shown
+    from the archive folders and from nowhere else. Ctrl-C ends it.
+
+    What is not given as an option comes from the settings, section [serve].
+
+    Example: inspect-xai serve --db sqlite:///inspections.db --archive incoming --port 8080
+    """
+    from inspect_xai.settings import load_settings
+
+    flags = {
+        "host": host, "port": port, "archive": archive or None, "people": people, "proxy_header": proxy_header,
+        "proxy_addresses": proxy_address or None, "hosts": allow_host or None, "https": https, "language": language,
+        "time_zone": time_zone, "blind_share": blind_share, "second_share": second_share,
+    }  # fmt: skip
+    chosen = load_settings(settings, db=db, serve=flags)
+    _run(chosen, _with_archive(chosen))
+
+
+def token(
+    name: Annotated[str, typer.Argument(help="Who the token is for; the name stands on their answers.")],
+    role: Annotated[str, typer.Option("--role", help="viewer, operator, quality or admin.")] = "operator",
+) -> None:
+    """Make a token for a person and print their entry for the file of people.
+
+    The token itself goes to stderr, once: hand it over, for instance as the barcode of a badge. The file holds its
+    sha256 only. A viewer looks, an operator judges, quality corrects others and takes over what they hold, an admin
+    also signs everybody out.
+
+    Example: inspect-xai token "Ada Lovelace" --role quality >> people.toml
+    """
+    from inspect_xai.web.access import MAX_NAME, Role, digest_of, new_token
+
+    if role.upper() not in Role.__members__:
+        raise SettingsError(f"--role is {role!r}", expected=f"one of {', '.join(each.code for each in Role)}")
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        raise SettingsError(f"the name {name!r}", expected=f"1 to {MAX_NAME} printable characters")
+    made = new_token()
+    # A JSON string is a TOML string too.
+    quoted = json.dumps(name, ensure_ascii=False)
+    typer.echo(f'[[person]]\nname = {quoted}\nrole = "{role.lower()}"\ntoken_sha256 = "{digest_of(made)}"\n')
+    typer.echo(f"token of {name}: {made}", err=True)
+
+
+def _with_archive(settings: "Settings") -> "ServeSettings":
+    """Where no archive is named, the line's own source folder is: it holds _archive and _rejected."""
+    serve_, source = settings.serve, settings.line.source
+    if serve_.archive or not source or "://" in source:
+        return serve_
+    return serve_.model_copy(update={"archive": (Path(source),)})
+
+
+def _run(settings: "Settings", desk: "ServeSettings") -> None:
+    import uvicorn
+
+    from inspect_xai.web.app import create_app
+
+    app = create_app(settings.db, desk)
+    family = socket.AF_INET6 if ":" in desk.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((desk.host, desk.port))
+        except OSError as error:
+            raise SettingsError(
+                f"nothing can listen on {desk.host} port {desk.port}: {error}", remedy="give another --host or --port"
+            ) from error
+        shown = f"[{desk.host}]" if ":" in desk.host else desk.host
+        typer.echo(f"Review desk: http://{shown}:{listener.getsockname()[1]}/  (Ctrl-C ends it)")
+        # Proxy headers are read by the desk itself, from the proxy's own addresses alone.
+        config = uvicorn.Config(
+            app, log_level="warning", ws="none", proxy_headers=False, server_header=False,
+            limit_concurrency=_MOST_CONNECTIONS, timeout_graceful_shutdown=5,
+        )  # fmt: skip
+        uvicorn.Server(config).run(sockets=[listener])
