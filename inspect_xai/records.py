@@ -61,6 +61,14 @@ class Method(StrEnum):
     ADA_SISE = "ada-sise"
 
 
+class Profile(StrEnum):
+    """How many of the masks get a forward pass of their own; the others' scores are predicted from those."""
+
+    EXACT = "exact"  # all of them
+    FAST = "fast"  # a quarter of what mu = 0 would take
+    QUICK = "quick"  # a tenth
+
+
 class VerdictCode(StrEnum):
     """What the line should do with the part."""
 
@@ -165,6 +173,7 @@ class ExplainSpec:
     method: Method = Method.SISE
     mu: float = 0.3
     baseline: Baseline = Baseline.MEAN
+    profile: Profile = Profile.EXACT
     blocks: tuple[str, ...] = ()
 
 
@@ -281,7 +290,7 @@ class BlockMap:
     tensor: str
     channels: int
     positive: int  # channels with a positive alpha
-    kept: int  # masks scored
+    kept: int  # masks the block map is made of
     constant: int  # channels selected but without contrast, dropped before scoring
     beta: float  # largest alpha
     threshold: float  # alpha at or below this was not selected
@@ -290,6 +299,7 @@ class BlockMap:
     otsu: float | None  # threshold its fusion mask used; None for the first block of the cascade and dropped blocks
     note: str = ""  # "", "no_positive_evidence", "all_constant", "flat"
     sums: NDArray[np.float32] | None = None
+    predicted: int = 0  # of the kept masks, those whose score was predicted instead of given by a forward pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +334,9 @@ class ExplainSettings:
     against: str = ""  # rival label of a contrast explanation; empty: against all others
     mu: float = 0.3
     baseline: Baseline = Baseline.MEAN
+    profile: Profile = Profile.EXACT
+    max_passes: int = 0  # bound that was set for the picture; 0: none
+    budget_s: float = 0.0  # likewise in seconds
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -249,6 +249,53 @@ def test_an_array_that_is_no_picture_is_refused(shape: tuple[int, ...], toy_bund
         explainer(np.zeros(shape, np.uint8))
 
 
+@pytest.mark.parametrize(("profile", "share"), [("fast", 0.25), ("quick", 0.10)])
+def test_a_profile_keeps_to_its_share_of_the_passes(profile: str, share: float, toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    picture = picture_of(TOYS["mobilenet_v2"].shape[1:])
+    with Explainer(toy_bundle("mobilenet_v2"), device="cpu") as explainer:
+        full = explainer(picture, target="pit")
+        cheap = Explainer(explainer.engine.bundle, device="cpu", profile=profile)(picture, target="pit")
+
+    masks = sum(block.kept for block in full.tiles[0].blocks)
+    assert sum(block.kept for block in cheap.tiles[0].blocks) == masks, "every mask stays in the map"
+    assert cheap.passes == 2 + sum(block.kept - block.predicted for block in cheap.tiles[0].blocks)
+    assert cheap.passes <= max(16, share * full.passes)
+    assert "scores_predicted" in cheap.notes
+    assert "scores_predicted" not in full.notes
+    assert np.corrcoef(cheap.fused.ravel(), full.fused.ravel())[0, 1] > 0.8
+
+
+def test_a_bound_on_passes_is_kept_and_one_that_binds_nothing_changes_nothing(toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    picture = picture_of(TOYS["resnet18"].shape[1:])
+    bundle = toy_bundle("resnet18")
+    full, tight, ample = (
+        Explainer(bundle, device="cpu", max_passes=bound)(picture, target="pit") for bound in (None, 20, 10_000)
+    )
+
+    assert tight.passes == 20
+    assert tight.settings.max_passes == 20
+    assert np.array_equal(ample.fused, full.fused)
+
+
+def test_a_budget_in_seconds_ends_the_scoring_early(toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    picture = picture_of(TOYS["resnet18"].shape[1:])
+    bundle = toy_bundle("resnet18")
+    hurried = Explainer(bundle, device="cpu", budget_s=1e-6)(picture, target="pit")
+    at_leisure = Explainer(bundle, device="cpu", budget_s=1e6)(picture, target="pit")
+
+    assert hurried.passes == 2 + 16  # one look at the clock after the first round
+    assert "scores_predicted" in hurried.notes
+    np.testing.assert_allclose(
+        at_leisure.fused, Explainer(bundle, device="cpu")(picture, target="pit").fused, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("bounds", [{"max_passes": 3}, {"budget_s": 0.0}, {"budget_s": float("nan")}])
+def test_a_bound_too_low_to_say_anything_is_refused(bounds: dict[str, float], toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SettingsError, match="Expected"):
+        Explainer(toy_bundle("resnet18"), device="cpu", **bounds)  # type: ignore[arg-type]
+
+
 def test_the_folder_holds_what_it_says(tmp_path: Path, toy_bundle) -> None:  # type: ignore[no-untyped-def]
     bundle = toy_bundle("resnet18")
     picture = picture_of(TOYS["resnet18"].shape[1:])
@@ -271,7 +318,14 @@ def test_the_folder_holds_what_it_says(tmp_path: Path, toy_bundle) -> None:  # t
     assert all(blocks[name].min() == 0 and blocks[name].max() == 1 for name in blocks.files)
     assert manifest["model"]["fingerprint"] == bundle.fingerprint
     assert manifest["provider"] == "CPUExecutionProvider"
-    assert manifest["settings"] == {"mu": 0.0, "baseline": "mean", "blocks": [end.tensor for end in bundle.blocks]}
+    assert manifest["settings"] == {
+        "mu": 0.0,
+        "baseline": "mean",
+        "profile": "exact",
+        "max_passes": None,
+        "budget_s": None,
+        "blocks": [end.tensor for end in bundle.blocks],
+    }
     assert sum(manifest["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert manifest["passes"] == 2 + sum(block["kept"] for block in manifest["tiles"][0]["blocks"])
     assert not list((tmp_path / "maps").glob(".*")), "no half-written folder stays behind"

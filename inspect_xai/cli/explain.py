@@ -9,7 +9,7 @@ import typer
 
 from inspect_xai.cli.console import DeviceOption, JsonOption, print_json, progress_bar
 from inspect_xai.errors import InspectXaiError, SettingsError
-from inspect_xai.records import Baseline, Method
+from inspect_xai.records import Baseline, Method, Profile
 
 if TYPE_CHECKING:
     from inspect_xai.pipeline.explain import Explainer
@@ -34,6 +34,11 @@ def explain(
     baseline: Annotated[
         Baseline | None, typer.Option("--baseline", help="What masks put in the picture's place.")
     ] = None,
+    profile: Annotated[
+        Profile | None, typer.Option("--profile", help="exact: score every mask; fast, quick: predict most scores.")
+    ] = None,
+    max_passes: Annotated[int | None, typer.Option("--max-passes", help="Passes per picture at the most.")] = None,
+    budget: Annotated[float | None, typer.Option("--budget", help="Seconds per picture, about.")] = None,
     truth: Annotated[
         Path | None, typer.Option("--truth", help="CSV with columns image,label, for --target true.")
     ] = None,
@@ -57,7 +62,10 @@ def explain(
     first_error: InspectXaiError | None = None
     folders = _folders(pictures, out)
     with (
-        Explainer(bundle, device=device, method=method, mu=mu, baseline=baseline) as explainer,
+        Explainer(
+            bundle, device=device, method=method, mu=mu, baseline=baseline, profile=profile, max_passes=max_passes,
+            budget_s=budget,
+        ) as explainer,  # fmt: skip
         progress_bar(shown=not as_json) as progress,
     ):
         task = progress.add_task("explaining", total=len(pictures))

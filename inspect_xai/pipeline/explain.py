@@ -1,7 +1,7 @@
 """From a picture to its explanation: the engine's numbers and the paper's equations, in turn (house rules, section 2)."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspect_xai.errors import PictureError, SettingsError
-from inspect_xai.maths import regions, sise, tiles
+from inspect_xai.maths import regions, sise, surrogate, tiles
 from inspect_xai.model.bundle import ModelBundle, load_bundle
 from inspect_xai.model.engine import ALL_OTHERS, Engine
 from inspect_xai.pipeline.judge import excess, judge, predict, worst_window
@@ -24,6 +24,7 @@ from inspect_xai.records import (
     Method,
     ModelCard,
     Prediction,
+    Profile,
     SelectionRule,
     Status,
     Tile,
@@ -35,6 +36,10 @@ _NO_SCORE = 1e-7  # below this a probability is rounding: float32 softmax puts 1
 _FLAT_SPREAD = 0.05  # method notes 9.1: mask scores this close together say little
 _BASELINE_SCORES = 0.5  # method notes 9.6
 _SUPPORT_SHARE = (0.001, 0.6)  # method notes 9.11
+_PROFILE_SHARE = {Profile.EXACT: 1.0, Profile.FAST: 0.25, Profile.QUICK: 0.10}  # of the passes that every mask takes
+_OVERHEAD_PASSES = 2  # a trace and the bare baseline
+_FEWEST_PASSES = 16  # a prediction from fewer scores is a guess
+_ROUND = 16  # masks between two looks at the clock
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +74,21 @@ class _Clock:
         self.spent_ms[name] = self.spent_ms.get(name, 0.0) + (time.perf_counter() - start) * 1e3
 
 
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """What one window may cost: a share of the passes every mask would take, passes, and a time on the clock."""
+
+    share: float
+    passes: int | None
+    deadline: float | None
+
+    def masks(self, total: int) -> int:
+        """Of `total` masks, how many may be scored."""
+        shared = total if self.share == 1 else int(self.share * (total + _OVERHEAD_PASSES)) - _OVERHEAD_PASSES
+        bound = total if self.passes is None else self.passes - _OVERHEAD_PASSES
+        return max(min(total, shared, bound), min(total, _FEWEST_PASSES - _OVERHEAD_PASSES))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Window:
     """The explanation of one window and the three maps (h, w) that fusing and ranking need."""
@@ -93,13 +113,17 @@ class Explainer:
         method: How to explain; default: the card's.
         mu: Selection threshold in [0, 1) as a share of the largest alpha; default: the card's.
         baseline: What stands where a mask hides the picture; default: the card's.
+        profile: How many masks are scored by a forward pass of their own; default: the card's. "fast" and "quick"
+            approximate the map of mu = 0, and take that mu unless another is given.
+        max_passes: Spend at most so many passes on a picture; masks beyond that get predicted scores.
+        budget_s: The same in seconds; at least a few passes are made even if they take longer.
         threads: Threads inside one operator; default: all cores.
         bucket: Masks per forward pass; default: chosen for the device.
 
     Raises:
         BundleError: If the folder is no sound bundle.
         DeviceError: If the device asked for does not run.
-        SettingsError: If mu lies outside [0, 1).
+        SettingsError: If mu lies outside [0, 1), or a bound is too low to say anything.
     """
 
     def __init__(
@@ -110,18 +134,28 @@ class Explainer:
         method: Method | str | None = None,
         mu: float | None = None,
         baseline: Baseline | str | None = None,
+        profile: Profile | str | None = None,
+        max_passes: int | None = None,
+        budget_s: float | None = None,
         threads: int | None = None,
         bucket: int | None = None,
     ) -> None:
         loaded = bundle if isinstance(bundle, ModelBundle) else load_bundle(Path(bundle))
         spec = loaded.card.explain
         self.method = Method(method or spec.method)
-        self.mu = spec.mu if mu is None else mu
+        self.profile = Profile(profile or spec.profile)
+        usual_mu = spec.mu if self.profile is Profile.EXACT else 0.0
+        self.mu = usual_mu if mu is None else mu
         self.baseline = Baseline(baseline or spec.baseline)
+        self.max_passes, self.budget_s = max_passes, budget_s
         if not 0 <= self.mu < 1:
             raise SettingsError(
                 f"mu is {self.mu}", expected="0 <= mu < 1", remedy="0 keeps every positive channel; 0.3 is usual"
             )
+        if max_passes is not None and max_passes < _FEWEST_PASSES:
+            raise SettingsError(f"max_passes is {max_passes}", expected=f"at least {_FEWEST_PASSES}")
+        if budget_s is not None and not budget_s > 0:
+            raise SettingsError(f"the budget is {budget_s} seconds", expected="more than 0")
         self.engine = Engine(loaded, device=device, threads=threads, bucket=bucket)
 
     @property
@@ -167,14 +201,25 @@ class Explainer:
             SettingsError: For a label that is not the model's.
             ExplanationError: If the network's numbers are not finite.
         """
-        settings = ExplainSettings(self.method, target, against or "", self.mu, self.baseline)
+        settings = ExplainSettings(
+            self.method, target, against or "", self.mu, self.baseline, self.profile, self.max_passes or 0,
+            self.budget_s or 0.0,
+        )  # fmt: skip
         index = self._class(target)
         rival = ALL_OTHERS if against is None else self._class(against)
         if rival == index:
             raise SettingsError(f"target and against are both {target!r}", expected="two different labels")
         clock = _Clock()
         chosen = self._windows_to_explain(look, target)
-        results = [self._explain_window(look, tile, index, rival, clock) for tile in chosen]
+        started = time.perf_counter()
+        results = []
+        for number, tile in enumerate(chosen, start=1):
+            limit = _Limit(
+                _PROFILE_SHARE[self.profile],
+                None if self.max_passes is None else self.max_passes // len(chosen),
+                None if self.budget_s is None else started + self.budget_s * number / len(chosen),
+            )
+            results.append(self._explain_window(look, tile, index, rival, limit=limit, clock=clock))
         with clock.step("maps"):
             size = (look.picture.shape[0], look.picture.shape[1])
             return _join(results, look, settings, size=size, engine=self.engine, timings_ms=clock.spent_ms)
@@ -241,7 +286,9 @@ class Explainer:
             flagged[int(np.argmax(over))] = True
         return [tile for tile, wanted in zip(look.tiles, flagged, strict=True) if wanted]
 
-    def _explain_window(self, look: Look, tile: Tile, target: int, against: int, clock: _Clock) -> _Window:
+    def _explain_window(
+        self, look: Look, tile: Tile, target: int, against: int, *, limit: _Limit, clock: _Clock
+    ) -> _Window:
         window = tiles.cut(look.picture, tile, self.card.input)
         size = (window.shape[0], window.shape[1])
         with clock.step("trace"):
@@ -249,53 +296,111 @@ class Explainer:
         with clock.step("baseline"):
             hidden = sise.baseline_picture(window, self.baseline, mean=self.engine.mean_px)
             baseline_score = float(_confidence(self.engine.predict(hidden[None]), target, against)[0])
-        rule = SelectionRule.ADA if self.method is Method.ADA_SISE else SelectionRule.MU
-        blocks: list[BlockMap] = []
-        maps: dict[str, NDArray[np.float32]] = {}
-        lowest, highest, passes = np.inf, -np.inf, 2
-        for name, features in trace.features.items():
-            selection = sise.select(trace.alphas[name], rule=rule, mu=self.mu)
-            chosen = features[selection.kept]
-            varying = chosen[sise.with_contrast(chosen, size)]
-            block = BlockMap(
-                tensor=name, channels=len(features), positive=selection.positive, kept=len(varying),
-                constant=len(chosen) - len(varying), beta=selection.beta, threshold=selection.threshold,
-                score_min=0.0, score_max=0.0, otsu=None,
-                note="" if len(varying) else "all_constant" if len(chosen) else "no_positive_evidence",
-            )  # fmt: skip
-            if len(varying):
-                with clock.step("masks"):
-                    said = self.engine.score_masks(window, varying, baseline=hidden)
-                scores = _confidence(said.probabilities, target, against)
-                passes += len(varying)
-                lowest, highest = min(lowest, float(scores.min())), max(highest, float(scores.max()))
-                sums = sise.weighted_sums(varying, scores, size=size)
-                block = replace(block, score_min=float(scores.min()), score_max=float(scores.max()), sums=sums)
-                normalised = sise.normalised(sums, size)
-                if normalised is None:
-                    block = replace(block, note="flat")
-                else:
-                    maps[name] = normalised
-            blocks.append(block)
-        status = Status.EXPLAINED
-        if highest <= _NO_SCORE and highest >= 0:
-            status, maps = Status.NOT_EXPLAINED, {}
-        elif not maps:
-            status = Status.NO_EVIDENCE
-        fusion = sise.fuse(list(maps.values())) if maps else _empty(size)
+        selected = [self._select(name, trace.features[name], trace.alphas[name], size) for name in trace.features]
+
+        def score(maps: NDArray[np.float32]) -> NDArray[np.float64]:
+            said = self.engine.score_masks(window, maps, baseline=hidden)
+            return _confidence(said.probabilities, target, against)
+
+        with clock.step("masks"):
+            scores, scored = _score([features for _, features in selected], score, limit)
+        with clock.step("maps"):
+            blocks, maps = _block_maps(selected, scores, scored, size)
+            everything = np.concatenate(scores)
+            status = Status.EXPLAINED if maps else Status.NO_EVIDENCE
+            if len(everything) and everything.max() <= _NO_SCORE:
+                status, maps = Status.NOT_EXPLAINED, {}
+            fusion = sise.fuse(list(maps.values())) if maps else _empty(size)
         otsu = dict(zip(maps, fusion.otsu, strict=True))
         explained = TileExplanation(
             tile, status, tuple(float(p) for p in trace.probabilities),
             tuple(replace(block, otsu=otsu.get(block.tensor)) for block in blocks),
-            baseline_score, highest - lowest if highest >= lowest else 0.0,
+            baseline_score, float(np.ptp(everything)) if len(everything) else 0.0,
         )  # fmt: skip
-        return _Window(explained, fusion, maps, passes)
+        return _Window(explained, fusion, maps, _OVERHEAD_PASSES + sum(int(known.sum()) for known in scored))
+
+    def _select(
+        self, name: str, features: NDArray[np.float32], alphas: NDArray[np.float32], size: tuple[int, int]
+    ) -> tuple[BlockMap, NDArray[np.float32]]:
+        """Choose a block's masks; the block map comes back with its counts and nothing else yet."""
+        rule = SelectionRule.ADA if self.method is Method.ADA_SISE else SelectionRule.MU
+        selection = sise.select(alphas, rule=rule, mu=self.mu)
+        chosen = features[selection.kept]
+        varying = chosen[sise.with_contrast(chosen, size)]
+        note = "" if len(varying) else "all_constant" if len(chosen) else "no_positive_evidence"
+        block = BlockMap(
+            tensor=name, channels=len(features), positive=selection.positive, kept=len(varying),
+            constant=len(chosen) - len(varying), beta=selection.beta, threshold=selection.threshold,
+            score_min=0.0, score_max=0.0, otsu=None, note=note,
+        )  # fmt: skip
+        return block, varying
 
 
-def _empty(size: tuple[int, int]) -> sise.Fusion:
-    """Stand in for a map where there is no evidence: zeros, never normalised noise (method notes 2.6)."""
-    nothing = np.zeros(size, np.float32)
-    return sise.Fusion(nothing, nothing, nothing, ())
+def _score(
+    stacks: Sequence[NDArray[np.float32]],
+    score: Callable[[NDArray[np.float32]], NDArray[np.float64]],
+    limit: _Limit,
+) -> tuple[list[NDArray[np.float64]], list[NDArray[np.bool_]]]:
+    """Score masks as far as the limit allows, and predict the scores of the others.
+
+    Args:
+        stacks: Masks of each block as feature maps (n, h, w).
+        score: Maps (n, h, w) of one resolution -> scores (n,).
+        limit: What it may cost.
+
+    Returns:
+        Per block the scores (n,), and which of them (n,) come from a forward pass.
+    """
+    counts = [len(features) for features in stacks]
+    ends = np.cumsum(counts)[:-1]
+    total, count = sum(counts), limit.masks(sum(counts))
+    if count == total and limit.deadline is None:
+        return [score(features) if len(features) else np.zeros(0) for features in stacks], [
+            np.ones(n, bool) for n in counts
+        ]
+    cells = surrogate.grid_of([(features.shape[1], features.shape[2]) for features in stacks])
+    masks = np.concatenate([surrogate.describe_masks(features, cells=cells) for features in stacks])
+    blocks = np.repeat(np.arange(len(stacks)), counts)
+    order = surrogate.order_masks(masks, blocks, count=count)
+    scores, known = np.zeros(total), np.zeros(total, bool)
+    step = len(order) if limit.deadline is None else _ROUND
+    for start in range(0, len(order), step or 1):
+        began = time.perf_counter()
+        chunk = order[start : start + step]
+        for block in np.unique(blocks[chunk]):
+            members = np.sort(chunk[blocks[chunk] == block])
+            scores[members] = score(stacks[block][members - int(sum(counts[:block]))])
+        known[chunk] = True
+        now = time.perf_counter()
+        if limit.deadline is not None and now + (now - began) > limit.deadline:
+            break
+    if not known.all():
+        scored = np.flatnonzero(known)
+        scores = surrogate.predict_scores(masks, scored, scores[scored])
+    return np.split(scores, ends), np.split(known, ends)
+
+
+def _block_maps(
+    selected: Sequence[tuple[BlockMap, NDArray[np.float32]]],
+    scores: Sequence[NDArray[np.float64]],
+    scored: Sequence[NDArray[np.bool_]],
+    size: tuple[int, int],
+) -> tuple[list[BlockMap], dict[str, NDArray[np.float32]]]:
+    """Weigh each block's masks; return the blocks and, of those that are not flat, the normalised maps (H, W)."""
+    blocks: list[BlockMap] = []
+    maps: dict[str, NDArray[np.float32]] = {}
+    for (block, features), said, known in zip(selected, scores, scored, strict=True):
+        if len(features):
+            sums = sise.weighted_sums(features, said, size=size)
+            normalised = sise.normalised(sums, size)
+            block = replace(  # noqa: PLW2901  the block, now weighed
+                block, sums=sums, score_min=float(said.min()), score_max=float(said.max()),
+                predicted=int((~known).sum()), note="flat" if normalised is None else "",
+            )  # fmt: skip
+            if normalised is not None:
+                maps[block.tensor] = normalised
+        blocks.append(block)
+    return blocks, maps
 
 
 def _confidence(probabilities: NDArray[np.float32], target: int, against: int) -> NDArray[np.float64]:
@@ -305,9 +410,15 @@ def _confidence(probabilities: NDArray[np.float32], target: int, against: int) -
     """
     p = np.asarray(probabilities, np.float64)
     if against == ALL_OTHERS:
-        return p[:, target]
+        return np.asarray(p[:, target])
     pair = p[:, target] + p[:, against]
     return np.divide(p[:, target], pair, out=np.full(len(p), 0.5), where=pair > 0)
+
+
+def _empty(size: tuple[int, int]) -> sise.Fusion:
+    """Stand in for a map where there is no evidence: zeros, never normalised noise (method notes 2.6)."""
+    nothing = np.zeros(size, np.float32)
+    return sise.Fusion(nothing, nothing, nothing, ())
 
 
 def _join(
@@ -360,6 +471,7 @@ def _notes(
     support = float((fused > 0).mean())
     found = {
         "ok_label_has_no_place": settings.target in engine.card.ok_labels,
+        "scores_predicted": any(block.predicted for window in windows for block in window.explained.blocks),
         "low_score_spread": any(tile.score_spread < _FLAT_SPREAD for tile in explained),
         "baseline_scores_class": any(window.explained.baseline_score > _BASELINE_SCORES for window in windows),
         "tiny_support": bool(explained) and support < _SUPPORT_SHARE[0],

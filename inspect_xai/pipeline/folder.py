@@ -98,6 +98,9 @@ def describe(explanation: Explanation, *, bundle: ModelBundle, verdict: Verdict)
         "settings": {
             "mu": settings.mu,
             "baseline": str(settings.baseline),
+            "profile": str(settings.profile),
+            "max_passes": settings.max_passes or None,
+            "budget_s": settings.budget_s or None,
             "blocks": [end.tensor for end in bundle.blocks],
         },
         "status": str(explanation.status),
