@@ -1,11 +1,12 @@
 """Settings: which place wins, and what is refused."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from inspect_xai.errors import SettingsError
-from inspect_xai.settings import load_settings
+from inspect_xai.settings import LineSettings, ReportSettings, Settings, load_settings
 
 TOML = """
 db = "sqlite:///file.db"
@@ -87,3 +88,15 @@ def test_a_missing_file_and_binary_rubbish_are_refused(tmp_path: Path) -> None:
     (tmp_path / "rubbish.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SettingsError):
         load_settings(tmp_path / "rubbish.toml")
+
+
+def test_the_example_in_the_guide_names_every_setting(tmp_path: Path) -> None:
+    guide = (Path(__file__).parent.parent / "docs" / "line.md").read_text(encoding="utf-8")
+    example = guide.split("```toml\n")[1].split("```")[0]
+    (tmp_path / "line.toml").write_text(example)
+    settings = load_settings(tmp_path / "line.toml")
+    assert settings.line.lease_s == 600
+    named = tomllib.loads(example)
+    assert set(named) == set(Settings.model_fields)
+    assert set(named["line"]) == set(LineSettings.model_fields)
+    assert set(named["report"]) == set(ReportSettings.model_fields)
