@@ -95,6 +95,17 @@ def test_ties_go_the_way_torch_sends_them(op: str, attributes: dict[str, Any], r
     np.testing.assert_allclose(found[names["x"]][0, 0], expected, rtol=1e-6)
 
 
+def test_an_output_that_is_named_by_nothing_counts_as_absent() -> None:
+    node = helper.make_node("MaxPool", ["x"], ["y", ""], kernel_shape=[2])
+    model = make_model([node], inputs={"x": ["N", 1, 3], "w": ["N", 1, 2]}, outputs={"y": ["N", 1, 2]})
+
+    differentiated, names = differentiate(model, seeds={"y": "w"}, wrt=["x"])
+    watched = with_outputs(differentiated, {names["x"]: ["N", 1, 3]})
+    found = run(watched, {"x": np.float32([[[1, 3, 2]]]), "w": np.float32([[[4, 5]]])})
+
+    assert found[names["x"]].tolist() == [[[0, 9, 0]]]
+
+
 def test_quantising_lets_through_what_its_integers_can_hold() -> None:
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
@@ -134,7 +145,7 @@ def test_an_unknown_operator_on_the_way_is_refused_by_name_with_the_ways_out() -
         helper.make_node("Relu", ["x"], ["a"]), helper.make_node("CumSum", ["a", "axis"], ["y"], name="running")
     )
 
-    for part in ("CumSum", "'running'", "finite-difference", "--blocks", "needs no gradients"):
+    for part in ("CumSum", "'running'", "finite differences", "[explain] blocks", "needs no gradients"):
         assert part in message
 
 

@@ -94,11 +94,10 @@ def test_batch_norm_need_not_be_folded(name: str) -> None:
 
 
 def newer_exports() -> list[Any]:
-    """Every toy, some at later opsets too; two in the quick suite, as this exporter takes seconds for each."""
+    """Every toy, some at later opsets too; one in the quick suite, as this exporter takes seconds for each."""
     later = itertools.product(("convnext", "densenet", "mobilenet_v3", "shufflenet"), (20, 21, 23))
-    quick = {("resnet18", 18), ("shufflenet", 21)}
     exports = [*((name, 18) for name in TOYS), *later]
-    return [pytest.param(*export, marks=() if export in quick else pytest.mark.slow) for export in exports]
+    return [pytest.param(*export, marks=() if export == ("shufflenet", 21) else pytest.mark.slow) for export in exports]
 
 
 @pytest.mark.parametrize(("name", "opset"), newer_exports())

@@ -177,6 +177,7 @@ CASES = {
     "reciprocal": Case("Reciprocal", X, low=0.3),
     "square": Case("Pow", X, np.array(2.0)),
     "cube": Case("Pow", X, np.array(3.0)),
+    "square, whole": Case("Pow", X, np.array(2)),
     "root": Case("Pow", X, np.array(0.5), low=0.2),
     "abs": Case("Abs", X),
     "neg": Case("Neg", X),

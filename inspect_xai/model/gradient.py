@@ -128,7 +128,7 @@ def _require(model: onnx.ModelProto, tensors: Iterable[str]) -> None:
         raise UnsupportedModelError(
             f"The network has no tensor named {', '.join(map(repr, missing))}",
             expected="names of tensors that its nodes compute",
-            remedy="look the names up in a graph viewer and correct the block ends (--blocks)",
+            remedy="look the names up in a graph viewer and correct [explain] blocks in the card",
         )
 
 
@@ -136,5 +136,5 @@ def _refuse_unreached(tensor: str) -> NoReturn:
     raise UnsupportedModelError(
         f"The output does not depend on tensor {tensor!r}",
         expected="block ends on the way from the picture to the network's output",
-        remedy="leave this tensor out of the block ends (--blocks)",
+        remedy="leave this tensor out of [explain] blocks in the card",
     )

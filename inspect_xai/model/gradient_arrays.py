@@ -45,8 +45,9 @@ def _reduce_extreme(step: Step) -> Value:
 
 
 def _reduce_l2(step: Step) -> Value:
-    """For y = sqrt(sum(x^2)): dy x / y."""
-    return step.x * (_kept(step, step.dy) / _kept(step, step.y))
+    """For y = sqrt(sum(x^2)): dy x / y, and 0 where all x are."""
+    tiny = float(np.finfo(np.float32).tiny)
+    return step.x * (_kept(step, step.dy) / _kept(step, step.y).then("Max", tiny))
 
 
 def _reduce_log_sum_exp(step: Step) -> Value:
@@ -167,10 +168,6 @@ def _pad(step: Step) -> Value:
             indices = np.pad(np.arange(size), (begin, end), mode=mode)
             dx = _scattered(step, dx, indices=indices, axis=int(axis), size=size)
     return dx
-
-
-def _zeros(step: Step, shape: Value) -> Value:
-    return step.writer.constant(0.0, step.x.dtype).then("Expand", shape)
 
 
 def _unbroadcast(step: Step, gradient: Value, index: int) -> Value:

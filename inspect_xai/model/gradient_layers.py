@@ -49,7 +49,7 @@ def _swish_slope(step: Step) -> Value:
 
 def _pow_slope(step: Step) -> Value:
     """For y = x^p: p x^(p-1)."""
-    exponent = step.known(1)
+    exponent = step.known(1).astype(np.float64)
     return step.x.then("Pow", exponent - 1) * exponent
 
 
@@ -144,12 +144,7 @@ class _Windows:
 
     def transposed(self) -> dict[str, Any]:
         """Attributes of the ConvTranspose that spreads the windows back over an input of exactly this size."""
-        reach = [
-            (count - 1) * stride + dilation * (kernel - 1) + 1
-            for count, stride, dilation, kernel in zip(
-                self.counts, self.strides, self.dilations, self.kernel, strict=True
-            )
-        ]
+        reach = _reach(self.counts, self.kernel, strides=self.strides, dilations=self.dilations)
         # negative: the last inputs are seen by no window (stride); larger than the padding: ceil mode looks beyond it
         ends = [full - begin - size for full, begin, size in zip(reach, self.begins, self.sizes, strict=True)]
         return {
@@ -159,6 +154,11 @@ class _Windows:
             "pads": [*self.begins, *(max(end, 0) for end in ends)],
             "output_padding": [max(-end, 0) for end in ends],
         }
+
+
+def _reach(counts: list[int], kernel: list[int], *, strides: list[int], dilations: list[int]) -> list[int]:
+    """From the first element of the first window to the last of the last, per axis."""
+    return [(c - 1) * s + d * (k - 1) + 1 for c, k, s, d in zip(counts, kernel, strides, dilations, strict=True)]
 
 
 def _windows(step: Step, kernel: list[int]) -> _Windows:
@@ -171,7 +171,7 @@ def _windows(step: Step, kernel: list[int]) -> _Windows:
     if mode == "VALID":
         begins = [0] * n
     elif mode != "NOTSET":
-        reach = [(c - 1) * s + d * (k - 1) + 1 for c, s, d, k in zip(counts, strides, dilations, kernel, strict=True)]
+        reach = _reach(counts, kernel, strides=strides, dilations=dilations)
         missing = [max(full - size, 0) for full, size in zip(reach, sizes, strict=True)]
         begins = [(pad + (mode == "SAME_LOWER")) // 2 for pad in missing]
     return _Windows(sizes, counts, kernel, strides, dilations, begins)
@@ -206,8 +206,8 @@ def _depthwise_conv(step: Step, windows: _Windows) -> Value:
 def _average_pool(step: Step) -> Value:
     """For y = window sum / window count: every input gets dy / count from each window that holds it."""
     windows = _windows(step, list(step.attribute("kernel_shape")))
-    channels = [-1, 1]  # every channel becomes a picture, so one kernel of ones serves all
-    shared = (step.dy / _window_counts(step, windows)).reshape([*channels, *windows.counts])
+    single = [-1, 1, *windows.counts]  # every channel becomes a picture, so one kernel of ones serves all
+    shared = (step.dy / _window_counts(step, windows)).reshape(single)
     ones = step.writer.constant(np.ones([1, 1, *windows.kernel]), step.dy.dtype)
     return shared.then("ConvTranspose", ones, **windows.transposed()).reshape(step.x.shape())
 
@@ -231,8 +231,9 @@ def _max_pool(step: Step) -> Value:
     """For y = x at the index of each window's first maximum: dy is added up at these indices."""
     if step.attribute("storage_order", 0):
         step.refuse("its indices count columns first (storage_order = 1)")
-    if len(step.node.output) == 1:
-        step.node.output.append(f"{step.writer.prefix}indices_of_{step.node.output[0]}")
+    pooled, *further = step.node.output
+    if not any(further):
+        step.node.output[:] = [pooled, f"{step.writer.prefix}indices_of_{pooled}"]
     indices = Value(step.node.output[1], TensorProto.INT64, step.writer)
     elements = step.x.then("Size", dtype=TensorProto.INT64).reshape([1])
     flat = step.zeros(elements).then(

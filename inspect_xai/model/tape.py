@@ -267,8 +267,8 @@ class Step:
             f"The gradient of operator {self.node.op_type}, node {self.node.name or self.node.output[0]!r}, "
             f"is not available: {reason}",
             expected="operators with a known gradient between the block ends and the network's output",
-            remedy="build the bundle with the finite-difference fallback, name block ends behind this node "
-            "(--blocks), or choose a method that needs no gradients",
+            remedy="use finite differences in place of the gradient, name block ends behind this node "
+            "([explain] blocks in the card), or choose a method that needs no gradients",
         )
 
 
