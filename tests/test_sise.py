@@ -204,6 +204,13 @@ class TestMasks:
         np.testing.assert_allclose(low, wide.min(axis=(1, 2)), rtol=0, atol=1e-14)
         np.testing.assert_allclose(high, wide.max(axis=(1, 2)), rtol=0, atol=1e-14)
 
+    def test_many_maps_are_looked_at_in_pieces(self, rng, monkeypatch: pytest.MonkeyPatch):
+        features = rng.standard_normal((7, 4, 5))
+        low, high = sise.extremes(features, (8, 8))
+        monkeypatch.setattr(sise, "_CHUNK_VALUES", 130)  # two maps of 8 by 8 corners
+        assert np.array_equal(sise.extremes(features, (8, 8)), (low, high))
+        assert len(set(low)) == len(set(high)) == 7
+
     @pytest.mark.parametrize("call", [sise.with_contrast, sise.attribution_masks])
     def test_refuses_nan(self, call):
         with pytest.raises(ExplanationError, match="1 of 4 values"):

@@ -31,6 +31,10 @@ BLUR_SHARE = 1 / 16
 """Sigma of the blur baseline, as a share of the shorter side: 14 px at 224, so that a cell of the deepest block (32 px)
 is wiped out. A smaller one leaves stains standing and they then look unimportant."""
 
+_CHUNK_VALUES = (
+    1 << 22
+)  # a block end at half the window's size has nearly as many corners as the window has pixels: 32 MB
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selection:
@@ -186,9 +190,7 @@ def _upsample(maps: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.f
     return upsampled
 
 
-def extremes(
-    features: NDArray[np.floating], size: tuple[int, int]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def extremes(features: NDArray[np.floating], size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Find the smallest and the largest value of each upsampled map without upsampling it.
 
     Between four neighbouring cells an upsampled map is bilinear, so it is largest and smallest at a corner of the
@@ -202,15 +204,19 @@ def extremes(
         (n,) and (n,).
     """
     rows, columns = (_corner_samples(out, given) for out, given in zip(size, features.shape[-2:], strict=True))
-    corners = rows @ features.astype(np.float64) @ columns.T
-    return corners.min(axis=(1, 2), initial=np.inf), corners.max(axis=(1, 2), initial=-np.inf)
+    low, high = np.empty(len(features)), np.empty(len(features))
+    step = max(1, _CHUNK_VALUES // (len(rows) * len(columns)))
+    for start in range(0, len(features), step):
+        corners = rows @ features[start : start + step].astype(np.float64) @ columns.T
+        low[start : start + step], high[start : start + step] = corners.min(axis=(1, 2)), corners.max(axis=(1, 2))
+    return low, high
 
 
 def _corner_samples(size_out: int, size_in: int) -> NDArray[np.float64]:
     """The rows of `interpolation` that are first or last between two input cells."""
     centre = np.clip((np.arange(size_out) + 0.5) * size_in / size_out - 0.5, 0, size_in - 1)
     ends = np.flatnonzero(np.diff(np.floor(centre)))
-    return interpolation(size_out, size_in)[np.unique([0, *ends, *(ends + 1), size_out - 1])]
+    return np.asarray(interpolation(size_out, size_in)[np.unique([0, *ends, *(ends + 1), size_out - 1])])
 
 
 def with_contrast(features: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.bool_]:
