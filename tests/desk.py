@@ -170,13 +170,20 @@ class Desk:
         self.app = app
         self.base = base
         self.store: Store = app.state.site.store
+        self._visitors: list[Visitor] = []
 
     def client(self, name: str = "", *, token: str = "", headers: dict[str, str] | None = None) -> "Visitor":
         """A browser without JavaScript, signed in if a name or token is given."""
         visitor = Visitor(self.base, headers or {})
+        self._visitors.append(visitor)
         if name or token:
             visitor.sign_in(name=name, token=token)
         return visitor
+
+    def close(self) -> None:
+        """Send all visitors away."""
+        for visitor in self._visitors:
+            visitor.http.close()
 
 
 class Visitor:
@@ -241,7 +248,11 @@ def serving(url: str, settings: ServeSettings) -> Iterator[Desk]:
             assert thread.is_alive(), "the server did not start"
             time.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield Desk(app, f"http://127.0.0.1:{port}")
+        desk = Desk(app, f"http://127.0.0.1:{port}")
+        try:
+            yield desk
+        finally:
+            desk.close()
     finally:
         server.should_exit = True
         thread.join(timeout=10)

@@ -1,5 +1,6 @@
 """The JSON interface for quality systems and MES: OpenAPI at /api/v1/openapi.json, field names in docs/api.md."""
 
+import dataclasses
 import io
 import math
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from inspect_xai.errors import InspectXaiError, NotFoundError
-from inspect_xai.records import Capture, Decision, ExplainSettings, Failure, Region, Verdict
+from inspect_xai.records import Capture, Decision, Failure, Region, Verdict
 from inspect_xai.storage.desk import Answer, Conflict, QueueFilter
 from inspect_xai.storage.stored import InspectionSummary, StoredInspection, StoredModel, StoredReview
 from inspect_xai.web import asked
@@ -55,7 +56,7 @@ class ExplanationOut(BaseModel):
     """How the explanation map was made and what it marks; the map itself is at `/inspections/{id}/map`."""
 
     status: str
-    settings: ExplainSettings
+    settings: dict[str, Any] = Field(description="all of them: the same on the same model give the same map")
     passes: int
     provider: str
     duration_ms: float
@@ -332,7 +333,7 @@ def _inspection(given: StoredInspection) -> InspectionOut:
         scores=_finite(dict(zip(given.model.card["labels"], prediction.scores, strict=False))) if prediction else {},
         explanation=ExplanationOut(
             status=explanation.status,
-            settings=explanation.settings,
+            settings=dataclasses.asdict(explanation.settings),
             passes=explanation.passes,
             provider=explanation.provider,
             duration_ms=explanation.duration_ms,

@@ -1,6 +1,5 @@
 """The application: pages, pictures and JSON behind one guard."""
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import quote
@@ -18,10 +17,8 @@ from inspect_xai.errors import DatabaseAwayError, InspectXaiError, NotFoundError
 from inspect_xai.settings import ServeSettings
 from inspect_xai.storage.store import open_store
 from inspect_xai.web import api, images, pages
-from inspect_xai.web.guard import Guard
+from inspect_xai.web.guard import HEADERS, Guard
 from inspect_xai.web.site import RefusedError, SignInNeededError, Site, site_of
-
-_log = logging.getLogger(__name__)
 
 _REASONS = (
     ("WITHIN_LIMIT", "The defect is there but within the limit"),
@@ -118,12 +115,14 @@ async def _sign_in(request: Request, _: Exception) -> Response:
 async def _failed(request: Request, error: Exception) -> Response:
     site = site_of(request)
     status, key = _status_of(error)
-    if status == 500:
-        _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     detail = str(error) if isinstance(error, InspectXaiError) and status in (404, 422) else ""
     if _is_for_machines(request):
-        return JSONResponse({"error": type(error).__name__, "message": detail or key}, status_code=status)
-    return site.page(request, "error.html", status=status, message=site.words(request)(key), detail=detail)
+        response: Response = JSONResponse({"error": type(error).__name__, "message": detail or key}, status_code=status)
+    else:
+        response = site.page(request, "error.html", status=status, message=site.words(request)(key), detail=detail)
+    if status == 500:  # made outside of the guard; the server's log has the trace
+        response.headers.update(HEADERS)
+    return response
 
 
 def _status_of(error: Exception) -> tuple[int, str]:
