@@ -33,6 +33,15 @@ from inspect_xai.storage.tables import (
 FetchMap = Callable[[str], bytes]
 """Gets the bytes of a map that is not in the database, by its sha256."""
 
+_NEWER = aliased(Review)
+
+
+def _newest(said: Any) -> ColumnElement[Any]:
+    """What the newest review of an inspection said; asked for row by row, which an index answers for a page of them."""
+    newest = select(said).where(_NEWER.inspection_id == Inspection.id).order_by(_NEWER.id.desc()).limit(1)
+    return func.coalesce(newest.correlate(Inspection).scalar_subquery(), "")
+
+
 _SUMMARY: dict[str, Any] = {
     "inspection_id": Inspection.id,
     "sha256": Capture.sha256,
@@ -69,15 +78,13 @@ _SUMMARY: dict[str, Any] = {
     "failure_kind": Inspection.failure_kind,
     "failure_message": Inspection.failure_message,
     "duration_ms": Inspection.duration_ms,
-    "review_decision": func.coalesce(Review.decision, ""),
-    "reviewed_verdict": func.coalesce(Review.verdict, ""),
+    "review_decision": _newest(_NEWER.decision),
+    "reviewed_verdict": _newest(_NEWER.verdict),
 }
 
 
 def summaries() -> Select[Any]:
     """SELECT of what an `InspectionSummary` holds, to be narrowed by the caller."""
-    newer = aliased(Review)
-    newest = select(func.max(newer.id)).where(newer.inspection_id == Inspection.id).correlate(Inspection)
     return (
         select(*(column.label(name) for name, column in _SUMMARY.items()))
         .select_from(Inspection)
@@ -89,7 +96,6 @@ def summaries() -> Select[Any]:
         .join(Policy, Policy.id == Inspection.policy_id)
         .join(Run, Run.id == Inspection.run_id)
         .outerjoin(Explanation, Explanation.inspection_id == Inspection.id)
-        .outerjoin(Review, Review.id == newest.scalar_subquery())
     )
 
 
