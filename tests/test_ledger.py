@@ -1,6 +1,7 @@
 """The ledger finds what was changed behind its back: done here with raw SQL, triggers dropped, on both databases."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator
 from datetime import timedelta
@@ -257,6 +258,37 @@ def test_a_part_is_traced_both_ways(store: Store) -> None:
         )
     assert [each.serial for each in store.find(map_sha256=map_sha256)] == ["SN00001"]
     assert [each.serial for each in store.find(sha256=found.capture.sha256)] == ["SN00001"]
+
+
+def test_evidence_can_be_checked_with_nothing_but_a_hash_function(store: Store) -> None:
+    told = json.loads(json.dumps(store.evidence([1, 3])))
+    assert set(told["documents"]) == {"inspection/1", "inspection/3", "review/1", "model/1"}
+    assert told["documents"]["inspection/1"]["capture"]["part"] == {
+        "serial": "SN00000",
+        "lot": "LOT0",
+        "product": "housing",
+    }
+    latest = {}
+    for event in told["events"]:
+        body = {name: event[name] for name in ("occurred_at", "kind", "subject", "facts", "rows")}
+        body["id"] = event["sequence"]
+        spelled = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        assert hashlib.sha256((event["previous_hash"] + spelled).encode()).hexdigest() == event["hash"]
+        latest |= event["rows"]
+    for name, document in told["documents"].items():
+        spelled = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        assert hashlib.sha256(spelled.encode()).hexdigest() == latest[name]
+    assert told["head"] == store.ledger_head()
+
+
+def test_an_audit_stands_beside_its_model(store: Store) -> None:
+    facts = {"audited_at": NOON, "settings": {"methods": ["sise"]}, "numbers": {"ebpg": 0.5}}
+    assert store.record_audit("a1", FINGERPRINT, **facts)  # type: ignore[arg-type]
+    assert not store.record_audit("a1", FINGERPRINT, **facts)  # type: ignore[arg-type]
+    assert store.audits(FINGERPRINT) == [("a1", NOON, facts["settings"], facts["numbers"])]
+    with pytest.raises(NotFoundError):
+        store.record_audit("a2", "0" * 64, **facts)  # type: ignore[arg-type]
+    assert store.verify_ledger().holds
 
 
 def test_triggers_are_in_the_ddl_people_read() -> None:

@@ -11,15 +11,15 @@ nightly report prints one) and give them to `verify`.
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, select
 
-from inspect_xai.storage.documents import VOUCHED, chunks, digests
-from inspect_xai.storage.tables import LedgerEvent
+from inspect_xai.storage.documents import VOUCHED, chunks, digests, documents
+from inspect_xai.storage.tables import LedgerEvent, Model, Review
 from inspect_xai.storage.types import canonical
 
 GENESIS: Final = "0" * 64
@@ -138,8 +138,33 @@ def events(
         query = query.where(LedgerEvent.kind == kind)
     if subject is not None:
         query = query.where(LedgerEvent.subject == subject)
-    for row in connection.execute(query):
+    for row in connection.execute(query.execution_options(yield_per=200)):
         yield _event(row, json.loads(row.body))
+
+
+def vouching(connection: Connection, names: Collection[str]) -> list[Event]:
+    """The events that speak of these rows, given as "kind/id"."""
+    wanted = set(names)
+    return [event for event in events(connection) if not wanted.isdisjoint(event.rows)]
+
+
+def head(connection: Connection) -> str:
+    """The hash of the last event."""
+    query = select(LedgerEvent.hash).order_by(LedgerEvent.id.desc()).limit(1)
+    return connection.execute(query).scalar() or GENESIS
+
+
+def evidence(connection: Connection, inspection_ids: Collection[int]) -> dict[str, Any]:
+    """Documents of inspections, their reviews and models, and the events that vouch for them (`Store.evidence`)."""
+    found = {"inspection": documents(connection, "inspection", inspection_ids)}
+    answered = select(Review.id).where(Review.inspection_id.in_(inspection_ids))
+    found["review"] = documents(connection, "review", connection.execute(answered).scalars().all())
+    fingerprints = {document["model"] for document in found["inspection"].values()}
+    judges = select(Model.id).where(Model.fingerprint.in_(fingerprints))
+    found["model"] = documents(connection, "model", connection.execute(judges).scalars().all())
+    named = {f"{kind}/{number}": document for kind, each in found.items() for number, document in each.items()}
+    told = [asdict(event) | {"occurred_at": _told(event.occurred_at)} for event in vouching(connection, named)]
+    return {"schema_version": 1, "documents": named, "events": told, "head": head(connection)}
 
 
 def verify(connection: Connection, *, heads: Iterable[str] = ()) -> LedgerReport:

@@ -341,14 +341,65 @@ class Store:
 
     def ledger_head(self) -> str:
         """The hash of the last event: what to print or send elsewhere, so that the chain cannot be rewritten unseen."""
-        query = select(tables.LedgerEvent.hash).order_by(tables.LedgerEvent.id.desc()).limit(1)
         with database.reading(self._engine) as connection:
-            return connection.execute(query).scalar() or ledger.GENESIS
+            return ledger.head(connection)
 
     def events(self, *, after: int = 0, kind: str | None = None, subject: str | None = None) -> list[ledger.Event]:
         """Events of the ledger in the order of the chain."""
         with database.reading(self._engine) as connection:
             return list(ledger.events(connection, after=after, kind=kind, subject=subject))
+
+    def evidence(self, inspection_ids: Sequence[int]) -> dict[str, Any]:
+        """What the record says of these inspections, as JSON, with the events that vouch for it and the chain head.
+
+        A reader can check it without us: the sha256 of each document, spelled canonically (sorted keys, no spaces),
+        stands in the `rows` of an event, and that of `previous_hash` and the event's body is its `hash`.
+        """
+        with database.reading(self._engine) as connection:
+            return ledger.evidence(connection, inspection_ids)
+
+    def record_audit(
+        self,
+        audit_id: str,
+        fingerprint: str,
+        *,
+        audited_at: datetime,
+        settings: Mapping[str, Any],
+        numbers: Mapping[str, Any],
+    ) -> bool:
+        """Keep an audit's numbers beside its model; whether it was new. The same audit twice is one.
+
+        Raises:
+            NotFoundError: The model is not registered.
+        """
+        with database.writing(self._engine) as connection:
+            reading.model(connection, tables.Model.fingerprint == fingerprint)
+            model_id = connection.execute(
+                select(tables.Model.id).where(tables.Model.fingerprint == fingerprint)
+            ).scalar_one()
+            facts = {
+                "model_id": model_id,
+                "audited_at": audited_at,
+                "settings": dict(settings),
+                "numbers": dict(numbers),
+            }
+            number, is_new = found_or_made(connection, tables.Audit, {"audit_id": audit_id}, **facts)
+            if is_new:
+                now = self._clock()
+                ledger.append(
+                    connection, "audit", fingerprint, facts={"audit": audit_id}, now=now, made={"audit": [number]}
+                )
+            return is_new
+
+    def audits(self, fingerprint: str) -> list[tuple[str, datetime, dict[str, Any], dict[str, Any]]]:
+        """Audits of a model, oldest first: id, time, settings, numbers."""
+        audit = tables.Audit
+        query = select(audit.audit_id, audit.audited_at, audit.settings, audit.numbers)
+        query = query.join(tables.Model, tables.Model.id == audit.model_id).where(
+            tables.Model.fingerprint == fingerprint
+        )
+        with database.reading(self._engine) as connection:
+            return [tuple(row) for row in connection.execute(query.order_by(audit.id))]
 
     def sweep_blobs(self, *, older_than: timedelta = timedelta(hours=1)) -> list[str]:
         """Remove files from the blob store that no row names, left over from a crash between file and row.

@@ -27,7 +27,7 @@ def upgrade() -> None:
         sa.Column("claimed_by", Words, nullable=False),
         sa.Column("claimed_until", UtcTime, nullable=True),
         sa.Column("judged_by", Words, nullable=False),
-        sa.CheckConstraint("state IN ('open', 'second', 'done')", name=op.f("ck_desk_item_state")),
+        sa.CheckConstraint("state IN ('open', 'done')", name=op.f("ck_desk_item_state")),
         sa.ForeignKeyConstraint(
             ["inspection_id"], ["inspection.id"], name="fk_desk_item_inspection_id", ondelete="CASCADE"
         ),
