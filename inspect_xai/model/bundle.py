@@ -22,7 +22,7 @@ import onnxruntime as ort
 
 import inspect_xai
 from inspect_xai.errors import BundleError, UnsupportedModelError
-from inspect_xai.model.blocks import find_blocks
+from inspect_xai.model.blocks import find_blocks, turn_channels_first
 from inspect_xai.model.card import canonical, card_toml, check_card, read_card
 from inspect_xai.model.graph import (
     Derivation,
@@ -33,7 +33,7 @@ from inspect_xai.model.graph import (
     trace_graph,
 )
 from inspect_xai.model.head import read_head
-from inspect_xai.model.proofs import BOUNDS, Subject, prove
+from inspect_xai.model.proofs import Subject, prove
 from inspect_xai.model.safety import load_model
 from inspect_xai.model.weights import move_weights
 from inspect_xai.model.working import working_form
@@ -113,6 +113,7 @@ def build_bundle(
     network = working_form(loaded.model, known, keep=wanted)
     head = read_head(network, known)
     found = find_blocks(network, scores=head.scores, classes=head.width, given=wanted)
+    network = turn_channels_first(network, found.turned) if found.turned else network
     with _workshop(out) as work:
         text = Path(card).read_bytes() if isinstance(card, Path | str) else card_toml(card).encode()
         (work / "card.toml").write_bytes(text)
@@ -144,7 +145,7 @@ def build_bundle(
         }
         subject = Subject(work, known, found.ends, chain, loaded.model, network.dynamic_batch, not reason)
         manifest["proofs"] = prove(subject)
-        manifest["proof_bounds"] = {name: BOUNDS[name] for name in manifest["proofs"]}
+        manifest["proof_bounds"] = {name: subject.bounds[name] for name in manifest["proofs"]}
         manifest["files"] = _hashes(work)
         manifest["fingerprint"] = _fingerprint(known, manifest)
         (work / _MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, TensorProto, helper
 
 from inspect_xai.errors import ModelFileError, UnsupportedModelError
+from inspect_xai.model.session import first_line
 from inspect_xai.model.wiring import EXPORT_AGAIN, named, put_nodes, sort_nodes
 
 MOST_MODEL_BYTES = 2**31 - 1  # what protobuf can hold in one message, weights included
@@ -85,9 +86,8 @@ def load_model(path: Path) -> LoadedModel:
 
 
 def said(error: BaseException) -> str:
-    """Return the first line of what an error of onnx says, without more than a person reads."""
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
+    """Return the first line of what an error of onnx or ONNX Runtime says, cut to what a person reads."""
+    return first_line(error)[:300] if str(error).strip() else type(error).__name__
 
 
 def _read(path: Path) -> bytes:

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from inspect_xai.errors import CardError, ModelFileError, UnsupportedModelError
 from inspect_xai.model.safety import said
-from inspect_xai.model.session import ORT_ERRORS, first_line
+from inspect_xai.model.session import ORT_ERRORS
 from inspect_xai.model.wiring import EXPORT_AGAIN, named, needed_nodes
 from inspect_xai.records import InputSpec, Layout, ModelCard
 
@@ -32,6 +32,8 @@ MOST_TENSOR_BYTES = 2**31  # a single activation; above it a hostile graph would
 FREE_BATCH = "N"
 BATCH_BOUND = 1e-4
 _SILENT = 4
+# What a runtime raises over a broken graph; messages that quote broken names do not decode.
+_REFUSALS: tuple[type[Exception], ...] = (*ORT_ERRORS, RuntimeError, ValueError, MemoryError)
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -161,13 +163,11 @@ def open_plain(model: Path | bytes, *, options: ort.SessionOptions | None = None
     options.log_severity_level = _SILENT
     options.intra_op_num_threads = 1
     try:
-        return ort.InferenceSession(
-            str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"]
-        )
-    except ORT_ERRORS as error:
-        raise ModelFileError(
-            f"ONNX Runtime cannot load the network: {first_line(error)}", remedy=EXPORT_AGAIN
-        ) from error
+        source = str(model) if isinstance(model, Path) else model
+        # Without enable_fallback=0 a failed load is tried again, and printed to standard output.
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    except _REFUSALS as error:
+        raise ModelFileError(f"ONNX Runtime cannot load the network: {said(error)}", remedy=EXPORT_AGAIN) from error
 
 
 def run_plain(session: ort.InferenceSession, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> Arrays:
@@ -178,10 +178,8 @@ def run_plain(session: ort.InferenceSession, feeds: Mapping[str, NDArray[Any]], 
     """
     try:
         return dict(zip(outputs, session.run(list(outputs), dict(feeds)), strict=True))
-    except ORT_ERRORS as error:
-        raise ModelFileError(
-            f"ONNX Runtime cannot run the network: {first_line(error)}", remedy=EXPORT_AGAIN
-        ) from error
+    except _REFUSALS as error:
+        raise ModelFileError(f"ONNX Runtime cannot run the network: {said(error)}", remedy=EXPORT_AGAIN) from error
 
 
 def _ends(model: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:
