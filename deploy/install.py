@@ -36,7 +36,8 @@ def main() -> None:
         if subprocess.run([sys.executable, "-m", "venv", str(options.venv)], check=False).returncode:
             sys.exit("found no working venv module: on Debian and Ubuntu, apt-get install python3-venv")
     target = f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)
-    print(f"installing {'the product' if not extras else 'the product and ' + ', '.join(extras)} (a minute or two)", flush=True)
+    what = ", ".join(["the product", *extras])
+    print(f"installing {what} (a minute or two)", flush=True)
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet"]
     constraints = ["--constraint", str(ROOT / "deploy" / "constraints.txt")]
     _must([*pip, "install", *constraints, "--editable", target])

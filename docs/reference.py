@@ -1,8 +1,4 @@
-"""Write docs/cli.md from the command line itself; `--check` fails when the page is out of date.
-
-    python docs/reference.py
-    python docs/reference.py --check
-"""
+"""Write docs/cli.md from the command line itself; `--check` fails when the page is out of date."""
 
 import sys
 from pathlib import Path

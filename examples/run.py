@@ -28,8 +28,9 @@ def main() -> None:
     database = f"sqlite:///{out.resolve() / 'inspections.db'}"
     _step(
         "render a sample line: metal, castings and tiles, some with defects",
-        [sys.executable, str(HERE / "make_line.py"), "--out", str(line), "--pictures", str(PICTURES), "--seed", str(SEED)],
-    )
+        [sys.executable, str(HERE / "make_line.py"), "--out", str(line), "--pictures", str(PICTURES),
+         "--seed", str(SEED)],
+    )  # fmt: skip
     _product(
         "make a bundle of the sample classifier: find its blocks, derive and prove its graphs",
         ["bundle", "build", str(HERE / "sample" / "model.onnx"), "--card", str(HERE / "sample" / "card.toml"),

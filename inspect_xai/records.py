@@ -166,7 +166,7 @@ class VerdictSpec:
 
 @dataclass(frozen=True, slots=True)
 class ExplainSpec:
-    """How a verdict is explained unless a command says otherwise. `blocks` names block ends; empty: found in the graph."""
+    """How a verdict is explained unless a command says otherwise; no `blocks`: they are found in the graph."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
 

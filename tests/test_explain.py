@@ -40,7 +40,8 @@ def labels_of(name: str) -> tuple[str, ...]:
 def card_for(name: str, *, fit: Fit = Fit.TILE) -> ModelCard:
     family = TOYS[name]
     channels, height, width = family.shape
-    feed = dict(channels=Channels.GRAY, mean=MEAN[:1], std=STD[:1]) if channels == 1 else dict(mean=MEAN, std=STD)
+    feed: dict[str, object] = {"mean": MEAN[:channels], "std": STD[:channels]}
+    feed |= {"channels": Channels.GRAY} if channels == 1 else {}
     feed |= {"scale": 1.0, "mean": (0.0,), "std": (1.0,)} if family.pixels else {"scale": SCALE}
     return ModelCard(
         name=name,
@@ -56,7 +57,7 @@ def card_for(name: str, *, fit: Fit = Fit.TILE) -> ModelCard:
 
 @pytest.fixture(scope="session")
 def toy_bundle(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
-    """Build each toy's bundle once per session: toy_bundle(name) -> ModelBundle."""
+    """A function that builds a toy's bundle, once per session."""
     built: dict[tuple[str, Fit], ModelBundle] = {}
 
     def build(name: str, fit: Fit = Fit.TILE) -> ModelBundle:
@@ -82,7 +83,7 @@ def picture_of(shape: tuple[int, int], seed: int = 3) -> NDArray[np.uint8]:
 
 
 def as_logits(output: torch.Tensor, family: Family) -> torch.Tensor:
-    """Write any head as logits whose softmax (or sigmoid, of a multi-label head) is what the card calls probabilities."""
+    """Write any head as logits whose softmax (or sigmoid, of a multi-label head) the card calls probabilities."""
     if family.activation == "none":
         output = torch.log(output) - (torch.log1p(-output) if family.classes == 1 else 0)
     return torch.cat([torch.zeros_like(output), output], dim=1) if family.classes == 1 else output
@@ -310,7 +311,8 @@ def test_the_folder_holds_what_it_says(tmp_path: Path, toy_bundle) -> None:  # t
     saved, rank = np.load(folder / "map.npy"), np.load(folder / "rank.npy")
     blocks = np.load(folder / "blocks.npz")
 
-    assert {path.name for path in folder.iterdir()} == {"manifest.json", "map.npy", "rank.npy", "blocks.npz", "overlay.png"}
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"manifest.json", "map.npy", "rank.npy", "blocks.npz", "overlay.png"}
     assert (saved.dtype, saved.shape) == (np.float32, picture.shape[:2])
     assert (rank.dtype, rank.shape) == (np.int32, picture.shape[:2])
     assert np.array_equal(saved, explanation.fused)

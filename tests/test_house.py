@@ -19,7 +19,14 @@ import reference  # noqa: E402  docs/ is no package
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports; raise SystemExit(lint_imports())"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env={"PATH": "", "PYTHONPATH": str(folder)})
+    alone = {"PATH": "", "PYTHONPATH": str(folder)}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=alone)
+
+
+def error_kinds() -> list[type[errors.InspectXaiError]]:
+    return [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.InspectXaiError)
+    ]
 
 
 @pytest.fixture
@@ -91,14 +98,14 @@ def test_the_reference_page_is_fresh() -> None:
 
 def test_every_error_stands_in_the_errors_page_with_its_exit_code() -> None:
     page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.InspectXaiError)]
+    kinds = error_kinds()
 
     assert len(kinds) > 10
     assert [kind.__name__ for kind in kinds if f"| `{kind.__name__}` | {kind.exit_code} |" not in page] == []
 
 
 def test_no_two_errors_share_an_exit_code() -> None:
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.InspectXaiError)]
+    kinds = error_kinds()
 
     codes = [kind.exit_code for kind in kinds]
 

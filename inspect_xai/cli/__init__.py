@@ -30,7 +30,7 @@ def _print_version(asked: bool) -> None:  # noqa: FBT001  a typer callback takes
 
 @app.callback()
 def _frame(
-    version: Annotated[  # noqa: FBT002, ARG001  handled by its callback
+    version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:

@@ -63,7 +63,13 @@ def explain(
     folders = _folders(pictures, out)
     with (
         Explainer(
-            bundle, device=device, method=method, mu=mu, baseline=baseline, profile=profile, max_passes=max_passes,
+            bundle,
+            device=device,
+            method=method,
+            mu=mu,
+            baseline=baseline,
+            profile=profile,
+            max_passes=max_passes,
             budget_s=budget,
         ) as explainer,  # fmt: skip
         progress_bar(shown=not as_json) as progress,
@@ -115,8 +121,8 @@ def _line(row: dict[str, Any]) -> str:
     verdict, prediction = row["verdict"], row["prediction"]
     aim = row["target"] + (f" against {row['against']}" if row["against"] else "")
     return (
-        f"{row['picture']}: {verdict['code']}, {prediction['label']} {prediction['score']:.3f}; {row['method']} for {aim}: "
-        f"{row['status']}, {row['passes']} passes, {row['duration_ms'] / 1000:.2f} s -> {row['folder']}"
+        f"{row['picture']}: {verdict['code']}, {prediction['label']} {prediction['score']:.3f}; "
+        f"{row['method']} for {aim}: {row['status']}, {row['passes']} passes, {row['duration_ms'] / 1000:.2f} s -> {row['folder']}"
     )
 
 

@@ -41,7 +41,7 @@ def describe_masks(features: NDArray[np.floating], *, cells: tuple[int, int]) ->
     """
     low = features.min(axis=(1, 2), keepdims=True).astype(np.float64)
     span = features.max(axis=(1, 2), keepdims=True) - low
-    masks = np.divide(features - low, span, out=np.zeros(features.shape), where=span > 0)
+    masks: NDArray[np.float64] = np.divide(features - low, span, out=np.zeros(features.shape), where=span > 0)
     rows, columns = (_averaging(out, given) for out, given in zip(cells, features.shape[1:], strict=True))
     return np.asarray((rows @ masks @ columns.T).reshape(len(features), -1))
 
@@ -103,7 +103,7 @@ def predict_scores(
     logs = np.log(np.maximum(scores, _LEAST_SCORE))
     centre = logs.mean()
     length, linear, weights = _best_fit(known, logs - centre, _typical_distance(masks))
-    predicted = np.exp(np.minimum(centre + _kernel(masks, known, length, linear) @ weights, 0.0))
+    predicted: NDArray[np.float64] = np.exp(np.minimum(centre + _kernel(masks, known, length, linear) @ weights, 0.0))
     predicted[scored] = scores
     return predicted
 

@@ -6,7 +6,7 @@ the card's mean and standard deviation is part of the graphs.
 
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import onnxruntime as ort
@@ -44,7 +44,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskScores:
-    """What the network says of masked pictures: probabilities (n, K) and, of each upsampled map, minimum and span (n,)."""
+    """What the network says of masked pictures: probabilities (n, K); of each upsampled map, minimum and span (n,)."""
 
     probabilities: NDArray[np.float32]
     minimum: NDArray[np.float32]
@@ -133,7 +133,7 @@ class Engine:
         names = [end.tensor for end in self.bundle.blocks]
         kinds = ["feature", "alpha", "gradient"] if gradients else ["feature", "alpha"]
         outputs = ["probabilities"] + [f"{kind}_{index}" for kind in kinds for index in range(len(names))]
-        feeds = {
+        feeds: dict[str, NDArray[Any]] = {
             "picture": _nchw(window[None]),
             "target": np.array([target], np.int64),
             "against": np.array([against], np.int64),

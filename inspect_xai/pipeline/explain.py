@@ -1,4 +1,4 @@
-"""From a picture to its explanation: the engine's numbers and the paper's equations, in turn (house rules, section 2)."""
+"""From a picture to its explanation: the engine's numbers and the paper's equations, in turn."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +19,8 @@ from inspect_xai.pipeline.judge import excess, judge, predict, worst_window
 from inspect_xai.records import (
     Baseline,
     BlockMap,
-    Explanation,
     ExplainSettings,
+    Explanation,
     Method,
     ModelCard,
     Prediction,
@@ -393,7 +393,7 @@ def _block_maps(
         if len(features):
             sums = sise.weighted_sums(features, said, size=size)
             normalised = sise.normalised(sums, size)
-            block = replace(  # noqa: PLW2901  the block, now weighed
+            block = replace(
                 block, sums=sums, score_min=float(said.min()), score_max=float(said.max()),
                 predicted=int((~known).sum()), note="flat" if normalised is None else "",
             )  # fmt: skip
@@ -412,7 +412,7 @@ def _confidence(probabilities: NDArray[np.float32], target: int, against: int) -
     if against == ALL_OTHERS:
         return np.asarray(p[:, target])
     pair = p[:, target] + p[:, against]
-    return np.divide(p[:, target], pair, out=np.full(len(p), 0.5), where=pair > 0)
+    return np.asarray(np.divide(p[:, target], pair, out=np.full(len(p), 0.5), where=pair > 0))
 
 
 def _empty(size: tuple[int, int]) -> sise.Fusion:

@@ -18,7 +18,8 @@ def excess(scores: NDArray[np.float32], card: ModelCard) -> NDArray[np.float64]:
     """
     columns = [card.labels.index(label) for label in card.defect_labels]
     thresholds = np.array([card.threshold(label) for label in card.defect_labels])
-    return np.asarray(scores, np.float64)[..., columns] - thresholds
+    over: NDArray[np.float64] = np.asarray(scores, np.float64)[..., columns] - thresholds
+    return over
 
 
 def worst_window(scores: NDArray[np.float32], card: ModelCard) -> int:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass
@@ -95,14 +95,15 @@ def reference_sise(
         alpha = gradient[0].sum(dim=(1, 2)).double()
         alphas.append(alpha.numpy())
         kept = (alpha > 0) & (alpha > mu * alpha.max())
-        blocks.append(_block_map(block[0, kept].detach(), forward, seen.detach(), baseline, size, target, against, activation))
+        maps = block[0, kept].detach()
+        blocks.append(_block_map(maps, forward, seen.detach(), baseline, size, target, against, activation))
     return ReferenceMap(alphas, blocks, _cascade([block for block in blocks if block is not None], size))
 
 
 def _block_map(maps, forward, seen, baseline, size, target, against, activation):  # type: ignore[no-untyped-def]
     total, count = np.zeros(size), 0
     for feature in maps:
-        up = F.interpolate(feature[None, None], size=size, mode="bilinear", align_corners=False)
+        up = functional.interpolate(feature[None, None], size=size, mode="bilinear", align_corners=False)
         if float(up.max() - up.min()) <= 1e-6 * max(1.0, float(up.abs().max())):
             continue
         mask = (up - up.min()) / (up.max() - up.min())
