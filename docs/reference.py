@@ -39,7 +39,7 @@ def _prose(text: str) -> str:
 
 def _row(parameter: object) -> str:
     option = parameter.param_type_name == "option"  # type: ignore[attr-defined]
-    names = ", ".join(f"`{name}`" for name in parameter.opts) if option else f"`{parameter.human_readable_name}`"  # type: ignore[attr-defined]
+    names = ", ".join(f"`{name}`" for name in parameter.opts) if option else f"`{parameter.name.upper()}`"  # type: ignore[attr-defined]
     default = parameter.default if not callable(parameter.default) else ""  # type: ignore[attr-defined]
     shown = "required" if parameter.required else "" if default in (None, False) else f"`{default}`"  # type: ignore[attr-defined]
     return f"| {names} | {shown} | {(parameter.help or '').replace('|', chr(92) + '|')} |"  # type: ignore[attr-defined]

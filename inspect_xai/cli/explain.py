@@ -120,10 +120,9 @@ def _line(row: dict[str, Any]) -> str:
         return f"{row['picture']}: {row['error']}: {row['message']}"
     verdict, prediction = row["verdict"], row["prediction"]
     aim = row["target"] + (f" against {row['against']}" if row["against"] else "")
-    return (
-        f"{row['picture']}: {verdict['code']}, {prediction['label']} {prediction['score']:.3f}; "
-        f"{row['method']} for {aim}: {row['status']}, {row['passes']} passes, {row['duration_ms'] / 1000:.2f} s -> {row['folder']}"
-    )
+    said = f"{verdict['code']}, {prediction['label']} {prediction['score']:.3f}"
+    cost = f"{row['passes']} passes, {row['duration_ms'] / 1000:.2f} s"
+    return f"{row['picture']}: {said}; {row['method']} for {aim}: {row['status']}, {cost} -> {row['folder']}"
 
 
 def _folders(pictures: Sequence[Path], out: Path) -> list[Path]:
