@@ -240,21 +240,20 @@ def _check_tensors(model: onnx.ModelProto, folder: Path) -> bool:
     )
     for tensor in constants:
         _check_claim(tensor, inside=True)
-    total = 0
-    beside = False
-    for tensor in model.graph.initializer:
-        external = tensor.data_location == TensorProto.EXTERNAL
-        claimed = _check_claim(tensor, inside=not external)
-        total += claimed
-        if total > MOST_MODEL_BYTES:
-            raise ModelFileError(f"the weights claim more than {MOST_MODEL_BYTES} bytes", remedy=EXPORT_AGAIN)
-        if external:
-            content = _read_beside(tensor, folder, claimed)
-            beside = True
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
-            tensor.raw_data = content
-    return beside
+    outside = [tensor for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+    total = sum(
+        _check_claim(tensor, inside=tensor.data_location != TensorProto.EXTERNAL) for tensor in model.graph.initializer
+    )
+    if total > MOST_MODEL_BYTES:
+        raise ModelFileError(
+            f"the weights claim {total} bytes", expected=f"at most {MOST_MODEL_BYTES}", remedy=EXPORT_AGAIN
+        )
+    for tensor in outside:
+        content = _read_beside(tensor, folder, _check_claim(tensor, inside=False))
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+        tensor.raw_data = content
+    return bool(outside)
 
 
 def _check_claim(tensor: TensorProto, *, inside: bool) -> int:
