@@ -13,6 +13,7 @@ from inspect_xai.errors import StoreError
 from inspect_xai.storage.blobs import Precision, decode, encode
 from tests import stored
 
+HALF_STEPS = {Precision.STEPS16: 131_070, Precision.STEPS13: 16_382, Precision.STEPS12: 8_190}
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=9)
 
 
@@ -25,14 +26,17 @@ def test_exact_gives_back_every_bit(array: np.ndarray) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(arrays.arrays(np.float32, SHAPES, elements=st.floats(-(2.0**100), 2.0**100, width=32)))
-def test_steps_keep_the_promised_bound(array: np.ndarray) -> None:
-    came = decode(encode(array, precision=Precision.STEPS16).data)
+@given(
+    arrays.arrays(np.float32, SHAPES, elements=st.floats(-(2.0**100), 2.0**100, width=32)),
+    st.sampled_from(list(HALF_STEPS)),
+)
+def test_steps_keep_the_promised_bound(array: np.ndarray, precision: Precision) -> None:
+    came = decode(encode(array, precision=precision).data)
     assert (came.dtype, came.shape) == (np.float32, array.shape)
     if array.size:
         exact = array.astype(np.float64)
         rounding = np.spacing(np.abs(array).max())  # the answer is float32 again
-        assert np.abs(came - exact).max() <= np.ptp(exact) / 131_070 * 1.0001 + rounding
+        assert np.abs(came - exact).max() <= np.ptp(exact) / HALF_STEPS[precision] * 1.0001 + rounding
         assert came.min() == array.min()
 
 
@@ -69,8 +73,19 @@ def test_an_explanation_of_five_blocks_takes_at_most_40_kb(rng: np.random.Genera
     sizes = []
     for _ in range(8):
         sums = [stored.smooth(rng, edge) for edge in (112, 56, 28, 14, 7)]
-        sizes.append(sum(len(encode(each, precision=Precision.STEPS16).data) for each in (cascade(sums), *sums)))
+        packed = [encode(cascade(sums), precision=Precision.STEPS12)]
+        packed += [encode(each, precision=Precision.STEPS13) for each in sums]
+        sizes.append(sum(len(each.data) for each in packed))
     assert max(sizes) <= 40_000, sizes
+
+
+def test_a_block_map_rebuilt_from_stored_sums_is_off_by_at_most_the_bound(rng: np.random.Generator) -> None:
+    for edge in (112, 28, 7):
+        sums = stored.smooth(rng, edge)
+        came = decode(encode(sums, precision=Precision.STEPS13).data)
+        was, is_now = (cv2.resize(each, (224, 224), interpolation=cv2.INTER_LINEAR) for each in (sums, came))
+        was, is_now = ((each - each.min()) / np.ptp(each) for each in (was, is_now))
+        assert np.abs(was - is_now).max() <= 2e-4
 
 
 @pytest.mark.parametrize("array", [np.zeros(3), np.zeros(3, np.int32), np.zeros(3, bool)])
@@ -97,7 +112,7 @@ def test_a_changed_byte_is_found() -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_broken_bytes_never_decode_to_something_else_than_an_error_or_a_map(data: st.DataObject) -> None:
-    whole = bytearray(encode(np.arange(12, dtype=np.float32).reshape(3, 4), precision=Precision.STEPS16).data)
+    whole = bytearray(encode(np.arange(12, dtype=np.float32).reshape(3, 4), precision=Precision.STEPS12).data)
     for _ in range(data.draw(st.integers(1, 3))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(whole)))

@@ -49,7 +49,7 @@ class StoredExplanation:
     """An explanation as it was recorded.
 
     Attributes:
-        fused: The explanation map, float32 (H, W) of the source picture, off by at most 1/131,070 of its range; None
+        fused: The explanation map, float32 (H, W) of the source picture, off by at most 1/8,190 of its range; None
             where maps were not asked for or were deleted by retention.
         tiles: Windows with their blocks; `BlockMap.sums` is None where `fused` is, and for dropped blocks.
         support_share: Share of the picture's pixels where the map is above 0.

@@ -33,12 +33,12 @@ class EncodedMaps:
 def encoded_maps(explanation: Explanation) -> EncodedMaps:
     """Encode what every map of an explanation can be rebuilt from."""
     sums = {
-        (row, position): encode(block.sums, precision=Precision.STEPS16)
+        (row, position): encode(block.sums, precision=Precision.STEPS13)
         for row, tile in enumerate(explanation.tiles)
         for position, block in enumerate(tile.blocks)
         if block.sums is not None
     }
-    return EncodedMaps(encode(explanation.fused, precision=Precision.STEPS16), sums)
+    return EncodedMaps(encode(explanation.fused, precision=Precision.STEPS12), sums)
 
 
 def inserting(connection: Connection, table: type[tables.Base]) -> sqlite.Insert | postgresql.Insert:
