@@ -1,0 +1,1 @@
+"""What the README and the notes claim of speed, memory and fidelity, measured."""
