@@ -40,8 +40,8 @@ def main() -> None:
                 some = np.array([row[1:] for row in rows if label in (row[0], "all")])
                 energy, area, hit, passes, seconds = some.T
                 print(
-                    f"{name:14} {label:12} {len(some):4d} {energy.mean():6.3f} {np.median(energy):6.3f} {area.mean():6.4f} "
-                    f"{hit.mean():8.2f} {passes.mean():6.0f} {seconds.mean():6.2f}",
+                    f"{name:14} {label:12} {len(some):4d} {energy.mean():6.3f} {np.median(energy):6.3f} "
+                    f"{area.mean():6.4f} {hit.mean():8.2f} {passes.mean():6.0f} {seconds.mean():6.2f}",
                     flush=True,
                 )
 
