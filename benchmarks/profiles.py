@@ -47,7 +47,8 @@ def show(name: str, rows: list[NDArray[np.float64]]) -> None:
         share, corr, ssim, time = (table[:, index, column] for column in range(4))
         print(
             f"{name:14} {variant:12} n {len(table):3d}  passes {share.mean():5.3f}"
-            f"  corr {corr.mean():5.3f} ({corr.min():5.3f})  ssim {ssim.mean():5.3f} ({ssim.min():5.3f})  time {np.median(time):5.3f}",
+            f"  corr {corr.mean():5.3f} ({corr.min():5.3f})"
+            f"  ssim {ssim.mean():5.3f} ({ssim.min():5.3f})  time {np.median(time):5.3f}",
             flush=True,
         )
 
