@@ -195,7 +195,7 @@ def test_blind_parts_are_judged_before_verdict_and_map_are_shown(opened: Open) -
     assert "44 %" not in queue
     assert "Model unsure" not in queue.partition("Filters")[0]
     page = ada.follow(ada.post("/queue/next"))
-    for hidden in ("UNSURE", "44 %", "map.png", "Scores of all labels", "outlines.svg"):
+    for hidden in ("UNSURE", "44\u00a0%", "map.png", "Scores of all labels", "outlines.svg"):
         assert hidden not in page.text.replace('value="UNSURE"', "").replace("answer UNSURE", "")
 
     page = ada.follow(ada.answer(1, verdict="OK"))

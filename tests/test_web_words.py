@@ -64,10 +64,19 @@ def test_the_browsers_language_is_taken_where_we_have_it(accepted: str, language
 
 def test_numbers_times_and_ages_read_as_people_write_them() -> None:
     english, german = (Words(language, ZoneInfo("Europe/Berlin")) for language in ("en", "de"))
-    assert [english.percent(share) for share in (0.005, 0.5, 0.987, 1.0)] == ["0.5 %", "50 %", "98.7 %", "100.0 %"]
-    assert german.percent(0.987) == "98,7 %"
+    shares = (0.0, 0.0001, 0.005, 0.5, 0.504, 0.987, 0.9999, 1.0)
+    said = ["0", "<0.1", "0.5", "50", "50.4", "98.7", ">99.9", "100"]
+    assert [english.percent(share) for share in shares] == [f"{text}\u00a0%" for text in said]
+    assert german.percent(0.987) == "98,7\u00a0%"
     moment = datetime(2026, 7, 1, 22, 30, 5, tzinfo=UTC)
     assert english.moment(moment) == "2026-07-02 00:30:05"
     assert german.moment(moment) == "02.07.2026 00:30:05"
     ages = [english.age(timedelta(seconds=s)) for s in (-5, 59, 60, 7199, 7200, 172_799, 172_800)]
     assert ages == ["under a minute", "under a minute", "1 min", "119 min", "2 h", "47 h", "2 d"]
+
+
+def test_reasons_are_told_in_the_readers_language_unless_the_plant_has_its_own() -> None:
+    german = Words("de", ZoneInfo("UTC"))
+    assert german.reason("DUST", catalogue("en")["reason_code.DUST"]) == "Staub, Faser oder Schmutz, der abgeht"
+    assert german.reason("DUST", "Flusen von Halle 3") == "Flusen von Halle 3"
+    assert german.reason("R17", "see list") == "see list"

@@ -19,18 +19,11 @@ from inspect_xai.storage.store import open_store
 from inspect_xai.web import api, images, pages
 from inspect_xai.web.guard import HEADERS, Guard
 from inspect_xai.web.site import RefusedError, SignInNeededError, Site, site_of
+from inspect_xai.web.words import catalogue
 
 _REASONS = (
-    ("WITHIN_LIMIT", "The defect is there but within the limit"),
-    ("DUST", "Dust, fibre or dirt that comes off"),
-    ("REFLECTION", "Reflection, glare or shadow"),
-    ("TOOL_MARK", "Mark of a tool or fixture that is allowed"),
-    ("SURFACE", "Normal variation of the surface"),
-    ("OVERLOOKED", "A defect the model did not see"),
-    ("WRONG_LABEL", "A defect, but of another kind"),
-    ("BAD_PICTURE", "The picture is blurred, dark or shows the wrong place"),
-    ("OTHER", "Another reason: see the note"),
-)
+    "WITHIN_LIMIT", "DUST", "REFLECTION", "TOOL_MARK", "SURFACE", "OVERLOOKED", "WRONG_LABEL", "BAD_PICTURE", "OTHER",
+)  # fmt: skip
 
 
 def create_app(store_url: str, settings: ServeSettings | None = None) -> FastAPI:
@@ -48,8 +41,8 @@ def create_app(store_url: str, settings: ServeSettings | None = None) -> FastAPI
     try:
         site = Site(store, settings or ServeSettings())
         if not store.reasons():  # a plant without a list of its own begins with ours
-            for code, meaning in _REASONS:
-                store.set_reason(code, meaning)
+            for code in _REASONS:
+                store.set_reason(code, catalogue(site.settings.language)[f"reason_code.{code}"])
     except BaseException:
         store.close()
         raise

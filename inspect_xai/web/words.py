@@ -51,15 +51,19 @@ class Words:
         return key in catalogue(self.language)
 
     def percent(self, share: float) -> str:
-        """A probability as people say it: with a decimal where it is close to 0 or 1."""
-        digits = 0 if 0.1 <= share <= 0.9 else 1
-        text = f"{share * 100:.{digits}f} %"
-        return text.replace(".", ",") if self.language == "de" else text
+        """A probability as people say it; only what is certain is 0 % or 100 %."""
+        text = f"{share * 100:.1f}".removesuffix(".0")
+        if text == "100" and share < 1:
+            text = ">99.9"
+        elif text == "0" and share > 0:
+            text = "<0.1"
+        return (text.replace(".", ",") if self.language == "de" else text) + "\u00a0%"
 
-    def number(self, value: float) -> str:
-        """A number with three digits that matter."""
-        text = f"{value:.3g}"
-        return text.replace(".", ",") if self.language == "de" else text
+    def reason(self, code: str, meaning: str) -> str:
+        """What a reason code means: as the plant says it, or in the reader's language where it took over our list."""
+        key = f"reason_code.{code}"
+        is_ours = meaning in {catalogue(language).get(key) for language in LANGUAGES}
+        return self(key) if is_ours else meaning
 
     def moment(self, moment: datetime) -> str:
         """Date and time in the plant's zone."""
