@@ -84,8 +84,12 @@ def check_card(card: ModelCard) -> None:
 
 
 def canonical(card: ModelCard) -> str:
-    """Return the card as JSON text that is equal for equal cards, whatever the order or the comments of the file."""
-    return json.dumps(_ADAPTER.dump_python(card, mode="json"), sort_keys=True, separators=(",", ":"))
+    """Return the card as JSON text that is equal for equal cards, whatever the order or the comments of the file.
+
+    What a card leaves at its default is left out, so that a key added to a later version changes no old fingerprint.
+    """
+    spoken = _ADAPTER.dump_python(card, mode="json", exclude_defaults=True)
+    return json.dumps(spoken, sort_keys=True, separators=(",", ":"))
 
 
 def card_toml(card: ModelCard) -> str:

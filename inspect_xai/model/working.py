@@ -47,7 +47,7 @@ class Network:
         image: Name of the input.
         layout: Order of the input's axes.
         output: Name of the output.
-        shapes: Shape of every float tensor computed from the image, at batch 1, in the order of computation.
+        shapes: Shape of the image and every float tensor computed from it, at batch 1, in the order of computation.
         dynamic_batch: Whether any number of pictures may go through at once.
     """
 
@@ -79,7 +79,8 @@ def working_form(model: onnx.ModelProto, card: ModelCard, *, keep: Sequence[str]
     pinned = _pinned(flat, image, card.input)
     _check_sizes(pinned)
     folded = _folded(pinned, keep)
-    arrays = run_model(folded, {image.name: network_input(sample_pictures(card, 1, seed=0), card)}, outputs=None)
+    feeds = {image.name: network_input(sample_pictures(card, 1, seed=0), card)}
+    arrays = feeds | run_model(folded, feeds, outputs=None)
     computed = _computed_from(folded, image.name)
     shapes = {name: array.shape for name, array in arrays.items() if name in computed and array.dtype == np.float32}
     free = _freed(folded, shapes)
