@@ -248,6 +248,17 @@ def test_a_class_map_head_steps_back_to_the_features(tmp_path: Path) -> None:
     ]
 
 
+def test_a_class_map_made_of_the_picture_itself_stays(tmp_path: Path) -> None:
+    """There is nothing to step back to: what lies before the first convolution is the picture."""
+    sketch = Sketch()
+    sketch.add("Div", ["image", sketch.constant("scale", 2.0)], "scaled")
+    sketch.conv("scaled", "class_map", 3)
+    sketch.add("GlobalAveragePool", ["class_map"], "pooled")
+    sketch.add("Flatten", ["pooled"], "scores")
+
+    assert tensors(sketch.blocks(tmp_path)) == ["class_map"]
+
+
 def test_as_many_features_as_classes_before_a_linear_layer_are_no_class_map(tmp_path: Path) -> None:
     sketch = Sketch()
     sketch.conv("image", "a", 4, stride=2)

@@ -156,9 +156,16 @@ def _drop(stages: Sequence[_Stage], way: Ways) -> None:
 
 def _step_before_class_map(stage: _Stage, way: Ways, classes: int) -> None:
     """At a fully convolutional head, step back from the maps of classes to the features they are made from."""
-    while stage.last.channels == classes and -stage.chosen < len(stage.maps) and not _weights_behind(stage.last, way):
+    while stage.last.channels == classes and not _weights_behind(stage.last, way):
+        if -stage.chosen == len(stage.maps) or not _is_convolved(stage.maps[stage.chosen - 1], way):
+            break
         stage.chosen -= 1
         stage.rule = "before_class_map"
+
+
+def _is_convolved(found: Map, way: Ways) -> bool:
+    """Whether a cut tensor lies behind a convolution; before the first there is only the picture."""
+    return any(node.op_type in CONVOLUTIONS for node in way.nodes[: way.maker.get(found.tensor, -1) + 1])
 
 
 def _weights_behind(found: Map, way: Ways) -> bool:
@@ -187,7 +194,7 @@ def _step_before_expansion(stage: _Stage, way: Ways) -> None:
         set(attribute_of(expansion, "kernel_shape", (1, 1))) == {1}
         and stage.maps[position - 1].tensor == source
         and stage.maps[position - 1].channels < stage.maps[position].channels
-        and source != way.network.image
+        and _is_convolved(stage.maps[position - 1], way)
     ):
         stage.chosen = position - 1 - len(stage.maps)
         stage.rule = "before_expansion"
