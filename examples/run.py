@@ -6,6 +6,7 @@ Every step is a command of the product, printed before it runs, so that it can b
 """
 
 import argparse
+import csv
 import os
 import shlex
 import subprocess
@@ -41,12 +42,27 @@ def main() -> None:
         ["line", "--source", str(line / "incoming"), "--bundle", str(bundle), "--db", database],
     )
     _product("report the day", ["report", "--db", database, "--date", DAY, "--out", str(report)])
+    overlays = out / "overlays"
+    _product(
+        "explain three of the defects once more, each into a folder with its maps",
+        ["explain", str(bundle), *map(str, _defects(line, 3)), "--out", str(overlays)],
+    )
     page = next(report.rglob("*.html"))
-    print(f"\nreport     {page}\ndatabase   {database}\noverlays   {report}")
+    print(f"\nreport     {page}\ndatabase   {database}\noverlays   {overlays}")
+    product = Path(os.path.relpath(Path(sys.executable).parent / "inspect-xai"))
     print("\nnext:")
-    print("  inspect-xai show 1 --db", database)
-    print("  inspect-xai explain", bundle, "YOUR_PICTURE.png --out maps")
-    print("  inspect-xai --help")
+    print(f"  {product} show 1 --db {database}")
+    print(f"  {product} explain {bundle} YOUR_PICTURE.png --out maps")
+    print(f"  {product} serve --db {database}")
+    print(f"  {product} --help")
+
+
+def _defects(line: Path, count: int) -> list[Path]:
+    """Return pictures of the line's first defects, from where the line put them away."""
+    with (line / "truth.csv").open(newline="", encoding="utf-8") as file:
+        names = [Path(row["image"]).stem for row in csv.DictReader(file) if row["label"] != "free"]
+    archive = line / "incoming" / "_archive"
+    return [next(archive.rglob(f"{name}~*.png")) for name in names[:count]]
 
 
 def _product(what: str, arguments: list[str]) -> None:
