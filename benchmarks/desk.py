@@ -1,0 +1,156 @@
+"""How fast the review desk answers: many browsers at once on a large database.
+
+    python benchmarks/desk.py --inspections 100000 --clients 50 --seconds 20
+
+Every client waits for its answer and then asks again after a pause, as people do. Prints one line per page with
+settings, versions, median, 95th percentile and spread in milliseconds.
+"""
+
+import argparse
+import dataclasses
+import platform
+import sqlite3
+import sys
+import tempfile
+import threading
+import time
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from inspect_xai.records import VerdictCode
+from inspect_xai.settings import ServeSettings
+from inspect_xai.storage.store import open_store
+from tests import desk as making
+
+_RECORDED = 2000  # by the store; the rest are copies of them
+_SHIFT = 10_000
+
+
+def fill(url: str, folder: Path, count: int) -> None:
+    """Record `count` inspections, one in ten flagged; the pictures are the same few, the rows are not."""
+    recorded = min(count, _RECORDED)
+    rng = np.random.default_rng(1)
+    patterns = [making.inspection(folder, n, code) for n, code in enumerate(VerdictCode, 1)]
+    by_code = dict(zip(VerdictCode, patterns, strict=True))
+    start = datetime.now(UTC) - timedelta(days=20)
+    with open_store(url) as store:
+        making.prepared(store)
+        chunk = []
+        for number in range(recorded):
+            code = VerdictCode.OK if number % 10 else (VerdictCode.NG, VerdictCode.UNSURE)[number // 10 % 2]
+            given = by_code[code]
+            moment = start + timedelta(seconds=17 * count / recorded * number)
+            part = dataclasses.replace(given.capture.part, serial=f"SN{number // 2:07d}", lot=f"L{number // 500}")
+            capture = dataclasses.replace(
+                given.capture,
+                sha256=f"{number:064x}",
+                part=part,
+                line=f"L{rng.integers(4)}",
+                station=f"S{rng.integers(8)}",
+                captured_at=moment,
+            )
+            chunk.append(dataclasses.replace(given, capture=capture, inspected_at=moment))
+        store.record(chunk)
+    _multiply(Path(url.removeprefix("sqlite:///")), count // recorded)
+
+
+def _multiply(file: Path, times: int) -> None:
+    """Copy all that was recorded, as other parts on other days: SQL alone is a hundred times faster than recording."""
+    changed = {
+        "part": {"serial": "serial || '-' || :k"},
+        "capture": {"part_id": "part_id + :shift", "sha256": "printf('%04x', :k) || substr(sha256, 5)"},
+        "inspection": {"capture_id": "capture_id + :shift"},
+        "explanation": {"inspection_id": "inspection_id + :shift"},
+        "explanation_region": {"explanation_id": "explanation_id + :shift"},
+        "explanation_tile": {"explanation_id": "explanation_id + :shift"},
+        "block_map": {"explanation_id": "explanation_id + :shift"},
+    }
+    with closing(sqlite3.connect(file)) as database, database:
+        last = database.execute("SELECT max(id) FROM inspection").fetchone()[0]
+        for table, changes in changed.items():
+            columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
+            changes = ({"id": "id + :shift"} if "id" in columns else {}) | changes
+            values = ", ".join(changes.get(column, column) for column in columns)
+            first = "id" if "id" in columns else "explanation_id"
+            for k in range(1, times):
+                database.execute(
+                    f"INSERT INTO {table} SELECT {values} FROM {table} WHERE {first} <= :last",  # noqa: S608  names of our own
+                    {"k": k, "shift": k * _SHIFT, "last": last},
+                )
+        database.execute("ANALYZE")
+
+
+def visit(
+    base: str, pages: list[str], stop: threading.Event, *, seed: int, pause_s: float, told: dict[str, list[float]]
+) -> None:
+    """One browser: sign in, then look at pages until told to stop."""
+    rng = np.random.default_rng(seed)
+    with httpx.Client(base_url=base, timeout=60) as client:
+        page = client.get("/signin").text
+        csrf = page.partition('name="csrf" value="')[2].partition('"')[0]
+        client.post("/signin", data={"csrf": csrf, "name": f"Client {seed}"})
+        while not stop.is_set():
+            path = pages[rng.integers(len(pages))]
+            begin = time.perf_counter()
+            answer = client.get(path)
+            assert answer.status_code == 200, (path, answer.status_code)
+            told[path.split("/")[1].partition("?")[0]].append((time.perf_counter() - begin) * 1e3)
+            stop.wait(pause_s * 2 * rng.random())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inspections", type=int, default=100_000)
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--pause", type=float, default=5.0, help="mean seconds a person looks at a page")
+    parser.add_argument("--folder", type=Path, help="where the database is kept for the next time")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        url = f"sqlite:///{folder}/desk-{given.inspections}.db"
+        if not (folder / f"desk-{given.inspections}.db").exists():
+            fill(url, folder / "archive", given.inspections)
+        settings = ServeSettings(archive=(folder / "archive",), requests_per_minute=10_000_000)
+        with making.serving(url, settings) as desk:
+            begin = time.perf_counter()
+            desk.app.state.site.desk.take_in()
+            print(f"take_in inspections={given.inspections} seconds={time.perf_counter() - begin:.1f}")
+            flagged = [
+                f"/inspections/{1 + _SHIFT * (n % (given.inspections // _RECORDED)) + 10 * n}" for n in range(40)
+            ]
+            pages = flagged + ["/queue", "/queue?line=L1&station=S3", "/queue?verdict=NG&label=crack"] * 13
+            told: dict[str, list[float]] = {"queue": [], "inspections": []}
+            stop = threading.Event()
+            clients = [
+                threading.Thread(
+                    target=visit,
+                    args=(desk.base, pages, stop),
+                    kwargs={"seed": n, "pause_s": given.pause, "told": told},
+                )
+                for n in range(given.clients)
+            ]
+            for client in clients:
+                client.start()
+            time.sleep(given.seconds)
+            stop.set()
+            for client in clients:
+                client.join()
+    for page, times in told.items():
+        median, late = np.percentile(times, [50, 95])
+        print(
+            f"{page} inspections={given.inspections} clients={given.clients} pause_s={given.pause} n={len(times)} "
+            f"median_ms={median:.0f} p95_ms={late:.0f} spread_ms={min(times):.0f}..{max(times):.0f} "
+            f"sqlite python={platform.python_version()}"
+        )
+
+
+if __name__ == "__main__":
+    main()
