@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -18,6 +19,7 @@ from inspect_xai.errors import SchemaError
 from inspect_xai.storage import database, schema
 from inspect_xai.storage.store import open_store
 from inspect_xai.storage.tables import REVISION, VERSION_TABLE, Base
+from tests import stored
 from tests.postgres import Cluster
 
 
@@ -54,6 +56,21 @@ def test_the_ddl_people_read_is_fresh(name: str) -> None:
 
 def test_the_revision_of_this_build_is_the_newest_migration() -> None:
     assert ScriptDirectory.from_config(schema.config()).get_heads() == [REVISION]
+
+
+def test_rows_of_an_older_revision_keep_their_digests(tmp_path: Path, rng: np.random.Generator) -> None:
+    url = f"sqlite:///{tmp_path}/store.db"
+    with open_store(url) as store:
+        stored.prepared(store).record([stored.inspection(1, explained=stored.explanation(rng))])
+        head = store.ledger_head()
+    engine = database.open_engine(url)
+    with engine.begin() as connection:  # back to revision 0004, as it was before the column came
+        connection.execute(text("ALTER TABLE block_map DROP COLUMN predicted"))
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0004'"))
+    engine.dispose()
+    assert schema.upgrade_schema(url) == "0004"
+    with open_store(url) as store:
+        assert store.verify_ledger(heads=[head]).holds
 
 
 def stamp(url: str, revision: str) -> None:

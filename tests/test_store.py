@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from inspect_xai.errors import DatabaseAwayError, NotFoundError, SettingsError, StoreError
-from inspect_xai.records import Failure, Reason, Verdict, VerdictCode
+from inspect_xai.records import Failure, Profile, Reason, Verdict, VerdictCode
 from inspect_xai.storage.store import Store, open_store
 from tests import stored
 from tests.stored import FINGERPRINT, NOON, RUN
@@ -50,6 +50,23 @@ def test_an_explained_inspection_comes_back_as_it_went_in(store: Store, rng: np.
             assert came.sums is not None
             assert np.abs(came.sums - was.sums).max() <= np.ptp(was.sums) / 16_382 * 1.001
     assert after.tiles[0].tile == before.tiles[0].tile
+
+
+def test_how_an_explanation_was_limited_comes_back(store: Store, rng: np.random.Generator) -> None:
+    given = stored.explanation(rng)
+    tile = given.tiles[0]
+    blocks = (dataclasses.replace(tile.blocks[0], predicted=4), *tile.blocks[1:])
+    settings = dataclasses.replace(given.settings, profile=Profile.QUICK, max_passes=40, budget_s=1.5)
+    limited = dataclasses.replace(given, settings=settings, tiles=(dataclasses.replace(tile, blocks=blocks),))
+    [recorded] = store.record([stored.inspection(1, explained=limited)])
+    found = store.get(recorded.inspection_id).explanation
+    assert found is not None
+    assert found.settings == settings
+    assert isinstance(found.settings.profile, Profile)
+    assert [block.predicted for block in found.tiles[0].blocks] == [4, 0, 0]
+    written = store.evidence([recorded.inspection_id])["documents"][f"inspection/{recorded.inspection_id}"]
+    told = [block.get("predicted", "left out") for block in written["explanation"]["blocks"]]
+    assert told == [4, "left out", "left out"]  # 0 is left out: digests of older rows, which had no such count, hold
 
 
 def test_maps_come_only_when_asked_for(store: Store, rng: np.random.Generator) -> None:

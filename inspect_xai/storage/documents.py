@@ -1,7 +1,7 @@
 """Rows as plain documents: what the ledger's digests are taken of, and what evidence is exported as.
 
-A document leaves out what is NULL. So a column that a later revision adds (it must allow NULL) changes no document of
-the rows that were there before, and their digests still hold.
+A document leaves out what is NULL, and a count that a later revision added where it is 0. So the new column changes no
+document of the rows that were there before, and their digests still hold.
 """
 
 import hashlib
@@ -102,6 +102,8 @@ def _explanations(connection: Connection, inspection_ids: Sequence[int]) -> dict
     found = {}
     for number, row in zip(ids, rows, strict=True):
         for block in blocks[number]:
+            if block["predicted"] == 0:  # added by revision 0005
+                del block["predicted"]
             if "sums_blob_id" in block:
                 block["sums_sha256"] = shas[block.pop("sums_blob_id")]
         row["fused_sha256"] = shas[row.pop("fused_blob_id")]

@@ -358,6 +358,7 @@ def _block(row: Row[Any], maps: "_Maps") -> records.BlockMap:
         score_max=_number(row.score_max),
         otsu=row.otsu,
         note=row.note,
+        predicted=row.predicted,
         sums=None if row.sums_blob_id is None else maps.get(row.sums_blob_id),
     )
 
@@ -387,6 +388,7 @@ def _settings(document: Mapping[str, Any]) -> records.ExplainSettings:
     known = {field.name for field in dataclasses.fields(records.ExplainSettings)}
     facts = {name: value for name, value in document.items() if name in known}
     facts |= {"method": records.Method(facts["method"]), "baseline": records.Baseline(facts["baseline"])}
+    facts["profile"] = records.Profile(facts.get("profile", records.Profile.EXACT))
     return records.ExplainSettings(**facts)
 
 

@@ -15,13 +15,13 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, MetaData, UniqueConstraint
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, MetaData, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from inspect_xai.records import Decision, ModelStatus, Status, VerdictCode
 from inspect_xai.storage.types import Bytes, Id, Json, Real, UtcTime, Whole, Words
 
-REVISION: Final = "0004"
+REVISION: Final = "0005"
 """The schema revision this build reads and writes: the newest file in sql/migrations/versions (a test compares)."""
 
 VERSION_TABLE: Final = "inspect_xai_version"  # Alembic's default name is taken where Prefect lives in the database
@@ -305,6 +305,7 @@ class BlockMap(Base):
     score_max: Mapped[float | None]
     otsu: Mapped[float | None]
     note: Mapped[str]
+    predicted: Mapped[int] = mapped_column(server_default=text("0"))  # masks whose score no forward pass gave
     sums_blob_id: Mapped[int | None] = mapped_column(_parent("map_blob.id"), index=True)
 
 

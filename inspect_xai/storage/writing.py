@@ -258,6 +258,7 @@ def _block_rows(
             "score_max": finite(block.score_max),
             "otsu": None if block.otsu is None else finite(block.otsu),
             "note": block.note,
+            "predicted": int(block.predicted),
             "sums_blob_id": sums.get((row, position)),
         }
         for row, tile in enumerate(explanation.tiles)

@@ -1,4 +1,4 @@
--- Tables and triggers on sqlite, revision 0004. Made by: python -m inspect_xai.storage.schema
+-- Tables and triggers on sqlite, revision 0005. Made by: python -m inspect_xai.storage.schema
 
 CREATE TABLE desk_mark (
     id INTEGER NOT NULL,
@@ -367,6 +367,7 @@ CREATE TABLE block_map (
     score_max REAL,
     otsu REAL,
     note TEXT NOT NULL,
+    predicted INTEGER DEFAULT 0 NOT NULL,
     sums_blob_id INTEGER,
     CONSTRAINT pk_block_map PRIMARY KEY (explanation_id, tile_position, position),
     CONSTRAINT fk_block_map_explanation_id_tile_position FOREIGN KEY(explanation_id, tile_position) REFERENCES explanation_tile (explanation_id, position) ON DELETE CASCADE,
