@@ -8,8 +8,11 @@ settings, versions, median, 95th percentile and spread in milliseconds.
 
 import argparse
 import dataclasses
+import functools
+import os
 import platform
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import threading
@@ -24,12 +27,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from inspect_xai.records import VerdictCode
-from inspect_xai.settings import ServeSettings
 from inspect_xai.storage.store import open_store
 from tests import desk as making
 
 _RECORDED = 2000  # by the store; the rest are copies of them
 _SHIFT = 10_000
+_ENVIRONMENT = {"INSPECT_XAI_SERVE__REQUESTS_PER_MINUTE": "1000000"}
 
 
 def fill(url: str, folder: Path, count: int) -> None:
@@ -91,7 +94,9 @@ def visit(
 ) -> None:
     """One browser: sign in, then look at pages until told to stop."""
     rng = np.random.default_rng(seed)
-    with httpx.Client(base_url=base, timeout=60) as client:
+    stop.wait(2 * pause_s * rng.random())
+    # The server lets go of connections idle for five seconds; one that ends while it is used is no slow page.
+    with httpx.Client(base_url=base, timeout=60, limits=httpx.Limits(keepalive_expiry=3)) as client:
         page = client.get("/signin").text
         csrf = page.partition('name="csrf" value="')[2].partition('"')[0]
         client.post("/signin", data={"csrf": csrf, "name": f"Client {seed}"})
@@ -102,6 +107,25 @@ def visit(
             assert answer.status_code == 200, (path, answer.status_code)
             told[path.split("/")[1].partition("?")[0]].append((time.perf_counter() - begin) * 1e3)
             stop.wait(pause_s * 2 * rng.random())
+
+
+def _load(base: str, given: argparse.Namespace) -> dict[str, list[float]]:
+    flagged = [f"/inspections/{1 + _SHIFT * (n % (given.inspections // _RECORDED)) + 10 * n}" for n in range(40)]
+    pages = flagged + ["/queue", "/queue?line=L1&station=S3", "/queue?verdict=NG&label=crack"] * 13
+    told: dict[str, list[float]] = {"queue": [], "inspections": []}
+    stop = threading.Event()
+    visit_ = functools.partial(visit, base, pages, stop, pause_s=given.pause, told=told)
+    clients = [threading.Thread(target=visit_, kwargs={"seed": n}) for n in range(given.clients)]
+    for client in clients:
+        client.start()
+    time.sleep(2 * given.pause)  # by then all have signed in and their questions come at different times
+    for times in told.values():
+        times.clear()
+    time.sleep(given.seconds)
+    stop.set()
+    for client in clients:
+        client.join()
+    return told
 
 
 def main() -> None:
@@ -118,31 +142,13 @@ def main() -> None:
         url = f"sqlite:///{folder}/desk-{given.inspections}.db"
         if not (folder / f"desk-{given.inspections}.db").exists():
             fill(url, folder / "archive", given.inspections)
-        settings = ServeSettings(archive=(folder / "archive",), requests_per_minute=10_000_000)
-        with making.serving(url, settings) as desk:
-            begin = time.perf_counter()
-            desk.app.state.site.desk.take_in()
-            print(f"take_in inspections={given.inspections} seconds={time.perf_counter() - begin:.1f}")
-            flagged = [
-                f"/inspections/{1 + _SHIFT * (n % (given.inspections // _RECORDED)) + 10 * n}" for n in range(40)
-            ]
-            pages = flagged + ["/queue", "/queue?line=L1&station=S3", "/queue?verdict=NG&label=crack"] * 13
-            told: dict[str, list[float]] = {"queue": [], "inspections": []}
-            stop = threading.Event()
-            clients = [
-                threading.Thread(
-                    target=visit,
-                    args=(desk.base, pages, stop),
-                    kwargs={"seed": n, "pause_s": given.pause, "told": told},
-                )
-                for n in range(given.clients)
-            ]
-            for client in clients:
-                client.start()
-            time.sleep(given.seconds)
-            stop.set()
-            for client in clients:
-                client.join()
+        command = [sys.executable, "-m", "inspect_xai", "serve", "--db", url, "--port", "0", "--archive", str(folder)]
+        # A process of its own: 50 threads of clients must not stand in the server's way.
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | _ENVIRONMENT) as server:
+            assert server.stdout is not None
+            base = server.stdout.readline().split()[2].rstrip("/")
+            told = _load(base, given)
+            server.terminate()
     for page, times in told.items():
         median, late = np.percentile(times, [50, 95])
         print(

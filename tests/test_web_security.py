@@ -520,6 +520,7 @@ def test_tokens_are_not_guessed_at_speed(sqlite_template: Path, tmp_path: Path) 
         guesser.get("/signin")
         codes = [guesser.post("/signin", {"token": f"guess {n}"}).status_code for n in range(12)]
         assert codes == [401] * 10 + [429] * 2
+        assert guesser.post("/signin", {"token": "token of Otto"}).status_code == 429  # not even the right one, for now
         # Behind no proxy, a made-up X-Forwarded-For is nobody else.
         again = guesser.post("/signin", {"token": "guess"}, headers={"X-Forwarded-For": "8.8.8.8"})
         assert again.status_code == 429

@@ -33,7 +33,6 @@ HEADERS: Final = {
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
 _METHODS: Final = _SAFE_METHODS | {"POST"}
 _BODY_S: Final = 10.0  # a form of a few kilobytes that takes longer is not sent by a browser
-_SIGN_INS_PER_MINUTE: Final = 10
 _MOST_CLIENTS: Final = 10_000
 _LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -59,7 +58,6 @@ class Guard:
         self._refuse = refuse
         self._hosts = _LOOPBACK_NAMES | {access.settings.host, *access.settings.hosts}
         self._requests = Rate(access.settings.requests_per_minute, clock)
-        self._sign_ins = Rate(_SIGN_INS_PER_MINUTE, clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it here."""
@@ -106,8 +104,6 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
             return 403, "error.cross_site"
-        if connection.url.path == "/signin" and not self._sign_ins.allows(client):
-            return 429, "error.429"
         return None
 
     @property
@@ -153,13 +149,18 @@ class Rate:
         self._clock = clock
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
+    def left(self, client: str) -> float:
+        """How many requests the client has left at this moment."""
+        now = self._clock()
+        left, seen_at = self._left.get(client, (self._most, now))
+        return min(self._most, left + (now - seen_at) * self._most / 60)
+
     def allows(self, client: str) -> bool:
         """Whether one more request is within the rate; it is counted."""
-        now = self._clock()
-        left, seen_at = self._left.pop(client, (self._most, now))
-        left = min(self._most, left + (now - seen_at) * self._most / 60)
+        left = self.left(client)
         allowed = left >= 1
-        self._left[client] = (left - allowed, now)
+        self._left[client] = (left - allowed, self._clock())
+        self._left.move_to_end(client)
         if len(self._left) > _MOST_CLIENTS:
             self._left.popitem(last=False)
         return allowed

@@ -64,7 +64,12 @@ async def signed_in(request: Request) -> Response:
     if site.access.is_open:
         wrong = "" if site.access.is_name_free_to_take(name) else "signin.no_name"
     else:
+        client = site.access.client(request)
+        if site.wrong_tokens.left(client) < 1:
+            raise RefusedError(429, "error.429")
         person = site.access.person_of_token(fields.get("token", ""))
+        if person is None:
+            site.wrong_tokens.allows(client)
         name, wrong = (person.name, "") if person else ("", "signin.unknown")
     if wrong:
         return site.page(

@@ -1,5 +1,6 @@
 """What all pages share: the store, who asks, the words they read, and forms that are checked before they count."""
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -14,10 +15,12 @@ from inspect_xai.settings import ServeSettings
 from inspect_xai.storage.desk import Desk
 from inspect_xai.storage.store import Store
 from inspect_xai.web.access import Access, Person, Role, Session
+from inspect_xai.web.guard import Rate
 from inspect_xai.web.pictures import Archive, Kept
 from inspect_xai.web.words import LANGUAGES, Words, chosen_language
 
 _MOST_FIELDS = 50
+_WRONG_TOKENS_PER_MINUTE = 10  # from one address
 THEMES = ("auto", "light", "dark")
 
 
@@ -59,6 +62,7 @@ class Site:
         self.settings = settings
         self.desk = Desk(store, claim_s=settings.claim_s, second_share=settings.second_share)
         self.access = Access(settings)
+        self.wrong_tokens = Rate(_WRONG_TOKENS_PER_MINUTE, time.monotonic)
         self.archive = Archive(settings.archive)
         self.kept = Kept()
         self._zone = ZoneInfo(settings.time_zone)
