@@ -1,6 +1,6 @@
 """The working form of a network: one flat graph, constants folded, shapes known, batch free where the graph allows.
 
-    as given -> functions inlined -> opset 18 or newer -> input pinned to the card -> folded by ONNX Runtime (BASIC)
+    as given -> functions inlined -> input pinned to the card -> opset 18 or newer -> folded by ONNX Runtime (BASIC)
              -> shapes measured by one forward pass -> batch freed, and proven by running two pictures at once
 
 Every step makes a new model; the one given is only read.
@@ -72,11 +72,11 @@ def working_form(model: onnx.ModelProto, card: ModelCard, *, keep: Sequence[str]
         ModelFileError: If ONNX Runtime cannot load or run the graph.
         UnsupportedModelError: If it has several inputs or outputs, or cannot be upgraded.
     """
-    flat = upgraded(model)
+    flat = _inlined(model)
     image, output = _ends(flat)
     _check_keep(flat, keep)
     _check_input(image, card)
-    pinned = _pinned(flat, image, card.input)
+    pinned = _upgraded(_pinned(flat, image, card.input))
     _check_sizes(pinned)
     folded = _folded(pinned, keep)
     feeds = {image.name: network_input(sample_pictures(card, 1, seed=0), card)}
@@ -88,25 +88,6 @@ def working_form(model: onnx.ModelProto, card: ModelCard, *, keep: Sequence[str]
     return Network(
         free if dynamic else folded, image.name, card.input.layout, output.name, shapes, dynamic_batch=dynamic
     )
-
-
-def upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with local functions written out, at opset 18 or newer.
-
-    Raises:
-        UnsupportedModelError: If onnx cannot convert an operator.
-    """
-    try:
-        flat = onnx.inliner.inline_local_functions(model) if model.functions else model
-        version = next(entry.version for entry in flat.opset_import if entry.domain in ("", "ai.onnx"))
-        if version < WORKING_OPSET:
-            flat = onnx.version_converter.convert_version(flat, WORKING_OPSET)
-    except (RuntimeError, ValueError, onnx.version_converter.ConvertError) as error:
-        raise UnsupportedModelError(
-            f"onnx cannot bring the network to opset {WORKING_OPSET}: {said(error)}",
-            remedy=f"export it with opset_version={WORKING_OPSET}",
-        ) from error
-    return flat
 
 
 def sample_pictures(card: ModelCard, count: int, *, seed: int) -> NDArray[np.float32]:
@@ -181,6 +162,34 @@ def run_plain(session: ort.InferenceSession, feeds: Mapping[str, NDArray[Any]], 
         return dict(zip(outputs, session.run(list(outputs), dict(feeds)), strict=True))
     except _REFUSALS as error:
         raise ModelFileError(f"ONNX Runtime cannot run the network: {said(error)}", remedy=EXPORT_AGAIN) from error
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with its local functions written out."""
+    try:
+        return onnx.inliner.inline_local_functions(model) if model.functions else model
+    except (RuntimeError, ValueError) as error:
+        raise ModelFileError(
+            f"the network's functions cannot be written out: {said(error)}", remedy=EXPORT_AGAIN
+        ) from error
+
+
+def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model at opset 18 or newer.
+
+    Raises:
+        UnsupportedModelError: If onnx cannot convert an operator.
+    """
+    version = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if version >= WORKING_OPSET:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, WORKING_OPSET)
+    except (RuntimeError, ValueError, onnx.version_converter.ConvertError) as error:
+        raise UnsupportedModelError(
+            f"onnx cannot bring the network to opset {WORKING_OPSET}: {said(error)}",
+            remedy=f"export it with opset_version={WORKING_OPSET}",
+        ) from error
 
 
 def _ends(model: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:
@@ -384,8 +393,8 @@ def _runs_in_batches(free: onnx.ModelProto, card: ModelCard, image: str) -> bool
         singles = [run_plain(session, {image: pictures[index : index + 1]}, [output])[output] for index in range(2)]
     except ModelFileError:
         return False
-    together = np.concatenate(singles)
-    if both.shape != together.shape:
+    if both.ndim == 0 or both.shape != (2, *singles[0].shape[1:]):
         return False
+    together = np.concatenate(singles)
     scale = max(float(np.abs(together).max()), 1e-6)
     return bool(np.abs(both - together).max() <= BATCH_BOUND * scale)
