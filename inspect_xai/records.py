@@ -55,10 +55,20 @@ class Baseline(StrEnum):
 
 
 class Method(StrEnum):
-    """A way to explain a verdict."""
+    """A way to explain a verdict; the last two know nothing and show what a number is worth."""
 
     SISE = "sise"
     ADA_SISE = "ada-sise"
+    GRAD_CAM = "grad-cam"
+    GRAD_CAM_PLUS_PLUS = "grad-cam++"
+    HIRES_CAM = "hirescam"
+    LAYER_CAM = "layer-cam"
+    SCORE_CAM = "score-cam"
+    RECIPRO_CAM = "recipro-cam"
+    RISE = "rise"
+    OCCLUSION = "occlusion"
+    RANDOM = "random"
+    CENTRE = "centre"
 
 
 class Profile(StrEnum):

@@ -5,7 +5,7 @@ hide parts of the picture yield masks (1: seen) chunk by chunk; one mask is one 
 not depend on the size of the chunks. Every method ends in `evidence_map`, so that all are ranked by one rule.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,6 +113,22 @@ def layer_cam(features: NDArray[np.floating], gradients: NDArray[np.floating]) -
     Source: Jiang et al., "LayerCAM" (IEEE TIP 2021), equations 6 and 7.
     """
     return hires_cam(features, np.maximum(gradients, 0))
+
+
+def fuse_layer_cams(maps: Sequence[NDArray[np.floating]], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Put the LayerCAM maps of several block ends together: each brought to one scale, then the largest of them.
+
+    Args:
+        maps: (h, w) each, of any resolution.
+        size: (H, W) of the window.
+
+    Returns:
+        (H, W), 0 or more; what argues against the class is 0.
+
+    Source: LayerCAM, equation 8 and the fusion that follows it.
+    """
+    scaled = [upsample(np.maximum(found, 0), size) for found in maps]
+    return np.asarray(np.max([np.tanh(2 * found / (found.max() or 1)) for found in scaled], axis=0), dtype=np.float32)
 
 
 def score_cam_weights(scores: ArrayLike) -> NDArray[np.float64]:

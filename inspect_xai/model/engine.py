@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from inspect_xai.errors import DeviceError, ExplanationError
+from inspect_xai.errors import DeviceError, ExplanationError, UnsupportedModelError
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.model.session import OutOfDeviceMemoryError, open_session, run
 from inspect_xai.records import ModelCard
@@ -183,6 +183,32 @@ class Engine:
             probabilities[start:end], minimum[start:end], span[start:end] = (array[:size] for array in scores)
             start = end
         return MaskScores(_finite(probabilities, "scores of masked pictures"), minimum, span)
+
+    def score_features(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return what the layers behind the deepest block end make of its feature maps.
+
+        Args:
+            features: (n, C, h, w).
+
+        Returns:
+            Probabilities (n, K).
+
+        Raises:
+            UnsupportedModelError: If something goes round the deepest block end, so that nothing can be put in there.
+        """
+        chain, deepest = self.bundle.manifest["chain"], len(self.bundle.blocks) - 1
+        if deepest not in chain:
+            raise UnsupportedModelError(
+                f"the network does not fall into two parts at its deepest block end, {self.bundle.blocks[-1].tensor!r}",
+                remedy="choose a method that does not put feature maps in, or another block end in the card",
+            )
+        scores = []
+        for start in range(0, len(features), self.bucket):
+            chunk = np.ascontiguousarray(features[start : start + self.bucket])
+            everything = np.full(len(chunk), MOST_PROBABLE, np.int64)
+            feeds = {f"feature_{deepest}": chunk, "target": everything, "against": everything}
+            scores += run(self._session(f"block_{len(chain)}"), ["probabilities"], feeds)
+        return _finite(np.concatenate(scores), "scores of masked feature maps")
 
     def warm_up(self) -> None:
         """Open all sessions and run each once, so that the first picture is not the slowest."""

@@ -1,7 +1,7 @@
 """From a picture to its explanation: the engine's numbers and the paper's equations, in turn."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspect_xai.errors import PictureError, SettingsError
-from inspect_xai.maths import regions, sise, surrogate, tiles
+from inspect_xai.maths import regions, rivals, sise, tiles
 from inspect_xai.model.bundle import ModelBundle, load_bundle
 from inspect_xai.model.engine import ALL_OTHERS, Engine
+from inspect_xai.pipeline import methods
 from inspect_xai.pipeline.judge import excess, judge, predict, worst_window
+from inspect_xai.pipeline.scoring import FEWEST_PASSES, OVERHEAD_PASSES, Limit, confidence, score_within
 from inspect_xai.records import (
     Baseline,
     BlockMap,
@@ -32,14 +34,12 @@ from inspect_xai.records import (
     Verdict,
 )
 
+_BLOCK_BY_BLOCK = (Method.SISE, Method.ADA_SISE)  # the others are run by methods.py
 _NO_SCORE = 1e-7  # below this a probability is rounding: float32 softmax puts 1 in front of it
 _FLAT_SPREAD = 0.05  # method notes 9.1: mask scores this close together say little
 _BASELINE_SCORES = 0.5  # method notes 9.6
 _SUPPORT_SHARE = (0.001, 0.6)  # method notes 9.11
 _PROFILE_SHARE = {Profile.EXACT: 1.0, Profile.FAST: 0.25, Profile.QUICK: 0.10}  # of the passes that every mask takes
-_OVERHEAD_PASSES = 2  # a trace and the bare baseline
-_FEWEST_PASSES = 16  # a prediction from fewer scores is a guess
-_ROUND = 16  # masks between two looks at the clock
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,21 +74,6 @@ class _Clock:
         self.spent_ms[name] = self.spent_ms.get(name, 0.0) + (time.perf_counter() - start) * 1e3
 
 
-@dataclass(frozen=True, slots=True)
-class _Limit:
-    """What one window may cost: a share of the passes every mask would take, passes, and a time on the clock."""
-
-    share: float
-    passes: int | None
-    deadline: float | None
-
-    def masks(self, total: int) -> int:
-        """Of `total` masks, how many may be scored."""
-        shared = total if self.share == 1 else int(self.share * (total + _OVERHEAD_PASSES)) - _OVERHEAD_PASSES
-        bound = total if self.passes is None else self.passes - _OVERHEAD_PASSES
-        return max(min(total, shared, bound), min(total, _FEWEST_PASSES - _OVERHEAD_PASSES))
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Window:
     """The explanation of one window and the three maps (h, w) that fusing and ranking need."""
@@ -97,6 +82,7 @@ class _Window:
     fusion: sise.Fusion
     block_maps: dict[str, NDArray[np.float32]]
     passes: int
+    notes: tuple[str, ...] = ()
 
 
 class Explainer:
@@ -110,7 +96,7 @@ class Explainer:
     Args:
         bundle: A bundle folder, or a loaded bundle.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        method: How to explain; default: the card's.
+        method: How to explain; default: the card's. What each costs: see `pipeline/methods.py`.
         mu: Selection threshold in [0, 1) as a share of the largest alpha; default: the card's.
         baseline: What stands where a mask hides the picture; default: the card's.
         profile: How many masks are scored by a forward pass of their own; default: the card's. "fast" and "quick"
@@ -152,8 +138,8 @@ class Explainer:
             raise SettingsError(
                 f"mu is {self.mu}", expected="0 <= mu < 1", remedy="0 keeps every positive channel; 0.3 is usual"
             )
-        if max_passes is not None and max_passes < _FEWEST_PASSES:
-            raise SettingsError(f"max_passes is {max_passes}", expected=f"at least {_FEWEST_PASSES}")
+        if max_passes is not None and max_passes < FEWEST_PASSES:
+            raise SettingsError(f"max_passes is {max_passes}", expected=f"at least {FEWEST_PASSES}")
         if budget_s is not None and not budget_s > 0:
             raise SettingsError(f"the budget is {budget_s} seconds", expected="more than 0")
         self.engine = Engine(loaded, device=device, threads=threads, bucket=bucket)
@@ -214,7 +200,7 @@ class Explainer:
         started = time.perf_counter()
         results = []
         for number, tile in enumerate(chosen, start=1):
-            limit = _Limit(
+            limit = Limit(
                 _PROFILE_SHARE[self.profile],
                 None if self.max_passes is None else self.max_passes // len(chosen),
                 None if self.budget_s is None else started + self.budget_s * number / len(chosen),
@@ -287,23 +273,28 @@ class Explainer:
         return [tile for tile, wanted in zip(look.tiles, flagged, strict=True) if wanted]
 
     def _explain_window(
-        self, look: Look, tile: Tile, target: int, against: int, *, limit: _Limit, clock: _Clock
+        self, look: Look, tile: Tile, target: int, against: int, *, limit: Limit, clock: _Clock
     ) -> _Window:
         window = tiles.cut(look.picture, tile, self.card.input)
         size = (window.shape[0], window.shape[1])
+        if self.method not in _BLOCK_BY_BLOCK:
+            hidden = sise.baseline_picture(window, self.baseline, mean=self.engine.mean_px)
+            with clock.step(str(self.method)):
+                aim = methods.Aim(window, hidden, target, against, limit)
+                return _as_window(methods.find_evidence(self.engine, aim, method=self.method), tile, size)
         with clock.step("trace"):
             trace = self.engine.trace(window, target=target, against=against)
         with clock.step("baseline"):
             hidden = sise.baseline_picture(window, self.baseline, mean=self.engine.mean_px)
-            baseline_score = float(_confidence(self.engine.predict(hidden[None]), target, against)[0])
+            baseline_score = float(confidence(self.engine.predict(hidden[None]), target, against)[0])
         selected = [self._select(name, trace.features[name], trace.alphas[name], size) for name in trace.features]
 
         def score(maps: NDArray[np.float32]) -> NDArray[np.float64]:
             said = self.engine.score_masks(window, maps, baseline=hidden)
-            return _confidence(said.probabilities, target, against)
+            return confidence(said.probabilities, target, against)
 
         with clock.step("masks"):
-            scores, scored = _score([features for _, features in selected], score, limit)
+            scores, scored = score_within([features for _, features in selected], score, limit)
         with clock.step("maps"):
             blocks, maps = _block_maps(selected, scores, scored, size)
             everything = np.concatenate(scores)
@@ -317,7 +308,7 @@ class Explainer:
             tuple(replace(block, otsu=otsu.get(block.tensor)) for block in blocks),
             baseline_score, float(np.ptp(everything)) if len(everything) else 0.0,
         )  # fmt: skip
-        return _Window(explained, fusion, maps, _OVERHEAD_PASSES + sum(int(known.sum()) for known in scored))
+        return _Window(explained, fusion, maps, OVERHEAD_PASSES + sum(int(known.sum()) for known in scored))
 
     def _select(
         self, name: str, features: NDArray[np.float32], alphas: NDArray[np.float32], size: tuple[int, int]
@@ -336,48 +327,22 @@ class Explainer:
         return block, varying
 
 
-def _score(
-    stacks: Sequence[NDArray[np.float32]],
-    score: Callable[[NDArray[np.float32]], NDArray[np.float64]],
-    limit: _Limit,
-) -> tuple[list[NDArray[np.float64]], list[NDArray[np.bool_]]]:
-    """Score masks as far as the limit allows, and predict the scores of the others.
-
-    Args:
-        stacks: Masks of each block as feature maps (n, h, w).
-        score: Maps (n, h, w) of one resolution -> scores (n,).
-        limit: What it may cost.
-
-    Returns:
-        Per block the scores (n,), and which of them (n,) come from a forward pass.
-    """
-    counts = [len(features) for features in stacks]
-    ends = np.cumsum(counts)[:-1]
-    total, count = sum(counts), limit.masks(sum(counts))
-    if count == total and limit.deadline is None:
-        return [score(features) if len(features) else np.zeros(0) for features in stacks], [
-            np.ones(n, bool) for n in counts
-        ]
-    cells = surrogate.grid_of([(features.shape[1], features.shape[2]) for features in stacks])
-    masks = np.concatenate([surrogate.describe_masks(features, cells=cells) for features in stacks])
-    blocks = np.repeat(np.arange(len(stacks)), counts)
-    order = surrogate.order_masks(masks, blocks, count=count)
-    scores, known = np.zeros(total), np.zeros(total, bool)
-    step = len(order) if limit.deadline is None else _ROUND
-    for start in range(0, len(order), step or 1):
-        began = time.perf_counter()
-        chunk = order[start : start + step]
-        for block in np.unique(blocks[chunk]):
-            members = np.sort(chunk[blocks[chunk] == block])
-            scores[members] = score(stacks[block][members - int(sum(counts[:block]))])
-        known[chunk] = True
-        now = time.perf_counter()
-        if limit.deadline is not None and now + (now - began) > limit.deadline:
-            break
-    if not known.all():
-        scored = np.flatnonzero(known)
-        scores = surrogate.predict_scores(masks, scored, scores[scored])
-    return np.split(scores, ends), np.split(known, ends)
+def _as_window(found: methods.Evidence, tile: Tile, size: tuple[int, int]) -> _Window:
+    """Give a rival method's evidence the form that SISE's has, so that all maps are ranked and kept by one rule."""
+    status = Status.EXPLAINED if found.signed.max() > 0 and np.ptp(found.signed) > 0 else Status.NO_EVIDENCE
+    if len(found.scores) and found.scores.max() <= _NO_SCORE:
+        status = Status.NOT_EXPLAINED
+    fusion, maps = _empty(size), {}
+    if status is Status.EXPLAINED:
+        evidence, _ = rivals.evidence_map(found.signed, size)
+        companion = sise.upsample(found.signed, size)
+        fusion = sise.Fusion(evidence, companion, companion, ())
+        shown = {block.tensor: sise.normalised(block.sums, size) for block in found.blocks if block.sums is not None}
+        maps = {name: shown_map for name, shown_map in shown.items() if shown_map is not None}
+    spread = float(np.ptp(found.scores)) if len(found.scores) else 1.0  # nothing was masked, so nothing scored alike
+    scores = tuple(float(p) for p in found.probabilities)
+    explained = TileExplanation(tile, status, scores, found.blocks, baseline_score=0.0, score_spread=spread)
+    return _Window(explained, fusion, maps, found.passes, found.notes)
 
 
 def _block_maps(
@@ -401,18 +366,6 @@ def _block_maps(
                 maps[block.tensor] = normalised
         blocks.append(block)
     return blocks, maps
-
-
-def _confidence(probabilities: NDArray[np.float32], target: int, against: int) -> NDArray[np.float64]:
-    """Return the score of the target class (n,): its probability, or its share of the pair in a contrast.
-
-    Source: method notes 2.3 and 8 (contrastive target: p_c / (p_c + p_r)).
-    """
-    p = np.asarray(probabilities, np.float64)
-    if against == ALL_OTHERS:
-        return np.asarray(p[:, target])
-    pair = p[:, target] + p[:, against]
-    return np.asarray(np.divide(p[:, target], pair, out=np.full(len(p), 0.5), where=pair > 0))
 
 
 def _empty(size: tuple[int, int]) -> sise.Fusion:
@@ -477,4 +430,5 @@ def _notes(
         "tiny_support": bool(explained) and support < _SUPPORT_SHARE[0],
         "wide_support": bool(explained) and support > _SUPPORT_SHARE[1],
     }
-    return (*(note for note, true in found.items() if true), *dict.fromkeys(engine.notes))
+    from_methods = (note for window in windows for note in window.notes)
+    return tuple(dict.fromkeys([*(note for note, true in found.items() if true), *from_methods, *engine.notes]))

@@ -28,6 +28,9 @@ NOTES: Final = {
     "tiny_support": "the map covers less than a thousandth of the picture",
     "wide_support": "the map covers most of the picture",
     "ok_label_has_no_place": "the label means OK, which has no place in the picture",
+    "stride_grid": "the method marks a grid where the network takes every second pixel; trust regions, not single dots",
+    "not_settled": "the random masks were too few for the map to settle: it is partly noise",
+    "knows_nothing": "the map is drawn without looking at the picture, to compare others with",
 }
 
 NO_CAUSE: Final = (
@@ -40,4 +43,6 @@ def note_in_words(code: str) -> str:
     """Say what a note of an explanation means; a code unknown here is shown as it is."""
     if code.startswith("bucket_halved_to_"):
         return f"the device ran short of memory: {code.removeprefix('bucket_halved_to_')} masks at a time"
+    if code.startswith("head_passes_"):
+        return f"beside the passes, {code.removeprefix('head_passes_')} through the layers behind the last block"
     return NOTES.get(code, code)
