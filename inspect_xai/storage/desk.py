@@ -3,6 +3,7 @@
 The queue is working state (`tables.DeskItem`), taken in from the inspections; answers are reviews, part of the record.
 """
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from inspect_xai.errors import NotFoundError
 from inspect_xai.records import Decision, Review, VerdictCode
 from inspect_xai.storage import database, reading, reviews, tables
 from inspect_xai.storage.store import Store
-from inspect_xai.storage.stored import InspectionSummary, StoredReview
+from inspect_xai.storage.stored import InspectionSummary, StoredInspection, StoredReview
 from inspect_xai.storage.tables import (
     Capture,
     DeskItem,
@@ -30,7 +31,8 @@ from inspect_xai.storage.tables import (
 from inspect_xai.storage.triage import TIERS, State, Why, share_of, take_in
 from inspect_xai.storage.writing import inserting
 
-_OVERVIEW_S: Final = 2.0  # how old the counts may be: they are looked at, not computed with
+_OVERVIEW_S: Final = 10.0  # how old the counts may be: they are looked at, not computed with
+_LATELY: Final = 300  # inspections of a label that are searched for similar ones: the page must not wait for more
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,25 +164,13 @@ class Desk:
         return [_entry(row, by_id[row.inspection_id], now) for row in rows]
 
     def overview(self) -> Overview:
-        """How much waits; may be some seconds old."""
-        if self._overview and time.monotonic() - self._overview[0] < _OVERVIEW_S:
-            return self._overview[1]
-        names = ("why", "verdict", "label", "line", "station", "shift")
-        columns = [getattr(DeskItem, name) for name in names]
-        query = select(*columns, func.count(), func.min(DeskItem.inspected_at)).where(DeskItem.state == State.OPEN)
+        """How much waits. The total is of this moment, the rest may be some seconds old: it is counted row by row."""
+        waiting = select(func.count()).select_from(DeskItem).where(DeskItem.state == State.OPEN)
         with database.reading(self._engine) as connection:
-            rows = connection.execute(query.group_by(*columns)).all()
-        counts: dict[str, Counter[str]] = {name: Counter() for name in names}
-        for row in rows:
-            for name, value in zip(names, row[:-2], strict=True):
-                counts[name][value] += row[-2]
-        found = Overview(
-            total=sum(row[-2] for row in rows),
-            oldest_at=min((row[-1] for row in rows), default=None),
-            counts={name: dict(sorted(counter.items())) for name, counter in counts.items()},
-        )
-        self._overview = (time.monotonic(), found)
-        return found
+            total = connection.execute(waiting).scalar_one()
+            if self._overview is None or time.monotonic() - self._overview[0] > _OVERVIEW_S:
+                self._overview = (time.monotonic(), _counted(connection))
+        return dataclasses.replace(self._overview[1], total=total)
 
     def entry(self, inspection_id: int) -> QueueEntry | None:
         """Where an inspection stands on the desk; None: it never was on it."""
@@ -284,12 +274,36 @@ class Desk:
             if item is not None and not answer.review.blind:
                 state = self._next_state(connection, answer, item)
                 _put(connection, item, state, person)
-        self._overview = None
         return Taken(review.review_id, is_new=True, state=state)
 
     def recorded_after(self, inspection_id: int, *, limit: int = 100) -> list[InspectionSummary]:
         """Inspections in the order they were recorded, after one: for those who copy them elsewhere."""
         query = reading.summaries().where(Inspection.id > inspection_id).order_by(Inspection.id).limit(limit)
+        with database.reading(self._engine) as connection:
+            return [reading.summary(row) for row in connection.execute(query)]
+
+    def similar_to(self, given: StoredInspection, *, limit: int = 6) -> list[InspectionSummary]:
+        """Inspections that lately showed the same defect at the same place of a part at the same station."""
+        explanation = given.explanation
+        if explanation is None or not explanation.regions or given.verdict.code is VerdictCode.OK:
+            return []
+        capture, region = given.capture, explanation.regions[0]
+        radius = max(capture.height_px, capture.width_px) / 10
+        near = reading.region_near(region.top_px + region.height_px / 2, region.left_px + region.width_px / 2, radius)
+        lately = (
+            select(Inspection.id)
+            .where(Inspection.label == given.verdict.label, Inspection.id != given.inspection_id)
+            .order_by(Inspection.inspected_at.desc())
+            .limit(_LATELY)
+        )
+        query = (
+            reading.summaries()
+            .where(Inspection.id.in_(lately.subquery().select()), near)
+            .where(Capture.line == capture.line, Capture.station == capture.station)
+            .where(reading.column("product") == capture.part.product)
+            .order_by(Inspection.inspected_at.desc())
+            .limit(limit)
+        )
         with database.reading(self._engine) as connection:
             return [reading.summary(row) for row in connection.execute(query)]
 
@@ -339,6 +353,22 @@ def _under_key(connection: Connection, key: str) -> Row[Any] | None:
     query = select(tables.Review.id, tables.Review.inspection_id, tables.Review.reviewer)
     query = query.join(tables.DeskAnswer, tables.DeskAnswer.review_id == tables.Review.id)
     return connection.execute(query.where(tables.DeskAnswer.key == key)).one_or_none()
+
+
+def _counted(connection: Connection) -> Overview:
+    names = ("why", "verdict", "label", "line", "station", "shift")
+    columns = [getattr(DeskItem, name) for name in names]
+    query = select(*columns, func.count(), func.min(DeskItem.inspected_at)).where(DeskItem.state == State.OPEN)
+    rows = connection.execute(query.group_by(*columns)).all()
+    counts: dict[str, Counter[str]] = {name: Counter() for name in names}
+    for row in rows:
+        for name, value in zip(names, row[:-2], strict=True):
+            counts[name][value] += row[-2]
+    return Overview(
+        total=sum(row[-2] for row in rows),
+        oldest_at=min((row[-1] for row in rows), default=None),
+        counts={name: dict(sorted(counter.items())) for name, counter in counts.items()},
+    )
 
 
 def _place() -> Tuple:

@@ -1,14 +1,13 @@
 """The pages an operator sees: sign-in, queue, inspection with its form, part, models, help."""
 
 import secrets
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Path, Request
 from starlette.responses import RedirectResponse, Response
 
-from inspect_xai.records import VerdictCode
 from inspect_xai.storage.desk import Answer, Conflict, QueueEntry
 from inspect_xai.storage.stored import StoredInspection
 from inspect_xai.storage.triage import State, share_of
@@ -18,7 +17,6 @@ from inspect_xai.web.site import THEMES, Form, RefusedError, Site, local_path, r
 from inspect_xai.web.words import LANGUAGES
 
 PAGE_LENGTH = 25
-_SIMILAR_DAYS = 30
 _MOST_SKIPPED = 200
 
 router = APIRouter(include_in_schema=False)
@@ -258,7 +256,7 @@ def _inspection_page(
         sheet=shown.sheet(given, site.words(request)),
         reasons=site.store.reasons(),
         history=[] if is_blind else _history(site, given),
-        similar=[] if is_blind else _similar(site, given),
+        similar=[] if is_blind else site.desk.similar_to(given),
         compare=compare,
         good=site.store.get(good) if good else None,
         previous_id=before,
@@ -299,28 +297,6 @@ def _history(site: Site, given: StoredInspection) -> list[Any]:
     part_ = given.capture.part
     found = site.store.find(serial=part_.serial, lot=part_.lot, product=part_.product, limit=9)
     return [each for each in found if each.inspection_id != given.inspection_id][:8]
-
-
-def _similar(site: Site, given: StoredInspection) -> list[Any]:
-    explanation = given.explanation
-    if explanation is None or not explanation.regions or given.verdict.code is VerdictCode.OK:
-        return []
-    region = explanation.regions[0]
-    middle = region.top_px + region.height_px / 2, region.left_px + region.width_px / 2
-    radius = max(given.capture.height_px, given.capture.width_px) / 10
-    found = site.store.find(
-        label=given.verdict.label,
-        product=given.capture.part.product,
-        since=given.inspected_at - timedelta(days=_SIMILAR_DAYS),
-        near_px=(*middle, radius),
-        limit=12,
-    )
-    place = given.capture.line, given.capture.station
-    return [
-        each
-        for each in found
-        if each.inspection_id != given.inspection_id and (each.line, each.station) == place
-    ][:6]  # fmt: skip
 
 
 def _to_next(site: Site, request: Request, form: Form, *, done: int | None = None) -> Response:
