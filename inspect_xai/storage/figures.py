@@ -1,0 +1,195 @@
+"""Numbers for reports, added up by the database: a year of inspections costs no more memory than a day."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import ColumnElement, and_, case, func, select
+
+from inspect_xai.records import Status, VerdictCode
+from inspect_xai.storage import database, reading
+from inspect_xai.storage.blobs import decode
+from inspect_xai.storage.store import Store
+from inspect_xai.storage.stored import InspectionSummary
+from inspect_xai.storage.tables import Capture, Explanation, ExplanationTile, Inspection, MapBlob, Review, Run
+
+AGES: Final = (timedelta(days=1), timedelta(days=3), timedelta(days=7))
+"""Where the waiting parts are divided by age."""
+
+_AT_A_TIME: Final = 64  # rows on their way from the database
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Inspections that share the values of some fields.
+
+    Attributes:
+        group: The values, in the order asked for.
+        parts: How many.
+        duration_ms: What they took in all, explanations included.
+        longest_ms: What the slowest took.
+    """
+
+    group: tuple[str, ...]
+    parts: int
+    duration_ms: float
+    longest_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Flagged parts nobody answered for: how many, by age at a given moment, and since when the oldest waits."""
+
+    total: int
+    by_age: tuple[int, ...]  # younger than AGES[0], then up to each next, then older than the last
+    oldest_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredMap:
+    """One explanation's map with what a cohort needs to know. `score_spread` is the lowest of its windows."""
+
+    inspection_id: int
+    serial: str
+    archived_to: str
+    faithfulness: dict[str, float]
+    score_spread: float | None
+    fused: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class CohortKey:
+    """Maps that can be laid over each other: one product, place, label and picture size (height, width)."""
+
+    product: str
+    line: str
+    station: str
+    view: str
+    label: str
+    size: tuple[int, int]
+
+
+class Figures:
+    """Sums and streams over what was captured with start <= captured_at < end.
+
+    Args:
+        store: An open store; it is not closed here.
+        shift: Only what was captured in this shift; None: everything.
+    """
+
+    def __init__(self, store: Store, *, shift: str | None = None) -> None:
+        self._store = store
+        self._engine = store._engine
+        self._shift = shift
+
+    def rows(self, start: datetime, end: datetime) -> list[InspectionSummary]:
+        """The inspections themselves, oldest first: for a day, not for a year."""
+        rows = self._store.day(start, end, by="captured_at")
+        return [row for row in rows if self._shift is None or row.shift == self._shift]
+
+    def tally(self, start: datetime, end: datetime, *, by: Sequence[str]) -> list[Tally]:
+        """Count by fields of `InspectionSummary`, sorted by their values; "is_failed" is "yes" or empty.
+
+        Example:
+            >>> figures.tally(monday, tuesday, by=("station", "verdict"))  # doctest: +SKIP
+            [Tally(group=("S3", "NG"), parts=12, duration_ms=900.5, longest_ms=120.0), ...]
+        """
+        failed = case((Inspection.failure_kind != "", "yes"), else_="")
+        columns = [failed if name == "is_failed" else reading.column(name) for name in by]
+        given = reading.summaries().with_only_columns(
+            *(column.label(f"c{n}") for n, column in enumerate(columns)), Inspection.duration_ms.label("ms"),
+            maintain_column_froms=True,
+        )  # fmt: skip
+        inside = given.where(*self._during(start, end)).subquery("inside").c
+        groups = [inside[f"c{n}"] for n in range(len(columns))]
+        sums = (func.count(), func.sum(inside.ms), func.max(inside.ms))
+        query = select(*groups, *sums).group_by(*groups).order_by(*groups)
+        with database.reading(self._engine) as connection:
+            return [
+                Tally(tuple(row[: len(groups)]), int(row[-3]), float(row[-2]), float(row[-1]))
+                for row in connection.execute(query)
+            ]
+
+    def run_settings(self, run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """By which settings each run worked."""
+        query = select(Run.run_id, Run.settings).where(Run.run_id.in_(run_ids))
+        with database.reading(self._engine) as connection:
+            return {row.run_id: dict(row.settings) for row in connection.execute(query)}
+
+    def waiting(self, moment: datetime) -> Waiting:
+        """Flagged parts inspected before `moment` that have no answer today."""
+        answered = select(Review.id).where(Review.inspection_id == Inspection.id).correlate(Inspection).exists()
+        age_limits = [moment - age for age in AGES]
+        newer = [func.sum(case((Inspection.inspected_at >= limit, 1), else_=0)) for limit in age_limits]
+        query = select(func.count(), func.min(Inspection.inspected_at), *newer).where(
+            Inspection.verdict.in_((VerdictCode.NG, VerdictCode.UNSURE)), Inspection.inspected_at < moment, ~answered
+        )
+        with database.reading(self._engine) as connection:
+            total, oldest, *counts = connection.execute(query).one()
+        steps = [0, *(int(count or 0) for count in counts), int(total)]
+        ages = tuple(after - before for before, after in pairwise(steps))
+        return Waiting(int(total), ages, oldest)
+
+    def cohorts(self, start: datetime, end: datetime) -> list[tuple[CohortKey, int]]:
+        """Which cohorts have stored maps of defects, and how many; the largest first."""
+        names = [reading.column(name) for name in ("product", "line", "station", "view")]
+        keys = [*names, Explanation.target, Capture.height_px, Capture.width_px]
+        query = self._explained(start, end, *keys, func.count()).group_by(*keys)
+        with database.reading(self._engine) as connection:
+            found = [
+                (CohortKey(*row[:5], size=(row[5], row[6])), int(row[7])) for row in connection.execute(query)
+            ]  # fmt: skip
+        return sorted(found, key=lambda each: (-each[1], *dataclasses.astuple(each[0])))
+
+    def maps(self, key: CohortKey, start: datetime, end: datetime) -> Iterator[StoredMap]:
+        """The maps of one cohort one after the other, in the order of their ids; never more than a few in memory."""
+        spread = (
+            select(func.min(ExplanationTile.score_spread))
+            .where(ExplanationTile.explanation_id == Explanation.id)
+            .correlate(Explanation)
+            .scalar_subquery()
+        )
+        columns = (
+            Inspection.id, reading.column("serial"), Capture.archived_to, Explanation.faithfulness, spread,
+            MapBlob.sha256,
+        )  # fmt: skip
+        query = self._explained(start, end, *columns).where(
+            *(reading.column(name) == getattr(key, name) for name in ("product", "line", "station", "view")),
+            Explanation.target == key.label, Capture.height_px == key.size[0], Capture.width_px == key.size[1],
+        )  # fmt: skip
+        last = 0
+        while True:  # page by page, so that no transaction stays open while the caller works
+            page = query.where(Inspection.id > last).order_by(Inspection.id).limit(_AT_A_TIME)
+            with database.reading(self._engine) as connection:
+                rows = connection.execute(page.add_columns(MapBlob.data)).all()
+            for row in rows:
+                *facts, sha256, data = row
+                blob = self._store._fetch(sha256) if data is None else data
+                fused = decode(blob, sha256=sha256)
+                if fused.shape == key.size:
+                    yield StoredMap(*facts, fused=fused)
+            if len(rows) < _AT_A_TIME:
+                return
+            last = rows[-1][0]
+
+    def _explained(self, start: datetime, end: datetime, *columns: Any) -> Any:
+        return (
+            reading.summaries()
+            .with_only_columns(*columns, maintain_column_froms=True)
+            .join(MapBlob, MapBlob.id == Explanation.fused_blob_id)
+            .where(
+                *self._during(start, end),
+                Inspection.verdict != VerdictCode.OK,
+                Explanation.status == Status.EXPLAINED,
+                MapBlob.deleted_at.is_(None),
+            )
+        )
+
+    def _during(self, start: datetime, end: datetime) -> tuple[ColumnElement[bool], ...]:
+        inside = and_(Capture.captured_at >= start, Capture.captured_at < end)
+        return (inside,) if self._shift is None else (inside, Capture.shift == self._shift)

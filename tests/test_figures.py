@@ -1,0 +1,77 @@
+"""What a report adds up in the database, on both databases."""
+
+import dataclasses
+from collections.abc import Iterator
+from datetime import timedelta
+
+import numpy as np
+import pytest
+
+from inspect_xai.records import Decision, Failure, Review, VerdictCode
+from inspect_xai.storage.figures import CohortKey, Figures, Tally
+from inspect_xai.storage.store import Store, open_store
+from tests import recorder, stored
+from tests.stored import NOON
+
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    """Nine inspections at three stations: even ones are OK, 1 and 3 are explained, 5 failed, 1 was taken back."""
+    with open_store(database_url, clock=lambda: NOON) as opened:
+        stored.prepared(opened)
+        for number in range(9):
+            explained = recorder.explanation_of(number) if number in (1, 3) else None
+            code = VerdictCode.NG if number % 2 else VerdictCode.OK
+            given = stored.inspection(number, explained=explained, code=code)
+            shift = "EARLY" if number < 4 else "LATE"
+            given = stored.of_part(given, given.capture.sha256, shift=shift)
+            failure = Failure("PictureError", "truncated") if number == 5 else None
+            opened.record([dataclasses.replace(given, failure=failure, duration_ms=float(number))])
+        opened.review(2, Review("Ada", Decision.OVERTURN, VerdictCode.OK))
+        yield opened
+
+
+def test_counts_by_any_fields(store: Store) -> None:
+    figures = Figures(store)
+    assert figures.tally(NOON, NOON + DAY, by=("verdict",)) == [
+        Tally(("NG",), 4, 16.0, 7.0),
+        Tally(("OK",), 5, 20.0, 8.0),
+    ]
+    by = ("verdict", "reviewed_verdict", "is_failed")
+    assert [(each.group, each.parts) for each in figures.tally(NOON, NOON + DAY, by=by)] == [
+        (("NG", "", ""), 2),
+        (("NG", "", "yes"), 1),
+        (("NG", "OK", ""), 1),
+        (("OK", "", ""), 5),
+    ]
+    assert figures.tally(NOON + DAY, NOON + 2 * DAY, by=("verdict",)) == []
+    early = Figures(store, shift="EARLY")
+    assert [each.parts for each in early.tally(NOON, NOON + DAY, by=("verdict",))] == [2, 2]
+    assert [row.serial for row in early.rows(NOON, NOON + DAY)] == [f"SN0000{n}" for n in range(4)]
+    assert figures.run_settings(["run-1", "absent"]) == {"run-1": {"device": "cpu", "threads": 2}}
+
+
+def test_what_waits_by_age(store: Store) -> None:
+    figures = Figures(store)
+    soon = figures.waiting(NOON + timedelta(hours=1))
+    assert (soon.total, soon.by_age, soon.oldest_at) == (3, (3, 0, 0, 0), NOON + timedelta(seconds=4))
+    assert figures.waiting(NOON + timedelta(days=2)).by_age == (0, 3, 0, 0)
+    assert figures.waiting(NOON + timedelta(days=30)).by_age == (0, 0, 0, 3)
+    assert figures.waiting(NOON).total == 0
+    assert figures.waiting(NOON).oldest_at is None
+
+
+def test_maps_come_by_cohort_as_they_were_recorded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inspect_xai.storage.figures._AT_A_TIME", 1)
+    figures = Figures(store)
+    keys = [CohortKey("housing", "L1", station, "", "crack", (16, 16)) for station in ("S0", "S1")]
+    assert figures.cohorts(NOON, NOON + DAY) == [(keys[0], 1), (keys[1], 1)]
+    assert figures.cohorts(NOON + DAY, NOON + 2 * DAY) == []
+    [found] = figures.maps(keys[0], NOON, NOON + DAY)
+    assert (found.inspection_id, found.serial, found.score_spread) == (4, "SN00003", 0.8)
+    assert found.faithfulness == {"drop": 0.25, "energy_in_roi": 0.875}
+    fused = recorder.explanation_of(3).fused
+    assert np.abs(found.fused - fused).max() <= np.ptp(fused) / 8190
+    assert list(Figures(store, shift="LATE").maps(keys[0], NOON, NOON + DAY)) == []
