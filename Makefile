@@ -4,6 +4,7 @@ RUN ?= run
 # One thread per test process: the suite runs one process per core.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
 WORKERS ?= auto
+EXTRAS ?= test
 
 .PHONY: help run test test-all check format clean install install-test
 
@@ -38,4 +39,4 @@ install:
 	@$(PYTHON) deploy/install.py
 
 install-test:
-	@$(PYTHON) deploy/install.py --extras test
+	@$(PYTHON) deploy/install.py --extras $(EXTRAS)
