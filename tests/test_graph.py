@@ -206,6 +206,25 @@ def test_probabilities_and_margins_by_hand(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(run(graph, picture | choice(0, 1), ["margin"])[0], [rival], atol=1e-5)
 
 
+def test_scores_that_keep_their_height_and_width_are_flattened(tmp_path: Path) -> None:
+    """Fully convolutional heads put out (N, K, 1, 1)."""
+    model = toy_model("squeezenet")
+    flatten = model.graph.node[-1]
+    assert flatten.op_type == "Flatten"
+    flatten.op_type = "Identity"
+    del flatten.attribute[:]
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("logits", 1, ["batch", 5, 1, 1]))
+    plan = plan_for(model, toy_card("squeezenet"), tmp_path)
+    flat = plan_for(toy_model("squeezenet"), toy_card("squeezenet"), tmp_path)
+    feeds = {"picture": sample_pictures(toy_card("squeezenet"), 1, seed=2), **choice(3)}
+    outputs = ["probabilities", "margin", "alpha_0", "alpha_2"]
+
+    found, expected = (run(trace_graph(each)[0], feeds, outputs) for each in (plan, flat))
+
+    for array, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(array, other, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("against", [-1, 1])
 def test_the_slope_is_that_of_the_margin(name: str, against: int, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,14 @@ import onnxruntime as ort
 
 import inspect_xai
 from inspect_xai.errors import BundleError, UnsupportedModelError
-from inspect_xai.model.blocks import find_blocks, turn_channels_first
+from inspect_xai.model.blocks import Blocks, find_blocks, turn_channels_first
 from inspect_xai.model.card import canonical, card_toml, check_card, read_card
-from inspect_xai.model.graph import (
-    Derivation,
-    block_graphs,
-    derivation,
-    predict_graph,
-    score_graph,
-    trace_graph,
-)
-from inspect_xai.model.head import read_head
+from inspect_xai.model.graph import block_graphs, derivation, predict_graph, score_graph, trace_graph
+from inspect_xai.model.head import Head, read_head
 from inspect_xai.model.proofs import Subject, prove
 from inspect_xai.model.safety import load_model
 from inspect_xai.model.weights import move_weights
-from inspect_xai.model.working import working_form
+from inspect_xai.model.working import Network, working_form
 from inspect_xai.records import BlockEnd, ModelCard
 
 __all__ = ["ModelBundle", "build_bundle", "check_bundle", "load_bundle", "read_card"]
@@ -44,9 +37,8 @@ __all__ = ["ModelBundle", "build_bundle", "check_bundle", "load_bundle", "read_c
 SCHEMA_VERSION = 1
 RECIPE_VERSION = 1  # raised whenever the derived graphs would compute something else
 _MANIFEST = "manifest.json"
-_WEIGHTS = "graphs/weights.bin"
 _MOST_MANIFEST_BYTES = 1 << 24
-_REBUILD = "rebuild it: inspect-xai bundle build MODEL.onnx --card card.toml --out DIR --force"
+_REBUILD = "make it anew: inspect-xai bundle build MODEL.onnx --card card.toml --out DIR --force"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +110,11 @@ def build_bundle(
         text = Path(card).read_bytes() if isinstance(card, Path | str) else card_toml(card).encode()
         (work / "card.toml").write_bytes(text)
         (work / "model.onnx").write_bytes(loaded.content)
-        (work / "graphs").mkdir()
-        light = move_weights(network.model, work / _WEIGHTS)
-        plan = derivation(network, light, head=head, spec=known.input, blocks=found)
-        reason = _write_graphs(work / "graphs", plan)
+        reason = _write_graphs(work, network, head=head, blocks=found, card=known)
         chain = tuple(index for index, end in enumerate(found.ends) if end.tensor in found.cuts)
-        if reason and len(chain) < len(found.ends):
-            raise UnsupportedModelError(
-                f"{reason}; finite differences do not help, as the network does not fall into parts at every block end",
-                remedy="name other block ends with [explain] blocks in the card, or use a method without gradients",
-            )
-        manifest: dict[str, Any] = {
+        _check_fallback(reason, complete=len(chain) == len(found.ends))
+        subject = Subject(work, known, found.ends, chain, loaded.model, network.dynamic_batch, not reason)
+        manifest = {
             "schema_version": SCHEMA_VERSION,
             "fingerprint": "",
             "name": known.name,
@@ -142,11 +128,10 @@ def build_bundle(
             "output": asdict(head),
             "network": _describe(loaded.model, Path(onnx_path)),
             "versions": _versions(),
+            "proofs": prove(subject),
+            "proof_bounds": subject.bounds,
+            "files": _hashes(work),
         }
-        subject = Subject(work, known, found.ends, chain, loaded.model, network.dynamic_batch, not reason)
-        manifest["proofs"] = prove(subject)
-        manifest["proof_bounds"] = {name: subject.bounds[name] for name in manifest["proofs"]}
-        manifest["files"] = _hashes(work)
         manifest["fingerprint"] = _fingerprint(known, manifest)
         (work / _MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         _put_in_place(work, out)
@@ -201,24 +186,30 @@ def check_bundle(folder: Path | str) -> ModelBundle:
             manifest["gradient"] == "reverse_mode",
         )
     )
-    return ModelBundle(
-        bundle.folder,
-        bundle.card,
-        bundle.blocks,
-        bundle.fingerprint,
-        bundle.dynamic_batch,
-        manifest | {"proofs": errors},
-    )
+    return replace(bundle, manifest=manifest | {"proofs": errors})
 
 
-def _write_graphs(folder: Path, plan: Derivation) -> str:
-    """Write all derived graphs; return why there are no gradients, or an empty text."""
+def _write_graphs(work: Path, network: Network, *, head: Head, blocks: Blocks, card: ModelCard) -> str:
+    """Write weights and derived graphs; return why there are no gradients, or an empty text."""
+    folder = work / "graphs"
+    folder.mkdir()
+    light = move_weights(network.model, folder / "weights.bin")
+    plan = derivation(network, light, head=head, spec=card.input, blocks=blocks)
     trace, reason = trace_graph(plan)
     graphs = {"predict": predict_graph(plan), "trace": trace, "score": score_graph(plan)}
     graphs |= {f"block_{index}": graph for index, graph in enumerate(block_graphs(plan))}
     for name, graph in graphs.items():
         (folder / f"{name}.onnx").write_bytes(graph.SerializeToString(deterministic=True))
     return reason
+
+
+def _check_fallback(reason: str, *, complete: bool) -> None:
+    """Refuse where gradients are missing and finite differences over the chain of blocks cannot stand in."""
+    if reason and not complete:
+        raise UnsupportedModelError(
+            f"{reason}; finite differences do not help, as the network does not fall into parts at every block end",
+            remedy="name other block ends with [explain] blocks in the card, or use a method without gradients",
+        )
 
 
 def _describe(model: onnx.ModelProto, path: Path) -> dict[str, Any]:

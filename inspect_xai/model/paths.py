@@ -89,8 +89,9 @@ def ways(network: Network, scores: str) -> Ways:
         for name in node.input:
             if name in reached:
                 readers[name].append(len(nodes))
-        maker |= {name: len(nodes) for name in node.output if name in backward}
-        reached.update(maker)
+        made = dict.fromkeys((name for name in node.output if name in backward), len(nodes))
+        maker |= made
+        reached.update(made)
         nodes.append(node)
     if scores not in maker:
         raise UnsupportedModelError(
