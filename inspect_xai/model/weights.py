@@ -1,4 +1,4 @@
-"""One file of weights for all graphs of a bundle: they share it on disk and, mapped, in memory."""
+"""One file of weights for all graphs of a bundle: stored once, hashed once, mapped by the runtime instead of read."""
 
 from pathlib import Path
 
