@@ -133,7 +133,7 @@ class Explainer:
         usual_mu = spec.mu if self.profile is Profile.EXACT else 0.0
         self.mu = usual_mu if mu is None else mu
         self.baseline = Baseline(baseline or spec.baseline)
-        self.max_passes, self.budget_s = max_passes, budget_s
+        self.max_passes, self.budget_s, self.threads = max_passes, budget_s, threads
         if not 0 <= self.mu < 1:
             raise SettingsError(
                 f"mu is {self.mu}", expected="0 <= mu < 1", remedy="0 keeps every positive channel; 0.3 is usual"

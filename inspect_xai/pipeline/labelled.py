@@ -1,0 +1,148 @@
+"""Pictures whose truth is known: the table that an audit reads.
+
+A CSV file with a head line. `image` and `label` must be there; of the others, those that are known:
+
+    image,label,mask,boxes,part,station
+    shots/p17.png,crack,masks/p17.png,,P17,S3
+    shots/p18.png,pit,,"40 12 16 16; 90 30 8 8",P18,S3
+    shots/p19.png,free,,,P19,S4
+
+Paths are relative to the table. `mask` is a picture of the same size, bright where the defect is. `boxes` are top,
+left, height and width in pixels, one box after the other, parted by semicolons.
+"""
+
+import csv
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from inspect_xai.errors import PictureError, SettingsError
+from inspect_xai.maths.whereabouts import boxes_mask
+from inspect_xai.records import ModelCard
+
+Box = tuple[int, int, int, int]
+_COLUMNS = ("image", "label", "mask", "boxes", "part", "station")
+_MASK_LEVEL = 127
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledPicture:
+    """One line of the table; `image` is the path as it stands there."""
+
+    image: str
+    path: Path
+    label: str
+    mask: Path | None = None
+    boxes: tuple[Box, ...] = ()
+    part: str = ""
+    station: str = ""
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether the place of the defect is known."""
+        return self.mask is not None or bool(self.boxes)
+
+
+def read_labelled(path: Path, card: ModelCard) -> tuple[LabelledPicture, ...]:
+    """Read the table and see that everything it names is there.
+
+    Args:
+        path: The CSV file.
+        card: Of the model, whose labels are the only ones allowed.
+
+    Raises:
+        SettingsError: With the line that is wrong.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            columns = [name for name in reader.fieldnames or () if name]
+            missing = [name for name in ("image", "label") if name not in columns]
+            if missing:
+                raise SettingsError(
+                    f"{path} has the columns {', '.join(columns) or 'none'}; {' and '.join(missing)} is missing",
+                    expected=f"a head line with {','.join(_COLUMNS)}, of which image and label must be there",
+                )
+            rows = [_row(path, reader.line_num, line, card) for line in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SettingsError(f"{path} cannot be read: {error}", expected="a CSV file in UTF-8") from error
+    if not rows:
+        raise SettingsError(f"{path} lists no pictures", expected="one line for each picture")
+    seen: set[str] = set()
+    for row in rows:
+        if row.image in seen:
+            raise SettingsError(f"{path} lists {row.image} twice", expected="every picture once")
+        seen.add(row.image)
+    return tuple(rows)
+
+
+def _row(path: Path, line: int, given: Mapping[str | None, str | None], card: ModelCard) -> LabelledPicture:
+    cells = {name: (given.get(name) or "").strip() for name in _COLUMNS}
+    where = f"{path}, line {line}"
+    if cells["label"] not in card.labels:
+        raise SettingsError(
+            f"{where}: label {cells['label']!r}", expected=f"a label of {card.name}: {', '.join(card.labels)}"
+        )
+    files = {}
+    for name in ("image", "mask"):
+        if cells[name]:
+            files[name] = path.parent / cells[name]
+            if not files[name].is_file():
+                raise SettingsError(
+                    f"{where}: {name} {cells[name]} is not there", expected="a path relative to the table"
+                )
+    if "image" not in files:
+        raise SettingsError(f"{where}: image is empty", expected="a path relative to the table")
+    boxes = _boxes(where, cells["boxes"])
+    return LabelledPicture(
+        cells["image"], files["image"], cells["label"], files.get("mask"), boxes, cells["part"], cells["station"]
+    )
+
+
+def _boxes(where: str, text: str) -> tuple[Box, ...]:
+    boxes: list[Box] = []
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        try:
+            top, left, height, width = (int(number) for number in part.replace(",", " ").split())
+        except ValueError as error:
+            raise SettingsError(f"{where}: box {part!r}", expected="top left height width, in pixels") from error
+        if height < 1 or width < 1:
+            raise SettingsError(f"{where}: box {part!r} has no area", expected="height and width of at least 1")
+        boxes.append((top, left, height, width))
+    return tuple(boxes)
+
+
+def read_truth(labelled: LabelledPicture, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """Read where the defect is.
+
+    Args:
+        labelled: The line.
+        size: (H, W) of its picture.
+
+    Returns:
+        (H, W), True on the defect; None where that is not known, or the mask marks nothing.
+
+    Raises:
+        PictureError: If the mask is no picture, or not of that size.
+    """
+    if labelled.mask is not None:
+        mask = cv2.imdecode(np.frombuffer(labelled.mask.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE)
+        if mask is None or mask.shape != size:
+            found = "no picture" if mask is None else f"{mask.shape[0]} x {mask.shape[1]} px"
+            raise PictureError(f"mask {labelled.mask} is {found}", expected=f"{size[0]} x {size[1]} px, as its picture")
+        truth = np.asarray(mask) > _MASK_LEVEL
+    elif labelled.boxes:
+        truth = boxes_mask(labelled.boxes, size)
+    else:
+        return None
+    return truth if truth.any() else None
+
+
+def table_sha256(path: Path) -> str:
+    """Return the sha256 of the table, which says which pictures an audit was about."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,206 @@
+"""One explanation against the truth, and against the network itself: the numbers of an audit, for one picture.
+
+Localisation looks at the whole picture. What hides, removes or closes pixels is done in the one window in which the
+class scores highest, as the network sees it, and scored there in batches.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspect_xai.maths import metrics, sise, tiles, whereabouts
+from inspect_xai.model.engine import Engine
+from inspect_xai.pipeline.explain import Look
+from inspect_xai.records import Baseline, Explanation, Fit, InputSpec, Tile
+
+CLOSED_REACH = 1 / 100
+"""How far beyond its mask a defect is closed, as a share of the window's shorter side: masks are drawn tight."""
+
+NEAR_REACH = 1 / 14
+"""How near the defect the map's first pixel counts as on it: half a cell of the deepest block."""
+
+ELSEWHERE_SHARE = 0.02
+"""Least share of the window that is closed elsewhere, to compare with closing the defect."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """One picture ready to be measured on.
+
+    Attributes:
+        window: float32 (h, w, C): the window where the class scores highest, in pixel units.
+        tile: Which one that is.
+        target: Index of the class.
+        full: Its probability in that window.
+        truth: bool (H, W) of the picture, or None.
+        truth_seen: bool (h, w) of the window, or None where no truth is known.
+        part: bool (H, W), the part itself.
+        closed_drop: Share of the score that closing the defect takes; None where no truth is known.
+    """
+
+    window: NDArray[np.float32]
+    tile: Tile
+    target: int
+    full: float
+    truth: NDArray[np.bool_] | None
+    truth_seen: NDArray[np.bool_] | None
+    part: NDArray[np.bool_]
+    closed_drop: float | None
+
+
+def open_scene(
+    engine: Engine,
+    look: Look,
+    *,
+    target: int,
+    truth: NDArray[np.bool_] | None,
+    part: NDArray[np.bool_],
+    seed: int,
+) -> Scene:
+    """Cut out the window to measure in, and see what closing the defect does to the score.
+
+    Args:
+        engine: Of the model.
+        look: What the network said of the picture.
+        target: Index of the class.
+        truth: (H, W), True on the defect; None where it is not known.
+        part: (H, W), True on the part.
+        seed: Of the noise on closed pixels.
+    """
+    best = int(np.argmax(look.scores[:, target]))
+    tile = look.tiles[best]
+    window = tiles.cut(look.picture, tile, engine.card.input)
+    full = float(engine.predict(window[None])[0, target])
+    seen, drop = None, None
+    if truth is not None:
+        seen = in_window(truth, tile, engine.card.input, outside=0).astype(np.bool_)
+        drop = 0.0
+        if seen.any():
+            closed = whereabouts.around(seen, reach_px=_reach(seen, CLOSED_REACH))
+            drop = _drop_of_closing(engine, window, closed, target=target, full=full, seed=seed)
+    return Scene(window, tile, target, full, truth, seen, part, drop)
+
+
+def measure(engine: Engine, scene: Scene, explanation: Explanation, *, steps: int, seed: int) -> dict[str, float]:
+    """Compute every number of one explanation.
+
+    Args:
+        engine: Of the model.
+        scene: From `open_scene`.
+        explanation: Of the scene's class.
+        steps: Of the insertion and deletion curves.
+        seed: Of the noise on removed pixels.
+
+    Returns:
+        Numbers by name: ebpg, miou, bbox, pointing, aupro, near (with truth), border, inside, road, elsewhere_drop
+        (with truth) and, for each fill, drop_, increase_, insertion_ and deletion_.
+    """
+    fused, rank = explanation.fused, explanation.rank
+    numbers = {
+        "border": whereabouts.share_inside(fused, whereabouts.border((fused.shape[0], fused.shape[1]))),
+        "inside": whereabouts.share_inside(fused, scene.part),
+    }
+    if scene.truth is not None:
+        near = whereabouts.around(scene.truth, reach_px=_reach(scene.window, NEAR_REACH))
+        numbers |= {
+            "ebpg": metrics.ebpg(fused, scene.truth),
+            "miou": metrics.iou(rank, scene.truth),
+            "bbox": metrics.bbox(rank, scene.truth),
+            "pointing": float(metrics.pointing_game(rank, scene.truth)),
+            "near": float(near[rank == 0].all()),
+            "aupro": metrics.aupro(rank, scene.truth),
+        }
+    seen = _order(in_window(rank, scene.tile, engine.card.input, outside=rank.size))
+    for fill in Baseline:
+        hidden = sise.baseline_picture(scene.window, fill, mean=engine.mean_px)
+        kept, *curves = _scores(
+            engine,
+            [
+                metrics.keep_top(scene.window, seen, fill=hidden),
+                *metrics.insertion(scene.window, seen, fill=hidden, steps=steps),
+                *metrics.deletion(scene.window, seen, fill=hidden, steps=steps),
+            ],
+            scene.target,
+        )
+        numbers |= {
+            f"drop_{fill}": float(metrics.drop_percent(scene.full, kept)),
+            f"increase_{fill}": float(metrics.increase_percent(scene.full, kept)),
+            f"insertion_{fill}": metrics.area_under(curves[: steps + 1]),
+            f"deletion_{fill}": metrics.area_under(curves[steps + 1 :]),
+        }
+    removed = list(metrics.road(scene.window, seen, seed=seed))
+    numbers["road"] = metrics.road_combined(_scores(engine, removed, scene.target))
+    if scene.truth_seen is not None:
+        numbers["elsewhere_drop"] = _elsewhere_drop(engine, scene, seen, seed=seed)
+    return numbers
+
+
+def in_window(values: NDArray[np.generic], tile: Tile, spec: InputSpec, *, outside: int) -> NDArray[np.generic]:
+    """Cut a window out of something that belongs to the picture's pixels, as `tiles.cut` does with the picture.
+
+    Args:
+        values: (H, W).
+        tile: The window.
+        spec: What the network takes.
+        outside: What stands beyond the picture where the card pads with a colour.
+
+    Returns:
+        (h, w) of the network's window; the nearest pixel's value where sizes differ, nothing is averaged.
+    """
+    height, width = values.shape
+    bottom, right = tile.top_px + tile.height_px, tile.left_px + tile.width_px
+    beyond = (max(0, -tile.top_px), max(0, bottom - height)), (max(0, -tile.left_px), max(0, right - width))
+    if spec.fit is Fit.LETTERBOX:
+        padded = np.pad(values, beyond, constant_values=outside)
+    else:
+        padded = np.pad(values, beyond, mode="reflect")
+    top, left = max(0, tile.top_px), max(0, tile.left_px)
+    window = padded[top : top + tile.height_px, left : left + tile.width_px]
+    rows, columns = (
+        ((np.arange(out) + 0.5) * given / out).astype(np.intp)
+        for out, given in zip((spec.height, spec.width), window.shape, strict=True)
+    )
+    return np.asarray(window[np.ix_(rows, columns)])
+
+
+def _order(ranks: NDArray[np.generic]) -> NDArray[np.int32]:
+    """Make a rank map of a cut-out one, which has gaps and, where it is mirrored, ties."""
+    order = np.argsort(ranks.ravel(), kind="stable")
+    rank = np.empty(ranks.size, dtype=np.int32)
+    rank[order] = np.arange(ranks.size, dtype=np.int32)
+    return rank.reshape(ranks.shape)
+
+
+def _elsewhere_drop(engine: Engine, scene: Scene, rank: NDArray[np.int32], *, seed: int) -> float:
+    """Close the map's strongest pixels away from the defect: as many as the defect has, and a few at the least."""
+    assert scene.truth_seen is not None  # noqa: S101  the caller looked
+    away = ~whereabouts.around(scene.truth_seen, reach_px=_reach(scene.window, NEAR_REACH))
+    count = max(int(scene.truth_seen.sum()), metrics.share_of(rank.size, ELSEWHERE_SHARE))
+    places = np.flatnonzero(away.ravel())
+    strongest = places[np.argsort(rank.ravel()[places])[:count]]
+    closed = np.zeros(rank.size, dtype=np.bool_)
+    closed[strongest] = True
+    return _drop_of_closing(
+        engine, scene.window, closed.reshape(rank.shape), target=scene.target, full=scene.full, seed=seed
+    )  # fmt: skip
+
+
+def _drop_of_closing(
+    engine: Engine, window: NDArray[np.float32], closed: NDArray[np.bool_], *, target: int, full: float, seed: int
+) -> float:
+    """Fill pixels in from their surroundings and return the share of the score that this takes, 0 to 1."""
+    if not closed.any() or closed.all():
+        return 0.0
+    left = engine.predict(metrics.imputed(window, closed, np.random.default_rng(seed))[None])[0, target]
+    return float(metrics.drop_percent(full, left)) / 100
+
+
+def _scores(engine: Engine, windows: Iterable[NDArray[np.float32]], target: int) -> Sequence[float]:
+    return [float(score) for score in engine.predict(np.stack(list(windows)))[:, target]]
+
+
+def _reach(like: NDArray[np.generic], share: float) -> int:
+    shorter: int = min(like.shape[:2])
+    return max(1, round(share * shorter))
