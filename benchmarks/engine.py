@@ -1,0 +1,196 @@
+"""The engine against bare ONNX Runtime: scoring, tracing, a whole explanation, memory and start, in turn in one run.
+
+    python -m benchmarks.engine --networks lite0 resnet18 resnet50
+
+`lite0` is the trained network beside the checkout; the ResNets are plain definitions with random weights (extra
+`export`). Bursts last `--burst` seconds and go round in turn, so that a busy machine slows both sides alike; a ratio is
+the median over rounds of the ratios within a round.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from benchmarks.real import real_card, real_model, shared_folder
+from inspect_xai.model.bundle import ModelBundle, build_bundle, load_bundle
+from inspect_xai.model.engine import Engine
+from inspect_xai.pipeline.explain import Explainer
+from inspect_xai.records import InputSpec, ModelCard
+
+BUCKET = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=["lite0", "resnet18", "resnet50"])
+    parser.add_argument("--burst", type=float, default=0.8)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only-start", metavar="BUNDLE", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only_start:
+        start_of_a_line(Path(options.only_start))
+        return
+    cores = len(os.sched_getaffinity(0))
+    print(f"onnxruntime {ort.__version__}, numpy {np.__version__}, {cores} cores, bucket {BUCKET}, 224 x 224, fp32")
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in options.networks:
+            measure(name, make_bundle(name, Path(scratch)), options)
+
+
+def measure(name: str, bundle: ModelBundle, options: argparse.Namespace) -> None:
+    rng = np.random.default_rng(7)
+    spec = bundle.card.input
+    window = np.repeat(rng.integers(0, 256, (spec.height // 8, spec.width // 8, 3)), 8, axis=0).repeat(8, axis=1)
+    window = window.astype(np.float32)
+    hidden = np.zeros_like(window)
+    batch = np.stack([window] * BUCKET)
+    shallow, deep = bundle.blocks[0], bundle.blocks[-1]
+    maps = {end.height: rng.random((BUCKET, end.height, end.width)).astype(np.float32) for end in (shallow, deep)}
+    with Engine(bundle, device="cpu", bucket=BUCKET) as engine:
+        feed = {"picture": np.ascontiguousarray(np.moveaxis(batch, -1, 1))}
+        bare = engine._session("predict")
+        tasks: dict[str, Callable[[], object]] = {
+            "bare forwards": lambda: bare.run(["probabilities"], feed),
+            **{
+                f"scoring {side} px": lambda m=m: engine.score_masks(window, m, baseline=hidden)
+                for side, m in maps.items()
+            },
+            "trace": lambda: engine.trace(window),
+        }
+        rates = in_turn(tasks, burst=options.burst, rounds=options.rounds)
+    forward = BUCKET * rates["bare forwards"]
+    print(f"{name:9} bare forwards        {np.median(forward):7.1f} /s  spread {spread(forward)}")
+    for side in maps:
+        ratio = rates[f"scoring {side} px"] / rates["bare forwards"]
+        print(
+            f"{name:9} scoring from {side:3d} px  {np.median(ratio):7.3f} of bare    spread {spread(ratio)}  (bar 0.95)"
+        )
+    cost = forward / rates["trace"]
+    print(f"{name:9} trace                {np.median(cost):7.2f} forwards   spread {spread(cost)}  (bar 6)")
+    whole(name, bundle, window.astype(np.uint8), options)
+    started = subprocess.run(
+        [sys.executable, "-m", "benchmarks.engine", "--only-start", str(bundle.folder)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    print(f"{name:9} start of a line      {started.stdout.strip()}  (bar 3 s)", flush=True)
+
+
+def whole(name: str, bundle: ModelBundle, picture: np.ndarray, options: argparse.Namespace) -> None:
+    """A whole exact explanation at mu 0 against its passes at the bare rate plus one trace, in turn."""
+    with Explainer(bundle, device="cpu", mu=0.0, bucket=BUCKET) as explainer:
+        look = explainer.look(picture)
+        engine = explainer.engine
+        feed = {"picture": np.zeros((BUCKET, 3, *picture.shape[:2]), np.float32)}
+        target = look.prediction.label
+        ratios, shares = [], []
+        for _ in range(3):
+            forwards = timed(lambda: [engine._session("predict").run(["probabilities"], feed) for _ in range(8)])
+            bare = forwards / (8 * BUCKET)
+            trace = timed(lambda: engine.trace(picture.astype(np.float32)))
+            began = time.perf_counter()
+            explanation = explainer.explain(look, target=target)
+            took = time.perf_counter() - began
+            ratios.append(took / (explanation.passes * bare + trace))
+            shares.append(trace / took)
+    print(
+        f"{name:9} exact explanation    {np.median(ratios):7.3f} of passes at bare rate + trace  {spread(ratios)}"
+        "  (bar 1.10)"
+    )
+    print(f"{name:9} its trace            {100 * np.median(shares):7.1f} % of {explanation.passes} passes  (bar 2 %)")
+
+
+def start_of_a_line(folder: Path) -> None:
+    began = time.perf_counter()
+    with Engine(load_bundle(folder), device="cpu") as engine:
+        engine.warm_up()
+        took = time.perf_counter() - began
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{took:7.2f} s, peak {peak:.0f} MB")
+
+
+def in_turn(tasks: dict[str, Callable[[], object]], *, burst: float, rounds: int) -> dict[str, np.ndarray]:
+    """Calls per second of each task, one number a round; the first two rounds are thrown away."""
+    rates: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(rounds + 2):
+        for name, task in tasks.items():
+            began, calls = time.perf_counter(), 0
+            while time.perf_counter() - began < burst:
+                task()
+                calls += 1
+            rates[name].append(calls / (time.perf_counter() - began))
+    return {name: np.array(values[2:]) for name, values in rates.items()}
+
+
+def timed(task: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    task()
+    return time.perf_counter() - began
+
+
+def spread(values) -> str:  # type: ignore[no-untyped-def]
+    return f"{min(values):.3g} to {max(values):.3g}"
+
+
+def make_bundle(name: str, scratch: Path) -> ModelBundle:
+    if name == "lite0":
+        shared = shared_folder()
+        return build_bundle(real_model(shared, "magnetic-tile"), real_card(shared, "magnetic-tile"), scratch / name)
+    path = scratch / f"{name}.onnx"
+    export_resnet(path, bottleneck=name == "resnet50")
+    card = ModelCard(name, "1", tuple(f"class {k}" for k in range(6)), InputSpec(224, 224, mean=(0.45,), std=(0.22,)))
+    return build_bundle(path, card, scratch / name)
+
+
+def export_resnet(path: Path, *, bottleneck: bool) -> None:
+    """Write ResNet-18 or ResNet-50 (He et al. 2016, table 1) with random weights."""
+    import torch
+    from torch import nn
+
+    def norm(before: int, after: int, kernel: int, stride: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(after))
+
+    class Block(nn.Module):
+        def __init__(self, before: int, width: int, stride: int) -> None:
+            super().__init__()
+            after = width * (4 if bottleneck else 1)
+            if bottleneck:
+                inner = [norm(before, width, 1, 1), nn.ReLU(), norm(width, width, 3, stride), nn.ReLU()]
+                self.body = nn.Sequential(*inner, norm(width, after, 1, 1))
+            else:
+                self.body = nn.Sequential(norm(before, width, 3, stride), nn.ReLU(), norm(width, after, 3, 1))
+            self.cut = nn.Identity() if (before, stride) == (after, 1) else norm(before, after, 1, stride)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.body(x) + self.cut(x))
+
+    torch.manual_seed(3)
+    layers: list[nn.Module] = [norm(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    before = 64
+    for stage, depth in enumerate((3, 4, 6, 3) if bottleneck else (2, 2, 2, 2)):
+        for index in range(depth):
+            layers.append(Block(before, 64 << stage, 2 if stage and not index else 1))
+            before = (64 << stage) * (4 if bottleneck else 1)
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 6)).eval()
+    example = torch.zeros(1, 3, 224, 224)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network, (example,), str(path), dynamo=False, opset_version=18, input_names=["input"],
+            output_names=["logits"], dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
