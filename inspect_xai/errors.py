@@ -4,7 +4,8 @@
     ├── BundleError                10   the bundle folder is incomplete, changed or made by another version
     │   ├── CardError              11   card.toml does not say what it must
     │   ├── ModelFileError         12   the .onnx is broken, hostile or too large
-    │   └── UnsupportedModelError  13   a sound .onnx that this method cannot explain
+    │   ├── UnsupportedModelError  13   a sound .onnx that this method cannot explain
+    │   └── GoldenSetError         14   the model does not reproduce its golden set, or there is none to hold it against
     ├── DeviceError                20   the device asked for does not run a forward pass
     ├── PictureError               30   a file is no picture that can be fed to the network
     ├── ExplanationError           40   the network's numbers cannot be explained (NaN, dead output)
@@ -75,6 +76,12 @@ class UnsupportedModelError(BundleError):
     """A sound .onnx file that holds no CNN this method can explain."""
 
     exit_code = 13
+
+
+class GoldenSetError(BundleError):
+    """The model does not reproduce its golden set here, or there is none to hold it against."""
+
+    exit_code = 14
 
 
 class DeviceError(InspectXaiError):

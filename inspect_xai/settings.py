@@ -53,6 +53,8 @@ class LineSettings(BaseModel):
         max_pixels: Larger pictures are refused.
         white_level: The value of 16-bit pictures that counts as white.
         honour_exif: Turn pictures as their EXIF orientation says.
+        golden: Folder with the model's golden set, which it must reproduce before the line starts (see: inspect-xai
+            model golden).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -68,6 +70,7 @@ class LineSettings(BaseModel):
     max_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
     white_level: int = Field(default=DEFAULT_LIMITS.white_level, ge=1, le=65_535)
     honour_exif: bool = False
+    golden: Path | None = None
 
 
 class ReportSettings(BaseModel):
@@ -135,13 +138,17 @@ class ServeSettings(BaseModel):
 
 
 class Settings(BaseSettings):
-    """Everything that can be set. `bundle` is a bundle folder, `db` the database's URL."""
+    """Everything that can be set. `bundle` is a bundle folder, `db` the database's URL.
+
+    `blob_store` is a folder or URL for the explanation maps; empty: they lie in the database.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, env_ignore_empty=True
     )
 
     db: str = "sqlite:///inspections.db"
+    blob_store: str = ""
     bundle: Path | None = None
     device: str = "auto"
     line: LineSettings = LineSettings()

@@ -65,7 +65,11 @@ def test_from_folder_to_report(cli: Run, incoming: Path, bundle: Path, tmp_path:
         "SN0": "OK", "SN1": "UNSURE", "SN2": "NG", "broken": "UNSURE",
     }  # fmt: skip
 
-    code, out, _ = cli("line", "--source", incoming, "--bundle", bundle, "--db", db, "--device", "cpu", "--json")
+    again = ["line", "--source", incoming, "--bundle", bundle, "--db", db, "--device", "cpu", "--json"]
+    code, _, err = cli(*again)  # other rules under the same version of them
+    assert code == 50
+    assert "policy '1' is kept with another content" in err
+    code, out, _ = cli(*again, "--ok-share", 0)
     assert code == 0
     assert json.loads(out)["seen"] == 0
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from inspect_xai import __version__
-from inspect_xai.cli import bundle, db, explain, line, report, serve, show
+from inspect_xai.cli import bundle, db, explain, find, ledger, line, model, replay, report, retention, serve, show
 from inspect_xai.errors import InspectXaiError
 
 app = typer.Typer(
@@ -37,7 +37,7 @@ def _frame(
     """Explain the verdicts of defect-inspection CNNs, and keep the record of it."""
 
 
-for module in (bundle, explain, line, serve, report, show, db):
+for module in (bundle, model, explain, line, serve, report, show, find, replay, ledger, retention, db, operate):
     module.register(app)
 
 

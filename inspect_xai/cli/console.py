@@ -1,20 +1,34 @@
 """What every command shares: JSON for machines, a progress bar for people, options with one meaning."""
 
 import dataclasses
+import getpass
 import json
+import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+if TYPE_CHECKING:
+    from inspect_xai.settings import Settings
+    from inspect_xai.storage.store import Store
+
+SettingsOption = Annotated[
+    Path | None, typer.Option("--settings", help="TOML file with settings; or the variable INSPECT_XAI_SETTINGS.")
+]
+DatabaseOption = Annotated[
+    str | None, typer.Option("--db", help="Database URL, for instance sqlite:///inspections.db.", show_default=False)
+]
+ByOption = Annotated[str, typer.Option("--by", help="Who does this, for the ledger. Default: who is logged in.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text for people.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 
@@ -43,6 +57,28 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     raise TypeError(f"no JSON form for {type(value).__name__}")
+
+
+def store_of(settings: "Settings", *, create: bool = False) -> "Store":
+    """Open the store that the settings name.
+
+    Raises:
+        StoreError: If it cannot be used.
+    """
+    from inspect_xai.storage.store import open_store
+
+    return open_store(settings.db, create=create, blob_store=settings.blob_store)
+
+
+def who(named: str = "") -> str:
+    """Return who works here: the name given, or the account's on this machine."""
+    if named:
+        return named
+    try:
+        account = getpass.getuser()
+    except (OSError, KeyError):  # a container whose user has no name
+        account = f"user {os.getuid()}"
+    return f"{account}@{socket.gethostname()}"
 
 
 @contextmanager

@@ -2,8 +2,7 @@
 
 import typer
 
-from inspect_xai.cli.console import JsonOption, print_json
-from inspect_xai.cli.line import DatabaseOption, SettingsOption
+from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, print_json
 
 commands = typer.Typer(help="Make, upgrade and check the database.", no_args_is_help=True)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.cli.console import JsonOption, print_json, progress_bar
+from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, print_json, progress_bar, who
 from inspect_xai.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -17,12 +17,6 @@ if TYPE_CHECKING:
     from inspect_xai.pipeline.remote import Source
     from inspect_xai.settings import Settings
 
-SettingsOption = Annotated[
-    Path | None, typer.Option("--settings", help="TOML file with settings; or the variable INSPECT_XAI_SETTINGS.")
-]
-DatabaseOption = Annotated[
-    str | None, typer.Option("--db", help="Database URL, for instance sqlite:///inspections.db.", show_default=False)
-]
 _WATCH_EVERY_S = 1.0
 
 
@@ -41,9 +35,15 @@ def line(
     ok_share: Annotated[
         float | None, typer.Option("--ok-share", help="Share of the OK pictures explained too, 0 to 1.")
     ] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="Version of the rules; changed rules need another one.")
+    ] = None,
     chunk: Annotated[int | None, typer.Option("--chunk", help="Pictures recorded in one transaction.")] = None,
     settle: Annotated[
         float | None, typer.Option("--settle", help="Seconds a file must rest before it is taken; 0: nobody writes.")
+    ] = None,
+    golden: Annotated[
+        Path | None, typer.Option("--golden", help="Golden set the model must reproduce here before it begins.")
     ] = None,
     keep: Annotated[bool | None, typer.Option("--keep", help="Leave the files where they are.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on and wait for new pictures until stopped.")] = False,
@@ -70,8 +70,11 @@ def line(
         db=db,
         bundle=bundle,
         device=device,
-        line={"source": source, "ok_share": ok_share, "chunk": chunk, "settle_s": settle, "keep": keep},
-    )
+        line={
+            "source": source, "ok_share": ok_share, "chunk": chunk, "settle_s": settle, "keep": keep, "golden": golden,
+            "policy_version": policy,
+        },
+    )  # fmt: skip
     with open_source_of(chosen) as pictures:
         if watch and pictures.keep:
             raise SettingsError(
@@ -113,7 +116,10 @@ def open_line_of(settings: "Settings") -> "Line":
         path_pattern=chosen.path_pattern,
         limits=PictureLimits(chosen.max_pixels, chosen.white_level, chosen.honour_exif),
     )
-    return Line(settings.bundle, settings.db, device=settings.device, rules=rules)
+    return Line(
+        settings.bundle, settings.db, device=settings.device, rules=rules, blob_store=settings.blob_store,
+        golden=chosen.golden, opened_by=who(),
+    )  # fmt: skip
 
 
 def open_source_of(settings: "Settings") -> "Source":
@@ -157,6 +163,10 @@ def _print_summary(summary: "LineSummary", settings: "Settings") -> None:
     typer.echo(f"{summary.explained} explained with {summary.passes} forward passes")
     if summary.already_known:
         typer.echo(f"{summary.already_known} were recorded already")
+    if summary.under_another_part:
+        typer.echo(
+            f"{summary.under_another_part} have the very bytes of a picture recorded for another part: see the log"
+        )
     if summary.failed:
         typer.echo(f"{summary.failed} could not be judged or explained: the report says why")
     typer.echo(f"run {summary.run_id} in {_without_password(settings.db)}")

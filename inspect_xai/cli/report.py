@@ -7,8 +7,7 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from inspect_xai.cli.console import JsonOption, print_json
-from inspect_xai.cli.line import DatabaseOption, SettingsOption
+from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, print_json, store_of
 
 if TYPE_CHECKING:
     from inspect_xai.reports.day import Report
@@ -73,10 +72,9 @@ def yesterday(settings: "Settings") -> datetime:
 def write_report_of(settings: "Settings", *, first: date, last: date) -> "Report":
     """Write the report that the settings describe."""
     from inspect_xai.reports.day import write_report
-    from inspect_xai.storage.store import open_store
 
     chosen = settings.report
-    with open_store(settings.db, create=False) as store:
+    with store_of(settings) as store:
         return write_report(
             store, first=first, last=last, out=chosen.out, time_zone=chosen.time_zone, thumbnails=chosen.thumbnails
         )

@@ -115,7 +115,7 @@ def _run(settings: "Settings", desk: "ServeSettings") -> None:
 
     from inspect_xai.web.app import create_app
 
-    app = create_app(settings.db, desk)
+    app = create_app(settings.db, desk, blob_store=settings.blob_store)
     family = socket.AF_INET6 if ":" in desk.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.cli.console import JsonOption, print_json
-from inspect_xai.cli.line import DatabaseOption, SettingsOption
+from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, print_json, store_of
+from inspect_xai.records import ModelStatus
 
 if TYPE_CHECKING:
     from inspect_xai.storage.stored import StoredExplanation, StoredInspection
@@ -27,9 +27,8 @@ def show(
     Example: inspect-xai show 17 --db sqlite:///inspections.db
     """
     from inspect_xai.settings import load_settings
-    from inspect_xai.storage.store import open_store
 
-    with open_store(load_settings(settings, db=db).db, create=False) as store:
+    with store_of(load_settings(settings, db=db)) as store:
         found = store.get(inspection_id)
     if as_json:
         print_json(found)
@@ -61,6 +60,8 @@ def _print(found: "StoredInspection") -> None:
     rows |= _explanation_rows(found.explanation, found.explained_because)
     model, run = found.model, found.run
     rows["model"] = f"{model.name} {model.version}  {found.model_status}  {model.fingerprint}"
+    if found.model_status != ModelStatus.APPROVED:
+        rows["mark"] = "NOT APPROVED: this model was not approved when it judged this part"
     rows["run"] = f"{run.run_id}  policy {found.policy_version}  {run.provider}  {found.duration_ms:.0f} ms"
     for review in found.reviews:
         rows[f"review {review.review_id}"] = f"{review.reviewer}: {review.decision}, {review.verdict}  {review.note}"

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ from inspect_xai.errors import (
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.pipeline.explain import Explainer, Look
 from inspect_xai.pipeline.folder import versions
+from inspect_xai.pipeline.golden import verify_at_start
 from inspect_xai.pipeline.identity import DEFAULT_PATTERN, Identity, PathPattern
 from inspect_xai.pipeline.intake import Claim
 from inspect_xai.pipeline.pictures import PictureLimits, decode_picture
@@ -38,6 +39,7 @@ from inspect_xai.records import (
     Explanation,
     Failure,
     Inspection,
+    Part,
     Reason,
     Run,
     Verdict,
@@ -70,6 +72,19 @@ class LineRules:
     path_pattern: str = DEFAULT_PATTERN
     limits: PictureLimits = field(default_factory=PictureLimits)
 
+    @property
+    def policy(self) -> dict[str, object]:
+        """What a policy version stands for: which verdicts are explained, and how files become pixels.
+
+        The thresholds are the model card's and so a part of the model's fingerprint. How a path names a part decides
+        nothing.
+        """
+        return {
+            "explained": [VerdictCode.NG.value, VerdictCode.UNSURE.value],
+            "ok_share": self.ok_share,
+            "limits": asdict(self.limits),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -83,6 +98,8 @@ class Outcome:
         explained: An explanation was recorded with it.
         failed: The picture could not be judged, or not explained although the rules asked for it.
         passes: Forward passes spent on its explanation.
+        stands_under: The part that the very same bytes were recorded for before, where the file names another one;
+            the row speaks of that part. Empty: nothing of the kind.
     """
 
     file_name: str
@@ -92,11 +109,16 @@ class Outcome:
     explained: bool
     failed: bool
     passes: int
+    stands_under: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LineSummary:
-    """What a line did: counts of pictures, forward passes for explanations, and seconds of wall time."""
+    """What a line did: counts of pictures, forward passes for explanations, and seconds of wall time.
+
+    `under_another_part` counts files whose bytes were recorded for another part before: a camera that froze, or a part
+    with two names.
+    """
 
     run_id: str
     provider: str
@@ -109,6 +131,7 @@ class LineSummary:
     failed: int = 0
     explained: int = 0
     passes: int = 0
+    under_another_part: int = 0
     seconds: float = 0.0
 
     def plus(self, outcomes: Sequence[Outcome]) -> "LineSummary":
@@ -126,6 +149,7 @@ class LineSummary:
             failed=self.failed + sum(outcome.failed for outcome in new),
             explained=self.explained + sum(outcome.explained for outcome in new),
             passes=self.passes + sum(outcome.passes for outcome in new),
+            under_another_part=self.under_another_part + sum(bool(outcome.stands_under) for outcome in outcomes),
         )
 
 
@@ -155,35 +179,56 @@ class Line:
         db: URL of the database.
         device: "auto", "cpu", "cuda" or "cuda:N".
         rules: By what rules it works.
+        blob_store: Where the maps lie; empty: in the database.
+        golden: Folder of the golden set that the model must reproduce on this device before it may begin.
+        opened_by: Who opens it, for the ledger: a model or policy seen for the first time is registered in this name.
 
     Raises:
         BundleError: If the folder is no sound bundle.
+        GoldenSetError: If the model does not reproduce its golden set; the record then says so.
         DeviceError: If the device asked for does not run.
         SettingsError: If the path pattern cannot be read.
-        StoreError: If the database cannot be used.
+        StoreError: If the database cannot be used, or the policy version is kept with other rules.
     """
 
     def __init__(
-        self, bundle: ModelBundle | Path | str, db: str, *, device: str = "auto", rules: LineRules | None = None
+        self,
+        bundle: ModelBundle | Path | str,
+        db: str,
+        *,
+        device: str = "auto",
+        rules: LineRules | None = None,
+        blob_store: str = "",
+        golden: Path | None = None,
+        opened_by: str = "line",
     ) -> None:
         self.rules = rules or LineRules()
         self._pattern = PathPattern(self.rules.path_pattern)
-        self._store = open_store(db)
+        self._store = open_store(db, blob_store=blob_store)
         try:
             self._explainer = Explainer(bundle, device=device)
+            loaded = self._explainer.engine.bundle
+            self.fingerprint = loaded.fingerprint
+            self._store.register_model(self.fingerprint, loaded.card, registered_by=opened_by)
+            self._store.register_policy(self.rules.policy_version, self.rules.policy, by=opened_by)
+            verified = verify_at_start(self._store, self._explainer, golden, by=opened_by) if golden else None
         except BaseException:
             self._store.close()
             raise
-        loaded = self._explainer.engine.bundle
-        self.fingerprint = loaded.fingerprint
         self.run = Run(
             run_id=uuid.uuid4().hex,
             started_at=datetime.now(UTC),
             provider=self._explainer.engine.provider,
             versions=versions(),
-            settings=asdict(self.rules) | {"device": device, "bundle": str(loaded.folder)},
+            settings=asdict(self.rules)
+            | {
+                "device": device,
+                "bundle": str(loaded.folder),
+                "model_sha256": loaded.manifest["files"]["model.onnx"]["sha256"],
+                "golden": verified,
+                "opened_by": opened_by,
+            },
         )
-        self._store.register_model(self.fingerprint, loaded.card, registered_by="line")
         self._store.begin_run(self.run)
 
     def inspect(
@@ -215,12 +260,13 @@ class Line:
                 break
         inspections = {id(draft): self._inspection(source, draft) for draft in drafts if draft.known_id is None}
         recorded = iter(self._patiently(lambda: self._store.record(list(inspections.values()))) if inspections else [])
+        parts = self._patiently(lambda: self._store.parts_of([draft.sha256 for draft in drafts]))
         outcomes = []
         for draft in drafts:
             inspection = inspections.get(id(draft))
             row = next(recorded) if inspection else RecordedInspection(draft.known_id or 0, is_new=False)
             source.move(draft.claim, destination=self._destination(source, draft))
-            outcomes.append(_outcome(draft, row, inspection))
+            outcomes.append(_outcome(draft, row, inspection, stands_under=_other_part(draft, parts)))
         return outcomes
 
     def close(self) -> None:
@@ -272,7 +318,7 @@ class Line:
             draft.sha256 = _hash_of_no_picture(claim, data)
             raise
         draft.size_px = (pixels.shape[0], pixels.shape[1])
-        draft.pixels_sha256 = _hash_of_pixels(pixels)
+        draft.pixels_sha256 = hash_of_pixels(pixels)
         draft.look = self._explainer.look(pixels)
         draft.because = why_explain(draft.look.verdict.code, draft.sha256, ok_share=self.rules.ok_share)
         if draft.because:
@@ -410,12 +456,27 @@ def _hash_of_no_picture(claim: Claim, data: bytes) -> str:
     return hashlib.sha256(known + data).hexdigest()
 
 
-def _hash_of_pixels(pixels: NDArray[np.uint8]) -> str:
+def hash_of_pixels(pixels: NDArray[np.uint8]) -> str:
+    """Return the sha256 of decoded pixels and their shape: the same for one picture in two file formats."""
     shape = np.array(pixels.shape, "<i8").tobytes()
     return hashlib.sha256(shape + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
-def _outcome(draft: _Draft, row: RecordedInspection, inspection: Inspection | None) -> Outcome:
+def _other_part(draft: _Draft, parts: Mapping[str, Part]) -> str:
+    """Return the part the same bytes were recorded for before, where it is not the one the file names."""
+    recorded, named = parts.get(draft.sha256), draft.identity.part
+    if recorded is None or recorded == named:
+        return ""
+    _log.warning(
+        "%s (serial %s, sha256 %s): the very same bytes were recorded for serial %s, product %r, lot %r before",
+        draft.claim.file_name, named.serial, draft.sha256, recorded.serial, recorded.product, recorded.lot,
+    )  # fmt: skip
+    return recorded.serial
+
+
+def _outcome(
+    draft: _Draft, row: RecordedInspection, inspection: Inspection | None, *, stands_under: str = ""
+) -> Outcome:
     return Outcome(
         file_name=draft.claim.file_name,
         inspection_id=row.inspection_id,
@@ -424,4 +485,5 @@ def _outcome(draft: _Draft, row: RecordedInspection, inspection: Inspection | No
         explained=draft.explanation is not None,
         failed=draft.error is not None,
         passes=draft.explanation.passes if draft.explanation else 0,
+        stands_under=stands_under,
     )

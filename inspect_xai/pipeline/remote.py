@@ -141,12 +141,45 @@ def read_archived(location: str, *, limits: PictureLimits) -> PictureFile:
     """
     if "://" not in location:
         return read_picture(Path(location), limits=limits)
+    data = read_archived_bytes(location, limits=limits)
+    return PictureFile(decode_picture(data, limits=limits), hashlib.sha256(data).hexdigest())
+
+
+def read_archived_bytes(location: str, *, limits: PictureLimits) -> bytes:
+    """Read the file of an archived picture, whatever is in it.
+
+    Raises:
+        PictureError: If it is not there or longer than any picture.
+    """
     try:
         with fsspec.open(location, "rb") as file:
             data: bytes = file.read(limits.max_bytes + 1)
     except (OSError, ImportError, ValueError) as error:
         raise PictureError(f"{location} cannot be read: {error}", remedy="check that it is still there") from error
-    return PictureFile(decode_picture(data, limits=limits), hashlib.sha256(data).hexdigest())
+    if len(data) > limits.max_bytes:
+        raise too_long(len(data), limits.max_bytes)
+    return data
+
+
+def locate_archived(archived_to: str, archive: Path | None = None) -> str:
+    """Say where a picture lies now: where its row says, or else below the folder its archive was moved to.
+
+    Args:
+        archived_to: The row's path or URL.
+        archive: A folder that holds the archive, or an end of its path, now.
+
+    Returns:
+        A path or URL; the row's own where the file is found nowhere.
+    """
+    if archive is None or "://" in archived_to or Path(archived_to).is_file():
+        return archived_to
+    top = archive.resolve()
+    parts = PurePosixPath(archived_to).parts
+    for start in range(len(parts)):
+        candidate = top.joinpath(*parts[start:]).resolve()  # an absolute first part, or "..", leads out of it
+        if candidate.is_relative_to(top) and candidate.is_file():
+            return str(candidate)
+    return archived_to
 
 
 def _changed_at(found: dict[str, Any]) -> datetime:

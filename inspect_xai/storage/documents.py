@@ -8,7 +8,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, select
 
@@ -16,6 +16,7 @@ from inspect_xai.storage import tables
 from inspect_xai.storage.types import canonical
 
 Document = dict[str, Any]
+Key = TypeVar("Key", int, str)
 _CHUNK: Final = 500  # databases bound the number of parameters of a statement
 
 # Kinds of rows an event can vouch for, by the name it calls them.
@@ -48,8 +49,8 @@ def documents(connection: Connection, kind: str, ids: Collection[int]) -> dict[i
     return found
 
 
-def chunks(ids: Iterable[int]) -> list[list[int]]:
-    """Ids in groups that one statement takes."""
+def chunks(ids: Iterable[Key]) -> list[list[Key]]:
+    """Ids or names in groups that one statement takes."""
     every = list(ids)
     return [every[start : start + _CHUNK] for start in range(0, len(every), _CHUNK)]
 

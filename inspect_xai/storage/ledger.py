@@ -129,6 +129,20 @@ def chained(previous_hash: str, body: str) -> str:
     return hashlib.sha256((previous_hash + body).encode()).hexdigest()
 
 
+def body_of(event: Event) -> str:
+    """The body of an event as it was hashed."""
+    return canonical(
+        {
+            "id": event.sequence,
+            "occurred_at": _told(event.occurred_at),
+            "kind": event.kind,
+            "subject": event.subject,
+            "facts": event.facts,
+            "rows": event.rows,
+        }
+    )
+
+
 def events(
     connection: Connection, *, after: int = 0, kind: str | None = None, subject: str | None = None
 ) -> Iterator[Event]:

@@ -10,9 +10,10 @@ from typing import Any, Self
 from sqlalchemy import Engine, select
 
 from inspect_xai.errors import NotFoundError, StoreError
-from inspect_xai.records import Inspection, ModelCard, ModelStatus, Review, Run
+from inspect_xai.records import Inspection, ModelCard, ModelStatus, Part, Review, Run
 from inspect_xai.storage import database, ledger, reading, reviews, schema, tables
 from inspect_xai.storage.blobstore import BlobStore
+from inspect_xai.storage.documents import chunks
 from inspect_xai.storage.stored import (
     InspectionSummary,
     RecordedInspection,
@@ -129,13 +130,28 @@ class Store:
             ledger.append(connection, "model", fingerprint, facts=facts, now=now, made={"model": [number]})
             return reading.model(connection, model.c.id == number)
 
+    def model(self, fingerprint: str) -> StoredModel:
+        """The registered model with this fingerprint, or beginning of one.
+
+        Raises:
+            NotFoundError: None has it, or more than one begins so.
+        """
+        begins = tables.Model.fingerprint.startswith(fingerprint, autoescape=True)
+        with database.reading(self._engine) as connection:
+            found = connection.execute(select(tables.Model.id).where(begins).limit(2)).scalars().all()
+            if len(found) > 1:
+                raise NotFoundError(
+                    f"several models' fingerprints begin with {fingerprint!r}", remedy="give more of it"
+                )
+            return reading.model(connection, tables.Model.id == (found[0] if found else 0))
+
     def models(self) -> list[StoredModel]:
         """All registered models, newest first."""
         with database.reading(self._engine) as connection:
             return reading.models(connection)
 
-    def register_policy(self, version: str, content: Mapping[str, Any]) -> None:
-        """Keep what a policy version says, once and for all.
+    def register_policy(self, version: str, content: Mapping[str, Any], *, by: str = "") -> None:
+        """Keep what a policy version says, once and for all; who said it first goes to the ledger.
 
         Raises:
             StoreError: Something else is kept under that version already.
@@ -149,9 +165,11 @@ class Store:
                 policy = tables.Policy.__table__
                 update = policy.update().where(policy.c.version == version).values(content=dict(content))  # type: ignore[attr-defined]
                 number = connection.execute(update.returning(policy.c.id)).scalar_one()
-                ledger.append(connection, "policy", version, facts={}, now=self._clock(), made={"policy": [number]})
+                ledger.append(
+                    connection, "policy", version, facts={"by": by}, now=self._clock(), made={"policy": [number]}
+                )
             elif before != dict(content):
-                remedy = "give the changed policy a version of its own"
+                remedy = "give the changed policy a version of its own (setting line.policy_version)"
                 raise StoreError(f"policy {version!r} is kept with another content", remedy=remedy)
 
     def begin_run(self, run: Run) -> None:
@@ -324,6 +342,26 @@ class Store:
         with database.reading(self._engine) as connection:
             newest = query.order_by(tables.Inspection.inspected_at.desc(), tables.Inspection.id.desc()).limit(limit)
             return [reading.summary(row) for row in connection.execute(newest)]
+
+    def inspection_ids(self) -> list[int]:
+        """Ids of all inspections, oldest first: what a sample is drawn from."""
+        with database.reading(self._engine) as connection:
+            return list(connection.execute(select(tables.Inspection.id).order_by(tables.Inspection.id)).scalars())
+
+    def parts_of(self, sha256s: Sequence[str]) -> dict[str, Part]:
+        """Which part each of these pictures was recorded for."""
+        query = (
+            select(tables.Capture.sha256, tables.Part.serial, tables.Product.name, tables.Lot.code)
+            .join(tables.Part, tables.Part.id == tables.Capture.part_id)
+            .join(tables.Lot, tables.Lot.id == tables.Part.lot_id)
+            .join(tables.Product, tables.Product.id == tables.Lot.product_id)
+        )
+        found: dict[str, Part] = {}
+        with database.reading(self._engine) as connection:
+            for chunk in chunks(sha256s):
+                rows = connection.execute(query.where(tables.Capture.sha256.in_(chunk)))
+                found |= {row.sha256: Part(row.serial, row.name, row.code) for row in rows}
+        return found
 
     def trace(self, serial: str, *, lot: str | None = None, product: str | None = None) -> list[StoredInspection]:
         """Everything known of a part, from its pictures to the reviews and the model file's hash; oldest first.

@@ -26,18 +26,19 @@ _REASONS = (
 )  # fmt: skip
 
 
-def create_app(store_url: str, settings: ServeSettings | None = None) -> FastAPI:
+def create_app(store_url: str, settings: ServeSettings | None = None, *, blob_store: str = "") -> FastAPI:
     """Make the review desk of a database.
 
     Args:
         store_url: URL of the database.
         settings: Of the desk.
+        blob_store: Where the maps lie; empty: in the database.
 
     Raises:
         SettingsError: The desk would be open to a network, or a setting cannot be read.
         StoreError: The database cannot be used.
     """
-    store = open_store(store_url)
+    store = open_store(store_url, blob_store=blob_store)
     try:
         site = Site(store, settings or ServeSettings())
         if not store.reasons():  # a plant without a list of its own begins with ours

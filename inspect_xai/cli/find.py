@@ -1,0 +1,188 @@
+"""`inspect-xai find`, `trace` and `stats`: the questions people ask the record."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, print_json, store_of
+
+if TYPE_CHECKING:
+    from inspect_xai.storage.store import Store
+
+_TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
+_LONG_AGO, _LONG_AFTER = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
+
+LotOption = Annotated[str | None, typer.Option("--lot", help="Its lot.")]
+ProductOption = Annotated[str | None, typer.Option("--product", help="Its product.")]
+SinceOption = Annotated[datetime | None, typer.Option("--since", formats=_TIMES, help="Inspected at or after, UTC.")]
+UntilOption = Annotated[datetime | None, typer.Option("--until", formats=_TIMES, help="Inspected before, UTC.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(find)
+    app.command()(trace)
+    app.command()(stats)
+
+
+def find(
+    part: Annotated[str | None, typer.Option("--part", help="The part's serial number.")] = None,
+    lot: LotOption = None,
+    product: ProductOption = None,
+    label: Annotated[str | None, typer.Option("--label", help="The defect label the verdict speaks of.")] = None,
+    verdict: Annotated[str | None, typer.Option("--verdict", help="OK, NG or UNSURE.")] = None,
+    region_near: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option("--region-near", metavar="ROW COLUMN RADIUS", help="Explained by a region near this pixel."),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The model's fingerprint, or its beginning.")] = None,
+    picture: Annotated[str | None, typer.Option("--picture", help="sha256 of the picture's file.")] = None,
+    map_: Annotated[str | None, typer.Option("--map", help="sha256 of a stored map.")] = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    limit: Annotated[int, typer.Option("--limit", help="At most so many.", min=1)] = 100,
+    db: DatabaseOption = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find inspections that fit everything given, newest first.
+
+    From a picture's, a map's or a model's hash it leads back to the parts.
+
+    Example: inspect-xai find --lot LOT7 --label crack --region-near 120 80 20 --since 2026-11-01
+    """
+    from inspect_xai.settings import load_settings
+
+    with store_of(load_settings(settings, db=db)) as store:
+        found = store.find(
+            serial=part, lot=lot, product=product, label=label, verdict=verdict, fingerprint=model,
+            since=as_utc(since), until=as_utc(until), near_px=region_near, sha256=picture, map_sha256=map_, limit=limit,
+        )  # fmt: skip
+    if as_json:
+        print_json(found)
+        return
+    for row in found:
+        typer.echo(
+            f"{row.inspection_id:>8}  {row.inspected_at:%Y-%m-%d %H:%M:%S}  {row.verdict:<6} {row.label or '-'} "
+            f"{row.score:.3f}  {row.serial}  lot {row.lot or '-'}  {row.line or '-'}/{row.station or '-'}  "
+            f"{row.model_name} {row.model_version}{'' if row.model_status == 'approved' else ' (not approved)'}"
+            f"{f'  reviewed: {row.reviewed_verdict}' if row.review_decision else ''}"
+        )
+    typer.echo(f"{len(found)} found" + (", perhaps more: raise --limit" if len(found) == limit else ""))
+
+
+def trace(
+    part: Annotated[str, typer.Argument(metavar="PART", help="The part's serial number.")],
+    lot: LotOption = None,
+    product: ProductOption = None,
+    db: DatabaseOption = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show everything known of a part, from its pictures to maps, reviews and the model file's hash; oldest first.
+
+    Exit code 0: known. 1: no part has that serial. The way back from a hash is `inspect-xai find`.
+
+    Example: inspect-xai trace SN0042 --lot LOT7 --db sqlite:///inspections.db
+    """
+    from inspect_xai.settings import load_settings
+
+    with store_of(load_settings(settings, db=db)) as store:
+        steps = _steps(store, part, lot, product)
+    if as_json:
+        print_json(steps)
+    for step in [] if as_json else steps:
+        typer.echo(f"inspection {step['inspection_id']}: {step['verdict']}")
+        for name, value in step.items():
+            for each in value if isinstance(value, list) else [value]:
+                typer.echo(f"  {name:<12} {each}")
+    if not steps:
+        typer.echo(f"no part has the serial {part!r}", err=True)
+        raise typer.Exit(1)
+
+
+def stats(
+    by: Annotated[
+        str, typer.Option("--by", help="Fields to group by, with commas: line, station, shift, lot, model_name, ...")
+    ] = "line,station",
+    since: SinceOption = None,
+    until: UntilOption = None,
+    db: DatabaseOption = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Count inspections, verdicts, explanations and answers by group.
+
+    Escapes and overkill count what people answered; the report of the day estimates the rates.
+
+    Example: inspect-xai stats --by line,station,verdict --since 2026-11-22 --until 2026-11-23
+    """
+    from dataclasses import fields
+
+    from inspect_xai.settings import load_settings
+    from inspect_xai.storage.stored import InspectionSummary
+
+    names = [name.strip() for name in by.split(",") if name.strip()]
+    unknown = [name for name in names if name not in {field.name for field in fields(InspectionSummary)}]
+    if unknown or not names:
+        raise typer.BadParameter(f"no field is called {', '.join(unknown) or 'nothing'}", param_hint="--by")
+    with store_of(load_settings(settings, db=db)) as store:
+        rows = store.stats(as_utc(since) or _LONG_AGO, as_utc(until) or _LONG_AFTER, by=names)
+    if as_json:
+        print_json([dict(zip(names, row.group, strict=True)) | _counts(row) for row in rows])
+        return
+    columns = ("inspections", "ok", "ng", "unsure", "failed", "explained", "reviewed", "overkill", "escapes")
+    typer.echo("  ".join([*names, *columns]))
+    for row in rows:
+        typer.echo("  ".join([*(str(value) or "-" for value in row.group), *(str(getattr(row, c)) for c in columns)]))
+
+
+def _counts(row: Any) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in row.__slots__ if name != "group"}
+
+
+def _steps(store: "Store", serial: str, lot: str | None, product: str | None) -> list[dict[str, Any]]:
+    """Return the chain of each inspection as plain values."""
+    found = store.trace(serial, lot=lot, product=product)
+    documents = store.evidence([each.inspection_id for each in found])["documents"] if found else {}
+    steps = []
+    for each in found:
+        explained = documents[f"inspection/{each.inspection_id}"].get("explanation", {})
+        sums = [block["sums_sha256"] for block in explained.get("blocks", []) if "sums_sha256" in block]
+        steps.append(
+            {
+                "inspection_id": each.inspection_id,
+                "part": each.capture.part.serial,
+                "lot": each.capture.part.lot,
+                "product": each.capture.part.product,
+                "captured_at": each.capture.captured_at.isoformat(),
+                "picture": each.capture.archived_to,
+                "picture_sha256": each.capture.sha256,
+                "pixels_sha256": each.capture.pixels_sha256,
+                "inspected_at": each.inspected_at.isoformat(),
+                "verdict": each.verdict.code.value,
+                "reason": each.verdict.reason.value,
+                "label": each.verdict.label,
+                "score": each.verdict.score,
+                "threshold": each.verdict.threshold,
+                "map_sha256": explained.get("fused_sha256", ""),
+                "sums_sha256": sums,
+                "reviews": [
+                    f"{review.reviewer}, {review.reviewed_at:%Y-%m-%d %H:%M} UTC: {review.decision}, {review.verdict}"
+                    for review in each.reviews
+                ],
+                "policy": each.policy_version,
+                "run": each.run.run_id,
+                "model": f"{each.model.name} {each.model.version}",
+                "model_status": each.model_status,
+                "fingerprint": each.model.fingerprint,
+                "model_file_sha256": each.run.settings.get("model_sha256", ""),
+            }
+        )
+    return steps
+
+
+def as_utc(moment: datetime | None) -> datetime | None:
+    """Return a time given on the command line, which is meant in UTC."""
+    return None if moment is None else moment.replace(tzinfo=UTC)

@@ -1,0 +1,255 @@
+"""`inspect-xai model`: which models there are, what they may be used for, and whether they compute what they should."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inspect_xai.cli.console import (
+    ByOption,
+    DatabaseOption,
+    DeviceOption,
+    JsonOption,
+    SettingsOption,
+    print_json,
+    store_of,
+    who,
+)
+from inspect_xai.errors import GoldenSetError, SettingsError
+from inspect_xai.records import ModelStatus
+
+if TYPE_CHECKING:
+    from inspect_xai.pipeline.golden import GoldenReport
+    from inspect_xai.storage.stored import StoredModel
+
+commands = typer.Typer(help="Register, verify, approve and retire models.", no_args_is_help=True)
+
+BundleArgument = Annotated[Path, typer.Argument(help="The bundle folder.")]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A fingerprint, its beginning, or a bundle.")]
+GoldenOption = Annotated[
+    Path | None, typer.Option("--golden", help="The golden set. Default: golden/ inside the bundle, if it is there.")
+]
+NoteOption = Annotated[str, typer.Option("--note", help="Why, for the ledger.")]
+_FINDINGS = 1
+_SHOWN = 10
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.add_typer(commands, name="model")
+
+
+@commands.command("register")
+def register_(
+    bundle: BundleArgument,
+    golden: GoldenOption = None,
+    device: DeviceOption = "auto",
+    by: ByOption = "",
+    db: DatabaseOption = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a model known as a candidate; where a golden set travels with it, only if it reproduces that.
+
+    Example: inspect-xai model register tile.bundle --db sqlite:///inspections.db
+    """
+    from inspect_xai.model.bundle import load_bundle
+    from inspect_xai.pipeline.golden import keep_result
+    from inspect_xai.settings import load_settings
+
+    chosen = load_settings(settings, db=db)
+    loaded = load_bundle(bundle)
+    report = _verify(bundle, golden, device) if _golden_of(bundle, golden) else None
+    if report is not None and not report.holds:
+        _tell_report(report, as_json=as_json)
+        raise typer.Exit(_FINDINGS)
+    with store_of(chosen, create=True) as store:
+        store.register_model(loaded.fingerprint, loaded.card, registered_by=who(by))
+        if report is not None:
+            keep_result(store, report, by=who(by), note="verified at registration")
+        _tell(store.model(loaded.fingerprint), as_json=as_json)
+
+
+@commands.command("golden")
+def golden_(
+    bundle: BundleArgument,
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Picture files, some of each label.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder. Default: golden/ inside the bundle.")] = None,
+    device: DeviceOption = "auto",
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Keep what a model says of some pictures, so that every machine can show that it computes the same.
+
+    Example: inspect-xai model golden tile.bundle good1.png crack1.png crack2.png
+    """
+    from inspect_xai.pipeline.explain import Explainer
+    from inspect_xai.pipeline.golden import FOLDER, make_golden
+    from inspect_xai.pipeline.pictures import PictureLimits
+    from inspect_xai.settings import load_settings
+
+    line = load_settings(settings).line
+    folder = out or bundle / FOLDER
+    with Explainer(bundle, device=device) as explainer:
+        limits = PictureLimits(line.max_pixels, line.white_level, line.honour_exif)
+        made = make_golden(explainer, pictures, out=folder, limits=limits)
+    if as_json:
+        print_json({"folder": folder} | made)
+        return
+    typer.echo(f"golden set of {made['name']} {made['version']}, made on {made['provider']}: {folder}")
+    for entry in made["pictures"]:
+        typer.echo(f"  {entry['picture']}  {entry['source']}  {entry['verdict']}, {entry['target']}")
+
+
+@commands.command()
+def verify(
+    bundle: BundleArgument,
+    golden: GoldenOption = None,
+    device: DeviceOption = "auto",
+    by: ByOption = "",
+    db: Annotated[
+        str | None, typer.Option("--db", help="Write the result down with the model there.", show_default=False)
+    ] = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute the golden set anew on a device and hold it against what is expected.
+
+    Exit code 0: everything is within the tolerances of docs/record.md. 1: it is not, and the table says where.
+
+    Example: inspect-xai model verify tile.bundle --golden tile.bundle/golden --device cuda
+    """
+    from inspect_xai.pipeline.golden import keep_result
+    from inspect_xai.settings import load_settings
+
+    report = _verify(bundle, golden, device)
+    if db is not None:
+        with store_of(load_settings(settings, db=db)) as store:
+            keep_result(store, report, by=who(by), note="verified")
+    _tell_report(report, as_json=as_json)
+    if not report.holds:
+        raise typer.Exit(_FINDINGS)
+
+
+@commands.command()
+def approve(
+    model: ModelArgument,
+    without_golden: Annotated[
+        bool, typer.Option("--without-golden", help="Although no golden result holds; say why with --note.")
+    ] = False,
+    note: NoteOption = "",
+    by: ByOption = "",
+    db: DatabaseOption = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Approve a registered model: from now on its verdicts carry no mark. Its golden set must hold.
+
+    Example: inspect-xai model approve 3f0c --db sqlite:///inspections.db --note "audit 2026-11"
+    """
+    from inspect_xai.settings import load_settings
+
+    with store_of(load_settings(settings, db=db)) as store:
+        found = store.model(_fingerprint(model))
+        if not (found.golden or {}).get("holds") and not (without_golden and note):
+            raise GoldenSetError(
+                f"{found.name} {found.version} has no golden result that holds",
+                remedy="inspect-xai model verify BUNDLE --db URL; or say --without-golden and why with --note",
+            )
+        _tell(store.set_model_status(found.fingerprint, ModelStatus.APPROVED, by=who(by), note=note), as_json=as_json)
+
+
+@commands.command()
+def retire(
+    model: ModelArgument,
+    note: NoteOption = "",
+    by: ByOption = "",
+    db: DatabaseOption = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Retire a model: what it judged stays as it is, and what it still judges is marked.
+
+    Example: inspect-xai model retire 3f0c --db sqlite:///inspections.db --note "replaced by version 2"
+    """
+    from inspect_xai.settings import load_settings
+
+    with store_of(load_settings(settings, db=db)) as store:
+        found = store.model(_fingerprint(model))
+        _tell(store.set_model_status(found.fingerprint, ModelStatus.RETIRED, by=who(by), note=note), as_json=as_json)
+
+
+@commands.command("list")
+def list_(db: DatabaseOption = None, settings: SettingsOption = None, as_json: JsonOption = False) -> None:
+    """List all registered models, newest first.
+
+    Example: inspect-xai model list --db sqlite:///inspections.db
+    """
+    from inspect_xai.settings import load_settings
+
+    with store_of(load_settings(settings, db=db)) as store:
+        models = store.models()
+    if as_json:
+        print_json(models)
+        return
+    for each in models:
+        _tell(each, as_json=False)
+
+
+def _golden_of(bundle: Path, golden: Path | None) -> Path | None:
+    from inspect_xai.pipeline.golden import FOLDER
+
+    if golden is not None:
+        return golden
+    return bundle / FOLDER if (bundle / FOLDER).is_dir() else None
+
+
+def _verify(bundle: Path, golden: Path | None, device: str) -> "GoldenReport":
+    from inspect_xai.pipeline.explain import Explainer
+    from inspect_xai.pipeline.golden import verify_golden
+
+    folder = _golden_of(bundle, golden)
+    if folder is None:
+        raise GoldenSetError(
+            f"{bundle} holds no golden set", remedy=f"name one with --golden, or: inspect-xai model golden {bundle} ..."
+        )
+    with Explainer(bundle, device=device) as explainer:
+        return verify_golden(explainer, folder)
+
+
+def _fingerprint(model: str) -> str:
+    from inspect_xai.model.bundle import load_bundle
+
+    if Path(model).is_dir():
+        return load_bundle(model).fingerprint
+    if not model:
+        raise SettingsError("an empty fingerprint", expected="a fingerprint, its beginning, or a bundle folder")
+    return model
+
+
+def _tell(model: "StoredModel", *, as_json: bool) -> None:
+    if as_json:
+        print_json(model)
+        return
+    golden = model.golden
+    result = "no golden result"
+    if golden is not None:
+        word = "holds" if golden["holds"] else "DOES NOT HOLD"
+        result = f"golden set {word} on {golden['provider']} ({golden['verified_at']})"
+    typer.echo(f"{model.fingerprint[:16]}  {model.name} {model.version}  {model.status}  "
+               f"by {model.status_by}, {model.status_at:%Y-%m-%d %H:%M} UTC; {result}")  # fmt: skip
+
+
+def _tell_report(report: "GoldenReport", *, as_json: bool) -> None:
+    if as_json:
+        print_json(report)
+        return
+    typer.echo(f"{'holds' if report.holds else 'DOES NOT HOLD'} on {report.provider}: {len(report.checks)} pictures, "
+               f"model {report.fingerprint[:16]}")  # fmt: skip
+    typer.echo("  picture              verdict           score off   map off   top pixels the same")
+    for check in report.checks[:_SHOWN]:
+        verdict = check.verdict if check.verdict == check.verdict_now else f"{check.verdict} -> {check.verdict_now}"
+        typer.echo(f"  {check.picture:<20} {verdict:<16} {check.score_off:>10.1e} {check.map_off:>9.1e} "
+                   f"{check.overlap:>9.0%}{'' if check.holds else '  differs'}")  # fmt: skip
+    if len(report.checks) > _SHOWN:
+        typer.echo(f"  and {len(report.checks) - _SHOWN} that are nearer")

@@ -1,0 +1,200 @@
+"""`inspect-xai retention`: how long what is kept, what must be kept, and the deleting of the rest."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inspect_xai.cli.console import ByOption, DatabaseOption, JsonOption, SettingsOption, print_json, store_of, who
+from inspect_xai.errors import SettingsError
+
+if TYPE_CHECKING:
+    from inspect_xai.settings import Settings
+    from inspect_xai.storage.retention import Plan
+
+commands = typer.Typer(help="Rules, legal holds, and deleting what is due.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.add_typer(commands, name="retention")
+
+
+@commands.command()
+def rule(
+    kind: Annotated[str | None, typer.Option("--kind", help="picture, map or row. Without: list the rules.")] = None,
+    days: Annotated[int | None, typer.Option("--days", help="Days it is kept.", min=0)] = None,
+    product: Annotated[str, typer.Option("--product", help="Default: all that have no rule of their own.")] = "",
+    by: ByOption = "",
+    db: DatabaseOption = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how many days one kind of data of a product is kept, or list what was said. Nothing is deleted by this.
+
+    Example: inspect-xai retention rule --product housing --kind map --days 365
+    """
+    from inspect_xai.settings import load_settings
+    from inspect_xai.storage.retention import DataKind, Retention, Rule
+
+    if (kind is None) != (days is None) or kind not in (None, *DataKind):
+        raise typer.BadParameter("give --kind (picture, map or row) and --days, or neither to list the rules")
+    with store_of(load_settings(settings, db=db)) as store:
+        retention = Retention(store)
+        if kind is not None and days is not None:
+            retention.set_rule(Rule(product, DataKind(kind), days), by=who(by))
+        rules = retention.rules()
+    if as_json:
+        print_json(rules)
+        return
+    for each in rules:
+        typer.echo(f"{each.product or 'all other products'}: {each.kind} for {each.keep_days} days")
+    if not rules:
+        typer.echo("no rules: nothing is ever deleted")
+
+
+@commands.command()
+def plan(db: DatabaseOption = None, settings: SettingsOption = None, as_json: JsonOption = False) -> None:
+    """Say what the rules would delete now. Changes nothing.
+
+    Example: inspect-xai retention plan --db sqlite:///inspections.db
+    """
+    from inspect_xai.settings import load_settings
+    from inspect_xai.storage.retention import Retention
+
+    with store_of(load_settings(settings, db=db)) as store:
+        found = Retention(store).plan()
+    if as_json:
+        print_json(found)
+        return
+    _tell(found)
+
+
+@commands.command()
+def apply(
+    yes: Annotated[bool, typer.Option("--yes", help="Delete. Without it this is a dry run.")] = False,
+    archive: Annotated[
+        list[Path] | None,
+        typer.Option("--archive", help="Folder below which pictures may be deleted; default: the line's source."),
+    ] = None,
+    by: ByOption = "",
+    db: DatabaseOption = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete what the rules say, with --yes; without it say what would go.
+
+    Pictures are deleted below the archive folders and nowhere else. The deletion is written to the ledger; the numbers
+    stay when pictures and maps go.
+
+    Example: inspect-xai retention apply --db sqlite:///inspections.db --archive incoming --yes
+    """
+    from inspect_xai.settings import load_settings
+    from inspect_xai.storage.retention import Retention
+
+    chosen = load_settings(settings, db=db)
+    with store_of(chosen) as store:
+        retention = Retention(store)
+        found = retention.plan()
+        if yes and not found.is_empty:
+            folders = _folders(chosen, archive or [])
+            _refuse_outside(found, folders)
+            retention.carry_out(found, by=who(by), remove_picture=_remove)
+    if as_json:
+        print_json({"carried_out": yes, "plan": found})
+        return
+    _tell(found)
+    typer.echo("deleted" if yes else "dry run: nothing was deleted; say --yes to delete")
+
+
+@commands.command()
+def hold(
+    reason: Annotated[str, typer.Option("--reason", help="Why, for instance a complaint's number.")],
+    part: Annotated[str, typer.Option("--part", help="Serial number. Default: any.")] = "",
+    lot: Annotated[str, typer.Option("--lot", help="Default: any.")] = "",
+    product: Annotated[str, typer.Option("--product", help="Default: any.")] = "",
+    by: ByOption = "",
+    db: DatabaseOption = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Keep everything of some parts whatever the rules say, until the hold is released.
+
+    Example: inspect-xai retention hold --lot LOT7 --reason "complaint 4711"
+    """
+    from inspect_xai.settings import load_settings
+    from inspect_xai.storage.retention import Retention
+
+    if not (part or lot or product):
+        raise typer.BadParameter("give --part, --lot or --product")
+    with store_of(load_settings(settings, db=db)) as store:
+        number = Retention(store).place_hold(reason=reason, by=who(by), product=product, lot=lot, serial=part)
+    if as_json:
+        print_json({"hold_id": number})
+    else:
+        typer.echo(f"hold {number} stands; release it with: inspect-xai retention release {number}")
+
+
+@commands.command()
+def release(
+    hold_id: Annotated[int | None, typer.Argument(metavar="ID", help="The hold. Without: list them all.")] = None,
+    by: ByOption = "",
+    db: DatabaseOption = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """End a legal hold, or list the holds that stand.
+
+    Example: inspect-xai retention release 3 --db sqlite:///inspections.db
+    """
+    from inspect_xai.settings import load_settings
+    from inspect_xai.storage.retention import Retention
+
+    with store_of(load_settings(settings, db=db)) as store:
+        retention = Retention(store)
+        if hold_id is not None and not retention.release_hold(hold_id, by=who(by)):
+            typer.echo(f"no hold {hold_id} stands", err=True)
+            raise typer.Exit(1)
+        holds = retention.holds()
+    if as_json:
+        print_json(holds)
+        return
+    for each in holds:
+        kept = {"part": each.serial, "lot": each.lot, "product": each.product}
+        named = ", ".join(f"{name} {value}" for name, value in kept.items() if value)
+        typer.echo(f"hold {each.hold_id}: {named}: {each.reason} ({each.placed_by}, {each.placed_at:%Y-%m-%d})")
+    if not holds:
+        typer.echo("no holds stand")
+
+
+def _folders(settings: "Settings", named: list[Path]) -> list[Path]:
+    source = settings.line.source
+    folders = named or ([Path(source)] if source and "://" not in source else [])
+    return [folder.resolve() for folder in folders]
+
+
+def _refuse_outside(plan: "Plan", folders: list[Path]) -> None:
+    """Refuse to delete files the row names but no archive folder holds: a row is data, and may say anything.
+
+    Raises:
+        SettingsError: If a picture that is still there lies outside.
+    """
+    for _, place in plan.pictures:
+        path = Path(place).resolve()
+        if "://" in place or (path.exists() and not any(path.is_relative_to(folder) for folder in folders)):
+            raise SettingsError(
+                f"the picture {place} lies in none of the archive folders", remedy="name its folder with --archive"
+            )
+
+
+def _remove(place: str) -> None:
+    path = Path(place)
+    path.unlink(missing_ok=True)
+    path.with_suffix(".json").unlink(missing_ok=True)  # the sidecar moved with it
+
+
+def _tell(plan: "Plan") -> None:
+    typer.echo(f"pictures     {len(plan.pictures)}")
+    typer.echo(f"maps         {len(plan.blob_ids)}, {plan.blob_bytes} bytes")
+    typer.echo(f"inspections  {len(plan.inspection_ids)}")
+    typer.echo(f"kept by legal holds  {plan.held}")
