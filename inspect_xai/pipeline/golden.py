@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspect_xai.errors import GoldenSetError, PictureError, StoreError
-from inspect_xai.pipeline.compare import SCORE_TOLERANCE, MapAgreement, compare_maps, scores_off
 from inspect_xai.pipeline.explain import Explainer
 from inspect_xai.pipeline.folder import versions
 from inspect_xai.pipeline.pictures import DEFAULT_LIMITS, PictureLimits, decode_picture
 from inspect_xai.pipeline.remote import read_archived_bytes
+from inspect_xai.pipeline.tolerance import SCORE_TOLERANCE, MapAgreement, compare_maps, scores_off
 from inspect_xai.records import ModelStatus
 from inspect_xai.storage import blobs
 from inspect_xai.storage.store import Store

@@ -1,6 +1,6 @@
 """Can a recorded decision be reproduced? The archived picture goes through the model again, and the numbers say.
 
-It holds: prediction, verdict and explanation come out as recorded, within the tolerances of `compare.py`. Or it
+It holds: prediction, verdict and explanation come out as recorded, within the tolerances of `tolerance.py`. Or it
 differs: something came out otherwise, or picture or model are not those of the record; the answer says what, and by how
 much. Or it cannot be said: picture or model are missing, so nothing was recomputed.
 """
@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 from inspect_xai.errors import BundleError, ExplanationError, PictureError, SettingsError
 from inspect_xai.maths import tiles
 from inspect_xai.model.bundle import ModelBundle
-from inspect_xai.pipeline.compare import (
+from inspect_xai.pipeline.explain import Explainer, Look
+from inspect_xai.pipeline.folder import versions
+from inspect_xai.pipeline.line import hash_of_pixels
+from inspect_xai.pipeline.pictures import PictureLimits, decode_picture
+from inspect_xai.pipeline.remote import locate_archived, read_archived_bytes
+from inspect_xai.pipeline.scoring import OVERHEAD_PASSES
+from inspect_xai.pipeline.tolerance import (
     MAP_TOLERANCE,
     SCORE_TOLERANCE,
     SUMS_TOLERANCE,
@@ -29,12 +35,6 @@ from inspect_xai.pipeline.compare import (
     scores_off,
     sums_off,
 )
-from inspect_xai.pipeline.explain import Explainer, Look
-from inspect_xai.pipeline.folder import versions
-from inspect_xai.pipeline.line import hash_of_pixels
-from inspect_xai.pipeline.pictures import PictureLimits, decode_picture
-from inspect_xai.pipeline.remote import locate_archived, read_archived_bytes
-from inspect_xai.pipeline.scoring import OVERHEAD_PASSES
 from inspect_xai.records import Explanation, TileExplanation
 from inspect_xai.storage.stored import StoredExplanation, StoredInspection
 
