@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import shutil
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -55,7 +56,8 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
+def store(tmp_path: Path, sqlite_template: Path) -> Iterator[Store]:
+    shutil.copy(sqlite_template, tmp_path / "line.db")
     with open_store(f"sqlite:///{tmp_path / 'line.db'}") as opened:
         yield stored.prepared(opened)
 
@@ -79,7 +81,8 @@ def test_the_page_shows_counts_parts_pictures_and_what_they_mean(
 
     assert (report.inspections, report.ok, report.ng, report.unsure, report.flagged, report.shown) == (5, 4, 1, 0, 1, 1)
     page = Page(report.page)
-    assert "inspected 5 OK 4 NG 1 UNSURE 0" in page.text
+    assert "inspected 5 before 0 OK 4 80.0 % before: none NG 1 20.0 % before: none UNSURE 0" in page.text
+    assert "Alarms 5 parts judged by a model that was not approved at that time." in page.text
     assert "Inspections of 2026-11-23" in page.text
     assert "NG SN00001 product housing · lot LOT0 · line L1 · station S1 · captured 2026-11-23 13:00:01" in page.text
     assert "crack scores 0.750 , NG from 0.500" in page.text
@@ -200,11 +203,46 @@ def test_writing_again_replaces_the_day_and_leaves_nothing_beside(store: Store, 
     assert found == [
         "2026-11-23/manifest.json",
         "2026-11-23/report.html",
+        "2026-11-23/report.json",
+        "2026-11-23/summary.txt",
         "inspections/day=2026-11-23/inspections.parquet",
     ]
     manifest = json.loads((report.page.parent / "manifest.json").read_text())
     assert manifest["inspections"] == 1
     assert manifest["files"]["report.html"] == hashlib.sha256(report.page.read_bytes()).hexdigest()
+
+
+def test_the_same_record_gives_the_same_bytes_but_for_the_time_of_writing(
+    store: Store, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    store.record([archived(stored.inspection(1, explained=stored.explanation(rng)), tmp_path / "a.png")])
+    first, second = (write_report(store, first=DAY, last=DAY, out=tmp_path / name).page.parent for name in "ab")
+    for name in ("report.json", "summary.txt"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    pages = [re.sub(rb"<time>.*?</time>", b"", (folder / "report.html").read_bytes()) for folder in (first, second)]
+    assert pages[0] == pages[1]
+
+
+def test_a_shift_has_its_own_page_and_leaves_the_days_parquet_alone(store: Store, tmp_path: Path) -> None:
+    for number, shift in enumerate(("EARLY", "../LATE", "../LATE")):
+        store.record([stored.of_part(stored.inspection(number), f"{number:064x}", shift=shift)])
+    report = write_report(store, first=DAY, last=DAY, out=tmp_path / "out", shift="../LATE")
+    assert (report.inspections, report.parquet) == (2, ())
+    assert report.page.parent == tmp_path / "out" / "2026-11-23_-LATE"
+    assert "Inspections of 2026-11-23, shift ../LATE" in Page(report.page).text
+
+
+def test_the_page_stays_light_however_many_pictures_there_are(store: Store, tmp_path: Path) -> None:
+    noise = np.random.default_rng(1)
+    for number in range(80):
+        content = hostile.encoded(noise.integers(0, 256, (300, 420, 3), dtype=np.uint8))
+        (tmp_path / f"{number}.png").write_bytes(content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        where = {"archived_to": str(tmp_path / f"{number}.png"), "height_px": 300, "width_px": 420}
+        store.record([stored.of_part(stored.inspection(number), sha256, **where)])
+    report = write_report(store, first=DAY, last=DAY, out=tmp_path / "out", thumbnails=80)
+    assert 10 < report.shown < 80
+    assert report.page.stat().st_size < 3_000_000
 
 
 def test_a_failure_while_writing_leaves_what_stood_there(tmp_path: Path) -> None:

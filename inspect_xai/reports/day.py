@@ -1,20 +1,24 @@
-"""One day (or several) of inspections as one HTML page that needs nothing beside it, and as Parquet.
+"""A day, a shift or any period as one HTML page that needs nothing beside it, as JSON, as a sentence and as Parquet.
 
     OUT/2026-11-22/report.html          pictures inside, no scripts, nothing loaded from anywhere
-    OUT/2026-11-22/manifest.json        written last: counts, and the hash of the page
+    OUT/2026-11-22/report.json          all numbers of the page
+    OUT/2026-11-22/summary.txt          one paragraph, for mail or chat
+    OUT/2026-11-22/manifest.json        written last: counts, and the hashes of the files
     OUT/inspections/day=2026-11-22/inspections.parquet
 
 A day is that of capture in the plant's zone: what was made that day, whenever it was inspected. Everything comes from
-the database; pictures come from where the database says they were put.
+the database; pictures come from where the database says they were put. The same record gives the
+same files, but for the time of writing on the page.
 """
 
 import base64
 import hashlib
+import heapq
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -25,21 +29,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspect_xai import __version__
-from inspect_xai.errors import PictureError, SettingsError
+from inspect_xai.errors import PictureError
 from inspect_xai.maths import colour
 from inspect_xai.pipeline.pictures import PictureLimits
 from inspect_xai.pipeline.remote import read_archived
 from inspect_xai.records import Reason, Status, VerdictCode
-from inspect_xai.reports import words
+from inspect_xai.reports import charts, words
+from inspect_xai.reports.alarms import Alarm, alarms_of, estimate_in_words, summary_of
 from inspect_xai.reports.folder import replaced_folder
+from inspect_xai.reports.numbers import LEAST_DAYS, Numbers, numbers_of
 from inspect_xai.reports.parquet import write_parquet
+from inspect_xai.reports.period import Period
+from inspect_xai.storage.figures import Figures
 from inspect_xai.storage.store import Store
 from inspect_xai.storage.stored import InspectionSummary, StoredInspection
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _THUMBNAIL_PX = (300, 420)  # most rows and columns of a thumbnail; 120 of them make a page of about 2 MB
 _JPEG_QUALITY = 82
-_MOST_DAYS = 366
+_MOST_PICTURE_BYTES = 2_200_000  # of the flagged parts, as written on the page
 _CODES = (VerdictCode.OK, VerdictCode.NG, VerdictCode.UNSURE)
 
 
@@ -60,24 +68,6 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    """One row of a table of counts."""
-
-    names: tuple[str, ...]
-    ok: int
-    ng: int
-    unsure: int
-
-    @property
-    def total(self) -> int:
-        return self.ok + self.ng + self.unsure
-
-    @property
-    def flagged_share(self) -> float:
-        return (self.ng + self.unsure) / self.total
-
-
-@dataclass(frozen=True, slots=True)
 class _Card:
     """One flagged part as the page shows it; pictures are data URIs, empty where `missing` says why there is none."""
 
@@ -93,7 +83,14 @@ class _Card:
 
 
 def write_report(
-    store: Store, *, first: date, last: date, out: Path, time_zone: str = "UTC", thumbnails: int = 60
+    store: Store,
+    *,
+    first: date,
+    last: date,
+    out: Path,
+    time_zone: str = "UTC",
+    thumbnails: int = 60,
+    shift: str = "",
 ) -> Report:
     """Write the report of some days; what stood there for the same days is replaced.
 
@@ -103,51 +100,89 @@ def write_report(
         last: Last day, included.
         out: Folder of all reports.
         time_zone: The plant's zone.
-        thumbnails: Most flagged parts shown.
+        thumbnails: Most flagged parts shown; fewer where their pictures would make the page heavy.
+        shift: Only what was captured in this shift; no Parquet is written then, which holds whole days.
 
     Raises:
         SettingsError: If the days are out of order, or more than a year.
         StoreError: If the database cannot be read.
     """
-    if not 0 <= (last - first).days < _MOST_DAYS:
-        raise SettingsError(f"from {first} to {last}", expected="a first day and a last day, at most a year apart")
-    zone = ZoneInfo(time_zone)
-    days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
-    by_day = {
-        day: store.day(_begin(day, zone), _begin(day + timedelta(days=1), zone), by="captured_at") for day in days
-    }
-    rows = [row for day in days for row in by_day[day]]
-    flagged = sorted((row for row in rows if row.verdict != VerdictCode.OK), key=_urgency)
-    cards = [_card(store, row, zone) for row in flagged[:thumbnails]]
-    name = first.isoformat() if first == last else f"{first.isoformat()}_{last.isoformat()}"
-    totals = Counter(row.verdict for row in rows)
+    period = Period(first, last, ZoneInfo(time_zone), shift)
+    figures = Figures(store, shift=shift or None)
+    seen = _look_through(figures, period, out=out, most=thumbnails)
+    registered = {each.fingerprint: (each.status, each.status_by, each.golden is not None) for each in store.models()}
+    numbers = numbers_of(figures, period, models=registered)
+    alarms = alarms_of(numbers, period)
+    cards = _cards(store, seen.flagged, period.zone)
+    counts = {each.name: each.count for each in numbers.headline}
     report = Report(
-        page=out / name / "report.html",
-        parquet=tuple(write_parquet(by_day[day], day=day, out=out) for day in days),
+        page=out / period.name / "report.html",
+        parquet=tuple(seen.parquet),
         first=first,
         last=last,
-        inspections=len(rows),
-        ok=totals[VerdictCode.OK],
-        ng=totals[VerdictCode.NG],
-        unsure=totals[VerdictCode.UNSURE],
-        flagged=len(flagged),
+        inspections=counts["inspected"],
+        ok=counts["OK"],
+        ng=counts["NG"],
+        unsure=counts["UNSURE"],
+        flagged=counts["NG"] + counts["UNSURE"],
         shown=len(cards),
     )
-    page = _render(report, rows, cards, zone)
+    facts = {"schema_version": SCHEMA_VERSION, "period": _named(period), "alarms": alarms, "numbers": numbers}
+    files = {
+        "report.html": _render(report, period, numbers, alarms=alarms, cards=cards, seen=seen),
+        "report.json": json.dumps(facts, default=_plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        "summary.txt": summary_of(numbers, alarms, period) + "\n",
+    }
     with replaced_folder(report.page.parent) as work:
-        (work / "report.html").write_text(page, encoding="utf-8")
+        for name, text in files.items():
+            (work / name).write_text(text, encoding="utf-8")
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "inspect_xai": __version__,
             **{key: value for key, value in asdict(report).items() if key not in ("page", "parquet")},
-            "files": {"report.html": hashlib.sha256(page.encode()).hexdigest()},
+            "files": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()},
         }
         (work / "manifest.json").write_text(json.dumps(manifest, default=str, indent=2) + "\n", encoding="utf-8")
     return report
 
 
-def _begin(day: date, zone: ZoneInfo) -> datetime:
-    return datetime.combine(day, time.min, zone).astimezone(UTC)
+@dataclass(slots=True)
+class _Seen:
+    """What a walk through the rows gathers: day by day, so that a year needs the memory of a day."""
+
+    parquet: list[Path]
+    flagged: list[InspectionSummary]
+    slots: Counter[tuple[Any, str]]
+    reasons: set[str]
+    statuses: set[str]
+
+
+def _look_through(figures: Figures, period: Period, *, out: Path, most: int) -> _Seen:
+    seen = _Seen([], [], Counter(), set(), set())
+    for day in period.days:
+        rows = figures.rows(*period.span_of(day))
+        if not period.shift:
+            seen.parquet.append(write_parquet(rows, day=day, out=out))
+        flagged = [row for row in rows if row.verdict != VerdictCode.OK]
+        seen.flagged = heapq.nsmallest(most, [*seen.flagged, *flagged], key=_urgency)
+        seen.reasons |= {row.reason for row in flagged}
+        seen.statuses |= {row.explanation_status for row in rows}
+        for row in rows:
+            slot = row.captured_at.astimezone(period.zone).hour if len(period.days) == 1 else day
+            seen.slots[slot, row.verdict] += 1
+    return seen
+
+
+def _named(period: Period) -> dict[str, Any]:
+    return {"first": period.first, "last": period.last, "shift": period.shift, "time_zone": period.zone.key}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {entry.name: getattr(value, entry.name) for entry in fields(value)}
+    if isinstance(value, date):
+        return value.isoformat()
+    raise TypeError(f"no JSON form for {type(value).__name__}")
 
 
 def _urgency(row: InspectionSummary) -> tuple[bool, float, int]:
@@ -155,7 +190,9 @@ def _urgency(row: InspectionSummary) -> tuple[bool, float, int]:
     return row.verdict != VerdictCode.NG, row.threshold - row.score, row.inspection_id
 
 
-def _render(report: Report, rows: Sequence[InspectionSummary], cards: Sequence[_Card], zone: ZoneInfo) -> str:
+def _render(
+    report: Report, period: Period, numbers: Numbers, *, alarms: Sequence[Alarm], cards: Sequence[_Card], seen: _Seen
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -163,55 +200,55 @@ def _render(report: Report, rows: Sequence[InspectionSummary], cards: Sequence[_
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    flagged = [row for row in rows if row.verdict != VerdictCode.OK]
-    by_hour = report.first == report.last
+    environment.globals |= {
+        "control_chart": charts.control_chart,
+        "pareto_chart": charts.pareto_chart,
+        "in_words": estimate_in_words,
+    }
     return environment.get_template("day.html").render(
         report=report,
-        zone=zone.key,
-        written=_local(datetime.now(UTC), zone),
+        period=period,
+        numbers=numbers,
+        alarms=alarms,
+        charts=[chart for chart in numbers.charts if chart.days > 1],
+        least_days=LEAST_DAYS,
+        written=_local(datetime.now(UTC), period.zone),
         version=__version__,
-        bars=_bars(rows, zone, by_hour=by_hour),
-        bar_unit="hour" if by_hour else "day",
-        stations=_count(rows, lambda row: (row.line or "unknown", row.station or "unknown")),
-        labels=_count([row for row in flagged if row.label], lambda row: (row.label,)),
-        origins=_count(
-            rows,
-            lambda row: (
-                f"{row.model_name} {row.model_version}", row.fingerprint[:12], row.model_status, row.policy_version,
-                row.run_id[:12], row.provider,
-            ),
-        ),
+        bars=_bars(seen.slots, by_hour=len(period.days) == 1),
+        bar_unit="hour" if len(period.days) == 1 else "day",
         cards=cards,
-        reasons={code: words.REASONS[code] for code in Reason if any(row.reason == code for row in flagged)},
-        statuses={code: words.STATUSES[code] for code in Status if any(row.explanation_status == code for row in rows)},
+        reasons={code: words.REASONS[code] for code in Reason if code in seen.reasons},
+        statuses={code: words.STATUSES[code] for code in Status if code in seen.statuses},
         no_cause=words.NO_CAUSE,
-    )  # fmt: skip
+    )
 
 
-def _count(rows: Sequence[InspectionSummary], names: Callable[[InspectionSummary], tuple[str, ...]]) -> list[_Row]:
-    counts = Counter((names(row), row.verdict) for row in rows)
-    return [_Row(key, *(counts[key, code] for code in _CODES)) for key in sorted({key for key, _ in counts})]
-
-
-def _bars(rows: Sequence[InspectionSummary], zone: ZoneInfo, *, by_hour: bool) -> list[dict[str, Any]]:
+def _bars(slots: Counter[tuple[Any, str]], *, by_hour: bool) -> list[dict[str, Any]]:
     """Return one bar per hour (or day) from the first to the last with pictures, heights as shares of the highest."""
-
-    def slot(row: InspectionSummary) -> Any:
-        moment = row.captured_at.astimezone(zone)
-        return moment.hour if by_hour else moment.date()
-
-    counts = Counter((slot(row), row.verdict) for row in rows)
-    present = sorted({key for key, _ in counts})
+    present = sorted({key for key, _ in slots})
     if not present:
         return []
-    slots: list[Any] = list(range(present[0], present[-1] + 1)) if by_hour else present
-    highest = max(sum(counts[key, code] for code in _CODES) for key in slots)
+    shown: list[Any] = list(range(present[0], present[-1] + 1)) if by_hour else present
+    highest = max(sum(slots[key, code] for code in _CODES) for key in shown)
     return [
-        {"name": f"{key:02d}" if by_hour else f"{key:%d %b}"}
-        | {code.value.lower(): counts[key, code] for code in _CODES}
-        | {f"{code.value.lower()}_share": counts[key, code] / highest for code in _CODES}
-        for key in slots
+        {"name": f"{key:02d}" if by_hour else f"{key:%d %b}", "highest": highest}
+        | {code.value.lower(): slots[key, code] for code in _CODES}
+        | {f"{code.value.lower()}_share": slots[key, code] / highest for code in _CODES}
+        for key in shown
     ]
+
+
+def _cards(store: Store, flagged: Sequence[InspectionSummary], zone: ZoneInfo) -> list[_Card]:
+    """The parts shown: as many as their pictures leave the page light enough to be sent by mail."""
+    cards: list[_Card] = []
+    weight = 0
+    for row in flagged:
+        card = _card(store, row, zone)
+        weight += len(card.picture) + len(card.overlay)
+        if weight > _MOST_PICTURE_BYTES:
+            break
+        cards.append(card)
+    return cards
 
 
 def _card(store: Store, row: InspectionSummary, zone: ZoneInfo) -> _Card:

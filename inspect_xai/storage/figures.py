@@ -142,7 +142,7 @@ class Figures:
         query = self._explained(start, end, *keys, func.count()).group_by(*keys)
         with database.reading(self._engine) as connection:
             found = [
-                (CohortKey(*row[:5], size=(row[5], row[6])), int(row[7])) for row in connection.execute(query)
+                (CohortKey(row[0], row[1], row[2], row[3], row[4], (row[5], row[6])), int(row[7])) for row in connection.execute(query)
             ]  # fmt: skip
         return sorted(found, key=lambda each: (-each[1], *dataclasses.astuple(each[0])))
 
@@ -168,11 +168,11 @@ class Figures:
             with database.reading(self._engine) as connection:
                 rows = connection.execute(page.add_columns(MapBlob.data)).all()
             for row in rows:
-                *facts, sha256, data = row
+                number, serial, archived_to, faithfulness, score_spread, sha256, data = row
                 blob = self._store._fetch(sha256) if data is None else data
                 fused = decode(blob, sha256=sha256)
                 if fused.shape == key.size:
-                    yield StoredMap(*facts, fused=fused)
+                    yield StoredMap(number, serial, archived_to, faithfulness, score_spread, fused)
             if len(rows) < _AT_A_TIME:
                 return
             last = rows[-1][0]

@@ -1,0 +1,328 @@
+"""All numbers of a report, from sums that the database adds up; docs/report.md says how each is made."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Final
+
+import numpy as np
+
+from inspect_xai.maths.control import Limits, ParetoRow, Signal, p_chart, pareto
+from inspect_xai.maths.quality import CorrectedRates, Stratum, corrected_rates
+from inspect_xai.records import Decision, VerdictCode
+from inspect_xai.reports.period import Period
+from inspect_xai.storage.figures import Figures, Tally, Waiting
+
+CHART_DAYS: Final = 30
+LEAST_DAYS: Final = 10
+"""Days with parts that limits are drawn from; with fewer, how much days differ is a guess."""
+
+_MANY_A_POINT: Final = 2000  # parts a point from which days differ by more than chance (see Limits.LANEY)
+_FEW_A_POINT: Final = 5  # flagged parts a point below which three sigmas mean nothing
+_NEVER_DRAWN: Final = 1e-6  # chance of an OK part to be reviewed where no share is drawn
+_FIELDS: Final = (
+    "line", "station", "shift", "label", "verdict", "reviewed_verdict", "review_decision", "is_failed",
+    "explained_because", "run_id", "provider", "fingerprint", "model_name", "model_version", "model_status",
+    "policy_version",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A count, its share, and what both were in the period before; p: Fisher's test of the two shares."""
+
+    name: str
+    count: int
+    share: float | None
+    count_before: int
+    share_before: float | None
+    p: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Verdicts of one group."""
+
+    names: tuple[str, ...]
+    ok: int
+    ng: int
+    unsure: int
+    total_before: int
+    flagged_share_before: float | None
+
+    @property
+    def total(self) -> int:
+        """All inspections of the group."""
+        return self.ok + self.ng + self.unsure
+
+    @property
+    def flagged_share(self) -> float | None:
+        """Share judged NG or UNSURE."""
+        return (self.ng + self.unsure) / self.total if self.total else None
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One day of a control chart; no share, no limits on a day without parts, no limits with too few days."""
+
+    day: date
+    count: int
+    total: int
+    share: float | None
+    low: float | None
+    high: float | None
+    signals: tuple[Signal, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Share of flagged parts day by day; `limits` and `centre` are None with too few days."""
+
+    names: tuple[str, ...]  # line and station; empty: all together
+    points: tuple[Point, ...]
+    limits: Limits | None
+    centre: float | None
+
+    @property
+    def days(self) -> int:
+        """Days with parts."""
+        return sum(point.total > 0 for point in self.points)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUse:
+    """A model, the state it judged in, by which policy and on what, and how long a part took."""
+
+    name: str
+    version: str
+    fingerprint: str
+    status: str
+    status_now: str
+    status_by: str
+    golden: bool  # the status rests on a golden set
+    policy: str
+    provider: str
+    parts: int
+    mean_ms: float
+    longest_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What a report says in numbers."""
+
+    headline: tuple[Change, ...]
+    pareto: tuple[ParetoRow, ...]
+    charts: tuple[Chart, ...]
+    stations: tuple[Mix, ...]
+    shifts: tuple[Mix, ...]
+    lots: tuple[Mix, ...]
+    rates: CorrectedRates | None
+    waiting: Waiting
+    models: tuple[ModelUse, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """A tally with names instead of positions."""
+
+    facts: dict[str, str]
+    parts: int
+    duration_ms: float
+    longest_ms: float
+
+    @property
+    def truth(self) -> str:
+        """What a person called the part; empty: nobody did, or they could not say."""
+        return "" if self.facts["review_decision"] == Decision.UNDECIDED else self.facts["reviewed_verdict"]
+
+
+def numbers_of(figures: Figures, period: Period, *, models: dict[str, tuple[str, str, bool]]) -> Numbers:
+    """Make the numbers of a period.
+
+    Args:
+        figures: Restricted to the period's shift.
+        period: What the report speaks of.
+        models: Per fingerprint the status today, who set it, and whether it rests on a golden set.
+    """
+    now = _cells(figures.tally(*period.span, by=_FIELDS))
+    before = _cells(figures.tally(*period.before.span, by=_FIELDS))
+    total, total_before = _sum(now), _sum(before)
+    return Numbers(
+        headline=tuple(_headline(now, before)),
+        pareto=pareto(
+            _labels(now), total, counts_before=_labels(before), inspected_before=total_before
+        ),
+        charts=_charts(figures, period),
+        stations=_mixes(now, before, ("line", "station")),
+        shifts=_mixes(now, before, ("shift",)),
+        lots=_lots(figures, period),
+        rates=_rates(figures, now),
+        waiting=figures.waiting(period.span[1]),
+        models=_models(now, models),
+    )  # fmt: skip
+
+
+def _cells(tallies: Iterable[Tally]) -> list[_Cell]:
+    return [
+        _Cell(dict(zip(_FIELDS, each.group, strict=True)), each.parts, each.duration_ms, each.longest_ms)
+        for each in tallies
+    ]
+
+
+def _sum(cells: Iterable[_Cell], where: Callable[[_Cell], bool] = lambda _: True) -> int:
+    return sum(cell.parts for cell in cells if where(cell))
+
+
+def _is(field: str, value: str) -> Callable[[_Cell], bool]:
+    return lambda cell: cell.facts[field] == value
+
+
+def _headline(now: Sequence[_Cell], before: Sequence[_Cell]) -> Iterable[Change]:
+    rows: dict[str, Callable[[_Cell], bool]] = {
+        "inspected": lambda _: True,
+        "OK": _is("verdict", "OK"),
+        "NG": _is("verdict", "NG"),
+        "UNSURE": _is("verdict", "UNSURE"),
+        "failed": _is("is_failed", "yes"),
+        "reviewed": lambda cell: cell.facts["review_decision"] != "",
+        "overturned": _is("review_decision", Decision.OVERTURN),
+        "overkill found": lambda cell: cell.facts["verdict"] == "NG" and cell.truth == "OK",
+        "escapes found": lambda cell: cell.facts["verdict"] == "OK" and cell.truth == "NG",
+    }
+    whole, whole_before = _sum(now), _sum(before)
+    for name, where in rows.items():
+        count, count_before = _sum(now, where), _sum(before, where)
+        yield _change(name, count, whole, count_before, whole_before)
+
+
+def _change(name: str, count: int, whole: int, count_before: int, whole_before: int) -> Change:
+    [row] = pareto({name: count}, whole, counts_before={name: count_before}, inspected_before=whole_before)
+    return Change(name, count, row.rate, count_before, row.rate_before, row.p)
+
+
+def _labels(cells: Iterable[_Cell]) -> dict[str, int]:
+    """Parts judged NG per defect label."""
+    counts: Counter[str] = Counter()
+    for cell in cells:
+        if cell.facts["verdict"] == VerdictCode.NG:
+            counts[cell.facts["label"] or "no label"] += cell.parts
+    return counts
+
+
+def _mixes(now: Iterable[_Cell], before: Iterable[_Cell], fields: tuple[str, ...]) -> tuple[Mix, ...]:
+    return mixes(_grouped(now, fields), _grouped(before, fields))
+
+
+def _grouped(cells: Iterable[_Cell], fields: tuple[str, ...]) -> Counter[tuple[str, ...]]:
+    counts: Counter[tuple[str, ...]] = Counter()
+    for cell in cells:
+        counts[(*(cell.facts[field] or "unknown" for field in fields), cell.facts["verdict"])] += cell.parts
+    return counts
+
+
+def mixes(now: Counter[tuple[str, ...]], before: Counter[tuple[str, ...]]) -> tuple[Mix, ...]:
+    """Put counts by (names..., verdict) side by side with those before; a group without parts now has its row too."""
+    found = []
+    for names in sorted({key[:-1] for key in (*now, *before)}):
+        ok, ng, unsure = (now[*names, code.value] for code in (VerdictCode.OK, VerdictCode.NG, VerdictCode.UNSURE))
+        total = sum(before[*names, code.value] for code in VerdictCode)
+        share = 1 - before[*names, VerdictCode.OK.value] / total if total else None
+        found.append(Mix(names, ok, ng, unsure, total, share))
+    return tuple(found)
+
+
+def _lots(figures: Figures, period: Period, *, most: int = 10) -> tuple[Mix, ...]:
+    """The lots with most flagged parts. A lot is made once: it has no period before."""
+    counts: Counter[tuple[str, ...]] = Counter()
+    for each in figures.tally(*period.span, by=("product", "lot", "verdict")):
+        product, lot, verdict = each.group
+        counts[product or "unknown", lot or "unknown", verdict] += each.parts
+    found = sorted(mixes(counts, Counter()), key=lambda mix: (-(mix.ng + mix.unsure), mix.names))
+    return tuple(mix for mix in found[:most] if mix.ng + mix.unsure)
+
+
+def _charts(figures: Figures, period: Period) -> tuple[Chart, ...]:
+    """Day by day up to the period's last: all together, then each station that worked in the period."""
+    days = [period.last - timedelta(days=n) for n in range(CHART_DAYS - 1, -1, -1)]
+    by_day: list[Counter[tuple[str, ...]]] = []
+    for day in days:
+        counts: Counter[tuple[str, ...]] = Counter()
+        for each in figures.tally(*period.span_of(day), by=("line", "station", "verdict")):
+            line, station, verdict = each.group
+            kind = "total" if verdict == VerdictCode.OK else "flagged"
+            for names in ((), (line or "unknown", station or "unknown")):
+                counts[*names, "total"] += each.parts
+                counts[*names, "flagged"] += each.parts if kind == "flagged" else 0
+        by_day.append(counts)
+    since = max(0, len(days) - len(period.days))
+    stations = sorted({key[:-1] for counts in by_day[since:] for key in counts if len(key) > 1})
+    return tuple(chart_of(names, days, by_day) for names in ((), *stations))
+
+
+def chart_of(names: tuple[str, ...], days: Sequence[date], by_day: Sequence[Counter[tuple[str, ...]]]) -> Chart:
+    """Make one chart from counts by (names..., "total" or "flagged")."""
+    totals = np.array([counts[*names, "total"] for counts in by_day])
+    flagged = np.array([counts[*names, "flagged"] for counts in by_day])
+    worked = int(np.count_nonzero(totals))
+    shares = [count / total if total else None for count, total in zip(flagged, totals, strict=True)]
+    if worked < LEAST_DAYS:
+        points = tuple(
+            Point(day, int(count), int(total), None if share is None else float(share), None, None, ())
+            for day, count, total, share in zip(days, flagged, totals, shares, strict=True)
+        )
+        return Chart(names, points, None, None)
+    kind = Limits.LANEY if totals.sum() / worked >= _MANY_A_POINT else Limits.SIGMA
+    if flagged.sum() / worked < _FEW_A_POINT:
+        kind = Limits.EXACT
+    chart = p_chart(flagged, totals, limits=kind)
+    points = tuple(
+        Point(
+            day, int(flagged[n]), int(totals[n]), float(chart.shares[n]), float(chart.low[n]), float(chart.high[n]),
+            chart.signals[n],
+        ) if totals[n] else Point(day, 0, 0, None, None, None, ())
+        for n, day in enumerate(days)
+    )  # fmt: skip
+    return Chart(names, points, kind, chart.centre)
+
+
+def _rates(figures: Figures, cells: Sequence[_Cell]) -> CorrectedRates | None:
+    """Overkill and escape, with the chance of review that each part had; None without parts."""
+    if not cells:
+        return None
+    settings = figures.run_settings(sorted({cell.facts["run_id"] for cell in cells}))
+    counts: dict[tuple[str, float], Counter[str]] = {}
+    for cell in cells:
+        verdict = cell.facts["verdict"]
+        share = settings.get(cell.facts["run_id"], {}).get("ok_share")
+        share = float(share) if isinstance(share, int | float) else 0.0
+        chance = 1.0 if verdict != VerdictCode.OK else min(1.0, max(share, _NEVER_DRAWN))
+        drawn = chance == 1 or cell.facts["explained_because"] == "sample"
+        kept = counts.setdefault((verdict, chance), Counter())
+        kept["parts"] += cell.parts
+        if drawn and cell.truth in ("OK", "NG"):
+            kept["reviewed"] += cell.parts
+        if cell.truth == "NG":
+            kept["defects" if drawn else "otherwise"] += cell.parts
+    return corrected_rates(
+        [
+            Stratum(VerdictCode(verdict), chance, c["parts"], c["reviewed"], c["defects"], c["otherwise"])
+            for (verdict, chance), c in sorted(counts.items())
+        ]
+    )
+
+
+def _models(cells: Iterable[_Cell], models: dict[str, tuple[str, str, bool]]) -> tuple[ModelUse, ...]:
+    names = ("model_name", "model_version", "fingerprint", "model_status", "policy_version", "provider")
+    groups: dict[tuple[str, ...], list[_Cell]] = {}
+    for cell in cells:
+        groups.setdefault(tuple(cell.facts[name] for name in names), []).append(cell)
+    found = []
+    for (name, version, fingerprint, status, policy, provider), mine in sorted(groups.items()):
+        parts = _sum(mine)
+        mean, longest = sum(cell.duration_ms for cell in mine) / parts, max(cell.longest_ms for cell in mine)
+        found.append(
+            ModelUse(name, version, fingerprint, status, *models[fingerprint], policy, provider, parts, mean, longest)
+        )
+    return tuple(found)

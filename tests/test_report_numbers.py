@@ -1,0 +1,174 @@
+"""Numbers, charts and alarms of a report, against counts made by hand."""
+
+import dataclasses
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from datetime import date, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+from scipy.stats import fisher_exact
+
+from inspect_xai.errors import SettingsError
+from inspect_xai.maths.control import Limits, Signal
+from inspect_xai.maths.quality import Estimate
+from inspect_xai.records import Decision, ModelStatus, Review, Run, Verdict, VerdictCode
+from inspect_xai.reports.alarms import Topic, alarms_of, estimate_in_words, summary_of
+from inspect_xai.reports.charts import control_chart, pareto_chart
+from inspect_xai.reports.day import write_report
+from inspect_xai.reports.numbers import Numbers, chart_of, numbers_of
+from inspect_xai.reports.period import Period
+from inspect_xai.storage.figures import Figures
+from inspect_xai.storage.store import Store, open_store
+from tests import stored
+
+DAY = date(2026, 11, 23)
+UTC = ZoneInfo("UTC")
+TODAY = Period(DAY, DAY, UTC)
+MODELS = {stored.FINGERPRINT: ("approved", "Bob", True)}
+
+
+@pytest.fixture
+def store(tmp_path: Path, sqlite_template: Path) -> Iterator[Store]:
+    shutil.copy(sqlite_template, tmp_path / "line.db")
+    with open_store(f"sqlite:///{tmp_path / 'line.db'}", clock=lambda: stored.NOON) as opened:
+        yield stored.prepared(opened)
+
+
+def record(store: Store, *, day: int, ok: int, ng: int, label: str = "crack", sampled: int = 0) -> list[int]:
+    """Parts of one day before (negative) or after DAY; ids of OK parts first, of which `sampled` are in the sample."""
+    given = []
+    for n in range(ok + ng):
+        code = VerdictCode.OK if n < ok else VerdictCode.NG
+        each = stored.inspection(n, code=code)
+        moment = stored.NOON + timedelta(days=day, seconds=n)
+        verdict = Verdict(code, each.verdict.reason, label, 0.75, 0.5)
+        each = stored.of_part(each, f"{(day % 1000) * 1000 + n:064x}", captured_at=moment, station="S1", shift="EARLY")
+        because = "sample" if n < sampled else ""
+        given.append(dataclasses.replace(each, verdict=verdict, inspected_at=moment, explained_because=because))
+    return [each.inspection_id for each in store.record(given)]
+
+
+def made(store: Store, period: Period = TODAY) -> Numbers:
+    return numbers_of(Figures(store), period, models=MODELS)
+
+
+def test_each_number_stands_beside_that_of_the_period_before(store: Store) -> None:
+    record(store, day=-1, ok=90, ng=10)
+    record(store, day=0, ok=30, ng=20)
+    numbers = made(store)
+    counts = {each.name: each for each in numbers.headline}
+    assert (counts["inspected"].count, counts["inspected"].count_before) == (50, 100)
+    ng = counts["NG"]
+    assert (ng.count, ng.share, ng.count_before, ng.share_before) == (20, 0.4, 10, 0.1)
+    assert ng.p == pytest.approx(fisher_exact([[20, 30], [10, 90]])[1], rel=1e-9)
+    [row] = numbers.pareto
+    assert (row.label, row.count, row.change) == ("crack", 20, pytest.approx(0.3))
+    [station] = numbers.stations
+    assert (station.names, station.ok, station.ng, station.total_before) == (("L1", "S1"), 30, 20, 100)
+    assert (station.flagged_share, station.flagged_share_before) == (0.4, pytest.approx(0.1))
+    assert [(mix.names, mix.total) for mix in numbers.shifts] == [(("EARLY",), 50)]
+    alarms = alarms_of(numbers, TODAY)
+    assert [alarm.topic for alarm in alarms] == [Topic.MODEL, Topic.PARETO]
+    assert alarms[1].text.startswith("More crack: 40.00 % of the parts after 10.00 % (q = ")
+
+
+def test_nothing_before_and_nothing_at_all(store: Store) -> None:
+    nothing = made(store)
+    assert nothing.rates is None
+    assert [alarm.topic for alarm in alarms_of(nothing, TODAY)] == [Topic.NOTHING]
+    assert summary_of(nothing, (), TODAY) == "2026-11-23: nothing was inspected."
+    record(store, day=0, ok=3, ng=1)
+    numbers = made(store)
+    assert {each.share_before for each in numbers.headline} == {None}
+    assert {each.p for each in numbers.headline} == {1.0}
+
+
+def test_rates_rest_on_the_flagged_parts_and_the_random_share(store: Store) -> None:
+    store.begin_run(Run("run-2", stored.NOON, "CPUExecutionProvider", {}, {"ok_share": 0.5}))
+    ids = record(store, day=0, ok=40, ng=4, sampled=20)
+    numbers = made(store)
+    assert numbers.rates is not None  # the run of these parts drew no share
+    assert numbers.rates.escape_of_passed.value is None
+    assert numbers.rates.escape_of_passed.needed > 0
+    for number in ids[40:]:
+        store.review(number, Review("Ada", Decision.CONFIRM, VerdictCode.NG))
+    store.review(ids[0], Review("Ada", Decision.UNDECIDED, VerdictCode.UNSURE))
+    store.review(ids[30], Review("Ada", Decision.OVERTURN, VerdictCode.NG))  # found by chance, not drawn
+    rates = made(store).rates
+    assert rates is not None
+    assert [(s.verdict, s.parts, s.reviewed, s.defects, s.found_otherwise) for s in rates.strata] == [
+        (VerdictCode.NG, 4, 4, 4, 0),
+        (VerdictCode.OK, 40, 0, 0, 1),
+    ]
+    assert rates.overkill_of_rejected == Estimate(0.0, 0.0, 0.0, 0)
+    alarms = alarms_of(made(store), TODAY)
+    assert alarms[0].text == "1 part passed as OK that a person called a defect."
+
+
+def test_the_share_drawn_is_that_of_the_run(store: Store) -> None:
+    store.begin_run(Run("run-2", stored.NOON, "CPUExecutionProvider", {}, {"ok_share": 0.25}))
+    for n in range(8):
+        given = dataclasses.replace(stored.inspection(n, code=VerdictCode.OK), run_id="run-2")
+        [row] = store.record([dataclasses.replace(given, explained_because="sample" if n < 2 else "")])
+        if n < 2:
+            store.review(row.inspection_id, Review("Ada", Decision.CONFIRM, VerdictCode.OK))
+    rates = made(store).rates
+    assert rates is not None
+    assert [(s.inclusion, s.parts, s.reviewed, s.defects) for s in rates.strata] == [(0.25, 8, 2, 0)]
+
+
+def test_limits_stand_only_where_enough_days_do() -> None:
+    days = [DAY - timedelta(days=n) for n in range(11, -1, -1)]
+
+    def chart(total: int, flagged: list[int]) -> object:
+        return chart_of((), days, [Counter({("total",): total, ("flagged",): count}) for count in flagged])
+
+    steady = chart(100, [10] * 11 + [40])
+    assert (steady.limits, steady.days) == (Limits.SIGMA, 12)
+    assert steady.points[-1].signals == (Signal.BEYOND,)
+    assert steady.centre == pytest.approx(150 / 1200)
+    assert chart(100, [1] * 12).limits is Limits.EXACT
+    assert chart(5000, [50, 60] * 6).limits is Limits.LANEY
+    few = chart_of((), days, [Counter()] * 5 + [Counter({("total",): 100, ("flagged",): 9})] * 7)
+    assert (few.limits, few.centre, few.days) == (None, None, 7)
+    assert few.points[0].share is None
+    drawn = control_chart(steady)
+    assert 'class="signal"' in drawn
+    assert "2026-11-23: 40 of 100 flagged, 40.0 %, limits " in drawn
+    assert "flagged parts (%)" in drawn
+    assert 'class="limit"' not in control_chart(few)
+
+
+def test_a_period_knows_the_one_before_and_days_of_23_hours() -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    week = Period(date(2026, 3, 23), date(2026, 3, 29), berlin, "early shift")
+    assert (week.before.first, week.before.last, week.before.shift) == (
+        date(2026, 3, 16),
+        date(2026, 3, 22),
+        "early shift",
+    )
+    start, end = week.span_of(date(2026, 3, 29))  # clocks go forward
+    assert end - start == timedelta(hours=23)
+    assert week.name == "2026-03-23_2026-03-29_early-shift"
+    with pytest.raises(SettingsError, match="at most a year apart"):
+        Period(DAY, DAY - timedelta(days=1), berlin)
+
+
+def test_what_people_read_is_written_in_words(store: Store, tmp_path: Path) -> None:
+    assert estimate_in_words(Estimate(0.0125, 0.01, 0.02, 0)) == "1.25 % (1.00 to 2.00 %)"
+    assert estimate_in_words(Estimate(None, 0.0, 0.5, 40)).startswith("too few reviews to say, 40 more needed")
+    assert estimate_in_words(Estimate(None, 0.0, 1.0, 0)) == "nothing to count"
+    store.set_model_status(stored.FINGERPRINT, ModelStatus.APPROVED, by="Bob")
+    record(store, day=0, ok=9, ng=1, label="<i>")
+    folder = write_report(store, first=DAY, last=DAY, out=tmp_path).page.parent
+    said = (folder / "summary.txt").read_text()
+    assert said.startswith("2026-11-23: 10 inspected (0 in the period before). 1 NG (10.0 %, nothing to compare with)")
+    assert said.endswith("No alarms.\n")
+    facts = json.loads((folder / "report.json").read_text())
+    assert facts["numbers"]["headline"][2]["count"] == 1
+    assert facts["period"] == {"first": "2026-11-23", "last": "2026-11-23", "shift": "", "time_zone": "UTC"}
+    assert "<i>" not in pareto_chart(made(store).pareto)
