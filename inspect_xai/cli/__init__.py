@@ -9,7 +9,21 @@ from typing import Annotated
 import typer
 
 from inspect_xai import __version__
-from inspect_xai.cli import bundle, db, explain, find, ledger, line, model, replay, report, retention, serve, show
+from inspect_xai.cli import (
+    bundle,
+    db,
+    explain,
+    find,
+    ledger,
+    line,
+    model,
+    operate,
+    replay,
+    report,
+    retention,
+    serve,
+    show,
+)
 from inspect_xai.errors import InspectXaiError
 
 app = typer.Typer(

@@ -39,7 +39,7 @@ _NO_SCORE = 1e-7  # below this a probability is rounding: float32 softmax puts 1
 _FLAT_SPREAD = 0.05  # method notes 9.1: mask scores this close together say little
 _BASELINE_SCORES = 0.5  # method notes 9.6
 _SUPPORT_SHARE = (0.001, 0.6)  # method notes 9.11
-_PROFILE_SHARE = {Profile.EXACT: 1.0, Profile.FAST: 0.25, Profile.QUICK: 0.10}  # of the passes that every mask takes
+PROFILE_SHARE = {Profile.EXACT: 1.0, Profile.FAST: 0.25, Profile.QUICK: 0.10}  # of the passes that every mask takes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -201,7 +201,7 @@ class Explainer:
         results = []
         for number, tile in enumerate(chosen, start=1):
             limit = Limit(
-                _PROFILE_SHARE[self.profile],
+                PROFILE_SHARE[self.profile],
                 None if self.max_passes is None else self.max_passes // len(chosen),
                 None if self.budget_s is None else started + self.budget_s * number / len(chosen),
             )

@@ -246,17 +246,7 @@ class FolderSource:
                     yield claims
 
     def _is_dead(self, claims: Path) -> bool:
-        owner = claims / _OWNER_FILE
-        try:
-            if claims.name.rsplit("-", 2)[0] != socket.gethostname():
-                return bool(self._now() - owner.stat().st_mtime > self.lease_s)
-            with owner.open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:  # closed with files still claimed
-            return claims.is_dir()
-        except OSError:
-            return False
-        return True
+        return is_dead(claims, now=self._now(), lease_s=self.lease_s)
 
     def _now(self) -> float:
         """Give a sign of life, and with it the time by the clock that stamps the files: it may be another machine's."""
@@ -300,6 +290,34 @@ class FolderSource:
             _warn_once(f"{path} cannot be claimed: {error}")
             return None
         return Claim(as_text(name), str(target), modified_at)
+
+
+def is_dead(claims: Path, *, now: float, lease_s: float) -> bool:
+    """Tell whether the line that claimed files into this folder is gone: known by its lock, elsewhere by its lease."""
+    owner = claims / _OWNER_FILE
+    try:
+        if claims.name.rsplit("-", 2)[0] != socket.gethostname():
+            return now - owner.stat().st_mtime > lease_s
+        with owner.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:  # closed with files still claimed
+        return claims.is_dir()
+    except OSError:
+        return False
+    return True
+
+
+def left_by_the_dead(folder: Path, *, lease_s: float) -> list[Path]:
+    """Return the places for claims below a source in which lines that are gone left files; nothing is changed."""
+    claimed = folder / "_claimed"
+    places = sorted(claimed.iterdir()) if claimed.is_dir() else []
+    return [
+        place
+        for place in places
+        if not place.name.startswith(".")
+        and is_dead(place, now=time.time(), lease_s=lease_s)
+        and any(path.is_file() and path.name != _OWNER_FILE for path in place.rglob("*"))
+    ]
 
 
 def _pictures_below(top: Path) -> Iterator[tuple[str, Path]]:

@@ -1,0 +1,193 @@
+"""Is this machine fit to inspect tonight? Every answer comes from trying, not from asking what should work."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from inspect_xai.errors import InspectXaiError
+from inspect_xai.model.bundle import ModelBundle, load_bundle
+from inspect_xai.model.engine import Engine
+from inspect_xai.pipeline.folder import versions
+from inspect_xai.pipeline.intake import left_by_the_dead
+from inspect_xai.pipeline.remote import open_source
+from inspect_xai.records import ModelStatus
+from inspect_xai.storage.database import shown, sqlite_file
+from inspect_xai.storage.store import Store, open_store
+from inspect_xai.storage.tables import REVISION
+
+_LEAST_FREE_BYTES = 2 * 10**9
+_LEAST_FREE_SHARE = 0.05
+_CLOCKS_APART_S = 5.0
+_BUILT = datetime(2026, 1, 1, tzinfo=UTC)  # a clock that lost its battery starts again long before
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at: whether it is well, what was found, and else what to do."""
+
+    check: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Premises:
+    """What is to be looked at; an empty source or no bundle is a finding."""
+
+    bundle: Path | None
+    device: str
+    db: str
+    source: str
+    keep: bool
+    lease_s: float
+    reports: Path
+
+
+def examine(premises: Premises) -> list[Finding]:
+    """Look at everything a line needs; what fails is a finding and never an exception of the house.
+
+    Args:
+        premises: What to look at. Nothing is recorded, claimed or moved.
+    """
+    bundle: list[ModelBundle] = []
+    said = ", ".join(f"{name} {number}" for name, number in versions().items())
+    findings = [Finding("versions", ok=True, found=said)]
+    findings += _tried("bundle", lambda: _bundle(premises.bundle, bundle))
+    for loaded in bundle:
+        findings += _tried("device", lambda loaded=loaded: _device(loaded, premises.device))  # type: ignore[misc]
+    findings += _tried("database", lambda: _database(premises.db, bundle))
+    findings += _tried("source", lambda: _source(premises))
+    return findings + list(_places(premises)) + list(_clock(premises))
+
+
+def _tried(check: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """Run a check to its end, or to the error that becomes its finding."""
+    findings: list[Finding] = []
+    try:
+        findings.extend(look())
+    except InspectXaiError as error:
+        found = error.found + (f" (expected {error.expected})" if error.expected else "")
+        findings.append(Finding(check, ok=False, found=found, remedy=error.remedy))
+    return findings
+
+
+def _bundle(folder: Path | None, loaded: list[ModelBundle]) -> Iterator[Finding]:
+    if folder is None:
+        yield Finding("bundle", ok=False, found="none is named", remedy="set `bundle` in the settings, or --bundle")
+        return
+    bundle = load_bundle(folder)
+    loaded.append(bundle)
+    yield Finding(
+        "bundle", ok=True, found=f"{bundle.card.name} {bundle.card.version}, {bundle.fingerprint[:12]}, files unchanged"
+    )
+
+
+def _device(bundle: ModelBundle, device: str) -> Iterator[Finding]:
+    with Engine(bundle, device=device) as engine:
+        start = time.perf_counter()
+        engine.warm_up()
+        spent = time.perf_counter() - start
+        yield Finding(
+            "device", ok=True,
+            found=f"{device} wanted; {engine.provider} ran prediction, trace and masks in {spent:.2f} s",
+        )  # fmt: skip
+
+
+def _database(url: str, bundle: list[ModelBundle]) -> Iterator[Finding]:
+    with open_store(url, create=False) as store:
+        yield Finding("database", ok=True, found=f"{shown(url)} has schema {REVISION}")
+        for loaded in bundle:
+            yield _approval(store, loaded.fingerprint)
+        newest = store.find(limit=1)
+    ahead = [row for row in newest if row.inspected_at > datetime.now(UTC) + timedelta(minutes=1)]
+    for row in ahead:
+        yield Finding(
+            "clock", ok=False, found=f"newest inspection of {row.inspected_at:%Y-%m-%d %H:%M} UTC, yet to come",
+            remedy="set this machine's clock, or that of the machine that recorded it",
+        )  # fmt: skip
+
+
+def _approval(store: Store, fingerprint: str) -> Finding:
+    status = next((model.status for model in store.models() if model.fingerprint == fingerprint), "not registered")
+    approved = status == ModelStatus.APPROVED.value
+    return Finding(
+        "model", ok=approved, found=f"{fingerprint[:12]} is {status}",
+        remedy="" if approved else "have quality approve it before parts are judged by it",
+    )  # fmt: skip
+
+
+def _source(premises: Premises) -> Iterator[Finding]:
+    if not premises.source:
+        yield Finding("source", ok=False, found="none is named", remedy="set `source` under [line], or --source")
+        return
+    with open_source(premises.source, keep=True):  # claims nothing
+        yield Finding("source", ok=True, found=f"{premises.source} can be read")
+    if "://" in premises.source:
+        return
+    left = left_by_the_dead(Path(premises.source), lease_s=premises.lease_s)
+    yield Finding(
+        "claims", ok=not left,
+        found=f"{len(left)} lines that are gone left files claimed" + (f": {left[0]}" if left else ""),
+        remedy="run the line: it takes them over" if left else "",
+    )  # fmt: skip
+
+
+def _places(premises: Premises) -> Iterator[Finding]:
+    """Write a byte to every folder that is to be written, and see what room is left there."""
+    places = {"reports": premises.reports}
+    file = sqlite_file(premises.db)
+    if file is not None and str(file) not in ("", ":memory:"):
+        places["database"] = file.absolute().parent
+    if premises.source and "://" not in premises.source and not premises.keep:
+        places["source"] = Path(premises.source)
+    for name, place in places.items():
+        folder = _existing(place)
+        try:
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as probe:
+                probe.write(b"x")
+                probe.flush()
+            usage = shutil.disk_usage(folder)
+        except OSError as error:
+            yield Finding(
+                f"folder of {name}", ok=False, found=f"{folder} cannot be written: {error.strerror}",
+                remedy=f"let the user {os.geteuid()} write there",
+            )  # fmt: skip
+            continue
+        enough = usage.free >= max(_LEAST_FREE_BYTES, _LEAST_FREE_SHARE * usage.total)
+        yield Finding(
+            f"folder of {name}", ok=enough, found=f"{folder} can be written, {usage.free / 1e9:.1f} GB free",
+            remedy="" if enough else "make room: at least 2 GB and a twentieth of the disk",
+        )  # fmt: skip
+
+
+def _existing(place: Path) -> Path:
+    """Return a folder, or the nearest one above it that exists and in which it would be made."""
+    folder = place.absolute()
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _clock(premises: Premises) -> Iterator[Finding]:
+    """Hold this machine's clock to its build and to the clock that stamps the source's files."""
+    now = datetime.now(UTC)
+    if now < _BUILT:
+        yield Finding("clock", ok=False, found=f"it says {now:%Y-%m-%d}", remedy="set it, and have NTP keep it")
+        return
+    apart = 0.0
+    if premises.source and "://" not in premises.source and not premises.keep:
+        try:
+            with tempfile.NamedTemporaryFile(dir=premises.source, prefix=".doctor-") as probe:
+                apart = abs(os.fstat(probe.fileno()).st_mtime - time.time())
+        except OSError:
+            return  # said already: the folder cannot be written
+    yield Finding(
+        "clock", ok=apart < _CLOCKS_APART_S, found=f"{now:%Y-%m-%d %H:%M:%S} UTC, {apart:.1f} s off the source's files",
+        remedy="" if apart < _CLOCKS_APART_S else "have NTP keep both machines' clocks",
+    )  # fmt: skip
