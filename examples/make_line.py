@@ -50,11 +50,15 @@ class Event:
         """Read KIND:STATION:DAY.
 
         Raises:
-            ValueError: It is not of that form, or the kind or the station does not exist.
+            argparse.ArgumentTypeError: It is not of that form, or the kind or the station does not exist.
         """
-        kind, station, day = text.split(":")
-        if kind not in EVENTS or station not in STATIONS or int(day) < 1:
-            raise ValueError(text)
+        kind, _, rest = text.partition(":")
+        station, _, day = rest.partition(":")
+        if kind not in EVENTS or station not in STATIONS or not day.isdecimal() or int(day) < 1:
+            raise argparse.ArgumentTypeError(
+                f"found {text!r}, expected KIND:STATION:DAY with a kind of {', '.join(EVENTS)}, "
+                f"a station of {', '.join(STATIONS)} and a day from 1"
+            )
         return cls(kind, station, int(day))
 
 

@@ -1,11 +1,27 @@
 """Train the sample network on freshly rendered surfaces and export it, with an honest card.
 
-    python examples/train_sample.py --out DIR --minutes 15
+    python examples/train_sample.py --out DIR --minutes 30
 
 Writes DIR/model.onnx and DIR/card.toml. Needs the extra `export` (torch). Nothing is downloaded and no weights are
 taken over: the pictures come from `surfaces`, the network starts from random numbers. Series (seeds) of their own
 serve for learning, choosing the threshold and the held-out figures, and those are measured on the exported file in
 ONNX Runtime, with the product's own windows and verdicts.
+
+The committed weights printed this, after about 15 minutes of computing on one core (rendering included):
+
+    8264 windows to learn from
+    held-out windows (series 3): 1291, accuracy 0.967, balanced accuracy 0.944
+    truth / answer    scratch      pit    crack    stain     free   recall
+    scratch               116        0        2        0       22    0.829
+    pit                     0      144        0        0        3    0.980
+    crack                   2        0      164        0        3    0.970
+    stain                   0        0        0      125        7    0.947
+    free                    2        1        0        1      699    0.994
+    defects found: 549; shown undamaged, 545 of these windows are called free
+    91 defective parts (whole pictures of series 3): 3 OK, 85 NG, 3 UNSURE
+    209 good parts (whole pictures of series 3): 187 OK, 3 NG, 19 UNSURE
+
+What it misses are mostly faint scratches on castings and steel; what it flags for nothing are lint and cut-off marks.
 """
 
 import argparse
@@ -362,7 +378,7 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for model.onnx and card.toml")
-    parser.add_argument("--minutes", type=float, default=20, help="longest training time (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=30, help="longest training time (default: %(default)s)")
     parser.add_argument("--pictures", type=int, default=3200, help="pictures to learn from (default: %(default)s)")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)

@@ -133,10 +133,11 @@ def test_events_begin_at_their_station_on_their_day(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["lamp:S9:1", "flood:S1:1", "lamp:S1:0", "lamp:S1"])
-def test_an_event_that_cannot_be_is_refused(text: str, tmp_path: Path) -> None:
+def test_an_event_that_cannot_be_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--out", str(tmp_path), "--event", text])
     assert ended.value.code == 2
+    assert f"found '{text}', expected KIND:STATION:DAY" in capsys.readouterr().err
 
 
 def test_the_shipped_network_is_small_and_tells_nothing_of_the_machine_that_made_it() -> None:
@@ -156,7 +157,7 @@ def test_the_shipped_network_is_right_on_parts_it_never_saw_and_for_the_right_re
     session = ort.InferenceSession(SAMPLE / "model.onnx", providers=["CPUExecutionProvider"])
     mean, std = (np.array(numbers, np.float32) for numbers in (card.input.mean, card.input.std))
     truth, hurt, sound = [], [], []
-    for index in range(60):
+    for index in range(40):
         label = DEFECTS[index % len(DEFECTS)]
         picture = render(UNSEEN, index, label=label)
         rows, columns = np.argwhere(picture.mask).mean(axis=0).astype(int)
@@ -168,6 +169,6 @@ def test_the_shipped_network_is_right_on_parts_it_never_saw_and_for_the_right_re
             found.append(((window - mean) / std).transpose(2, 0, 1))
         truth.append(LABELS.index(label))
     answers, answers_sound = (session.run(None, {"window": np.stack(each)})[0].argmax(axis=1) for each in (hurt, sound))
-    assert np.mean(answers == truth) >= 0.85
+    assert np.mean(answers == truth) >= 0.87  # 0.97 when it was shipped
     # the same windows of the same parts without the defect: nothing but the defect may make it a defect
-    assert np.mean(answers_sound == LABELS.index(OK_LABEL)) >= 0.9
+    assert np.mean(answers_sound == LABELS.index(OK_LABEL)) >= 0.93  # 1.0 when it was shipped
