@@ -4,12 +4,14 @@ Commands import the rooms they need inside their functions, so that `--help` ans
 """
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from inspect_xai import __version__
 from inspect_xai.cli import (
+    audit,
     bundle,
     db,
     explain,
@@ -26,8 +28,20 @@ from inspect_xai.cli import (
 )
 from inspect_xai.errors import InspectXaiError
 
+
+class _TwoWords(TyperGroup):
+    """Lets a command's name have two words, so that `audit BUNDLE` and `audit compare A B` can both be said."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # typer's own copy of click has the types
+        both = " ".join(args[:2])
+        if len(args) > 1 and both in self.commands:
+            return both, self.commands[both], args[2:]
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="inspect-xai",
+    cls=_TwoWords,
     help="Explain the verdicts of defect-inspection CNNs, and keep the record of it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -51,7 +65,7 @@ def _frame(
     """Explain the verdicts of defect-inspection CNNs, and keep the record of it."""
 
 
-for module in (bundle, model, explain, line, serve, report, show, find, replay, ledger, retention, db, operate):
+for module in (bundle, model, explain, audit, line, serve, report, show, find, replay, ledger, retention, db, operate):
     module.register(app)
 
 

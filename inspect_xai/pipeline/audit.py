@@ -152,6 +152,13 @@ class Audit:
         """Folder that the rows' images are relative to."""
         return Path(self.header["table"]).parent
 
+    def labelled(self) -> dict[str, LabelledPicture]:
+        """Read the table again, by image; empty where it, or a picture, is not there any more."""
+        try:
+            return {found.image: found for found in read_labelled(Path(self.header["table"]), self.header["labels"])}
+        except SettingsError:
+            return {}
+
     def maps(self, row: AuditRow) -> dict[str, NDArray[np.float32]]:
         """Read a row's reduced maps (h, w) by method, each 0 to 1; empty where nothing was explained."""
         if not row.map_file:
@@ -180,8 +187,7 @@ def run_audit(
     Raises:
         SettingsError: If the table is wrong, or `out` holds something else.
     """
-    card = explainer.card
-    chosen = _sampled(read_labelled(table, card), settings)
+    chosen = _sampled(read_labelled(table, explainer.card.labels), settings)
     _check_settings(settings)
     header = _header(explainer.engine.bundle, table, settings, chosen, provider=explainer.engine.provider)
     _open_folder(out, header)

@@ -13,7 +13,7 @@ left, height and width in pixels, one box after the other, parted by semicolons.
 
 import csv
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from inspect_xai.errors import PictureError, SettingsError
 from inspect_xai.maths.whereabouts import boxes_mask
-from inspect_xai.records import ModelCard
 
 Box = tuple[int, int, int, int]
 _COLUMNS = ("image", "label", "mask", "boxes", "part", "station")
@@ -48,12 +47,12 @@ class LabelledPicture:
         return self.mask is not None or bool(self.boxes)
 
 
-def read_labelled(path: Path, card: ModelCard) -> tuple[LabelledPicture, ...]:
+def read_labelled(path: Path, labels: Sequence[str]) -> tuple[LabelledPicture, ...]:
     """Read the table and see that everything it names is there.
 
     Args:
         path: The CSV file.
-        card: Of the model, whose labels are the only ones allowed.
+        labels: Those of the model; no others are allowed.
 
     Raises:
         SettingsError: With the line that is wrong.
@@ -68,7 +67,7 @@ def read_labelled(path: Path, card: ModelCard) -> tuple[LabelledPicture, ...]:
                     f"{path} has the columns {', '.join(columns) or 'none'}; {' and '.join(missing)} is missing",
                     expected=f"a head line with {','.join(_COLUMNS)}, of which image and label must be there",
                 )
-            rows = [_row(path, reader.line_num, line, card) for line in reader]
+            rows = [_row(path, reader.line_num, line, labels) for line in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SettingsError(f"{path} cannot be read: {error}", expected="a CSV file in UTF-8") from error
     if not rows:
@@ -81,13 +80,11 @@ def read_labelled(path: Path, card: ModelCard) -> tuple[LabelledPicture, ...]:
     return tuple(rows)
 
 
-def _row(path: Path, line: int, given: Mapping[str | None, str | None], card: ModelCard) -> LabelledPicture:
+def _row(path: Path, line: int, given: Mapping[str | None, str | None], labels: Sequence[str]) -> LabelledPicture:
     cells = {name: (given.get(name) or "").strip() for name in _COLUMNS}
     where = f"{path}, line {line}"
-    if cells["label"] not in card.labels:
-        raise SettingsError(
-            f"{where}: label {cells['label']!r}", expected=f"a label of {card.name}: {', '.join(card.labels)}"
-        )
+    if cells["label"] not in labels:
+        raise SettingsError(f"{where}: label {cells['label']!r}", expected=f"a label of the model: {', '.join(labels)}")
     files = {}
     for name in ("image", "mask"):
         if cells[name]:

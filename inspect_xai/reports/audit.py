@@ -7,7 +7,7 @@ OUT/audit.json    the same numbers
 import base64
 import json
 import math
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,15 @@ ANSWERS = {
 
 _TABLES = (
     ("Does the map lie on the defect?", ("aupro", "ebpg", "bbox", "miou", "pointing", "inside", "border")),
-    ("Does the score live where the map says?", ("road", *(f"drop_{f}" for f in Baseline), *(f"increase_{f}" for f in Baseline))),
+    (
+        "Does the score live where the map says?",
+        ("road", *(f"drop_{f}" for f in Baseline), *(f"increase_{f}" for f in Baseline)),
+    ),
     (
         "Pixel by pixel: area under the curves",
         (*(f"insertion_{f}" for f in Baseline), *(f"deletion_{f}" for f in Baseline)),
     ),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,7 @@ def _render(audit: Audit, report: AuditReport, *, command: str) -> str:
         lstrip_blocks=True,
     )
     named = {metric.key: metric for metric in METRICS}
-    cohorts = cohort_maps(audit)
+    cohorts, labelled = cohort_maps(audit), audit.labelled()
     return environment.get_template("audit.html").render(
         audit=audit,
         report=report,
@@ -145,7 +148,7 @@ def _render(audit: Audit, report: AuditReport, *, command: str) -> str:
         labels=[label for label in audit.header["labels"] if any(label in pair for pair in report.confusion)],
         tables=[(title, metrics) for title, keys in _TABLES if (metrics := _measured(report, keys, named))],
         plot=_plot(report),
-        shown=[_show(audit, suspect) for suspect in report.suspects],
+        shown=[_show(audit, suspect, labelled.get(suspect.row.image)) for suspect in report.suspects],
         cohorts=[(cohort, _cohort_picture(cohort)) for cohort in cohorts[:_MOST_COHORTS]],
         more_cohorts=max(0, len(cohorts) - _MOST_COHORTS),
         no_cause=words.NO_CAUSE,
@@ -153,11 +156,11 @@ def _render(audit: Audit, report: AuditReport, *, command: str) -> str:
         command=command,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         version=__version__,
-        settings=asdict_of(audit),
+        settings=_made_with(audit),
     )
 
 
-def asdict_of(audit: Audit) -> dict[str, str]:
+def _made_with(audit: Audit) -> dict[str, str]:
     """Return what the audit was made with as lines for people."""
     header = audit.header
     model = header["model"]
@@ -217,7 +220,7 @@ def _plot(report: AuditReport) -> dict[str, Any] | None:
     }
 
 
-def _show(audit: Audit, suspect: Suspect) -> _Shown:
+def _show(audit: Audit, suspect: Suspect, labelled: LabelledPicture | None) -> _Shown:
     row = suspect.row
     path = audit.pictures / row.image
     reduced = audit.maps(row).get(str(audit.methods[0]))
@@ -225,14 +228,15 @@ def _show(audit: Audit, suspect: Suspect) -> _Shown:
         pixels = read_picture(path).pixels
     except (InspectXaiError, OSError) as error:
         return _Shown(suspect, "", "", f"the picture is not there any more: {error}")
-    fused = cv2.resize(reduced, (pixels.shape[1], pixels.shape[0])) if reduced is not None else None
-    overlay = "" if fused is None else _jpeg(colour.overlay(pixels, fused, regions=find_regions(fused)))
-    return _Shown(suspect, _jpeg(_with_truth(audit, suspect, pixels)), overlay, "" if overlay else "there is no map")
+    overlay = ""
+    if reduced is not None:
+        fused = np.asarray(cv2.resize(reduced, (pixels.shape[1], pixels.shape[0])), np.float32)
+        overlay = _jpeg(colour.overlay(pixels, fused, regions=find_regions(fused)))
+    return _Shown(suspect, _jpeg(_with_truth(labelled, pixels)), overlay, "" if overlay else "there is no map")
 
 
-def _with_truth(audit: Audit, suspect: Suspect, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _with_truth(labelled: LabelledPicture | None, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the picture with the defect's outline on it where its place is known."""
-    labelled = audit.truth_of(suspect.row)
     shown = np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels.copy()
     truth = None if labelled is None else _truth(labelled, (pixels.shape[0], pixels.shape[1]))
     if truth is not None:

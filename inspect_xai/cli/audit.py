@@ -1,0 +1,214 @@
+"""`inspect-xai audit`: does the network look at the defect? `inspect-xai audit compare`: may a new one replace it?"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inspect_xai.cli.console import DeviceOption, JsonOption, print_json, progress_bar
+from inspect_xai.records import Baseline, Method, Profile
+
+if TYPE_CHECKING:
+    from inspect_xai.model.bundle import ModelBundle
+    from inspect_xai.pipeline.audit import Audit, AuditSettings
+    from inspect_xai.pipeline.compare import Comparison
+    from inspect_xai.pipeline.explain import Explainer
+    from inspect_xai.pipeline.findings import AuditReport
+    from inspect_xai.pipeline.sanity import Sanity
+
+_FINDINGS = 1
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(audit)
+    app.command("audit compare")(compare)
+
+
+def audit(
+    bundle: Annotated[Path, typer.Argument(help="The bundle folder.")],
+    manifest: Annotated[
+        Path, typer.Option("--manifest", help="CSV of pictures: image,label[,mask][,boxes][,part][,station].")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to make, or to go on in where an audit was cut short.")],
+    methods: Annotated[
+        str, typer.Option("--methods", help="Compared methods; the answer rests on the first.")
+    ] = "sise,ada-sise,grad-cam,layer-cam",
+    sample: Annotated[int, typer.Option("--sample", help="Measure so many pictures, drawn at random; 0: all.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
+    profile: Annotated[
+        Profile | None, typer.Option("--profile", help="How many masks get a pass. Default: the card's.")
+    ] = None,
+    mu: Annotated[float | None, typer.Option("--mu", help="Selection threshold of sise. Default: the card's.")] = None,
+    baseline: Annotated[
+        Baseline | None, typer.Option("--baseline", help="What masks put in the picture's place. Default: the card's.")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", help="Of the insertion and deletion curves.")] = 50,
+    every: Annotated[
+        bool, typer.Option("--all", help="Explain defective pictures judged wrong too, by their true label.")
+    ] = False,
+    region: Annotated[
+        str, typer.Option("--region", help="Where the part is: auto, picture, or top,left,height,width in pixels.")
+    ] = "auto",
+    sanity: Annotated[int, typer.Option("--sanity", help="Pictures for the sanity checks; 0: none.")] = 3,
+    db: Annotated[
+        str | None, typer.Option("--db", help="Database to keep the numbers in, beside the model.", show_default=False)
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="Threads. Default: all cores.")] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure whether a network looks at the defect, on pictures whose truth is known.
+
+    Writes report.html, audit.json, rows.jsonl and maps into --out. Kill it and run it again: it goes on.
+    Exit code 0: the answer is yes, mostly or undecided. 1: it is no.
+
+    Example: inspect-xai audit tile.bundle --manifest parts.csv --methods sise,grad-cam --out audit --sample 200
+    """
+    from inspect_xai.pipeline.audit import AuditSettings, run_audit
+    from inspect_xai.pipeline.explain import Explainer
+    from inspect_xai.pipeline.findings import NO, find
+    from inspect_xai.reports.audit import as_plain, write_audit
+
+    settings = AuditSettings(
+        _methods(methods), profile, mu, baseline, sample, seed, steps, only_right=not every, region=region,
+        sanity=sanity,
+    )  # fmt: skip
+    with (
+        Explainer(bundle, device=device, profile=profile, mu=mu, baseline=baseline, threads=threads) as explainer,
+        progress_bar(shown=not as_json) as progress,
+    ):
+        task = progress.add_task("measuring", total=None)
+        measured = run_audit(
+            explainer, manifest, out, settings=settings,
+            on_row=lambda done, total: progress.update(task, completed=done, total=total),
+        )  # fmt: skip
+        checks = progress.add_task("sanity", total=None, visible=settings.sanity > 0)
+        checked = _checked(
+            explainer, measured, settings, lambda done, total: progress.update(checks, completed=done, total=total)
+        )
+        loaded = explainer.engine.bundle
+    report = find(measured, sanity=checked)
+    written = write_audit(measured, report, command=_command(bundle, manifest, out, settings))
+    if db is not None:
+        _keep(db, loaded, measured, report)
+    if as_json:
+        print_json(as_plain(measured, report) | {"page": written.page})
+    else:
+        _print(report, measured)
+        typer.echo(f"page     {written.page}")
+        typer.echo(f"numbers  {written.numbers}")
+    if report.answer.answer == NO:
+        raise typer.Exit(_FINDINGS)
+
+
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="A", help="Folder of the audit of the model in use.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="Folder of the audit of the model to take its place.")],
+    tolerances: Annotated[
+        Path | None, typer.Option("--tolerances", help="TOML file of what B may do worse. Default: nothing is held.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold an audit against another of the same pictures: verdicts, evidence, metrics.
+
+    Exit code 0: within the tolerances, or none were given. 1: beyond them.
+
+    Example: inspect-xai audit compare audit-old audit-new --tolerances gate.toml
+    """
+    from inspect_xai.pipeline.audit import open_audit
+    from inspect_xai.pipeline.compare import Tolerances, compare_audits, read_tolerances
+
+    allowed = read_tolerances(tolerances) if tolerances else Tolerances()
+    found = compare_audits(open_audit(before), open_audit(after), tolerances=allowed)
+    if as_json:
+        print_json(found)
+    else:
+        _print_comparison(found)
+    if found.breaches:
+        raise typer.Exit(_FINDINGS)
+
+
+def _methods(said: str) -> tuple[Method, ...]:
+    names = [name.strip() for name in said.split(",") if name.strip()]
+    unknown = [name for name in names if name not in list(Method)]
+    if unknown or not names:
+        raise typer.BadParameter(f"{', '.join(unknown) or 'nothing'}; known are {', '.join(Method)}")
+    return tuple(Method(name) for name in names)
+
+
+def _checked(explainer: "Explainer", audit: "Audit", settings: "AuditSettings", on_step: object) -> "Sanity | None":
+    """Run the sanity checks on explained pictures spread over the rows; none where there are none, or none wanted."""
+    from inspect_xai.pipeline.sanity import check_sanity
+
+    explained = [row for row in audit.rows if row.measured]
+    if not settings.sanity or not explained:
+        return None
+    step = max(1, len(explained) // settings.sanity)
+    parts = [(audit.pictures / row.image, row.target) for row in explained[::step][: settings.sanity]]
+    return check_sanity(explainer, parts, method=settings.methods[0], seed=settings.seed, on_step=on_step)  # type: ignore[arg-type]
+
+
+def _command(bundle: Path, manifest: Path, out: Path, settings: "AuditSettings") -> str:
+    words = ["inspect-xai audit", str(bundle), "--manifest", str(manifest), "--methods", ",".join(settings.methods)]
+    for name in ("profile", "mu", "baseline", "sample", "seed", "steps", "region", "sanity"):
+        value = getattr(settings, name)
+        words += [] if value is None else [f"--{name}", str(value)]
+    return " ".join([*words, *([] if settings.only_right else ["--all"]), "--out", str(out)])
+
+
+def _keep(db: str, bundle: "ModelBundle", audit: "Audit", report: "AuditReport") -> None:
+    """Store the numbers beside the model; the same audit twice is one."""
+    import hashlib
+    import json
+    from datetime import UTC, datetime
+
+    from inspect_xai.reports.audit import as_plain
+    from inspect_xai.storage.store import open_store
+
+    numbers = as_plain(audit, report)
+    made_with = numbers.pop("made_with")
+    identity = hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()
+    with open_store(db, create=False) as store:
+        store.record_audit(
+            identity, bundle.fingerprint, audited_at=datetime.now(UTC), settings=made_with, numbers=numbers
+        )  # fmt: skip
+
+
+def _print(report: "AuditReport", audit: "Audit") -> None:
+    typer.echo(f"looks at the defect: {report.answer.answer} ({'; '.join(report.answer.reasons)})")
+    for label, found in report.by_label.items():
+        typer.echo(f"  {label}: {found.answer} ({found.counted.count} of {found.counted.denominator})")
+    if report.sanity:
+        typer.echo(f"sanity: {'passed' if report.sanity.passed else 'failed'}")
+    columns = [key for key in ("aupro", "ebpg", "inside", "drop_mean", "road") if _is_measured(report, key)]
+    if report.methods:
+        typer.echo(f"{'method':12}" + "".join(f"{key:>11}" for key in columns) + f"{'passes':>9}{'seconds':>9}")
+    for method in report.methods:
+        numbers = "".join(
+            f"{method.cells[key].average.mean:>11.3f}" if key in method.cells else f"{'-':>11}" for key in columns
+        )
+        typer.echo(f"{method.method:12}{numbers}{method.passes:>9.0f}{method.seconds:>9.2f}")
+    if report.errors:
+        typer.echo(f"{len(report.errors)} of {len(audit.rows)} pictures could not be measured: {report.errors[0][1]}")
+
+
+def _is_measured(report: "AuditReport", key: str) -> bool:
+    return any(key in method.cells for method in report.methods)
+
+
+def _print_comparison(found: "Comparison") -> None:
+    typer.echo(
+        f"{found.pictures} pictures: {len(found.changed)} changed, {found.newly_wrong} newly wrong, "
+        f"{found.newly_right} newly right (McNemar p = {found.p_value:.3g}), {found.new_escapes} new escapes"
+    )
+    for part in found.changed:
+        typer.echo(f"  {part.image} ({part.label}): {part.before} -> {part.after}")
+    if found.correlation is not None:
+        typer.echo(f"maps of {found.method}: median rank correlation {found.correlation:.3f}; furthest moved:")
+        for part in found.moved[:5]:
+            typer.echo(f"  {part.image} ({part.label}): {part.correlation:.3f}")
+    for key, step in found.metrics.items():
+        typer.echo(f"  {key:16} {step.mean:+.4f} ({step.low:+.4f} to {step.high:+.4f})")
+    for breach in found.breaches:
+        typer.echo(f"beyond tolerance: {breach}")
