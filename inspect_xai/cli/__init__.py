@@ -15,6 +15,7 @@ from inspect_xai.cli import (
     bundle,
     db,
     explain,
+    export,
     find,
     ledger,
     line,
@@ -65,7 +66,24 @@ def _frame(
     """Explain the verdicts of defect-inspection CNNs, and keep the record of it."""
 
 
-for module in (bundle, model, explain, audit, line, serve, report, show, find, replay, ledger, retention, db, operate):
+_MODULES = (
+    bundle,
+    export,
+    model,
+    explain,
+    audit,
+    line,
+    serve,
+    report,
+    show,
+    find,
+    replay,
+    ledger,
+    retention,
+    db,
+    operate,
+)
+for module in _MODULES:
     module.register(app)
 
 
