@@ -48,6 +48,7 @@ def write_day(*, settings: str | None, db: str | None, day: date) -> dict[str, A
     return {
         "day": day.isoformat(),
         "page": str(report.page),
+        "summary": (report.page.parent / "summary.txt").read_text(encoding="utf-8"),
         "inspections": report.inspections,
         "ng": report.ng,
         "unsure": report.unsure,

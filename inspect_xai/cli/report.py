@@ -30,19 +30,25 @@ def report(
     until: Annotated[
         datetime | None, typer.Option("--until", formats=_DAYS, help="Last day. Default: the first.")
     ] = None,
+    shift: Annotated[str, typer.Option("--shift", help="Only this shift, as named with the pictures.")] = "",
     out: Annotated[Path | None, typer.Option("--out", help="Folder for one folder per day.")] = None,
+    pdf: Annotated[
+        bool, typer.Option("--pdf", help="Also print the page as A4 PDF with this machine's Chromium.")
+    ] = False,
     time_zone: Annotated[
         str | None, typer.Option("--time-zone", help="The plant's zone, in which a day begins and ends.")
     ] = None,
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the report of a day: what was captured, judged, flagged and why.
+    """Write the report of a day, a shift or any days: what was judged, flagged and why, and what changed.
 
-    One HTML page with everything inside it, and one Parquet file per day for other tools. Only the database is read,
-    and the archived pictures for thumbnails; no model runs.
+    One HTML page with everything inside it, report.json with its numbers, summary.txt for mail or chat, and one
+    Parquet file per whole day. Only the database is read, and the archived pictures for thumbnails; no model runs.
+    Each number stands beside that of the period before, which is as long.
 
     Example: inspect-xai report --db sqlite:///inspections.db --date 2026-11-22 --out reports
+    Example: inspect-xai report --since 2026-11-16 --until 2026-11-22 --shift EARLY --pdf
     """
     from inspect_xai.settings import load_settings
 
@@ -51,15 +57,24 @@ def report(
     chosen = load_settings(settings, db=db, report={"out": out, "time_zone": time_zone})
     last = (on or until or since or yesterday(chosen)).date()
     first = (since or datetime.combine(last, time.min)).date()
-    written = write_report_of(chosen, first=first, last=last)
+    written = write_report_of(chosen, first=first, last=last, shift=shift)
+    printed = None
+    if pdf:
+        from inspect_xai.reports.pdf import print_pdf
+
+        printed = print_pdf(written.page)
     if as_json:
-        print_json(written)
+        from dataclasses import asdict
+
+        print_json(asdict(written) | {"pdf": printed})
         return
     typer.echo(
         f"{written.inspections} inspections: {written.ok} OK, {written.ng} NG, {written.unsure} UNSURE; "
         f"{written.shown} of {written.flagged} flagged parts shown"
     )
     typer.echo(f"page     {written.page}")
+    if printed:
+        typer.echo(f"pdf      {printed}")
     for path in written.parquet:
         typer.echo(f"parquet  {path}")
 
@@ -69,12 +84,18 @@ def yesterday(settings: "Settings") -> datetime:
     return datetime.now(ZoneInfo(settings.report.time_zone)) - timedelta(days=1)
 
 
-def write_report_of(settings: "Settings", *, first: date, last: date) -> "Report":
+def write_report_of(settings: "Settings", *, first: date, last: date, shift: str = "") -> "Report":
     """Write the report that the settings describe."""
     from inspect_xai.reports.day import write_report
 
     chosen = settings.report
     with store_of(settings) as store:
         return write_report(
-            store, first=first, last=last, out=chosen.out, time_zone=chosen.time_zone, thumbnails=chosen.thumbnails
+            store,
+            first=first,
+            last=last,
+            out=chosen.out,
+            time_zone=chosen.time_zone,
+            thumbnails=chosen.thumbnails,
+            shift=shift,
         )

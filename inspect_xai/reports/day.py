@@ -11,7 +11,6 @@ the database; pictures come from where the database says they were put. The same
 same files, but for the time of writing on the page.
 """
 
-import base64
 import hashlib
 import heapq
 import json
@@ -23,30 +22,23 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import cv2
 import jinja2
-import numpy as np
-from numpy.typing import NDArray
 
 from inspect_xai import __version__
-from inspect_xai.errors import PictureError
-from inspect_xai.maths import colour
-from inspect_xai.pipeline.pictures import PictureLimits
-from inspect_xai.pipeline.remote import read_archived
 from inspect_xai.records import Reason, Status, VerdictCode
 from inspect_xai.reports import charts, words
 from inspect_xai.reports.alarms import Alarm, alarms_of, estimate_in_words, summary_of
+from inspect_xai.reports.cohorts import CohortPicture, Odd, cohorts_of
 from inspect_xai.reports.folder import replaced_folder
 from inspect_xai.reports.numbers import LEAST_DAYS, Numbers, numbers_of
 from inspect_xai.reports.parquet import write_parquet
 from inspect_xai.reports.period import Period
+from inspect_xai.reports.pictures import data_uri, photograph_at, pictures_of
 from inspect_xai.storage.figures import Figures
 from inspect_xai.storage.store import Store
 from inspect_xai.storage.stored import InspectionSummary, StoredInspection
 
 SCHEMA_VERSION = 2
-_THUMBNAIL_PX = (300, 420)  # most rows and columns of a thumbnail; 120 of them make a page of about 2 MB
-_JPEG_QUALITY = 82
 _MOST_PICTURE_BYTES = 2_200_000  # of the flagged parts, as written on the page
 _CODES = (VerdictCode.OK, VerdictCode.NG, VerdictCode.UNSURE)
 
@@ -113,6 +105,7 @@ def write_report(
     registered = {each.fingerprint: (each.status, each.status_by, each.golden is not None) for each in store.models()}
     numbers = numbers_of(figures, period, models=registered)
     alarms = alarms_of(numbers, period)
+    cohorts, odd = cohorts_of(figures, period, photograph_of=photograph_at)
     cards = _cards(store, seen.flagged, period.zone)
     counts = {each.name: each.count for each in numbers.headline}
     report = Report(
@@ -128,8 +121,11 @@ def write_report(
         shown=len(cards),
     )
     facts = {"schema_version": SCHEMA_VERSION, "period": _named(period), "alarms": alarms, "numbers": numbers}
+    facts |= {"cohorts": [each.numbers for each in cohorts], "deserve_a_look": odd}
     files = {
-        "report.html": _render(report, period, numbers, alarms=alarms, cards=cards, seen=seen),
+        "report.html": _render(
+            report, period, numbers, alarms=alarms, cohorts=cohorts, odd=_odd_parts(store, odd), cards=cards, seen=seen
+        ),
         "report.json": json.dumps(facts, default=_plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
         "summary.txt": summary_of(numbers, alarms, period) + "\n",
     }
@@ -191,7 +187,15 @@ def _urgency(row: InspectionSummary) -> tuple[bool, float, int]:
 
 
 def _render(
-    report: Report, period: Period, numbers: Numbers, *, alarms: Sequence[Alarm], cards: Sequence[_Card], seen: _Seen
+    report: Report,
+    period: Period,
+    numbers: Numbers,
+    *,
+    alarms: Sequence[Alarm],
+    cohorts: Sequence[CohortPicture],
+    odd: Sequence[tuple[Odd, str, str]],
+    cards: Sequence[_Card],
+    seen: _Seen,
 ) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -203,6 +207,7 @@ def _render(
     environment.globals |= {
         "control_chart": charts.control_chart,
         "pareto_chart": charts.pareto_chart,
+        "data_uri": data_uri,
         "in_words": estimate_in_words,
     }
     return environment.get_template("day.html").render(
@@ -216,6 +221,8 @@ def _render(
         version=__version__,
         bars=_bars(seen.slots, by_hour=len(period.days) == 1),
         bar_unit="hour" if len(period.days) == 1 else "day",
+        cohorts=cohorts,
+        odd=odd,
         cards=cards,
         reasons={code: words.REASONS[code] for code in Reason if code in seen.reasons},
         statuses={code: words.STATUSES[code] for code in Status if code in seen.statuses},
@@ -238,6 +245,15 @@ def _bars(slots: Counter[tuple[Any, str]], *, by_hour: bool) -> list[dict[str, A
     ]
 
 
+def _odd_parts(store: Store, odd: Sequence[Odd]) -> list[tuple[Odd, str, str]]:
+    """Each with its overlay as a data URI, or why there is none."""
+    found = []
+    for each in odd:
+        _, overlay, missing = pictures_of(store.get(each.inspection_id, maps=True))
+        found.append((each, overlay, missing))
+    return found
+
+
 def _cards(store: Store, flagged: Sequence[InspectionSummary], zone: ZoneInfo) -> list[_Card]:
     """The parts shown: as many as their pictures leave the page light enough to be sent by mail."""
     cards: list[_Card] = []
@@ -254,15 +270,7 @@ def _cards(store: Store, flagged: Sequence[InspectionSummary], zone: ZoneInfo) -
 def _card(store: Store, row: InspectionSummary, zone: ZoneInfo) -> _Card:
     stored = store.get(row.inspection_id, maps=True)
     explanation = stored.explanation
-    picture, missing = _archived(stored)
-    overlay = ""
-    if picture is not None and explanation is not None and explanation.status is Status.EXPLAINED:
-        if explanation.fused is None:
-            missing = "the map was deleted by retention"
-        elif explanation.fused.shape != picture.shape[:2]:
-            missing = "the map belongs to a picture of another size"
-        else:
-            overlay = _data_uri(colour.overlay(picture, explanation.fused, regions=explanation.regions))
+    picture, overlay, missing = pictures_of(stored)
     return _Card(
         row=row,
         stored=stored,
@@ -270,40 +278,10 @@ def _card(store: Store, row: InspectionSummary, zone: ZoneInfo) -> _Card:
         reason=words.REASONS[Reason(row.reason)],
         status=words.STATUSES[explanation.status] if explanation else "",
         notes=tuple(words.note_in_words(note) for note in explanation.notes) if explanation else (),
-        picture="" if picture is None else _data_uri(picture),
+        picture=picture,
         overlay=overlay,
         missing=missing,
     )
-
-
-def _archived(stored: StoredInspection) -> tuple[NDArray[np.uint8] | None, str]:
-    """Return the picture from the archive as the model saw it, or why there is none."""
-    capture = stored.capture
-    if not capture.height_px:
-        return None, "the file holds no picture"
-    limits = PictureLimits(**_as_mapping(stored.run.settings.get("limits")))
-    try:
-        picture = read_archived(capture.archived_to, limits=limits)
-    except PictureError as error:
-        return None, f"the picture is missing from the archive: {error}"
-    if picture.sha256 != capture.sha256:
-        return None, f"the file at {capture.archived_to} is another picture than the one inspected"
-    return picture.pixels, ""
-
-
-def _as_mapping(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _data_uri(picture: NDArray[np.uint8]) -> str:
-    """Return a small JPEG of an RGB or gray picture that stands inside the page."""
-    rows, columns = picture.shape[:2]
-    scale = min(1.0, _THUMBNAIL_PX[0] / rows, _THUMBNAIL_PX[1] / columns)
-    size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA) if scale < 1 else picture
-    bgr = small if small.ndim == 2 else cv2.cvtColor(small, cv2.COLOR_RGB2BGR)
-    _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
 
 
 def _local(moment: datetime, zone: ZoneInfo) -> str:

@@ -141,9 +141,8 @@ class Figures:
         keys = [*names, Explanation.target, Capture.height_px, Capture.width_px]
         query = self._explained(start, end, *keys, func.count()).group_by(*keys)
         with database.reading(self._engine) as connection:
-            found = [
-                (CohortKey(row[0], row[1], row[2], row[3], row[4], (row[5], row[6])), int(row[7])) for row in connection.execute(query)
-            ]  # fmt: skip
+            rows = connection.execute(query).all()
+        found = [(CohortKey(r[0], r[1], r[2], r[3], r[4], (r[5], r[6])), int(r[7])) for r in rows]
         return sorted(found, key=lambda each: (-each[1], *dataclasses.astuple(each[0])))
 
     def maps(self, key: CohortKey, start: datetime, end: datetime) -> Iterator[StoredMap]:

@@ -1,0 +1,205 @@
+"""Where on the part: what the maps of one label at one place share, how that moved, and which part is unlike them."""
+
+import heapq
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from inspect_xai.maths import cohort as maths
+from inspect_xai.maths import colour
+from inspect_xai.reports.period import Period
+from inspect_xai.storage.figures import CohortKey, Figures, StoredMap
+from inspect_xai.storage.triage import OUTSIDE
+
+MOST_COHORTS: Final = 8
+FEWEST_DRAWN: Final = 3
+"""Maps from which a picture is called a cohort's; one or two parts are shown as parts."""
+
+FEWEST_MAPS: Final = 8
+"""Maps from which a cohort says what is usual: with fewer, no part is called unlike it."""
+
+LOW_SPREAD: Final = 0.05
+"""Below this spread of the masks' scores a map hardly tells places apart (the explanation's own note)."""
+
+_LONGEST_PX: Final = 160  # of the pictures on the page, and of the maps that are added up
+
+
+@dataclass(frozen=True, slots=True)
+class CohortNumbers:
+    """What a cohort says in numbers; the three of the change are None where the period before has no maps.
+
+    Attributes:
+        maps: Maps with evidence that were added up.
+        empty: Maps without evidence.
+        row_px: Centre of the evidence in the picture.
+        column_px: The same.
+        spread_px: Root of the mean squared distance between a part's centre of evidence and the cohort's.
+        maps_before: Maps with evidence in the period before.
+        moved: Share of the evidence that lies elsewhere than before, 0 to 1.
+        down_px: Way of the centre downwards, negative upwards.
+        right_px: To the right, negative to the left.
+    """
+
+    key: CohortKey
+    maps: int
+    empty: int
+    row_px: float
+    column_px: float
+    spread_px: float
+    maps_before: int
+    moved: float | None
+    down_px: float | None
+    right_px: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Odd:
+    """A part that deserves a look, and why; `weight` sorts them within a reason, the strangest first."""
+
+    inspection_id: int
+    serial: str
+    why: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CohortPicture:
+    """A cohort's numbers and what is drawn of it: RGB, small."""
+
+    numbers: CohortNumbers
+    mean: NDArray[np.uint8]
+    spread: NDArray[np.uint8]
+    photographed: str  # serial of the part whose photograph lies below; empty: none could be read
+
+
+PhotographOf = Callable[[str], NDArray[np.uint8] | None]
+"""Reads a picture from where it was archived; None where it is not there."""
+
+
+def cohorts_of(
+    figures: Figures, period: Period, *, photograph_of: PhotographOf, most_odd: int = 8
+) -> tuple[tuple[CohortPicture, ...], tuple[Odd, ...]]:
+    """Add up the maps of the largest cohorts, one map in memory at a time.
+
+    Args:
+        figures: Restricted to the period's shift.
+        period: What the report speaks of.
+        photograph_of: Gives the picture that a cohort's evidence is drawn on.
+        most_odd: Parts named at the most.
+
+    Returns:
+        The cohorts, the largest first, and the parts unlike theirs.
+    """
+    pictures, odd = [], list[Odd]()
+    for key, _ in figures.cohorts(*period.span)[:MOST_COHORTS]:
+        picture, strange = _cohort(figures, period, key, photograph_of)
+        if picture is not None and picture.numbers.maps >= FEWEST_DRAWN:
+            pictures.append(picture)
+        odd += strange
+    worst: dict[int, Odd] = {}
+    for each in odd:  # a part may be odd for two reasons: it is shown once, for the stranger one
+        if each.inspection_id not in worst or worst[each.inspection_id].weight < each.weight:
+            worst[each.inspection_id] = each
+    return tuple(pictures), tuple(heapq.nsmallest(most_odd, worst.values(), key=lambda o: (-o.weight, o.inspection_id)))
+
+
+def _cohort(
+    figures: Figures, period: Period, key: CohortKey, photograph_of: PhotographOf
+) -> tuple[CohortPicture | None, list[Odd]]:
+    size = _small(key.size)
+    now = maths.gather(_shrunk(figures.maps(key, *period.span), size), size)
+    if not now.maps:
+        return None, []
+    before = maths.gather(_shrunk(figures.maps(key, *period.before.span), size), size)
+    centre = _centre(now.mean)
+    facts: list[_Fact] = []
+    squares, photograph, photographed = 0.0, None, ""
+    for each, shrunk in _pairs(figures.maps(key, *period.span), size):
+        unlike = maths.deviation(shrunk, now)
+        inside = each.faithfulness.get("energy_in_roi")
+        facts.append(
+            _Fact(each.inspection_id, each.serial, math.nan if unlike is None else unlike, each.score_spread, inside)
+        )
+        if unlike is not None:
+            squares += sum((a - b) ** 2 for a, b in zip(_centre(shrunk), centre, strict=True))
+        if photograph is None and not photographed:
+            photograph = photograph_of(each.archived_to)
+            photographed = each.serial
+    scale = key.size[0] / size[0]
+    change = maths.compare_cohorts(now, before)
+    numbers = CohortNumbers(
+        key,
+        now.maps,
+        now.empty,
+        centre[0] * scale,
+        centre[1] * scale,
+        math.sqrt(squares / now.maps) * scale,
+        before.maps,
+        None if change is None else change.moved,
+        None if change is None else change.down_px * scale,
+        None if change is None else change.right_px * scale,
+    )
+    below = None if photograph is None or photograph.shape[:2] != key.size else _resized(photograph, size)
+    mean, spread = (_drawn(values, below) for values in (now.mean, now.spread))
+    name = photographed if below is not None else ""
+    return CohortPicture(numbers, mean, spread, name), list(_odd(facts, now))
+
+
+class _Fact(NamedTuple):
+    """What is kept of each map."""
+
+    inspection_id: int
+    serial: str
+    unlike: float
+    score_spread: float | None
+    energy_in_roi: float | None
+
+
+def _odd(facts: list[_Fact], now: maths.Cohort) -> Iterator[Odd]:
+    unlike = np.array([each.unlike for each in facts])
+    strange = maths.outliers(unlike) if now.maps >= FEWEST_MAPS else np.zeros(len(facts), dtype=np.bool_)
+    for (number, serial, value, spread, inside), is_strange in zip(facts, strange, strict=True):
+        if is_strange:
+            yield Odd(
+                number, serial, f"evidence unlike the {now.maps} maps of its cohort ({value:.2f} of 1)", 1 + value
+            )
+        if spread is not None and spread < LOW_SPREAD:
+            yield Odd(number, serial, f"the masks score nearly alike (spread {spread:.3f})", 1 - spread)
+        if inside is not None and inside < OUTSIDE:
+            why = f"only {100 * inside:.0f} % of the evidence lies in the region of interest"
+            yield Odd(number, serial, why, 1 - inside)
+
+
+def _pairs(maps: Iterable[StoredMap], size: tuple[int, int]) -> Iterator[tuple[StoredMap, NDArray[np.float64]]]:
+    for each in maps:
+        small = cv2.resize(each.fused, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+        yield each, np.asarray(small, dtype=np.float64)
+
+
+def _shrunk(maps: Iterable[StoredMap], size: tuple[int, int]) -> Iterator[NDArray[np.float64]]:
+    return (small for _, small in _pairs(maps, size))
+
+
+def _small(size: tuple[int, int]) -> tuple[int, int]:
+    scale = min(1.0, _LONGEST_PX / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _resized(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    return np.asarray(cv2.resize(picture, (size[1], size[0]), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _centre(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Centre of mass (row, column)."""
+    rows, columns = np.indices(values.shape)
+    total = float(values.sum())
+    return float((values * rows).sum()) / total, float((values * columns).sum()) / total
+
+
+def _drawn(values: NDArray[np.float64], below: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    return colour.colour_map(values) if below is None else colour.overlay(below, values, opacity=0.8)
