@@ -273,11 +273,12 @@ class Engine:
         last = len(self.bundle.blocks)
         for index in range(station + 1, last):
             (features,) = run(self._session(f"block_{index}"), [f"feature_{index}"], {f"feature_{index - 1}": features})
-        chosen: dict[str, NDArray[Any]] = {
+        feeds: dict[str, NDArray[Any]] = {
+            f"feature_{last - 1}": features,
             "target": np.full(len(features), target, np.int64),
             "against": np.full(len(features), against, np.int64),
         }
-        (margin,) = run(self._session(f"block_{last}"), ["margin"], {f"feature_{last - 1}": features} | chosen)
+        (margin,) = run(self._session(f"block_{last}"), ["margin"], feeds)
         return margin
 
     def _session(self, graph: str) -> ort.InferenceSession:
