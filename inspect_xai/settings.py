@@ -50,6 +50,7 @@ class LineSettings(BaseModel):
         path_pattern: Which part a picture shows, read from its path.
         policy_version: Under which version of these rules inspections are recorded; with another version the same
             picture is inspected again beside the old row.
+        policy: The plant's policy file, in the place of `ok_share` and `policy_version`.
         max_pixels: Larger pictures are refused.
         white_level: The value of 16-bit pictures that counts as white.
         honour_exif: Turn pictures as their EXIF orientation says.
@@ -67,6 +68,7 @@ class LineSettings(BaseModel):
     ok_share: float = Field(default=0.05, ge=0, le=1)
     path_pattern: str = DEFAULT_PATTERN
     policy_version: str = Field(default="1", min_length=1)
+    policy: Path | None = None
     max_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
     white_level: int = Field(default=DEFAULT_LIMITS.white_level, ge=1, le=65_535)
     honour_exif: bool = False

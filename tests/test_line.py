@@ -18,7 +18,8 @@ import pytest
 from inspect_xai.errors import DatabaseAwayError, SettingsError, StoreError
 from inspect_xai.pipeline import line as line_module
 from inspect_xai.pipeline.intake import FolderSource
-from inspect_xai.pipeline.line import Line, LineRules, LineSummary, drain, why_explain
+from inspect_xai.pipeline.line import Line, LineRules, LineSummary, drain
+from inspect_xai.pipeline.policy import ExplainRule
 from inspect_xai.pipeline.remote import UrlSource
 from inspect_xai.records import Reason, VerdictCode
 from inspect_xai.storage.store import open_store
@@ -236,11 +237,11 @@ def test_an_explanation_that_fails_leaves_the_verdict(
 
 def test_the_sample_of_ok_pictures_is_the_same_in_every_run() -> None:
     names = [f"{number:08x}" + "0" * 56 for number in np.linspace(0, 2**32 - 1, 1000, dtype=np.int64)]
-    chosen = [why_explain(VerdictCode.OK, name, ok_share=0.1) for name in names]
+    chosen = [ExplainRule(ok_share=0.1).why(VerdictCode.OK, name) for name in names]
     assert chosen.count("sample") == 100
-    assert why_explain(VerdictCode.OK, "f" * 64, ok_share=1.0) == "sample"
-    assert why_explain(VerdictCode.OK, "0" * 64, ok_share=0.0) == ""
-    assert why_explain(VerdictCode.NG, "f" * 64, ok_share=0.0) == "ng"
+    assert ExplainRule(ok_share=1.0).why(VerdictCode.OK, "f" * 64) == "sample"
+    assert ExplainRule(ok_share=0.0).why(VerdictCode.OK, "0" * 64) == ""
+    assert ExplainRule(ok_share=0.0).why(VerdictCode.NG, "f" * 64) == "ng"
 
 
 def test_sampled_ok_pictures_are_explained(incoming: Path, bundle: Path, db: str) -> None:

@@ -77,6 +77,14 @@ def test_each_fault_is_found_and_nothing_else(premises: Premises, bundle: Path, 
     assert list(wrong(examine(altered(premises, source="")))) == ["source"]
 
 
+def test_a_policy_for_another_model_is_found(premises: Premises, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('version = "3"\n[[threshold]]\nlabels = { spot = 0.4 }\n')
+    assert wrong(examine(altered(premises, policy=policy))) == {}
+    policy.write_text('version = "3"\n[[threshold]]\nlabels = { crack = 0.4 }\n')
+    assert "crack" in wrong(examine(altered(premises, policy=policy)))["policy"]
+
+
 def test_a_device_that_does_not_run_is_found(premises: Premises) -> None:
     found = wrong(examine(altered(premises, device="cuda")))
     if not found:

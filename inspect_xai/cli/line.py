@@ -35,8 +35,8 @@ def line(
     ok_share: Annotated[
         float | None, typer.Option("--ok-share", help="Share of the OK pictures explained too, 0 to 1.")
     ] = None,
-    policy: Annotated[
-        str | None, typer.Option("--policy", help="Version of the rules; changed rules need another one.")
+    policy_version: Annotated[
+        str | None, typer.Option("--policy-version", help="Version of the rules; changed ones need another.")
     ] = None,
     chunk: Annotated[int | None, typer.Option("--chunk", help="Pictures recorded in one transaction.")] = None,
     settle: Annotated[
@@ -72,7 +72,7 @@ def line(
         device=device,
         line={
             "source": source, "ok_share": ok_share, "chunk": chunk, "settle_s": settle, "keep": keep, "golden": golden,
-            "policy_version": policy,
+            "policy_version": policy_version,
         },
     )  # fmt: skip
     with open_source_of(chosen) as pictures:
@@ -106,15 +106,23 @@ def open_line_of(settings: "Settings") -> "Line":
     """
     from inspect_xai.pipeline.line import Line, LineRules
     from inspect_xai.pipeline.pictures import PictureLimits
+    from inspect_xai.pipeline.policy import read_policy
 
     if settings.bundle is None:
         raise SettingsError("no bundle is named", remedy="give --bundle DIR, or set `bundle` in the settings")
     chosen = settings.line
+    twice = sorted({"policy_version", "ok_share"} & chosen.model_fields_set)
+    if chosen.policy and twice:
+        raise SettingsError(
+            f"{' and '.join(twice)} beside the policy {chosen.policy}", expected="either",
+            remedy="the policy says both: take them out of the settings and flags",
+        )  # fmt: skip
     rules = LineRules(
         policy_version=chosen.policy_version,
         ok_share=chosen.ok_share,
         path_pattern=chosen.path_pattern,
         limits=PictureLimits(chosen.max_pixels, chosen.white_level, chosen.honour_exif),
+        plan=read_policy(chosen.policy) if chosen.policy else None,
     )
     return Line(
         settings.bundle, settings.db, device=settings.device, rules=rules, blob_store=settings.blob_store,

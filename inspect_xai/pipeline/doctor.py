@@ -14,6 +14,7 @@ from inspect_xai.model.bundle import ModelBundle, load_bundle
 from inspect_xai.model.engine import Engine
 from inspect_xai.pipeline.folder import versions
 from inspect_xai.pipeline.intake import left_by_the_dead
+from inspect_xai.pipeline.policy import read_policy
 from inspect_xai.pipeline.remote import open_source
 from inspect_xai.records import ModelStatus
 from inspect_xai.storage.database import shown, sqlite_file
@@ -47,6 +48,7 @@ class Premises:
     keep: bool
     lease_s: float
     reports: Path
+    policy: Path | None = None
 
 
 def examine(premises: Premises) -> list[Finding]:
@@ -61,6 +63,8 @@ def examine(premises: Premises) -> list[Finding]:
     findings += _tried("bundle", lambda: _bundle(premises.bundle, bundle))
     for loaded in bundle:
         findings += _tried("device", lambda loaded=loaded: _device(loaded, premises.device))  # type: ignore[misc]
+    if premises.policy:
+        findings += _tried("policy", lambda: _policy(premises.policy or Path(), bundle))
     findings += _tried("database", lambda: _database(premises.db, bundle))
     findings += _tried("source", lambda: _source(premises))
     return findings + list(_places(premises)) + list(_clock(premises))
@@ -97,6 +101,13 @@ def _device(bundle: ModelBundle, device: str) -> Iterator[Finding]:
             "device", ok=True,
             found=f"{device} wanted; {engine.provider} ran prediction, trace and masks in {spent:.2f} s",
         )  # fmt: skip
+
+
+def _policy(file: Path, bundle: list[ModelBundle]) -> Iterator[Finding]:
+    policy = read_policy(file)
+    for loaded in bundle:
+        policy.check_against(loaded.card)
+    yield Finding("policy", ok=True, found=f"{file} has version {policy.version}")
 
 
 def _database(url: str, bundle: list[ModelBundle]) -> Iterator[Finding]:

@@ -32,6 +32,7 @@ from inspect_xai.records import (
     Tile,
     TileExplanation,
     Verdict,
+    VerdictSpec,
 )
 
 _BLOCK_BY_BLOCK = (Method.SISE, Method.ADA_SISE)  # the others are run by methods.py
@@ -94,7 +95,7 @@ class Explainer:
         ...     explanation.fused.shape  # rows and columns of the picture
 
     Args:
-        bundle: A bundle folder, or a loaded bundle.
+        bundle: A bundle folder, a loaded bundle, or an open engine to share; whoever opened that closes it.
         device: "auto", "cpu", "cuda" or "cuda:N".
         method: How to explain; default: the card's. What each costs: see `pipeline/methods.py`.
         mu: Selection threshold in [0, 1) as a share of the largest alpha; default: the card's.
@@ -105,6 +106,7 @@ class Explainer:
         budget_s: The same in seconds; at least a few passes are made even if they take longer.
         threads: Threads inside one operator; default: all cores.
         bucket: Masks per forward pass; default: chosen for the device.
+        verdict: Thresholds to judge by; default: the card's.
 
     Raises:
         BundleError: If the folder is no sound bundle.
@@ -114,7 +116,7 @@ class Explainer:
 
     def __init__(
         self,
-        bundle: ModelBundle | Path | str,
+        bundle: Engine | ModelBundle | Path | str,
         *,
         device: str = "auto",
         method: Method | str | None = None,
@@ -125,9 +127,13 @@ class Explainer:
         budget_s: float | None = None,
         threads: int | None = None,
         bucket: int | None = None,
+        verdict: VerdictSpec | None = None,
     ) -> None:
-        loaded = bundle if isinstance(bundle, ModelBundle) else load_bundle(Path(bundle))
+        shared = bundle if isinstance(bundle, Engine) else None
+        given = bundle.bundle if isinstance(bundle, Engine) else bundle
+        loaded = given if isinstance(given, ModelBundle) else load_bundle(Path(given))
         spec = loaded.card.explain
+        self.verdict = verdict or loaded.card.verdict
         self.method = Method(method or spec.method)
         self.profile = Profile(profile or spec.profile)
         usual_mu = spec.mu if self.profile is Profile.EXACT else 0.0
@@ -142,12 +148,12 @@ class Explainer:
             raise SettingsError(f"max_passes is {max_passes}", expected=f"at least {FEWEST_PASSES}")
         if budget_s is not None and not budget_s > 0:
             raise SettingsError(f"the budget is {budget_s} seconds", expected="more than 0")
-        self.engine = Engine(loaded, device=device, threads=threads, bucket=bucket)
+        self.engine = shared or Engine(loaded, device=device, threads=threads, bucket=bucket)
 
     @property
     def card(self) -> ModelCard:
-        """The card of the bundle."""
-        return self.engine.card
+        """The card of the bundle, with the thresholds that count here."""
+        return replace(self.engine.card, verdict=self.verdict)
 
     def look(self, picture: NDArray[np.uint8]) -> Look:
         """Judge a picture by its worst window.

@@ -33,6 +33,7 @@ from inspect_xai.pipeline.golden import verify_at_start
 from inspect_xai.pipeline.identity import DEFAULT_PATTERN, Identity, PathPattern
 from inspect_xai.pipeline.intake import Claim
 from inspect_xai.pipeline.pictures import PictureLimits, decode_picture
+from inspect_xai.pipeline.policy import ExplainRule, Policy, explainer_for
 from inspect_xai.pipeline.remote import Source
 from inspect_xai.records import (
     Capture,
@@ -65,20 +66,33 @@ class LineRules:
         ok_share: Share of the OK pictures explained too, chosen by their hash: the same ones in every run.
         path_pattern: Which part a picture shows (see `PathPattern`).
         limits: What pictures may be.
+        plan: The plant's policy file; it goes before `policy_version` and `ok_share`.
     """
 
     policy_version: str = "1"
     ok_share: float = 0.05
     path_pattern: str = DEFAULT_PATTERN
     limits: PictureLimits = field(default_factory=PictureLimits)
+    plan: Policy | None = None
+
+    @property
+    def version(self) -> str:
+        """Under which version inspections are recorded."""
+        return self.plan.version if self.plan else self.policy_version
+
+    def rule_of(self, product: str) -> ExplainRule:
+        """How a product's pictures are explained."""
+        return self.plan.rule_of(product) if self.plan else ExplainRule(ok_share=self.ok_share)
 
     @property
     def policy(self) -> dict[str, object]:
         """What a policy version stands for: which verdicts are explained, and how files become pixels.
 
-        The thresholds are the model card's and so a part of the model's fingerprint. How a path names a part decides
-        nothing.
+        Without a plan the thresholds are the model card's and so a part of the model's fingerprint. How a path names a
+        part decides nothing.
         """
+        if self.plan:
+            return self.plan.content | {"limits": asdict(self.limits)}
         return {
             "explained": [VerdictCode.NG.value, VerdictCode.UNSURE.value],
             "ok_share": self.ok_share,
@@ -209,8 +223,10 @@ class Line:
             self._explainer = Explainer(bundle, device=device)
             loaded = self._explainer.engine.bundle
             self.fingerprint = loaded.fingerprint
+            if self.rules.plan:
+                self.rules.plan.check_against(loaded.card)
             self._store.register_model(self.fingerprint, loaded.card, registered_by=opened_by)
-            self._store.register_policy(self.rules.policy_version, self.rules.policy, by=opened_by)
+            self._store.register_policy(self.rules.version, self.rules.policy, by=opened_by)
             verified = verify_at_start(self._store, self._explainer, golden, by=opened_by) if golden else None
         except BaseException:
             self._store.close()
@@ -319,15 +335,18 @@ class Line:
             raise
         draft.size_px = (pixels.shape[0], pixels.shape[1])
         draft.pixels_sha256 = hash_of_pixels(pixels)
-        draft.look = self._explainer.look(pixels)
-        draft.because = why_explain(draft.look.verdict.code, draft.sha256, ok_share=self.rules.ok_share)
+        product, explainer = draft.identity.part.product, self._explainer
+        if self.rules.plan:
+            explainer = explainer_for(explainer, self.rules.plan, product=product, station=draft.identity.station)
+        draft.look = explainer.look(pixels)
+        draft.because = self.rules.rule_of(product).why(draft.look.verdict.code, draft.sha256)
         if draft.because:
-            explanation = self._explainer.explain(draft.look, target=draft.look.verdict.label)
+            explanation = explainer.explain(draft.look, target=draft.look.verdict.label)
             # The rest is rebuilt from what is stored; a chunk of large pictures would not fit into memory with it.
             draft.explanation = replace(explanation, rank=np.empty((0, 0), np.int32), block_maps={})
 
     def _known(self, sha256: str) -> int | None:
-        found = self._patiently(lambda: self._store.known([sha256], self.fingerprint, self.rules.policy_version))
+        found = self._patiently(lambda: self._store.known([sha256], self.fingerprint, self.rules.version))
         return found.get(sha256)
 
     def _patiently(self, call: Callable[[], T]) -> T:
@@ -368,7 +387,7 @@ class Line:
         return Inspection(
             capture=capture,
             fingerprint=self.fingerprint,
-            policy_version=self.rules.policy_version,
+            policy_version=self.rules.version,
             run_id=self.run.run_id,
             inspected_at=draft.started_at,
             verdict=draft.look.verdict if draft.look else Verdict(VerdictCode.UNSURE, _reason(error), "", 0.0, 0.0),
@@ -426,22 +445,6 @@ def drain(
         else:
             stop.wait(watch_every_s)
     return replace(summary, seconds=time.perf_counter() - start)
-
-
-def why_explain(verdict: VerdictCode, sha256: str, *, ok_share: float) -> str:
-    """Say why a picture is to be explained: "ng", "unsure", "sample", or "" where it is not.
-
-    Args:
-        verdict: The line's.
-        sha256: Of the picture, in hex; its first digits decide whether an OK picture is in the sample.
-        ok_share: Share of the OK pictures in the sample, 0 to 1.
-
-    >>> why_explain(VerdictCode.OK, "0" * 64, ok_share=0.05), why_explain(VerdictCode.OK, "f" * 64, ok_share=0.05)
-    ('sample', '')
-    """
-    if verdict is not VerdictCode.OK:
-        return verdict.value.lower()
-    return "sample" if int(sha256[:8], 16) < ok_share * 2**32 else ""
 
 
 def _reason(error: Exception | None) -> Reason:

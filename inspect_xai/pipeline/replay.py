@@ -24,6 +24,7 @@ from inspect_xai.pipeline.explain import Explainer, Look
 from inspect_xai.pipeline.folder import versions
 from inspect_xai.pipeline.line import hash_of_pixels
 from inspect_xai.pipeline.pictures import PictureLimits, decode_picture
+from inspect_xai.pipeline.policy import policy_from
 from inspect_xai.pipeline.remote import locate_archived, read_archived_bytes
 from inspect_xai.pipeline.scoring import OVERHEAD_PASSES
 from inspect_xai.pipeline.tolerance import (
@@ -35,7 +36,7 @@ from inspect_xai.pipeline.tolerance import (
     scores_off,
     sums_off,
 )
-from inspect_xai.records import Explanation, TileExplanation
+from inspect_xai.records import Explanation, ModelCard, TileExplanation, VerdictSpec
 from inspect_xai.storage.stored import StoredExplanation, StoredInspection
 
 _SUPPORT_TOLERANCE = 0.01  # of the picture, where only the share of pixels with evidence is left to compare
@@ -127,6 +128,14 @@ def limits_of(stored: StoredInspection) -> PictureLimits:
     return PictureLimits(**known) if isinstance(known, dict) else PictureLimits()
 
 
+def _thresholds_of(stored: StoredInspection, card: ModelCard) -> VerdictSpec:
+    """Return the thresholds that counted: the card's, or over them those of the line's policy."""
+    plan = stored.run.settings.get("plan")
+    if not isinstance(plan, dict):
+        return card.verdict
+    return policy_from(plan).verdict_of(card, product=stored.capture.part.product, station=stored.capture.station)
+
+
 def cannot(stored: StoredInspection, *missing: str) -> Replay:
     """Return the answer where something is missing."""
     return Replay(stored.inspection_id, ReplayOutcome.CANNOT, missing=missing)
@@ -174,6 +183,7 @@ class Replayer:
             differences.append(Difference("picture file", stored.capture.sha256, found))
         try:
             pixels = decode_picture(picture, limits=limits_of(stored))
+            self._explainer.verdict = _thresholds_of(stored, engine.card)
             look = self._explainer.look(pixels)
         except (PictureError, ExplanationError) as error:
             differences.append(Difference("inspection", "a prediction", f"{type(error).__name__}: {error}"))

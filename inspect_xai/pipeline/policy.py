@@ -1,0 +1,210 @@
+"""policy.toml: what a plant has explained, how, and by which thresholds it judges; one file, one version.
+
+The line and a replay read it; docs/line.md shows it whole. Without one `Policy("1")` is what counts.
+"""
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from inspect_xai.errors import SettingsError
+from inspect_xai.pipeline.explain import Explainer
+from inspect_xai.pipeline.scoring import FEWEST_PASSES
+from inspect_xai.records import Method, ModelCard, Profile, VerdictCode, VerdictSpec
+
+_MOST_BYTES = 1 << 20
+_STRICT_KEYS = {"extra": "forbid"}
+_REMEDY = "correct the policy; docs/line.md lists its keys"
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainRule:
+    """What is explained and what it may cost; None: as the model's card says, or no bound."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
+
+    verdicts: tuple[VerdictCode, ...] = (VerdictCode.NG, VerdictCode.UNSURE)
+    ok_share: float = 0.05
+    method: Method | None = None
+    profile: Profile | None = None
+    max_passes: int | None = None
+    budget_s: float | None = None
+
+    def why(self, verdict: VerdictCode, sha256: str) -> str:
+        """Say why a picture is to be explained: "ng", "unsure", "ok", "sample", or "" where it is not.
+
+        Args:
+            verdict: The line's.
+            sha256: Of the picture, in hex; its first digits decide whether an OK picture is in the sample, so it is
+                the same ones in every run.
+
+        >>> ExplainRule().why(VerdictCode.OK, "0" * 64), ExplainRule().why(VerdictCode.OK, "f" * 64)
+        ('sample', '')
+        """
+        if verdict in self.verdicts:
+            return verdict.value.lower()
+        sampled = verdict is VerdictCode.OK and int(sha256[:8], 16) < self.ok_share * 2**32
+        return "sample" if sampled else ""
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdRule:
+    """Thresholds of a product at a station, in the place of the card's; what is not said stays the card's."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
+
+    product: str = ""
+    station: str = ""
+    labels: dict[str, float] = field(default_factory=dict)
+    ng_threshold: float | None = None
+    unsure_margin: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RegionRule:
+    """Where on a station's view parts are inspected: boxes (top, left, height, width) in picture pixels."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
+
+    station: str
+    view: str
+    boxes: tuple[tuple[int, int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A version of the plant's rules. `product` holds, by product, the rules of those that differ."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
+
+    version: str
+    explain: ExplainRule = field(default_factory=ExplainRule)
+    product: dict[str, ExplainRule] = field(default_factory=dict)
+    threshold: tuple[ThresholdRule, ...] = ()
+    region: tuple[RegionRule, ...] = ()
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the version stands for, as plain values."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        del plain["version"]
+        return plain
+
+    def rule_of(self, product: str) -> ExplainRule:
+        """Return how a product's pictures are explained."""
+        return self.product.get(product, self.explain)
+
+    def verdict_of(self, card: ModelCard, *, product: str, station: str) -> VerdictSpec:
+        """Return the thresholds for a product at a station: the card's, and over them those of every rule that fits."""
+        spec = card.verdict
+        for rule in self.threshold:
+            if rule.product in ("", product) and rule.station in ("", station):
+                spec = VerdictSpec(
+                    ng_threshold=spec.ng_threshold if rule.ng_threshold is None else rule.ng_threshold,
+                    unsure_margin=spec.unsure_margin if rule.unsure_margin is None else rule.unsure_margin,
+                    thresholds=({} if rule.ng_threshold is not None else spec.thresholds) | rule.labels,
+                )
+        return spec
+
+    def check_against(self, card: ModelCard) -> None:
+        """Refuse labels that are not this model's: a misspelt one would leave the card's threshold in force.
+
+        Raises:
+            SettingsError: If there are any.
+        """
+        unknown = sorted({label for rule in self.threshold for label in rule.labels} - set(card.defect_labels))
+        if unknown:
+            raise SettingsError(
+                f"policy {self.version!r} has thresholds for {', '.join(unknown)}",
+                expected=f"defect labels of {card.name}: {', '.join(card.defect_labels)}", remedy=_REMEDY,
+            )  # fmt: skip
+
+
+def explainer_for(explainer: Explainer, policy: Policy, *, product: str, station: str) -> Explainer:
+    """Return an explainer on the same engine that judges and explains as the policy says for a product and station."""
+    rule = policy.rule_of(product)
+    return Explainer(
+        explainer.engine,
+        method=rule.method,
+        profile=rule.profile,
+        max_passes=rule.max_passes,
+        budget_s=rule.budget_s,
+        verdict=policy.verdict_of(explainer.engine.card, product=product, station=station),
+    )
+
+
+def read_policy(path: Path) -> Policy:
+    """Read a policy file.
+
+    Raises:
+        SettingsError: If it cannot be read, or says something else than a policy must; every mistake is listed.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+        if len(raw) > _MOST_BYTES:
+            raise SettingsError(f"the policy {path} is larger than {_MOST_BYTES} bytes")
+        return policy_from(tomllib.loads(raw.decode()), source=str(path))
+    except OSError as error:
+        raise SettingsError(f"the policy {path} cannot be read: {error.strerror}", remedy=_REMEDY) from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise SettingsError(f"the policy {path} is no TOML: {error}", remedy=_REMEDY) from error
+
+
+def policy_from(document: Mapping[str, Any], *, source: str = "policy") -> Policy:
+    """Make a policy from plain values, as TOML gives them.
+
+    Raises:
+        SettingsError: If a key is unknown, of the wrong kind or out of its range.
+    """
+    try:
+        found = _ADAPTER.validate_python(_with_defaults(document))
+    except ValidationError as error:
+        mistakes = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        raise SettingsError(f"{source}: {'; '.join(mistakes)}", remedy=_REMEDY) from error
+    wrong = list(_out_of_range(found))
+    if wrong:
+        raise SettingsError(f"{source}: {'; '.join(wrong)}", remedy=_REMEDY)
+    return found
+
+
+def _with_defaults(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Give every product what [explain] says and it does not."""
+    explain, product = document.get("explain", {}), document.get("product", {})
+    if not isinstance(explain, dict) or not isinstance(product, dict):
+        return dict(document)  # the validator says what is wrong with it
+    own = {name: explain | rule if isinstance(rule, dict) else rule for name, rule in product.items()}
+    return dict(document) | {"product": own}
+
+
+def _out_of_range(policy: Policy) -> Iterator[str]:
+    if not policy.version or not policy.version.isprintable():
+        yield "version: Input should be printable text"
+    rules = {"explain": policy.explain} | {f"product.{name}": rule for name, rule in policy.product.items()}
+    for name, rule in rules.items():
+        if not 0 <= rule.ok_share <= 1:
+            yield f"{name}.ok_share: {rule.ok_share} is no share between 0 and 1"
+        if rule.max_passes is not None and rule.max_passes < FEWEST_PASSES:
+            yield f"{name}.max_passes: {rule.max_passes} is less than {FEWEST_PASSES}"
+        if rule.budget_s is not None and not 0 < rule.budget_s < float("inf"):
+            yield f"{name}.budget_s: {rule.budget_s} seconds"
+    yield from _numbers_out_of_range(policy)
+
+
+def _numbers_out_of_range(policy: Policy) -> Iterator[str]:
+    for number, each in enumerate(policy.threshold):
+        said = {"ng_threshold": each.ng_threshold, "unsure_margin": each.unsure_margin, **each.labels}
+        for key, value in said.items():
+            if value is not None and not 0 <= value <= 1:
+                yield f"threshold.{number}.{key}: {value} is no probability"
+    for number, region in enumerate(policy.region):
+        if any(min(box) < 0 or 0 in box[2:] for box in region.boxes):
+            yield f"region.{number}: a box is top, left >= 0, height, width >= 1"
+
+
+_ADAPTER = TypeAdapter(Policy)

@@ -1,0 +1,170 @@
+"""One file says what is explained, how and by which thresholds; the line keeps to it and the record holds it."""
+
+from pathlib import Path
+
+import pytest
+
+from inspect_xai.errors import SettingsError, StoreError
+from inspect_xai.pipeline.intake import FolderSource
+from inspect_xai.pipeline.line import Line, LineRules, LineSummary, drain
+from inspect_xai.pipeline.policy import Policy, policy_from, read_policy
+from inspect_xai.pipeline.replay import ReplayOutcome, archived_picture, replay
+from inspect_xai.records import Method, Profile, VerdictCode
+from inspect_xai.storage.store import open_store
+from tests import spots
+from tests.test_cli_line import Run, cli  # noqa: F401  a fixture
+from tests.test_line import rows, write
+
+PATTERN = "{product}/{station}/{serial}_{captured_at}"
+POLICY = """
+version = "7"
+[explain]
+verdicts = ["NG"]
+ok_share = 0.0
+[product.M12]
+method = "grad-cam"
+[product.M16]
+verdicts = ["NG", "UNSURE", "OK"]
+profile = "quick"
+max_passes = 16
+budget_s = 30.0
+[[threshold]]
+station = "S2"
+unsure_margin = 0.0
+[[threshold]]
+product = "M12"
+station = "S2"
+labels = { spot = 0.9999999 }
+[[region]]
+station = "S1"
+view = "top"
+boxes = [[0, 0, 16, 32]]
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return spots.spot_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Policy:
+    (tmp_path / "policy.toml").write_text(POLICY)
+    return read_policy(tmp_path / "policy.toml")
+
+
+def run(folder: Path, bundle: Path, db: str, policy: Policy) -> LineSummary:
+    rules = LineRules(path_pattern=PATTERN, plan=policy)
+    with Line(bundle, db, device="cpu", rules=rules) as line, FolderSource(folder, settle_s=0) as source:
+        return drain(line, source)
+
+
+def test_the_default_policy_is_what_the_line_does_without_one() -> None:
+    default = policy_from({"version": "1"})
+    assert default.explain.verdicts == (VerdictCode.NG, VerdictCode.UNSURE)
+    assert default.explain.ok_share == LineRules().ok_share
+    assert default.verdict_of(spots.CARD, product="any", station="any") == spots.CARD.verdict
+
+
+def test_products_take_over_what_they_do_not_say_and_thresholds_lie_over_the_cards(policy: Policy) -> None:
+    m12, m16 = policy.rule_of("M12"), policy.rule_of("M16")
+    assert (m12.verdicts, m12.ok_share, m12.method) == ((VerdictCode.NG,), 0.0, Method.GRAD_CAM)
+    assert (m16.profile, m16.max_passes, m16.method) == (Profile.QUICK, 16, None)
+    assert policy.rule_of("another") == policy.explain
+    at_s1 = policy.verdict_of(spots.CARD, product="M12", station="S1")
+    at_s2 = policy.verdict_of(spots.CARD, product="M12", station="S2")
+    assert at_s1 == spots.CARD.verdict
+    assert (at_s2.thresholds, at_s2.unsure_margin, at_s2.ng_threshold) == ({"spot": 0.9999999}, 0.0, 0.5)
+    assert policy_from(policy.content | {"version": "7"}) == policy
+
+
+def test_the_line_keeps_to_it_and_a_replay_knows_it(policy: Policy, bundle: Path, tmp_path: Path) -> None:
+    # 5 px score between 0.1 and 0.5: UNSURE by the card's margin, OK where the station has none.
+    for path in ("M12/S1/a", "M12/S2/b", "M16/S1/c"):
+        write(tmp_path / f"in/{path}_20261122T061500Z.png", ord(path[-1]), 5)
+    write(tmp_path / "in/M12/S1/d_20261122T061500Z.png", 4, 10)
+    write(tmp_path / "in/M16/S1/e_20261122T061500Z.png", 5, 0)
+    db = f"sqlite:///{tmp_path / 'line.db'}"
+    run(tmp_path / "in", bundle, db, policy)
+    found = {row.serial: row for row in rows(db)}
+    said = {name: (row.verdict, row.explained_because, row.policy_version) for name, row in sorted(found.items())}
+    assert said == {
+        "a": ("UNSURE", "", "7"), "b": ("OK", "", "7"), "c": ("UNSURE", "unsure", "7"),
+        "d": ("NG", "ng", "7"), "e": ("OK", "ok", "7"),
+    }  # fmt: skip
+    assert found["b"].threshold == 0.9999999
+    with open_store(db) as store:
+        stored = {name: store.get(row.inspection_id, maps=True) for name, row in found.items()}
+    assert stored["d"].explanation is not None
+    assert stored["d"].explanation.settings.method is Method.GRAD_CAM
+    assert stored["c"].explanation is not None
+    settings = stored["c"].explanation.settings
+    assert (settings.profile, settings.max_passes, settings.budget_s) == (Profile.QUICK, 16, 30.0)
+    for name in ("b", "d"):
+        answer = replay(stored[name], archived_picture(stored[name]), bundle, device="cpu")
+        assert answer.outcome is ReplayOutcome.HOLDS, answer
+
+
+def test_a_policy_changed_under_its_version_is_refused(policy: Policy, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    db = f"sqlite:///{tmp_path / 'line.db'}"
+    run(tmp_path / "in", bundle, db, policy)
+    run(tmp_path / "in", bundle, db, policy)  # as it was
+    changed = policy_from(policy.content | {"version": "7", "region": []})
+    with pytest.raises(StoreError, match="'7' is kept with another content"):
+        run(tmp_path / "in", bundle, db, changed)
+
+
+def test_thresholds_of_labels_the_model_lacks_are_refused(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    misspelt = policy_from({"version": "1", "threshold": [{"labels": {"sopt": 0.5}}]})
+    with pytest.raises(SettingsError, match="thresholds for sopt"):
+        run(tmp_path / "in", bundle, f"sqlite:///{tmp_path / 'line.db'}", misspelt)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "version"),
+        ('version = ""', "version"),
+        ('version = "1"\nlime = 1', "lime"),
+        ('version = "1"\nexplain = 3', "explain"),
+        ('version = "1"\n[explain]\nok_share = 2', "ok_share: 2.0 is no share"),
+        ('version = "1"\n[explain]\nmethod = "magic"', "explain.method"),
+        ('version = "1"\n[product.A]\nbudget_s = 0', "product.A.budget_s"),
+        ('version = "1"\n[product.A]\nmax_passes = 3', "product.A.max_passes"),
+        ('version = "1"\n[product]\nA = 3', "product.A"),
+        ('version = "1"\n[[threshold]]\nlabels = { a = 1.5 }', "threshold.0.a: 1.5 is no probability"),
+        ('version = "1"\n[[region]]\nstation = "S"\nview = "v"\nboxes = [[0, 0, 0, 4]]', "region.0"),
+        ("version = ", "no TOML"),
+    ],
+)
+def test_every_mistake_is_named(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=said.replace(".", r"\.")):
+        read_policy(file)
+
+
+def test_a_policy_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be read"):
+        read_policy(tmp_path / "none.toml")
+
+
+def test_the_command_takes_it_from_the_settings_and_suffers_no_second_answer(
+    cli: Run,  # noqa: F811
+    policy: Policy,
+    bundle: Path,
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "in/a.png", 1, 10)
+    settings = tmp_path / "line.toml"
+    settings.write_text(
+        f'bundle = "{bundle}"\ndb = "sqlite:///{tmp_path / "line.db"}"\ndevice = "cpu"\n'
+        f'[line]\nsource = "{tmp_path / "in"}"\nsettle_s = 0\npolicy = "{tmp_path / "policy.toml"}"\n'
+    )
+    code, _, err = cli("line", "--settings", settings, "--ok-share", 0.5)
+    assert code == 60
+    assert "ok_share beside the policy" in err
+    assert cli("line", "--settings", settings)[0] == 0
+    assert [row.policy_version for row in rows(f"sqlite:///{tmp_path / 'line.db'}")] == ["7"]
