@@ -218,7 +218,7 @@ class Engine:
         for start in range(0, len(features), self.bucket):
             chunk = np.ascontiguousarray(features[start : start + self.bucket])
             everything = np.full(len(chunk), MOST_PROBABLE, np.int64)
-            feeds = {f"feature_{deepest}": chunk, "target": everything, "against": everything}
+            feeds: dict[str, NDArray[Any]] = {f"feature_{deepest}": chunk, "target": everything, "against": everything}
             scores += run(self._session(f"block_{len(chain)}"), ["probabilities"], feeds)
         return _finite(np.concatenate(scores), "scores of masked feature maps")
 
