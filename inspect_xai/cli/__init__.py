@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from inspect_xai import __version__
 from inspect_xai.cli import (
+    again,
     audit,
     bundle,
     db,
@@ -84,6 +85,7 @@ _MODULES = (
     retention,
     db,
     operate,
+    again,
 )
 for module in _MODULES:
     module.register(app)

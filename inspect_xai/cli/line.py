@@ -81,7 +81,7 @@ def line(
                 "--watch on a source whose files stay in place", expected="a folder whose files may be moved",
                 remedy="run the command again for new pictures, or drop --keep",
             )  # fmt: skip
-        with open_line_of(chosen) as opened, _stopped_by_signals() as stop, progress_bar(shown=not as_json) as progress:
+        with open_line_of(chosen) as opened, stopped_by_signals() as stop, progress_bar(shown=not as_json) as progress:
             total = pictures.count() if isinstance(pictures, FolderSource) and not progress.disable else None
             task = progress.add_task("inspecting", total=total)
             summary = drain(
@@ -95,11 +95,11 @@ def line(
     if as_json:
         print_json(summary)
     else:
-        _print_summary(summary, chosen)
+        print_summary(summary, chosen)
 
 
-def open_line_of(settings: "Settings") -> "Line":
-    """Open the line that the settings describe.
+def open_line_of(settings: "Settings", *, explain_all: bool = False) -> "Line":
+    """Open the line that the settings describe; with `explain_all` every verdict is explained.
 
     Raises:
         SettingsError: If no bundle is named.
@@ -125,7 +125,8 @@ def open_line_of(settings: "Settings") -> "Line":
         plan=read_policy(chosen.policy) if chosen.policy else None,
     )
     return Line(
-        settings.bundle, settings.db, device=settings.device, rules=rules, blob_store=settings.blob_store,
+        settings.bundle, settings.db, device=settings.device, rules=rules.explaining_all() if explain_all else rules,
+        blob_store=settings.blob_store,
         golden=chosen.golden, opened_by=who(),
     )  # fmt: skip
 
@@ -145,7 +146,7 @@ def open_source_of(settings: "Settings") -> "Source":
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[threading.Event]:
+def stopped_by_signals() -> Iterator[threading.Event]:
     """Turn SIGTERM and the first Ctrl-C into an event; a second Ctrl-C interrupts as usual."""
     stop = threading.Event()
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
@@ -163,7 +164,8 @@ def _stopped_by_signals() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before[1])
 
 
-def _print_summary(summary: "LineSummary", settings: "Settings") -> None:
+def print_summary(summary: "LineSummary", settings: "Settings") -> None:
+    """Say in a few lines what a line did."""
     typer.echo(
         f"{summary.inspected} pictures inspected in {summary.seconds:.1f} s on {summary.provider}: "
         f"{summary.ok} OK, {summary.ng} NG, {summary.unsure} UNSURE"

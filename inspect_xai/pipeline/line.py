@@ -27,6 +27,7 @@ from inspect_xai.errors import (
     StoreError,
 )
 from inspect_xai.model.bundle import ModelBundle
+from inspect_xai.pipeline.archive import ArchiveSource
 from inspect_xai.pipeline.explain import Explainer, Look
 from inspect_xai.pipeline.folder import versions
 from inspect_xai.pipeline.golden import verify_at_start
@@ -79,6 +80,11 @@ class LineRules:
     def version(self) -> str:
         """Under which version inspections are recorded."""
         return self.plan.version if self.plan else self.policy_version
+
+    def explaining_all(self) -> "LineRules":
+        """Return rules that explain every verdict, under a policy version of their own: `VERSION+all`."""
+        plan = self.plan or Policy(self.policy_version, ExplainRule(ok_share=self.ok_share))
+        return replace(self, plan=plan.explaining_all())
 
     def rule_of(self, product: str) -> ExplainRule:
         """How a product's pictures are explained."""
@@ -248,7 +254,7 @@ class Line:
         self._store.begin_run(self.run)
 
     def inspect(
-        self, source: Source, claims: Sequence[Claim], *, after_each: Callable[[], bool] | None = None
+        self, source: Source | ArchiveSource, claims: Sequence[Claim], *, after_each: Callable[[], bool] | None = None
     ) -> list[Outcome]:
         """Inspect a chunk of claimed files and record them in one transaction; then put the files away.
 
@@ -298,7 +304,7 @@ class Line:
     ) -> None:
         self.close()
 
-    def _inspect_one(self, source: Source, claim: Claim) -> _Draft:
+    def _inspect_one(self, source: Source | ArchiveSource, claim: Claim) -> _Draft:
         start = time.perf_counter()
         identity = self._pattern.identify(claim.file_name, modified_at=claim.modified_at)
         draft = _Draft(claim, datetime.now(UTC), identity)
@@ -316,7 +322,7 @@ class Line:
         draft.duration_ms = (time.perf_counter() - start) * 1e3
         return draft
 
-    def _fill(self, draft: _Draft, source: Source) -> None:
+    def _fill(self, draft: _Draft, source: Source | ArchiveSource) -> None:
         """Take one picture as far as it goes, writing down each step."""
         claim = draft.claim
         data = b""
@@ -359,7 +365,7 @@ class Line:
                 time.sleep(wait_s)
         return call()
 
-    def _destination(self, source: Source, draft: _Draft) -> str:
+    def _destination(self, source: Source | ArchiveSource, draft: _Draft) -> str:
         return source.destination(
             draft.claim,
             captured_at=draft.identity.captured_at,
@@ -367,7 +373,7 @@ class Line:
             rejected=isinstance(draft.error, PictureError),
         )
 
-    def _inspection(self, source: Source, draft: _Draft) -> Inspection:
+    def _inspection(self, source: Source | ArchiveSource, draft: _Draft) -> Inspection:
         identity, error = draft.identity, draft.error
         capture = Capture(
             sha256=draft.sha256,
@@ -401,7 +407,7 @@ class Line:
 
 def drain(
     line: Line,
-    source: Source,
+    source: Source | ArchiveSource,
     *,
     chunk: int = 32,
     watch_every_s: float | None = None,

@@ -6,7 +6,7 @@ The line and a replay read it; docs/line.md shows it whole. Without one `Policy(
 import json
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -110,6 +110,16 @@ class Policy:
                     thresholds=({} if rule.ng_threshold is not None else spec.thresholds) | rule.labels,
                 )
         return spec
+
+    def explaining_all(self) -> "Policy":
+        """Return the same policy with every verdict explained, under a version of its own."""
+        everything = tuple(VerdictCode)
+        return replace(
+            self,
+            version=f"{self.version}+all",
+            explain=replace(self.explain, verdicts=everything),
+            product={name: replace(rule, verdicts=everything) for name, rule in self.product.items()},
+        )
 
     def check_against(self, card: ModelCard) -> None:
         """Refuse labels that are not this model's: a misspelt one would leave the card's threshold in force.

@@ -1,0 +1,88 @@
+"""Archived pictures once more: rows beside the old ones, by another model or with an explanation for each."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests import spots
+from tests.test_cli_line import Run, cli  # noqa: F401  a fixture
+from tests.test_line import rows, write
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return spots.spot_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture
+def settings(cli: Run, bundle: Path, tmp_path: Path) -> Path:  # noqa: F811
+    """A line that inspected two OK parts, an NG one and a file without a picture; the identity came from a sidecar."""
+    for number, spot_px in enumerate([0, 0, 10]):
+        picture = write(tmp_path / f"in/{number}.png", number, spot_px)
+        picture.with_suffix(".json").write_text(json.dumps({"serial": f"SN{number}", "station": "S9", "product": "M"}))
+    (tmp_path / "in/broken.png").write_bytes(b"")
+    file = tmp_path / "line.toml"
+    file.write_text(
+        f'bundle = "{bundle}"\ndb = "sqlite:///{tmp_path / "line.db"}"\ndevice = "cpu"\n'
+        f'[line]\nsource = "{tmp_path / "in"}"\nsettle_s = 0\nok_share = 0\nchunk = 2\n'
+    )
+    code, _, err = cli("line", "--settings", file)
+    assert code == 0, err
+    return file
+
+
+def test_another_model_judges_the_archive_beside_the_old_rows(
+    cli: Run,  # noqa: F811
+    settings: Path,
+    tmp_path: Path,
+) -> None:
+    other = spots.spot_bundle(tmp_path / "other", fails_on_white=True)
+    db = f"sqlite:///{tmp_path / 'line.db'}"
+    before = rows(db)
+    usual = ["reinspect", "--settings", settings, "--bundle", other, "--since", "2026-01-01", "--json"]
+    code, out, err = cli(*usual)
+    assert code == 0, err
+    said = json.loads(out)
+    assert (said["summary"]["inspected"], said["missing"]) == (3, 0)
+    found = rows(db)
+    assert [row for row in found if row in before] == before
+    new = [row for row in found if row not in before]
+    assert {(row.serial, row.station, row.product) for row in new} == {(f"SN{n}", "S9", "M") for n in range(3)}
+    assert {row.fingerprint for row in new}.isdisjoint({row.fingerprint for row in before})
+    assert Counter(row.verdict for row in new) == {"OK": 2, "NG": 1}
+    assert all(Path(row.archived_to).is_file() for row in new)
+    code, out, _ = cli(*usual)
+    assert json.loads(out)["summary"]["inspected"] == 0
+
+
+def test_what_lacks_an_explanation_gets_one(cli: Run, settings: Path, tmp_path: Path) -> None:  # noqa: F811
+    db = f"sqlite:///{tmp_path / 'line.db'}"
+    usual = ["explain-missing", "--settings", settings, "--since", "2026-01-01", "--json"]
+    code, out, err = cli(*usual)
+    assert code == 0, err
+    assert json.loads(out)["summary"]["explained"] == 2
+    new = [row for row in rows(db) if row.policy_version == "1+all"]
+    assert {(row.serial, row.verdict, row.explained_because, row.explanation_status) for row in new} == {
+        ("SN0", "OK", "ok", "explained"), ("SN1", "OK", "ok", "explained"),
+    }  # fmt: skip
+    assert json.loads(cli(*usual)[1])["summary"]["inspected"] == 0
+
+
+def test_a_picture_that_was_exchanged_or_is_gone_is_passed_over_and_told(
+    cli: Run,  # noqa: F811
+    settings: Path,
+    tmp_path: Path,
+) -> None:
+    db = f"sqlite:///{tmp_path / 'line.db'}"
+    first, second = (Path(row.archived_to) for row in rows(db) if row.verdict == "OK")
+    first.unlink()
+    write(second, 77)
+    before = rows(db)
+    code, out, _ = cli("explain-missing", "--settings", settings, "--since", "2026-01-01", "--json")
+    assert (code, json.loads(out)["missing"], json.loads(out)["summary"]["seen"]) == (1, 2, 0)
+    assert rows(db) == before
+    code, out, _ = cli("explain-missing", "--settings", settings, "--since", "2099-01-01")
+    assert code == 0
+    assert "0 pictures inspected" in out
