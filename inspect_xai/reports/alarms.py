@@ -6,12 +6,24 @@ from enum import StrEnum
 from typing import Final
 
 from inspect_xai.maths.control import Signal
+from inspect_xai.maths.drift import Rule
 from inspect_xai.maths.quality import Estimate
 from inspect_xai.reports.numbers import Numbers
 from inspect_xai.reports.period import Period
+from inspect_xai.reports.watch import Drift
 
 FALSE_DISCOVERY_RATE: Final = 0.05
 _SIGNALS: Final = {Signal.BEYOND: "beyond its control limits", Signal.RUN: "8 days or more on one side of its centre"}
+
+
+DRIFT_WORDS: Final = {
+    "score": "the defect score",
+    "margin": "the network's margin",
+    "support_share": "the share of the picture that maps cover",
+    "region_row_px": "the evidence's row",
+    "region_column_px": "the evidence's column",
+    "region_area_px": "the evidence's area",
+}
 
 
 class Topic(StrEnum):
@@ -24,6 +36,7 @@ class Topic(StrEnum):
     CONTROL = "out_of_control"
     PARETO = "defect_more_often"
     QUEUE = "queue_too_old"
+    DRIFT = "drift"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +47,9 @@ class Alarm:
     text: str
 
 
-def alarms_of(numbers: Numbers, period: Period) -> tuple[Alarm, ...]:
+def alarms_of(numbers: Numbers, period: Period, drift: Drift | None = None) -> tuple[Alarm, ...]:
     """Find what deserves a word, most serious first."""
-    return tuple(Alarm(topic, text) for topic, text in _found(numbers, period))
+    return tuple(Alarm(topic, text) for topic, text in (*_found(numbers, period), *_drifted(drift, period)))
 
 
 def _found(numbers: Numbers, period: Period) -> Iterable[tuple[Topic, str]]:
@@ -69,6 +82,26 @@ def _changes(numbers: Numbers, period: Period) -> Iterable[tuple[Topic, str]]:
         if row.q < FALSE_DISCOVERY_RATE and row.change is not None and row.change > 0:
             shares = f"{100 * (row.rate or 0):.2f} % of the parts after {100 * (row.rate_before or 0):.2f} %"
             yield Topic.PARETO, f"More {row.label}: {shares} (q = {row.q:.2g})."
+
+
+def _drifted(drift: Drift | None, period: Period) -> Iterable[tuple[Topic, str]]:
+    """Alarms of the period's own days: one is raised once, not every night."""
+    if drift is None:
+        return
+    known = {each.cell for each in drift.alarms if each.rule is Rule.DAYS}
+    for each in drift.alarms:
+        if drift.days[each.day] < period.first or (each.rule is Rule.EWMA and each.cell in known):
+            continue  # what moved at once is no creeping, though it drags the average along
+        way = "higher" if each.shift > 0 else "lower"
+        what = {
+            Rule.DAYS: f"{100 * each.size:.0f} % of the parts lie elsewhere, mostly {way}",
+            Rule.EWMA: f"creeping {way} a little every day",
+        }[each.rule]
+        since = drift.days[each.since]
+        yield (
+            Topic.DRIFT,
+            f"{' '.join(each.cell.stratum)}: {DRIFT_WORDS[each.cell.feature]} drifted since {since}: {what}.",
+        )
 
 
 def summary_of(numbers: Numbers, alarms: Sequence[Alarm], period: Period) -> str:

@@ -34,6 +34,7 @@ from inspect_xai.reports.numbers import LEAST_DAYS, Numbers, numbers_of
 from inspect_xai.reports.parquet import write_parquet
 from inspect_xai.reports.period import Period
 from inspect_xai.reports.pictures import data_uri, photograph_at, pictures_of
+from inspect_xai.reports.watch import Drift, drift_of
 from inspect_xai.storage.figures import Figures
 from inspect_xai.storage.store import Store
 from inspect_xai.storage.stored import InspectionSummary, StoredInspection
@@ -104,7 +105,8 @@ def write_report(
     seen = _look_through(figures, period, out=out, most=thumbnails)
     registered = {each.fingerprint: (each.status, each.status_by, each.golden is not None) for each in store.models()}
     numbers = numbers_of(figures, period, models=registered)
-    alarms = alarms_of(numbers, period)
+    drift = drift_of(figures, period)
+    alarms = alarms_of(numbers, period, drift)
     cohorts, odd = cohorts_of(figures, period, photograph_of=photograph_at)
     cards = _cards(store, seen.flagged, period.zone)
     counts = {each.name: each.count for each in numbers.headline}
@@ -121,10 +123,18 @@ def write_report(
         shown=len(cards),
     )
     facts = {"schema_version": SCHEMA_VERSION, "period": _named(period), "alarms": alarms, "numbers": numbers}
-    facts |= {"cohorts": [each.numbers for each in cohorts], "deserve_a_look": odd}
+    facts |= {"cohorts": [each.numbers for each in cohorts], "deserve_a_look": odd, "drift": drift}
     files = {
         "report.html": _render(
-            report, period, numbers, alarms=alarms, cohorts=cohorts, odd=_odd_parts(store, odd), cards=cards, seen=seen
+            report,
+            period,
+            numbers,
+            alarms=alarms,
+            cohorts=cohorts,
+            odd=_odd_parts(store, odd),
+            drift=drift,
+            cards=cards,
+            seen=seen,
         ),
         "report.json": json.dumps(facts, default=_plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
         "summary.txt": summary_of(numbers, alarms, period) + "\n",
@@ -194,6 +204,7 @@ def _render(
     alarms: Sequence[Alarm],
     cohorts: Sequence[CohortPicture],
     odd: Sequence[tuple[Odd, str, str]],
+    drift: Drift,
     cards: Sequence[_Card],
     seen: _Seen,
 ) -> str:
@@ -223,6 +234,7 @@ def _render(
         bar_unit="hour" if len(period.days) == 1 else "day",
         cohorts=cohorts,
         odd=odd,
+        drift=drift,
         cards=cards,
         reasons={code: words.REASONS[code] for code in Reason if code in seen.reasons},
         statuses={code: words.STATUSES[code] for code in Status if code in seen.statuses},

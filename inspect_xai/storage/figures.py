@@ -1,6 +1,7 @@
 """Numbers for reports, added up by the database: a year of inspections costs no more memory than a day."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,10 +17,23 @@ from inspect_xai.storage import database, reading
 from inspect_xai.storage.blobs import decode
 from inspect_xai.storage.store import Store
 from inspect_xai.storage.stored import InspectionSummary
-from inspect_xai.storage.tables import Capture, Explanation, ExplanationTile, Inspection, MapBlob, Review, Run
+from inspect_xai.storage.tables import (
+    Capture,
+    Explanation,
+    ExplanationRegion,
+    ExplanationTile,
+    Inspection,
+    MapBlob,
+    Review,
+    Run,
+)
 
 AGES: Final = (timedelta(days=1), timedelta(days=3), timedelta(days=7))
 """Where the waiting parts are divided by age."""
+
+DRIFT_FEATURES: Final = ("score", "margin", "support_share", "region_row_px", "region_column_px", "region_area_px")
+"""What is watched for drift: the judged label's score, the network's margin, and of explained parts how much of the
+picture the map covers, and where its heaviest region lies and how large it is."""
 
 _AT_A_TIME: Final = 64  # rows on their way from the database
 
@@ -114,6 +128,39 @@ class Figures:
                 Tally(tuple(row[: len(groups)]), int(row[-3]), float(row[-2]), float(row[-1]))
                 for row in connection.execute(query)
             ]
+
+    def features(self, start: datetime, end: datetime, *, most: int) -> dict[tuple[str, str], NDArray[np.float64]]:
+        """Per line and station the values of `DRIFT_FEATURES`, (n, features), NaN where a part has none.
+
+        Args:
+            start: First moment of capture.
+            end: First moment after.
+            most: About so many parts in all: of more, those with the lowest hashes, which favours no kind.
+        """
+        region = ExplanationRegion
+        columns = (
+            Capture.line, Capture.station, Inspection.score, Inspection.margin, Explanation.support_share,
+            region.top_px + region.height_px / 2.0, region.left_px + region.width_px / 2.0, region.area_px,
+        )  # fmt: skip
+        parts = (
+            select(func.count()).select_from(Inspection).join(Capture, Capture.id == Inspection.capture_id)
+        ).where(*self._during(start, end))  # fmt: skip
+        query = (
+            select(*columns)
+            .join(Capture, Capture.id == Inspection.capture_id)
+            .outerjoin(Explanation, Explanation.inspection_id == Inspection.id)
+            .outerjoin(region, and_(region.explanation_id == Explanation.id, region.position == 0))
+            .where(*self._during(start, end), Inspection.failure_kind == "")
+        )
+        found: dict[tuple[str, str], list[list[float]]] = {}
+        with database.reading(self._engine) as connection:
+            count = connection.execute(parts).scalar_one()
+            if count > most:
+                query = query.where(Capture.sha256 < f"{int(most / count * 16**8):08x}")
+            for line, station, *values in connection.execute(query.order_by(Inspection.id)):
+                numbers = [math.nan if value is None else float(value) for value in values]
+                found.setdefault((line, station), []).append(numbers)
+        return {place: np.array(rows) for place, rows in sorted(found.items())}
 
     def run_settings(self, run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """By which settings each run worked."""
