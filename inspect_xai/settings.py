@@ -142,7 +142,7 @@ class ServeSettings(BaseModel):
 class Settings(BaseSettings):
     """Everything that can be set. `bundle` is a bundle folder, `db` the database's URL.
 
-    `blob_store` is a folder or URL for the explanation maps; empty: they lie in the database.
+    `blob_store` is a folder or URL for the explanation maps; empty: they lie in the database. `log`: how a line logs.
     """
 
     model_config = SettingsConfigDict(
@@ -153,6 +153,7 @@ class Settings(BaseSettings):
     blob_store: str = ""
     bundle: Path | None = None
     device: str = "auto"
+    log: Literal["text", "json"] = "text"
     line: LineSettings = LineSettings()
     report: ReportSettings = ReportSettings()
     serve: ServeSettings = ServeSettings()

@@ -1,6 +1,9 @@
 """Archived pictures once more: rows beside the old ones, by another model or with an explanation for each."""
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -86,3 +89,18 @@ def test_a_picture_that_was_exchanged_or_is_gone_is_passed_over_and_told(
     code, out, _ = cli("explain-missing", "--settings", settings, "--since", "2099-01-01")
     assert code == 0
     assert "0 pictures inspected" in out
+
+
+def test_a_collector_gets_json_with_part_and_hash_in_every_line(settings: Path, tmp_path: Path) -> None:
+    write(tmp_path / "in/L1/S3/SN9_LOT7_CAM1_top_early_20261122T061500Z.png", 9)
+    (tmp_path / "in/L1/S3/bad\nname.png").write_bytes(b"no picture")
+    environment = os.environ | {"INSPECT_XAI_LOG": "json", "INSPECT_XAI_SETTINGS": str(settings)}
+    done = subprocess.run(
+        [sys.executable, "-m", "inspect_xai", "line"], env=environment, capture_output=True, text=True, check=True
+    )
+    said = [json.loads(line) for line in done.stderr.splitlines()]
+    assert all(each["serial"] and len(each["sha256"]) == 64 and each["station"] is not None for each in said)
+    assert {(each["line"], each["serial"], each["verdict"]) for each in said if each["level"] == "info"} == {
+        ("L1", "SN9", "OK"), ("", "bad\nname", "UNSURE"),
+    }  # fmt: skip
+    assert [each["file_name"] for each in said if each["level"] == "warning"] == ["L1/S3/bad\nname.png"]

@@ -104,10 +104,13 @@ def open_line_of(settings: "Settings", *, explain_all: bool = False) -> "Line":
     Raises:
         SettingsError: If no bundle is named.
     """
+    from inspect_xai.cli.logs import log_as_json
     from inspect_xai.pipeline.line import Line, LineRules
     from inspect_xai.pipeline.pictures import PictureLimits
     from inspect_xai.pipeline.policy import read_policy
 
+    if settings.log == "json":
+        log_as_json()
     if settings.bundle is None:
         raise SettingsError("no bundle is named", remedy="give --bundle DIR, or set `bundle` in the settings")
     chosen = settings.line

@@ -289,6 +289,9 @@ class Line:
             row = next(recorded) if inspection else RecordedInspection(draft.known_id or 0, is_new=False)
             source.move(draft.claim, destination=self._destination(source, draft))
             outcomes.append(_outcome(draft, row, inspection, stands_under=_other_part(draft, parts)))
+            verdict = inspection.verdict.code.value if inspection else "known already"
+            facts = _facts(draft) | {"verdict": verdict, "inspection_id": row.inspection_id}
+            _log.info("%s is inspection %d: %s", draft.claim.file_name, row.inspection_id, verdict, extra=facts)
         return outcomes
 
     def close(self) -> None:
@@ -318,6 +321,7 @@ class Line:
             log(
                 "%s (serial %s, sha256 %s): %s: %s",
                 claim.file_name, identity.part.serial, draft.sha256 or "unknown", type(error).__name__, error,
+                extra=_facts(draft),
             )  # fmt: skip
         draft.duration_ms = (time.perf_counter() - start) * 1e3
         return draft
@@ -481,6 +485,15 @@ def _other_part(draft: _Draft, parts: Mapping[str, Part]) -> str:
         draft.claim.file_name, named.serial, draft.sha256, recorded.serial, recorded.product, recorded.lot,
     )  # fmt: skip
     return recorded.serial
+
+
+def _facts(draft: _Draft) -> dict[str, object]:
+    """Return what every log record about a picture carries, for logs that are searched by machines."""
+    identity = draft.identity
+    return {
+        "serial": identity.part.serial, "sha256": draft.sha256, "line": identity.line, "station": identity.station,
+        "file_name": draft.claim.file_name,
+    }  # fmt: skip
 
 
 def _outcome(
