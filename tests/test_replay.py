@@ -258,7 +258,7 @@ def test_map_agreement_by_hand() -> None:
     agreement = compare_maps(expected, found, blocks=5)
     assert (agreement.off, agreement.stray_share, agreement.overlap) == (0.8, 0.001, 1.0)
     assert agreement.holds
-    found[9, :3] = 4.0
+    found[9, :6] = 4.0
     assert not compare_maps(expected, found, blocks=5).holds
     turned = compare_maps(expected, np.roll(expected, 25, axis=1), blocks=5)
     assert turned.overlap == 0.5
@@ -267,8 +267,10 @@ def test_map_agreement_by_hand() -> None:
 
 
 def test_sums_and_scores_by_hand() -> None:
-    sums = np.array([[0.0, 2.0]], np.float32)
-    assert sums_off(sums, np.array([[0.0, 1.5]], np.float32)) == 0.25
+    sums = np.array([[0.0, 1.0, 2.0]], np.float32)
+    assert sums_off(sums, np.array([[0.0, 1.5, 2.0]], np.float32)) == 0.25
+    assert sums_off(sums, 3 + 4 * sums) == 0.0  # the block map is the same one
+    assert sums_off(sums, np.ones_like(sums)) == 1.0
     assert sums_off(None, None) == 0.0
     assert sums_off(sums, None) == float("inf") == sums_off(sums, sums.T)
     assert sums_off(np.ones((2, 2), np.float32), np.ones((2, 2), np.float32)) == 0.0

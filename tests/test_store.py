@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from inspect_xai.errors import DatabaseAwayError, NotFoundError, SettingsError, StoreError
-from inspect_xai.records import Failure, Profile, Reason, Verdict, VerdictCode
+from inspect_xai.records import Failure, Part, Profile, Reason, Verdict, VerdictCode
 from inspect_xai.storage.store import Store, open_store
 from tests import stored
 from tests.stored import FINGERPRINT, NOON, RUN
@@ -210,6 +210,26 @@ def test_a_policy_known_by_its_version_alone_gets_its_content_later(store: Store
     store.register_policy("1", {"a": 1})
     with pytest.raises(StoreError, match="another content"):
         store.register_policy("1", {"a": 2})
+
+
+def test_a_model_is_found_by_the_beginning_of_its_fingerprint(store: Store) -> None:
+    store.register_model("fe" * 32, stored.CARD)
+    assert store.model("fff").fingerprint == FINGERPRINT
+    assert store.model("fe" * 32).fingerprint == "fe" * 32
+    with pytest.raises(NotFoundError, match="several models' fingerprints begin with 'f'"):
+        store.model("f")
+    with pytest.raises(NotFoundError, match="no such model"):
+        store.model("%")
+
+
+def test_pictures_know_the_part_they_were_recorded_for(store: Store) -> None:
+    store.record([stored.inspection(1), stored.inspection(12)])
+    sha256s = [f"{number:064x}" for number in range(1200)]
+    assert store.parts_of(sha256s) == {
+        sha256s[1]: Part("SN00001", "housing", "LOT0"),
+        sha256s[12]: Part("SN00012", "housing", "LOT1"),
+    }
+    assert store.inspection_ids() == [1, 2]
 
 
 def test_no_such_inspection(store: Store) -> None:
