@@ -206,6 +206,8 @@ def road(
         yield imputed(picture, rank >= rank.size - count, rng)
 
 
+_DRAWS_AT_ONCE = 1 << 21  # of a bootstrap, 16 MB of indices
+
 _NEIGHBOURS = tuple(
     (row, column, 1 / 6 if 0 in (row, column) else 1 / 12)
     for row in (-1, 0, 1)
@@ -387,7 +389,9 @@ def average(values: ArrayLike, *, seed: int, confidence: float = 0.95, resamples
     if numbers.ndim != 1 or numbers.size == 0 or np.isnan(numbers).any():
         raise ValueError(f"an average was asked of {numbers.size} values, {np.isnan(numbers).sum()} of them NaN")
     rng = np.random.default_rng(seed)
-    means = [numbers[rng.integers(0, numbers.size, numbers.size)].mean() for _ in range(resamples)]
+    at_once = max(1, _DRAWS_AT_ONCE // numbers.size)
+    rounds = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
+    means = np.concatenate([numbers[rng.integers(0, numbers.size, (n, numbers.size))].mean(axis=1) for n in rounds])
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Average(float(numbers.mean()), float(low), float(high), numbers.size)
 

@@ -129,7 +129,7 @@ def check_sanity(
     repeat = max(float(np.abs(one.fused - two.fused).max()) for one, two in zip(before, again, strict=True))
     report(total, total)
     return Sanity(
-        method, len(pictures), tuple(steps), abs(steps[-1].correlation[FUSED]) < GATE, tuple(changes), repeat
+        method, len(pictures), tuple(steps), steps[-1].correlation[FUSED] < GATE, tuple(changes), repeat
     )  # fmt: skip
 
 
