@@ -80,7 +80,11 @@ def test_from_folder_to_report(cli: Run, incoming: Path, bundle: Path, tmp_path:
     page = Page(Path(said["page"]))
     assert "NG SN2" in page.text
     assert "UNSURE SN1" in page.text
-    assert len(page.images) == 4
+    alternatives = [image["alt"] for image in page.images]
+    assert sum(text.startswith("The picture of part") for text in alternatives) == 2
+    assert sum(text.startswith("The same picture with the explanation map") for text in alternatives) == 2
+    assert sum(text.startswith("Where ") for text in alternatives) == 2  # mean and spread of the one cohort
+    assert len(alternatives) == 6
     assert Path(said["parquet"][0]).is_file()
 
     number = recorded["SN2"].inspection_id
