@@ -176,7 +176,9 @@ def _keep(db: str, bundle: "ModelBundle", audit: "Audit", report: "AuditReport")
 
 
 def _print(report: "AuditReport", audit: "Audit") -> None:
-    typer.echo(f"looks at the defect: {report.answer.answer} ({'; '.join(report.answer.reasons)})")
+    counted = report.answer.counted
+    reasons = [f"{counted.count} of {counted.denominator} parts count for the network", *report.answer.reasons]
+    typer.echo(f"looks at the defect: {report.answer.answer} ({'; '.join(reasons)})")
     for label, found in report.by_label.items():
         typer.echo(f"  {label}: {found.answer} ({found.counted.count} of {found.counted.denominator})")
     if report.sanity:

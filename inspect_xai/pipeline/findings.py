@@ -220,7 +220,7 @@ def answer(rows: Sequence[AuditRow], method: Method) -> Answer:
         return Answer(UNDECIDED, counted, (f"{len(rows)} parts were explained, {FEWEST_PARTS} are needed",))
     share = counted.count / counted.denominator
     said = YES if share >= YES_SHARE else MOSTLY if share >= MOSTLY_SHARE else NO
-    return Answer(said, counted, (f"{counted.count} of {counted.denominator} parts count for the network",))
+    return Answer(said, counted, ())
 
 
 def _overall(plain: Answer, by_label: dict[str, Answer], sanity: Sanity | None) -> Answer:

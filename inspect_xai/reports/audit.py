@@ -44,6 +44,7 @@ _THUMBNAIL_PX = (300, 380)
 _COHORT_PX = 128
 _MOST_COHORTS = 24
 _JPEG_QUALITY = 80
+_NAME_WIDE, _NAME_HIGH = 20.0, 3.6  # of a method's name in the plot of 100 x 100
 _DEFECT_COLOUR = (0, 229, 255)  # far from every colour of the map
 
 ANSWERS = {
@@ -213,11 +214,22 @@ def _plot(report: AuditReport) -> dict[str, Any] | None:
     front = pareto((place(method)[0], -place(method)[1]) for method in serious)
     return {
         "name": next(metric.name for metric in METRICS if metric.key == key),
-        "points": [(method, *place(method)) for method in points],
+        "points": _labelled_apart([(method, *place(method)) for method in points]),
         "front": " ".join(f"{across:.1f},{-height:.1f}" for across, height in front),
         "ticks": [(100 * (n - low) / (high - low or 1), f"{10.0**n:g} s") for n in range(low, high + 1)],
         "levels": [(100 - 100 * (n / 4), f"{bottom + (top - bottom) * n / 4:.2f}") for n in range(5)],
     }
+
+
+def _labelled_apart(
+    points: list[tuple[MethodSummary, float, float]],
+) -> list[tuple[MethodSummary, float, float, float]]:
+    """Give every point (method, across, height) a height for its name that no other name stands on."""
+    placed: list[tuple[MethodSummary, float, float, float]] = []
+    for method, across, height in sorted(points, key=lambda point: point[2]):
+        beside = [line for _, other, _, line in placed if abs(other - across) < _NAME_WIDE]
+        placed.append((method, across, height, max([height, *(line + _NAME_HIGH for line in beside)])))
+    return placed
 
 
 def _show(audit: Audit, suspect: Suspect, labelled: LabelledPicture | None) -> _Shown:
