@@ -82,8 +82,8 @@ def test_from_folder_to_report(cli: Run, incoming: Path, bundle: Path, tmp_path:
     assert "UNSURE SN1" in page.text
     alternatives = [image["alt"] for image in page.images]
     assert sum(text.startswith("The picture of part") for text in alternatives) == 2
-    assert sum(text.startswith("The same picture with the explanation map") for text in alternatives) == 2
-    assert sum(text.startswith("Where ") for text in alternatives) == 2  # mean and spread of the one cohort
+    assert sum(text.startswith("The same picture with") for text in alternatives) == 2
+    assert sum(text.startswith("Overlay of part") for text in alternatives) == 2  # those that deserve a look
     assert len(alternatives) == 6
     assert Path(said["parquet"][0]).is_file()
 
