@@ -119,7 +119,7 @@ def test_an_operator_judges_by_keyboard(opened: Open, sit_down: Any) -> None:
     page.keyboard.press("m")
     assert shown.get_attribute("opacity") == "0.6"
     page.keyboard.press("x")
-    assert page.locator("#outlines").is_hidden()
+    page.locator("#outlines").wait_for(state="hidden")
     page.locator("#opacity").fill("30")
     assert shown.get_attribute("opacity") == "0.3"
     page.locator("#opacity").blur()
@@ -131,7 +131,7 @@ def test_an_operator_judges_by_keyboard(opened: Open, sit_down: Any) -> None:
     assert go(page, "j") == 5  # left for later
     assert go(page, "k") == 3  # back to it
     page.keyboard.press("o")
-    assert page.locator("#reasons.wanted").is_visible()
+    page.locator("#reasons.wanted").wait_for(state="visible")
     assert desk.store.get(3).reviews == ()  # nothing was sent yet
     page.keyboard.press("2")
     assert page.locator("[name=reason]:checked").get_attribute("value") == "DUST"
@@ -205,13 +205,13 @@ def test_without_javascript_everything_works_too(opened: Open, sit_down: Any) ->
     desk = opened(flagged=2)
     page = sit_down(desk, "Ada", java_script_enabled=False)
     page.click("text=Judge the next part")
-    assert page.locator("#opacity").is_hidden()
+    page.locator("#opacity").wait_for(state="hidden")
     page.click("text=Block 2")
     page.click("text=weaker")
     assert "block-2.png" in page.locator("#map").get_attribute("href")
     assert page.locator("#map").get_attribute("opacity") == "0.5"
     page.click("text=Outlines")
-    assert page.locator("#outlines").is_hidden()
+    page.locator("#outlines").wait_for(state="hidden")
     page.click("text=Beside a good part")
     page.click(".answer.OK")
     assert "Please choose a reason" in page.inner_text("main")
@@ -230,10 +230,10 @@ def test_help_lists_the_keys_and_lets_go_of_them(opened: Open, sit_down: Any) ->
     page = sit_down(desk, "Ada")
     go(page, "Enter")
     page.keyboard.press("?")
-    assert page.locator("#help").is_visible()
+    page.locator("#help").wait_for(state="visible")
     page.keyboard.press("c")  # covered: no answer is sent
     page.keyboard.press("Escape")
-    assert page.locator("#help").is_hidden()
+    page.locator("#help").wait_for(state="hidden")
     page.click("#more summary")
     page.fill("#note", "could be dust")  # letters typed into a field are no keys of the desk
     assert page.input_value("#note") == "could be dust"
