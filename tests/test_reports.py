@@ -16,10 +16,10 @@ import pandas as pd
 import pytest
 
 from inspect_xai.errors import SettingsError
+from inspect_xai.pipeline.whole import replaced_folder
 from inspect_xai.records import Failure, Inspection, Reason, Status, Verdict, VerdictCode
 from inspect_xai.reports import words
 from inspect_xai.reports.day import write_report
-from inspect_xai.reports.folder import replaced_folder
 from inspect_xai.reports.parquet import write_parquet
 from inspect_xai.storage.store import Store, open_store
 from tests import hostile, stored

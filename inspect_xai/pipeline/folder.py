@@ -3,8 +3,6 @@
 import hashlib
 import json
 import platform
-import shutil
-import tempfile
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +16,7 @@ from inspect_xai import __version__
 from inspect_xai.errors import PictureError
 from inspect_xai.maths import colour
 from inspect_xai.model.bundle import ModelBundle
+from inspect_xai.pipeline.whole import replaced_folder
 from inspect_xai.records import BlockMap, Explanation, TileExplanation, Verdict
 
 SCHEMA_VERSION = 1
@@ -59,10 +58,7 @@ def save_explanation(
             f"{folder} exists and holds no explanation", expected="a new folder, or an explanation to replace",
             remedy="give another --out",
         )  # fmt: skip
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    work.chmod(0o755)
-    try:
+    with replaced_folder(folder) as work:
         np.save(work / "map.npy", explanation.fused)
         np.save(work / "rank.npy", explanation.rank)
         _save_blocks(work / "blocks.npz", explanation.block_maps)
@@ -76,12 +72,6 @@ def save_explanation(
             path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(work.iterdir())
         }
         (work / "manifest.json").write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        work.rename(folder)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
 
 
 def describe(explanation: Explanation, *, bundle: ModelBundle, verdict: Verdict) -> dict[str, Any]:

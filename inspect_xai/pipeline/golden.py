@@ -9,8 +9,6 @@ It lies inside the bundle or beside it; the bundle's fingerprint does not cover 
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -26,6 +24,7 @@ from inspect_xai.pipeline.folder import versions
 from inspect_xai.pipeline.pictures import DEFAULT_LIMITS, PictureLimits, decode_picture
 from inspect_xai.pipeline.remote import read_archived_bytes
 from inspect_xai.pipeline.tolerance import SCORE_TOLERANCE, MapAgreement, compare_maps, scores_off
+from inspect_xai.pipeline.whole import replaced_folder
 from inspect_xai.records import ModelStatus
 from inspect_xai.storage import blobs
 from inspect_xai.storage.store import Store
@@ -87,10 +86,7 @@ def make_golden(
         raise GoldenSetError("no pictures", expected="one or more", remedy="name some of each label")
     if out.exists() and not (out / _MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise GoldenSetError(f"{out} exists and is no golden set", remedy="give another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        work.chmod(0o755)
+    with replaced_folder(out) as work:
         (work / "pictures").mkdir()
         (work / "maps").mkdir()
         width = max(3, len(str(len(pictures))))
@@ -110,12 +106,6 @@ def make_golden(
             "pictures": entries,
         }
         (work / _MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        if out.exists():
-            shutil.rmtree(out)
-        work.rename(out)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     return manifest
 
 

@@ -25,11 +25,11 @@ from zoneinfo import ZoneInfo
 import jinja2
 
 from inspect_xai import __version__
+from inspect_xai.pipeline.whole import replaced_folder
 from inspect_xai.records import Reason, Status, VerdictCode
 from inspect_xai.reports import charts, words
 from inspect_xai.reports.alarms import Alarm, alarms_of, estimate_in_words, summary_of
 from inspect_xai.reports.cohorts import CohortPicture, Odd, cohorts_of
-from inspect_xai.reports.folder import replaced_folder
 from inspect_xai.reports.numbers import LEAST_DAYS, Numbers, numbers_of
 from inspect_xai.reports.parquet import write_parquet
 from inspect_xai.reports.period import Period

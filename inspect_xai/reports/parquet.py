@@ -15,7 +15,7 @@ from typing import Any
 import fastparquet
 import pandas as pd
 
-from inspect_xai.reports.folder import replaced_folder
+from inspect_xai.pipeline.whole import replaced_folder
 from inspect_xai.storage.stored import InspectionSummary
 
 FILE_NAME = "inspections.parquet"
