@@ -3,13 +3,16 @@
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -17,8 +20,10 @@ from sqlalchemy import inspect, text
 
 from inspect_xai.errors import SchemaError
 from inspect_xai.storage import database, schema
+from inspect_xai.storage.desk import Desk, QueueFilter
 from inspect_xai.storage.store import open_store
 from inspect_xai.storage.tables import REVISION, VERSION_TABLE, Base
+from inspect_xai.storage.triage import TIERS, Why
 from tests import stored
 from tests.postgres import Cluster
 
@@ -63,14 +68,43 @@ def test_rows_of_an_older_revision_keep_their_digests(tmp_path: Path, rng: np.ra
     with open_store(url) as store:
         stored.prepared(store).record([stored.inspection(1, explained=stored.explanation(rng))])
         head = store.ledger_head()
-    engine = database.open_engine(url)
-    with engine.begin() as connection:  # back to revision 0004, as it was before the column came
-        connection.execute(text("ALTER TABLE block_map DROP COLUMN predicted"))
-        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0004'"))
-    engine.dispose()
+    older = tmp_path / "older.db"
+    copied_to(older, "0004", tmp_path / "store.db")
+    url = f"sqlite:///{older}"
     assert schema.upgrade_schema(url) == "0004"
     with open_store(url) as store:
         assert store.verify_ledger(heads=[head]).holds
+
+
+def copied_to(older: Path, revision: str, store: Path) -> None:
+    """A database of an older revision, with the rows that a store of today holds."""
+    engine = database.open_engine(f"sqlite:///{older}")
+    settings = schema.config()
+    with engine.begin() as connection:
+        settings.attributes["connection"] = connection
+        command.upgrade(settings, revision)
+    engine.dispose()
+    with closing(sqlite3.connect(older)) as database_, database_:
+        database_.execute("ATTACH ? AS today", (str(store),))
+        names = database_.execute("SELECT name FROM main.sqlite_master WHERE type = 'table'").fetchall()
+        for (name,) in names:
+            if name != VERSION_TABLE and not name.startswith("sqlite_"):
+                columns = ", ".join(row[1] for row in database_.execute(f"PRAGMA main.table_info({name})"))
+                database_.execute(f"INSERT INTO main.{name} ({columns}) SELECT {columns} FROM today.{name}")
+
+
+def test_the_queue_keeps_its_order_through_the_migration(tmp_path: Path, rng: np.random.Generator) -> None:
+    with open_store(f"sqlite:///{tmp_path}/store.db") as store:
+        stored.prepared(store).record([stored.inspection(1, explained=stored.explanation(rng))])
+        assert Desk(store).take_in() == 1
+    older = tmp_path / "older.db"
+    copied_to(older, "0005", tmp_path / "store.db")
+    with closing(sqlite3.connect(older)) as rows, rows:
+        rows.execute("UPDATE desk_item SET tier = 7, why = 'ng'")  # where revision 0005 put a rejected part
+    assert schema.upgrade_schema(f"sqlite:///{older}") == "0005"
+    with open_store(f"sqlite:///{older}") as store:
+        (entry,) = Desk(store).queue(QueueFilter())
+    assert (entry.tier, entry.why) == (TIERS[Why.NG], Why.NG)
 
 
 def stamp(url: str, revision: str) -> None:

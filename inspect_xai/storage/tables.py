@@ -5,7 +5,8 @@
                                           |            |--< explanation_tile -< block_map >- map_blob
                                           |            `--> map_blob (the fused map)
                                           |--< review >- reason_code
-                                          `-- desk_item
+                                          |-- desk_item
+                                          `--< study_part >- study -< study_task -< study_answer
 
 Every table has a whole-number `id`, or the ids of its parents with a position. Times are UTC. `sql/schema/` shows the
 DDL for both databases (`python -m inspect_xai.storage.schema` writes it); `sql/migrations/` is what makes it.
@@ -21,7 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from inspect_xai.records import Decision, ModelStatus, Status, VerdictCode
 from inspect_xai.storage.types import Bytes, Id, Json, Real, UtcTime, Whole, Words
 
-REVISION: Final = "0005"
+REVISION: Final = "0006"
 """The schema revision this build reads and writes: the newest file in sql/migrations/versions (a test compares)."""
 
 VERSION_TABLE: Final = "inspect_xai_version"  # Alembic's default name is taken where Prefect lives in the database
@@ -356,6 +357,7 @@ class DeskItem(Base):
     __table_args__ = (
         _one_of("state", ("open", "done")),
         Index(None, "state", "tier", "inspection_id"),
+        Index(None, "claimed_by"),
         {"sqlite_strict": True},
     )
 
@@ -372,6 +374,10 @@ class DeskItem(Base):
     claimed_by: Mapped[str]  # empty: nobody
     claimed_until: Mapped[datetime | None]
     judged_by: Mapped[str]  # who answered first; nobody is the second inspector of their own answer
+    second_by: Mapped[str] = mapped_column(
+        server_default=text("''")
+    )  # who answered second, where a third person is wanted
+    blind: Mapped[int] = mapped_column(server_default=text("0"))  # 1: judged before verdict and map are shown
 
 
 class DeskMark(Base):
@@ -392,6 +398,81 @@ class DeskAnswer(Base):
 
     key: Mapped[str] = mapped_column(primary_key=True)
     review_id: Mapped[int] = mapped_column(_parent("review.id", cascade=True), index=True)
+
+
+class DeskSession(Base):
+    """A browser that is signed in, or chose a language before: in the database, so that a restart ends no session.
+
+    Only the sha256 of its id is kept: who reads the table cannot sit down in somebody's place.
+    """
+
+    __tablename__ = "desk_session"
+    __table_args__ = (Index(None, "used_at"), {"sqlite_strict": True})
+
+    id_sha256: Mapped[str] = mapped_column(primary_key=True)
+    person: Mapped[str]  # empty: nobody signed in yet
+    used_at: Mapped[datetime]
+    language: Mapped[str]
+    theme: Mapped[str]
+    skipped: Mapped[list[Any]]  # inspections the person left for later, newest last
+
+
+class Study(Base):
+    """An attribute agreement study (AIAG MSA) on the desk: some parts, judged blind by several people several times."""
+
+    __tablename__ = "study"
+    __table_args__ = ({"sqlite_strict": True},)
+
+    id: Mapped[int] = _id()
+    name: Mapped[str] = mapped_column(unique=True)
+    trials: Mapped[int]
+    seed: Mapped[int]  # of the choice of parts and of every order
+    created_at: Mapped[datetime]
+    created_by: Mapped[str]
+
+
+class StudyPart(Base):
+    """One part of a study: the very picture, and with it what the model said."""
+
+    __tablename__ = "study_part"
+    __table_args__ = (UniqueConstraint("study_id", "inspection_id"), {"sqlite_strict": True})
+
+    study_id: Mapped[int] = mapped_column(_parent("study.id", cascade=True), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    inspection_id: Mapped[int] = mapped_column(_parent("inspection.id", cascade=True), index=True)
+
+
+class StudyTask(Base):
+    """Which part somebody judges at which place of a trial. Trial 0 by nobody in particular gives the reference."""
+
+    __tablename__ = "study_task"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["study_id", "part_position"], ["study_part.study_id", "study_part.position"], ondelete="CASCADE"
+        ),
+        UniqueConstraint("study_id", "appraiser", "trial", "place"),
+        {"sqlite_strict": True},
+    )
+
+    id: Mapped[int] = _id()
+    study_id: Mapped[int]
+    appraiser: Mapped[str]  # empty: the reference
+    trial: Mapped[int]
+    place: Mapped[int]  # 1, 2, 3, ... in the order that was drawn
+    part_position: Mapped[int]
+
+
+class StudyAnswer(Base):
+    """What was said of a part in a study. Appended: of a trial the first answer counts, of the reference the last."""
+
+    __tablename__ = "study_answer"
+    __table_args__ = (_one_of("verdict", VerdictCode), {"sqlite_strict": True})
+
+    id: Mapped[int] = _id()
+    task_id: Mapped[int] = mapped_column(_parent("study_task.id", cascade=True), index=True)
+    verdict: Mapped[str]
+    answered_by: Mapped[str]
+    answered_at: Mapped[datetime]
 
 
 class LedgerEvent(Base):

@@ -29,6 +29,7 @@ class Why(StrEnum):
     WEAK_EXPLANATION = "weak_explanation"
     OUTSIDE_ROI = "outside_roi"
     DISAGREEMENT = "disagreement"
+    DISPUTED = "disputed"
     SECOND_LOOK = "second_look"
     NG = "ng"
     SAMPLE = "sample"
@@ -41,8 +42,13 @@ class State(StrEnum):
     DONE = "done"
 
 
-TIERS: Final = {why: tier for tier, why in enumerate(Why)}
-"""How urgent each is; 0 comes first."""
+BLIND_TIER: Final = 0
+"""Parts judged blind stand together, first: among others of their kind their place would tell the verdict."""
+
+TIERS: Final = {why: tier for tier, why in enumerate(Why, BLIND_TIER + 1)}
+"""How urgent each is; the smallest comes first."""
+
+_NEVER: Final = len(TIERS) + 1
 
 
 def share_of(sha256: str, purpose: str) -> float:
@@ -100,7 +106,7 @@ def take_in(connection: Connection) -> int:
     rows += [_row_of(row, Why.DISAGREEMENT) for row in connection.execute(_disagreeing(between))]
     by_id: dict[int, dict[str, Any]] = {}
     for row in rows:
-        if row["why"] is not None and row["tier"] < by_id.get(row["inspection_id"], {"tier": len(TIERS)})["tier"]:
+        if row["why"] is not None and row["tier"] < by_id.get(row["inspection_id"], {"tier": _NEVER})["tier"]:
             by_id[row["inspection_id"]] = row
     if by_id:
         statement = inserting(connection, DeskItem).on_conflict_do_nothing(index_elements=["inspection_id"])
@@ -163,7 +169,7 @@ def _row_of(row: Row[Any], why: Why | None = None) -> dict[str, Any]:
     return {
         "inspection_id": row.id,
         "state": State.DONE if row.reviewer else State.OPEN,
-        "tier": TIERS[why] if why else len(TIERS),
+        "tier": TIERS[why] if why else _NEVER,
         "why": why,
         "verdict": row.verdict,
         "label": row.label,

@@ -1,10 +1,22 @@
--- Tables and triggers on postgresql, revision 0005. Made by: python -m inspect_xai.storage.schema
+-- Tables and triggers on postgresql, revision 0006. Made by: python -m inspect_xai.storage.schema
 
 CREATE TABLE desk_mark (
     id BIGINT NOT NULL,
     seen_id BIGINT NOT NULL,
     CONSTRAINT pk_desk_mark PRIMARY KEY (id)
 );
+
+CREATE TABLE desk_session (
+    id_sha256 TEXT NOT NULL,
+    person TEXT NOT NULL,
+    used_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    language TEXT NOT NULL,
+    theme TEXT NOT NULL,
+    skipped JSONB NOT NULL,
+    CONSTRAINT pk_desk_session PRIMARY KEY (id_sha256)
+);
+
+CREATE INDEX ix_desk_session_used_at ON desk_session (used_at);
 
 CREATE TABLE ledger_event (
     id BIGINT NOT NULL,
@@ -111,6 +123,17 @@ CREATE TABLE run (
     settings JSONB NOT NULL,
     CONSTRAINT pk_run PRIMARY KEY (id),
     CONSTRAINT uq_run_run_id UNIQUE (run_id)
+);
+
+CREATE TABLE study (
+    id BIGSERIAL NOT NULL,
+    name TEXT NOT NULL,
+    trials BIGINT NOT NULL,
+    seed BIGINT NOT NULL,
+    created_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    created_by TEXT NOT NULL,
+    CONSTRAINT pk_study PRIMARY KEY (id),
+    CONSTRAINT uq_study_name UNIQUE (name)
 );
 
 CREATE TABLE audit (
@@ -232,10 +255,14 @@ CREATE TABLE desk_item (
     claimed_by TEXT NOT NULL,
     claimed_until TIMESTAMP WITH TIME ZONE,
     judged_by TEXT NOT NULL,
+    second_by TEXT DEFAULT '' NOT NULL,
+    blind BIGINT DEFAULT 0 NOT NULL,
     CONSTRAINT pk_desk_item PRIMARY KEY (inspection_id),
     CONSTRAINT ck_desk_item_state CHECK (state IN ('open', 'done')),
     CONSTRAINT fk_desk_item_inspection_id FOREIGN KEY(inspection_id) REFERENCES inspection (id) ON DELETE CASCADE
 );
+
+CREATE INDEX ix_desk_item_claimed_by ON desk_item (claimed_by);
 
 CREATE INDEX ix_desk_item_state_tier_inspection_id ON desk_item (state, tier, inspection_id);
 
@@ -293,6 +320,18 @@ CREATE INDEX ix_review_inspection_id_reviewed_at ON review (inspection_id, revie
 
 CREATE INDEX ix_review_reviewed_at ON review (reviewed_at);
 
+CREATE TABLE study_part (
+    study_id BIGINT NOT NULL,
+    position BIGINT NOT NULL,
+    inspection_id BIGINT NOT NULL,
+    CONSTRAINT pk_study_part PRIMARY KEY (study_id, position),
+    CONSTRAINT uq_study_part_study_id_inspection_id UNIQUE (study_id, inspection_id),
+    CONSTRAINT fk_study_part_study_id FOREIGN KEY(study_id) REFERENCES study (id) ON DELETE CASCADE,
+    CONSTRAINT fk_study_part_inspection_id FOREIGN KEY(inspection_id) REFERENCES inspection (id) ON DELETE CASCADE
+);
+
+CREATE INDEX ix_study_part_inspection_id ON study_part (inspection_id);
+
 CREATE TABLE desk_answer (
     key TEXT NOT NULL,
     review_id BIGINT NOT NULL,
@@ -333,6 +372,18 @@ CREATE TABLE explanation_tile (
     CONSTRAINT fk_explanation_tile_explanation_id FOREIGN KEY(explanation_id) REFERENCES explanation (id) ON DELETE CASCADE
 );
 
+CREATE TABLE study_task (
+    id BIGSERIAL NOT NULL,
+    study_id BIGINT NOT NULL,
+    appraiser TEXT NOT NULL,
+    trial BIGINT NOT NULL,
+    place BIGINT NOT NULL,
+    part_position BIGINT NOT NULL,
+    CONSTRAINT pk_study_task PRIMARY KEY (id),
+    CONSTRAINT fk_study_task_study_id_part_position FOREIGN KEY(study_id, part_position) REFERENCES study_part (study_id, position) ON DELETE CASCADE,
+    CONSTRAINT uq_study_task_study_id_appraiser_trial_place UNIQUE (study_id, appraiser, trial, place)
+);
+
 CREATE TABLE block_map (
     explanation_id BIGINT NOT NULL,
     tile_position BIGINT NOT NULL,
@@ -356,6 +407,19 @@ CREATE TABLE block_map (
 );
 
 CREATE INDEX ix_block_map_sums_blob_id ON block_map (sums_blob_id);
+
+CREATE TABLE study_answer (
+    id BIGSERIAL NOT NULL,
+    task_id BIGINT NOT NULL,
+    verdict TEXT NOT NULL,
+    answered_by TEXT NOT NULL,
+    answered_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT pk_study_answer PRIMARY KEY (id),
+    CONSTRAINT ck_study_answer_verdict CHECK (verdict IN ('OK', 'NG', 'UNSURE')),
+    CONSTRAINT fk_study_answer_task_id FOREIGN KEY(task_id) REFERENCES study_task (id) ON DELETE CASCADE
+);
+
+CREATE INDEX ix_study_answer_task_id ON study_answer (task_id);
 
 -- Ledger and reviews are append-only. One statement per paragraph.
 CREATE OR REPLACE FUNCTION inspect_xai_append_only() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -1,4 +1,4 @@
--- Tables and triggers on sqlite, revision 0005. Made by: python -m inspect_xai.storage.schema
+-- Tables and triggers on sqlite, revision 0006. Made by: python -m inspect_xai.storage.schema
 
 CREATE TABLE desk_mark (
     id INTEGER NOT NULL,
@@ -6,6 +6,19 @@ CREATE TABLE desk_mark (
     CONSTRAINT pk_desk_mark PRIMARY KEY (id)
 )
  STRICT;
+
+CREATE TABLE desk_session (
+    id_sha256 TEXT NOT NULL,
+    person TEXT NOT NULL,
+    used_at TEXT NOT NULL,
+    language TEXT NOT NULL,
+    theme TEXT NOT NULL,
+    skipped TEXT NOT NULL,
+    CONSTRAINT pk_desk_session PRIMARY KEY (id_sha256)
+)
+ STRICT;
+
+CREATE INDEX ix_desk_session_used_at ON desk_session (used_at);
 
 CREATE TABLE ledger_event (
     id INTEGER NOT NULL,
@@ -120,6 +133,18 @@ CREATE TABLE run (
     settings TEXT NOT NULL,
     CONSTRAINT pk_run PRIMARY KEY (id),
     CONSTRAINT uq_run_run_id UNIQUE (run_id)
+)
+ STRICT;
+
+CREATE TABLE study (
+    id INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    trials INTEGER NOT NULL,
+    seed INTEGER NOT NULL,
+    created_at TEXT NOT NULL,
+    created_by TEXT NOT NULL,
+    CONSTRAINT pk_study PRIMARY KEY (id),
+    CONSTRAINT uq_study_name UNIQUE (name)
 )
  STRICT;
 
@@ -246,11 +271,15 @@ CREATE TABLE desk_item (
     claimed_by TEXT NOT NULL,
     claimed_until TEXT,
     judged_by TEXT NOT NULL,
+    second_by TEXT DEFAULT '' NOT NULL,
+    blind INTEGER DEFAULT 0 NOT NULL,
     CONSTRAINT pk_desk_item PRIMARY KEY (inspection_id),
     CONSTRAINT ck_desk_item_state CHECK (state IN ('open', 'done')),
     CONSTRAINT fk_desk_item_inspection_id FOREIGN KEY(inspection_id) REFERENCES inspection (id) ON DELETE CASCADE
 )
  STRICT;
+
+CREATE INDEX ix_desk_item_claimed_by ON desk_item (claimed_by);
 
 CREATE INDEX ix_desk_item_state_tier_inspection_id ON desk_item (state, tier, inspection_id);
 
@@ -309,6 +338,19 @@ CREATE INDEX ix_review_inspection_id_reviewed_at ON review (inspection_id, revie
 
 CREATE INDEX ix_review_reviewed_at ON review (reviewed_at);
 
+CREATE TABLE study_part (
+    study_id INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    inspection_id INTEGER NOT NULL,
+    CONSTRAINT pk_study_part PRIMARY KEY (study_id, position),
+    CONSTRAINT uq_study_part_study_id_inspection_id UNIQUE (study_id, inspection_id),
+    CONSTRAINT fk_study_part_study_id FOREIGN KEY(study_id) REFERENCES study (id) ON DELETE CASCADE,
+    CONSTRAINT fk_study_part_inspection_id FOREIGN KEY(inspection_id) REFERENCES inspection (id) ON DELETE CASCADE
+)
+ STRICT;
+
+CREATE INDEX ix_study_part_inspection_id ON study_part (inspection_id);
+
 CREATE TABLE desk_answer (
     "key" TEXT NOT NULL,
     review_id INTEGER NOT NULL,
@@ -352,6 +394,19 @@ CREATE TABLE explanation_tile (
 )
  STRICT;
 
+CREATE TABLE study_task (
+    id INTEGER NOT NULL,
+    study_id INTEGER NOT NULL,
+    appraiser TEXT NOT NULL,
+    trial INTEGER NOT NULL,
+    place INTEGER NOT NULL,
+    part_position INTEGER NOT NULL,
+    CONSTRAINT pk_study_task PRIMARY KEY (id),
+    CONSTRAINT fk_study_task_study_id_part_position FOREIGN KEY(study_id, part_position) REFERENCES study_part (study_id, position) ON DELETE CASCADE,
+    CONSTRAINT uq_study_task_study_id_appraiser_trial_place UNIQUE (study_id, appraiser, trial, place)
+)
+ STRICT;
+
 CREATE TABLE block_map (
     explanation_id INTEGER NOT NULL,
     tile_position INTEGER NOT NULL,
@@ -376,6 +431,20 @@ CREATE TABLE block_map (
  STRICT;
 
 CREATE INDEX ix_block_map_sums_blob_id ON block_map (sums_blob_id);
+
+CREATE TABLE study_answer (
+    id INTEGER NOT NULL,
+    task_id INTEGER NOT NULL,
+    verdict TEXT NOT NULL,
+    answered_by TEXT NOT NULL,
+    answered_at TEXT NOT NULL,
+    CONSTRAINT pk_study_answer PRIMARY KEY (id),
+    CONSTRAINT ck_study_answer_verdict CHECK (verdict IN ('OK', 'NG', 'UNSURE')),
+    CONSTRAINT fk_study_answer_task_id FOREIGN KEY(task_id) REFERENCES study_task (id) ON DELETE CASCADE
+)
+ STRICT;
+
+CREATE INDEX ix_study_answer_task_id ON study_answer (task_id);
 
 -- Ledger and reviews are append-only. One statement per paragraph.
 CREATE TRIGGER IF NOT EXISTS ledger_event_no_update BEFORE UPDATE ON ledger_event
