@@ -1,64 +1,71 @@
 """The main job as a Prefect flow: one task per chunk of pictures, tried again while the database is away.
 
-python flows/inspect_line.py line.toml
+python -m flows.inspect_line line.toml
 """
 
-import os
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # read when prefect is imported
-os.environ.setdefault("DO_NOT_TRACK", "1")
-os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
+from prefect import flow
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
-
-from inspect_xai.cli.line import open_line_of, open_source_of
-from inspect_xai.errors import DatabaseAwayError
-from inspect_xai.pipeline.intake import Claim
+from flows.rules import gpu_slot, leave_behind, tried_again
+from inspect_xai.cli.line import open_line_of, open_source_of, stopped_by_signals
+from inspect_xai.pipeline.intake import Claim, FolderSource
 from inspect_xai.pipeline.line import Line, Outcome, drain
 from inspect_xai.pipeline.remote import Source
 from inspect_xai.settings import load_settings
-
-# The line itself tries again for some ten seconds; this outlasts a database that restarts or is upgraded.
-BACK_OFF_S: list[float] = [30, 120, 600]
 
 
 @flow(name="inspect-line")
 def inspect_line(
     settings: str | None = None, source: str | None = None, bundle: str | None = None, db: str | None = None
 ) -> dict[str, Any]:
-    """Inspect everything a source holds; what is not given comes from the settings file or the environment."""
+    """Inspect everything a source holds; what is not given comes from the settings file or the environment.
+
+    Told to stop (SIGTERM), it finishes the picture at work, records what is done and gives the rest of the chunk back.
+    """
     file = Path(settings) if settings else None
     chosen = load_settings(file, db=db, bundle=bundle, line={"source": source})
-    with open_line_of(chosen) as line, open_source_of(chosen) as pictures:
-        summary = drain(line, pictures, chunk=chosen.line.chunk, inspect=_chunk_task(line, pictures))
-    return asdict(summary)
+    with open_line_of(chosen) as line, open_source_of(chosen) as pictures, stopped_by_signals() as stop:
+        inspect = _chunk_task(line, pictures, stop)
+        summary = asdict(drain(line, pictures, chunk=chosen.line.chunk, stop=stop, inspect=inspect))
+    if summary["seen"]:  # most runs find nothing new
+        leave_behind("inspect-line", summary, summary=_in_words(summary, stopped=stop.is_set()))
+    return summary
 
 
-def _chunk_task(line: Line, source: Source) -> Callable[[list[Claim]], list[Outcome]]:
-    """Make the task that inspects a chunk on this process's own engine and connections."""
+def _chunk_task(line: Line, source: Source, stop: threading.Event) -> Callable[[list[Claim]], list[Outcome]]:
+    """Make what inspects a chunk on this process's own engine and connections, and says how far the run is."""
 
-    @task(
-        name="inspect-chunk",
-        retries=len(BACK_OFF_S),
-        retry_delay_seconds=BACK_OFF_S,
-        retry_condition_fn=_database_is_away,
-        cache_policy=NO_CACHE,
-    )
+    @tried_again("inspect-chunk")
     def inspect_chunk(claims: list[Claim]) -> list[Outcome]:
-        return line.inspect(source, claims)
+        with gpu_slot(line.run.provider):
+            return line.inspect(source, claims, after_each=stop.is_set)
 
-    return inspect_chunk
+    total = source.count() if isinstance(source, FolderSource) else 0
+    progress = create_progress_artifact(0.0, key="inspect-line-progress") if total else None
+    done = 0
+
+    def inspect(claims: list[Claim]) -> list[Outcome]:
+        nonlocal done
+        outcomes = inspect_chunk(claims)
+        done += len(outcomes)
+        if progress is not None:
+            update_progress_artifact(progress, min(100.0, 100.0 * done / total), f"{done} of {total} pictures")
+        return outcomes
+
+    return inspect
 
 
-def _database_is_away(_task: object, _run: object, state: Any) -> bool:
-    """Tell whether another try can help: only then is nothing of the chunk recorded, and no file moved."""
-    return isinstance(state.result(raise_on_failure=False), DatabaseAwayError)
+def _in_words(summary: dict[str, Any], *, stopped: bool) -> str:
+    found = f"**{summary['inspected']} pictures inspected**: {summary['ok']} OK, {summary['ng']} NG, "
+    rest = f"{summary['unsure']} UNSURE; {summary['failed']} could not be judged or explained."
+    return found + rest + (" Stopped by a signal: the rest was given back." if stopped else "")
 
 
 if __name__ == "__main__":

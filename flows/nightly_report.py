@@ -1,26 +1,18 @@
 """The report of the day that ended last, as a Prefect flow to be scheduled after midnight in the plant's zone.
 
-python flows/nightly_report.py line.toml
+python -m flows.nightly_report line.toml
 """
 
-import os
 import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # read when prefect is imported
-os.environ.setdefault("DO_NOT_TRACK", "1")
-os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
+from prefect import flow
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
-
+from flows.rules import leave_behind, tried_again
 from inspect_xai.cli.report import write_report_of, yesterday
-from inspect_xai.errors import DatabaseAwayError
 from inspect_xai.settings import load_settings
-
-BACK_OFF_S: list[float] = [30, 120, 600]
 
 
 @flow(name="nightly-report")
@@ -28,20 +20,12 @@ def nightly_report(settings: str | None = None, db: str | None = None, day: date
     """Write the report of `day`, by default of yesterday; writing it again replaces it."""
     file = Path(settings) if settings else None
     chosen = day or yesterday(load_settings(file, db=db)).date()
-    return write_day(settings=settings, db=db, day=chosen)
+    written = write_day(settings=settings, db=db, day=chosen)
+    leave_behind("nightly-report", written, summary=written["summary"], page=Path(written["page"]))
+    return written
 
 
-def _database_is_away(_task: object, _run: object, state: Any) -> bool:
-    return isinstance(state.result(raise_on_failure=False), DatabaseAwayError)
-
-
-@task(
-    name="write-day",
-    retries=len(BACK_OFF_S),
-    retry_delay_seconds=BACK_OFF_S,
-    retry_condition_fn=_database_is_away,
-    cache_policy=NO_CACHE,
-)
+@tried_again("write-day")
 def write_day(*, settings: str | None, db: str | None, day: date) -> dict[str, Any]:
     """Write one day's page and Parquet file; plain values come back."""
     report = write_report_of(load_settings(Path(settings) if settings else None, db=db), first=day, last=day)

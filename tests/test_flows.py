@@ -1,10 +1,14 @@
 """The flows do what the commands do: on a real, temporary Prefect server, with rows and pages to show for it."""
 
+import json
 import logging
 import os
+import signal
+import socket
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,15 +63,69 @@ def test_the_flows_inspect_and_report(settings: Path, tmp_path: Path) -> None:
     assert (said["inspections"], said["ng"]) == (5, 2)
     assert Path(said["page"]).is_file()
 
+    left = {artifact.key: artifact for artifact in artifacts()}
+    assert left["inspect-line-progress"].data == 100.0
+    assert {"what": "ng", "value": "2"} in json.loads(left["inspect-line-numbers"].data)
+    assert "5 pictures inspected" in left["inspect-line-summary"].data
+    assert Path(said["page"]).as_uri() in left["nightly-report-page"].data
+
+
+def artifacts() -> list[Any]:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        return sorted(client.read_artifacts(), key=lambda artifact: artifact.created)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_gpu_has_one_turn_at_a_time_and_a_cpu_needs_none() -> None:
+    from prefect.client.orchestration import get_client
+
+    from flows.rules import gpu_slot
+
+    name = f"gpu-{socket.gethostname().lower()}"
+    with get_client(sync_client=True) as client:
+        client._client.post("/v2/concurrency_limits/", json={"name": name, "limit": 1}).raise_for_status()
+
+        def taken() -> int:
+            slots: int = client._client.get(f"/v2/concurrency_limits/{name}").json()["active_slots"]
+            return slots
+
+        with gpu_slot("CPUExecutionProvider"):
+            assert taken() == 0
+        with gpu_slot("CUDAExecutionProvider"):
+            assert taken() == 1
+        assert taken() == 0
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_told_to_stop_a_flow_gives_the_rest_of_its_chunk_back(
+    settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.inspect_line import inspect_line
+
+    explain_one = line_module.Line._inspect_one
+
+    def terminated_meanwhile(line: Any, source: Any, claim: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return explain_one(line, source, claim)
+
+    monkeypatch.setattr(line_module.Line, "_inspect_one", terminated_meanwhile)
+    assert inspect_line(str(settings))["inspected"] == 1
+    monkeypatch.undo()
+    assert not list((tmp_path / "in/_claimed").rglob("*.png"))
+    assert inspect_line(str(settings))["inspected"] == 4
+
 
 @pytest.mark.usefixtures("prefect_server")
 def test_a_database_that_is_away_is_tried_again_and_nothing_is_lost(
     settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import flows.inspect_line as flow_module
+    import flows.rules
+    from flows.inspect_line import inspect_line
 
     monkeypatch.setattr(line_module, "_TRY_AGAIN_AFTER_S", ())
-    monkeypatch.setattr(flow_module, "BACK_OFF_S", [0.0, 0.0])
+    monkeypatch.setattr(flows.rules, "BACK_OFF_S", [0.0, 0.0])
     record, away = Store.record, iter([True, False, True])
 
     def sometimes(store: Store, inspections: list) -> list:  # type: ignore[type-arg]
@@ -77,7 +135,7 @@ def test_a_database_that_is_away_is_tried_again_and_nothing_is_lost(
 
     monkeypatch.setattr(Store, "record", sometimes)
     logging.getLogger("prefect").setLevel(logging.CRITICAL)
-    assert flow_module.inspect_line(str(settings))["inspected"] == 5
+    assert inspect_line(str(settings))["inspected"] == 5
     assert len(rows(f"sqlite:///{tmp_path / 'line.db'}")) == 5
 
 

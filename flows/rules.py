@@ -1,0 +1,67 @@
+"""What all flows share: what is tried again, whose turn the GPU is, and what a run leaves to read."""
+
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.concurrency.sync import concurrency
+
+from inspect_xai.errors import DatabaseAwayError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# The product tries again by itself for some ten seconds; this outlasts a database that restarts or is upgraded.
+BACK_OFF_S: list[float] = [30, 120, 600]
+
+
+def tried_again(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a function a task that is run again while the database is away, and at no other trouble.
+
+    Nothing is cached: what these tasks do stands in the database, whose own uniqueness keeps it from being done twice.
+    """
+    return task(  # type: ignore[return-value]  # a task is called like its function
+        name=name,
+        retries=len(BACK_OFF_S),
+        retry_delay_seconds=BACK_OFF_S,
+        retry_condition_fn=_database_is_away,
+        cache_policy=NO_CACHE,
+    )
+
+
+def _database_is_away(_task: object, _run: object, state: Any) -> bool:
+    """Tell whether another try can help: only then is nothing of the chunk recorded, and no file moved."""
+    return isinstance(state.result(raise_on_failure=False), DatabaseAwayError)
+
+
+def gpu_slot(provider: str) -> AbstractContextManager[None]:
+    """Take this machine's turn on its GPU: the concurrency limit `gpu-HOSTNAME`, where the plant has made one.
+
+        prefect gcl create gpu-$(hostname) --limit 1
+
+    Args:
+        provider: The execution provider in use; on a CPU there is nothing to wait for.
+    """
+    if provider == "CPUExecutionProvider":
+        return nullcontext()
+    return concurrency(f"gpu-{socket.gethostname().lower()}", occupy=1)
+
+
+def leave_behind(name: str, facts: Mapping[str, Any], *, summary: str, page: Path | None = None) -> None:
+    """Leave a table, a summary and, where there is a page, a link to it beside the flow run.
+
+    Args:
+        name: Of the flow; begins the artifacts' keys.
+        facts: What is put in the table, a row each.
+        summary: One paragraph of markdown.
+        page: A page the run has written.
+    """
+    create_table_artifact([{"what": what, "value": str(value)} for what, value in facts.items()], key=f"{name}-numbers")
+    create_markdown_artifact(summary, key=f"{name}-summary")
+    if page is not None:
+        create_link_artifact(page.absolute().as_uri(), key=f"{name}-page", link_text=page.name)
