@@ -13,7 +13,8 @@ import pytest
 
 from inspect_xai.cli import main
 from inspect_xai.pipeline.intake import FolderSource
-from inspect_xai.pipeline.line import Line, LineRules, drain
+from inspect_xai.pipeline.line import Line, drain
+from inspect_xai.pipeline.policy import LineRules
 from inspect_xai.records import Decision, Review, VerdictCode
 from inspect_xai.storage.ledger import chained
 from inspect_xai.storage.retention import Retention

@@ -18,8 +18,9 @@ import pytest
 from inspect_xai.errors import DatabaseAwayError, SettingsError, StoreError
 from inspect_xai.pipeline import line as line_module
 from inspect_xai.pipeline.intake import FolderSource
-from inspect_xai.pipeline.line import Line, LineRules, LineSummary, drain
-from inspect_xai.pipeline.policy import ExplainRule
+from inspect_xai.pipeline.line import Line, drain
+from inspect_xai.pipeline.outcome import LineSummary, Outcome
+from inspect_xai.pipeline.policy import ExplainRule, LineRules
 from inspect_xai.pipeline.remote import UrlSource
 from inspect_xai.records import Reason, VerdictCode
 from inspect_xai.storage.store import open_store
@@ -365,7 +366,7 @@ def test_a_wrong_pattern_refuses_to_start(bundle: Path, db: str) -> None:
 
 
 def test_summaries_count_what_was_new() -> None:
-    outcome = line_module.Outcome("a", 1, is_new=True, verdict=VerdictCode.NG, explained=True, failed=False, passes=9)
+    outcome = Outcome("a", 1, is_new=True, verdict=VerdictCode.NG, explained=True, failed=False, passes=9)
     old = dataclasses.replace(outcome, is_new=False, verdict=None)
     summary = LineSummary("run", "CPU").plus([outcome, old]).plus([outcome])
     assert (summary.seen, summary.inspected, summary.already_known, summary.ng) == (3, 2, 1, 2)

@@ -6,8 +6,9 @@ import pytest
 
 from inspect_xai.errors import SettingsError, StoreError
 from inspect_xai.pipeline.intake import FolderSource
-from inspect_xai.pipeline.line import Line, LineRules, LineSummary, drain
-from inspect_xai.pipeline.policy import Policy, policy_from, read_policy
+from inspect_xai.pipeline.line import Line, drain
+from inspect_xai.pipeline.outcome import LineSummary
+from inspect_xai.pipeline.policy import LineRules, Policy, policy_from, read_policy
 from inspect_xai.pipeline.replay import ReplayOutcome, archived_picture, replay
 from inspect_xai.records import Method, Profile, VerdictCode
 from inspect_xai.storage.store import open_store

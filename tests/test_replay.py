@@ -15,7 +15,7 @@ from inspect_xai.errors import PictureError
 from inspect_xai.model.bundle import build_bundle
 from inspect_xai.pipeline.explain import Explainer
 from inspect_xai.pipeline.folder import versions
-from inspect_xai.pipeline.line import hash_of_pixels
+from inspect_xai.pipeline.pictures import hash_of_pixels
 from inspect_xai.pipeline.replay import Replay, Replayer, ReplayOutcome, archived_picture, replay
 from inspect_xai.pipeline.tolerance import compare_maps, scores_off, sums_off
 from inspect_xai.records import (

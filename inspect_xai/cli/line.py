@@ -13,7 +13,8 @@ from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, 
 from inspect_xai.errors import SettingsError
 
 if TYPE_CHECKING:
-    from inspect_xai.pipeline.line import Line, LineSummary
+    from inspect_xai.pipeline.line import Line
+    from inspect_xai.pipeline.outcome import LineSummary
     from inspect_xai.pipeline.remote import Source
     from inspect_xai.settings import Settings
 
@@ -105,9 +106,9 @@ def open_line_of(settings: "Settings", *, explain_all: bool = False) -> "Line":
         SettingsError: If no bundle is named.
     """
     from inspect_xai.cli.logs import log_as_json
-    from inspect_xai.pipeline.line import Line, LineRules
+    from inspect_xai.pipeline.line import Line
     from inspect_xai.pipeline.pictures import PictureLimits
-    from inspect_xai.pipeline.policy import read_policy
+    from inspect_xai.pipeline.policy import LineRules, read_policy
 
     if settings.log == "json":
         log_as_json()

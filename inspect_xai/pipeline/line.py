@@ -6,14 +6,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from inspect_xai.errors import (
     BundleError,
@@ -31,10 +30,11 @@ from inspect_xai.pipeline.archive import ArchiveSource
 from inspect_xai.pipeline.explain import Explainer, Look
 from inspect_xai.pipeline.folder import versions
 from inspect_xai.pipeline.golden import verify_at_start
-from inspect_xai.pipeline.identity import DEFAULT_PATTERN, Identity, PathPattern
+from inspect_xai.pipeline.identity import Identity, PathPattern
 from inspect_xai.pipeline.intake import Claim
-from inspect_xai.pipeline.pictures import PictureLimits, decode_picture
-from inspect_xai.pipeline.policy import ExplainRule, Policy, explainer_for
+from inspect_xai.pipeline.outcome import LineSummary, Outcome
+from inspect_xai.pipeline.pictures import decode_picture, hash_of_pixels
+from inspect_xai.pipeline.policy import LineRules, explainer_for
 from inspect_xai.pipeline.remote import Source
 from inspect_xai.records import (
     Capture,
@@ -56,121 +56,6 @@ T = TypeVar("T")
 # What another picture would meet as well: these end the line. All else is the picture's own trouble.
 _NOT_THE_PICTURES_FAULT = (StoreError, DeviceError, BundleError, SettingsError, IntakeError)
 _TRY_AGAIN_AFTER_S = (0.5, 2.0, 8.0)
-
-
-@dataclass(frozen=True, slots=True)
-class LineRules:
-    """By what rules a line works.
-
-    Attributes:
-        policy_version: Under which version of these rules inspections are recorded.
-        ok_share: Share of the OK pictures explained too, chosen by their hash: the same ones in every run.
-        path_pattern: Which part a picture shows (see `PathPattern`).
-        limits: What pictures may be.
-        plan: The plant's policy file; it goes before `policy_version` and `ok_share`.
-    """
-
-    policy_version: str = "1"
-    ok_share: float = 0.05
-    path_pattern: str = DEFAULT_PATTERN
-    limits: PictureLimits = field(default_factory=PictureLimits)
-    plan: Policy | None = None
-
-    @property
-    def version(self) -> str:
-        """Under which version inspections are recorded."""
-        return self.plan.version if self.plan else self.policy_version
-
-    def explaining_all(self) -> "LineRules":
-        """Return rules that explain every verdict, under a policy version of their own: `VERSION+all`."""
-        plan = self.plan or Policy(self.policy_version, ExplainRule(ok_share=self.ok_share))
-        return replace(self, plan=plan.explaining_all())
-
-    def rule_of(self, product: str) -> ExplainRule:
-        """How a product's pictures are explained."""
-        return self.plan.rule_of(product) if self.plan else ExplainRule(ok_share=self.ok_share)
-
-    @property
-    def policy(self) -> dict[str, object]:
-        """What a policy version stands for: which verdicts are explained, and how files become pixels.
-
-        Without a plan the thresholds are the model card's and so a part of the model's fingerprint. How a path names a
-        part decides nothing.
-        """
-        if self.plan:
-            return self.plan.content | {"limits": asdict(self.limits)}
-        return {
-            "explained": [VerdictCode.NG.value, VerdictCode.UNSURE.value],
-            "ok_share": self.ok_share,
-            "limits": asdict(self.limits),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one claimed file.
-
-    Attributes:
-        file_name: Path below the source.
-        inspection_id: Of its row.
-        is_new: It was recorded now; False: that picture, model and policy had a row already.
-        verdict: The line's; None where the row stood already and nothing was computed.
-        explained: An explanation was recorded with it.
-        failed: The picture could not be judged, or not explained although the rules asked for it.
-        passes: Forward passes spent on its explanation.
-        stands_under: The part that the very same bytes were recorded for before, where the file names another one;
-            the row speaks of that part. Empty: nothing of the kind.
-    """
-
-    file_name: str
-    inspection_id: int
-    is_new: bool
-    verdict: VerdictCode | None
-    explained: bool
-    failed: bool
-    passes: int
-    stands_under: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class LineSummary:
-    """What a line did: counts of pictures, forward passes for explanations, and seconds of wall time.
-
-    `under_another_part` counts files whose bytes were recorded for another part before: a camera that froze, or a part
-    with two names.
-    """
-
-    run_id: str
-    provider: str
-    seen: int = 0
-    inspected: int = 0
-    already_known: int = 0
-    ok: int = 0
-    ng: int = 0
-    unsure: int = 0
-    failed: int = 0
-    explained: int = 0
-    passes: int = 0
-    under_another_part: int = 0
-    seconds: float = 0.0
-
-    def plus(self, outcomes: Sequence[Outcome]) -> "LineSummary":
-        """Return the summary with these outcomes counted in."""
-        new = [outcome for outcome in outcomes if outcome.is_new]
-        codes = [outcome.verdict for outcome in new]
-        return replace(
-            self,
-            seen=self.seen + len(outcomes),
-            inspected=self.inspected + len(new),
-            already_known=self.already_known + len(outcomes) - len(new),
-            ok=self.ok + codes.count(VerdictCode.OK),
-            ng=self.ng + codes.count(VerdictCode.NG),
-            unsure=self.unsure + codes.count(VerdictCode.UNSURE),
-            failed=self.failed + sum(outcome.failed for outcome in new),
-            explained=self.explained + sum(outcome.explained for outcome in new),
-            passes=self.passes + sum(outcome.passes for outcome in new),
-            under_another_part=self.under_another_part + sum(bool(outcome.stands_under) for outcome in outcomes),
-        )
 
 
 @dataclass(slots=True, eq=False)
@@ -467,12 +352,6 @@ def _hash_of_no_picture(claim: Claim, data: bytes) -> str:
     """Return what stands for a file without a picture: cameras produce the same empty file for many parts."""
     known = f"no picture\0{claim.file_name}\0{claim.modified_at.isoformat()}\0".encode()
     return hashlib.sha256(known + data).hexdigest()
-
-
-def hash_of_pixels(pixels: NDArray[np.uint8]) -> str:
-    """Return the sha256 of decoded pixels and their shape: the same for one picture in two file formats."""
-    shape = np.array(pixels.shape, "<i8").tobytes()
-    return hashlib.sha256(shape + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
 def _other_part(draft: _Draft, parts: Mapping[str, Part]) -> str:

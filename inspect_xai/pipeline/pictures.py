@@ -1,5 +1,6 @@
 """From a file's bytes to pixels: size read from the header first, so that a small file cannot ask for all memory."""
 
+import hashlib
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,6 +115,12 @@ def picture_size(data: bytes) -> tuple[int, int]:
     except struct.error as error:
         raise PictureError(f"the file ends within its header: {len(data)} bytes", expected="a whole file") from error
     return height, width
+
+
+def hash_of_pixels(pixels: NDArray[np.uint8]) -> str:
+    """Return the sha256 of decoded pixels and their shape: the same for one picture in two file formats."""
+    shape = np.array(pixels.shape, "<i8").tobytes()
+    return hashlib.sha256(shape + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
 def too_long(size: int, max_bytes: int) -> PictureError:

@@ -14,6 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from inspect_xai.errors import SettingsError
 from inspect_xai.pipeline.explain import Explainer
+from inspect_xai.pipeline.identity import DEFAULT_PATTERN
+from inspect_xai.pipeline.pictures import PictureLimits
 from inspect_xai.pipeline.scoring import FEWEST_PASSES
 from inspect_xai.records import Method, ModelCard, Profile, VerdictCode, VerdictSpec
 
@@ -133,6 +135,54 @@ class Policy:
                 f"policy {self.version!r} has thresholds for {', '.join(unknown)}",
                 expected=f"defect labels of {card.name}: {', '.join(card.defect_labels)}", remedy=_REMEDY,
             )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LineRules:
+    """By what rules a line works.
+
+    Attributes:
+        policy_version: Under which version of these rules inspections are recorded.
+        ok_share: Share of the OK pictures explained too, chosen by their hash: the same ones in every run.
+        path_pattern: Which part a picture shows (see `PathPattern`).
+        limits: What pictures may be.
+        plan: The plant's policy file; it goes before `policy_version` and `ok_share`.
+    """
+
+    policy_version: str = "1"
+    ok_share: float = 0.05
+    path_pattern: str = DEFAULT_PATTERN
+    limits: PictureLimits = field(default_factory=PictureLimits)
+    plan: Policy | None = None
+
+    @property
+    def version(self) -> str:
+        """Under which version inspections are recorded."""
+        return self.plan.version if self.plan else self.policy_version
+
+    def explaining_all(self) -> "LineRules":
+        """Return rules that explain every verdict, under a policy version of their own: `VERSION+all`."""
+        plan = self.plan or Policy(self.policy_version, ExplainRule(ok_share=self.ok_share))
+        return replace(self, plan=plan.explaining_all())
+
+    def rule_of(self, product: str) -> ExplainRule:
+        """How a product's pictures are explained."""
+        return self.plan.rule_of(product) if self.plan else ExplainRule(ok_share=self.ok_share)
+
+    @property
+    def policy(self) -> dict[str, object]:
+        """What a policy version stands for: which verdicts are explained, and how files become pixels.
+
+        Without a plan the thresholds are the model card's and so a part of the model's fingerprint. How a path names a
+        part decides nothing.
+        """
+        if self.plan:
+            return self.plan.content | {"limits": asdict(self.limits)}
+        return {
+            "explained": [VerdictCode.NG.value, VerdictCode.UNSURE.value],
+            "ok_share": self.ok_share,
+            "limits": asdict(self.limits),
+        }
 
 
 def explainer_for(explainer: Explainer, policy: Policy, *, product: str, station: str) -> Explainer:

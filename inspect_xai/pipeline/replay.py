@@ -22,8 +22,7 @@ from inspect_xai.maths import tiles
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.pipeline.explain import Explainer, Look
 from inspect_xai.pipeline.folder import versions
-from inspect_xai.pipeline.line import hash_of_pixels
-from inspect_xai.pipeline.pictures import PictureLimits, decode_picture
+from inspect_xai.pipeline.pictures import PictureLimits, decode_picture, hash_of_pixels
 from inspect_xai.pipeline.policy import policy_from
 from inspect_xai.pipeline.remote import locate_archived, read_archived_bytes
 from inspect_xai.pipeline.scoring import OVERHEAD_PASSES
