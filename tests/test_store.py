@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import event
 
 from inspect_xai.errors import DatabaseAwayError, NotFoundError, SettingsError, StoreError
 from inspect_xai.records import Failure, Part, Profile, Reason, Verdict, VerdictCode
@@ -264,3 +265,21 @@ def test_a_server_that_is_not_there_hides_the_password() -> None:
     with pytest.raises(DatabaseAwayError) as caught:
         open_store("postgresql://someone:secret@127.0.0.1:1/none")
     assert "secret" not in str(caught.value)
+
+
+def test_a_chunk_costs_as_many_statements_as_one_inspection(store: Store, rng: np.random.Generator) -> None:
+    seen: list[str] = []
+    event.listen(store._engine, "before_cursor_execute", lambda *given: seen.append(given[2]))
+    counts = []
+    for first, last in ((1, 2), (2, 42)):
+        store.record([stored.inspection(number, explained=stored.explanation(rng)) for number in range(first, last)])
+        counts.append(len(seen))
+        seen.clear()
+
+    assert counts[1] <= counts[0] <= 45
+
+
+def test_the_same_picture_twice_in_a_chunk_is_new_once(store: Store) -> None:
+    recorded = store.record([stored.inspection(number) for number in (5, 4, 5)])
+    assert [each.is_new for each in recorded] == [True, True, False]
+    assert recorded[0].inspection_id == recorded[2].inspection_id < recorded[1].inspection_id

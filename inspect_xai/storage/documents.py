@@ -16,7 +16,7 @@ from inspect_xai.storage import tables
 from inspect_xai.storage.types import canonical
 
 Document = dict[str, Any]
-Key = TypeVar("Key", int, str)
+Key = TypeVar("Key")
 _CHUNK: Final = 500  # databases bound the number of parameters of a statement
 
 # Kinds of rows an event can vouch for, by the name it calls them.

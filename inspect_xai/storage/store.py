@@ -199,7 +199,7 @@ class Store:
         with database.writing(self._engine) as connection:
             now = self._clock()
             recorder = Recorder(connection, now, blobs=self._blobs)
-            recorded = [recorder.record(each, encoded) for each, encoded in zip(inspections, maps, strict=True)]
+            recorded = recorder.record(inspections, maps)
             new = [each.inspection_id for each in recorded if each.is_new]
             if new:
                 made = {"inspection": new, "policy": recorder.new_policies}

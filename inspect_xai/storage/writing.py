@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
-from sqlalchemy import Connection, Insert, select
+from sqlalchemy import Connection, bindparam, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from inspect_xai.errors import StoreError
@@ -15,7 +17,12 @@ from inspect_xai.records import Capture, Explanation, Inspection
 from inspect_xai.storage import tables
 from inspect_xai.storage.blobs import Blob, Precision, encode
 from inspect_xai.storage.blobstore import BlobStore
+from inspect_xai.storage.documents import chunks
 from inspect_xai.storage.stored import RecordedInspection
+from inspect_xai.storage.types import spelled
+
+Key = tuple[Any, ...]
+_CAPTURE: Final = tuple(field.name for field in dataclasses.fields(Capture) if field.name != "part")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,123 +55,172 @@ def inserting(connection: Connection, table: type[tables.Base]) -> sqlite.Insert
 
 def found_or_made(connection: Connection, table: Any, key: Mapping[str, Any], /, **others: Any) -> tuple[int, bool]:
     """The id of the row with this unique key, made if there was none; and whether it was made."""
-    statement: Insert = inserting(connection, table).values(**key, **others)
-    statement = statement.on_conflict_do_nothing(index_elements=list(key)).returning(table.id)  # type: ignore[attr-defined]
-    made = connection.execute(statement).scalar()
-    if made is not None:
-        return int(made), True
-    found = select(table.id).where(*(getattr(table, name) == value for name, value in key.items()))
-    return int(connection.execute(found).scalar_one()), False
+    ids, made = all_found_or_made(connection, table, tuple(key), [{**key, **others}])
+    number = ids[_key(*key.values())]
+    return number, number in made
+
+
+def all_found_or_made(
+    connection: Connection, table: type[tables.Base], key: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> tuple[dict[Key, int], set[int]]:
+    """The ids of rows by their unique keys; those that were not there are made.
+
+    To be called while writing (`database.writing`), when no other writer is beside us. So asking first is safe, and
+    plain INSERTs do: SQLAlchemy compiles one with ON CONFLICT anew each time, which took most of recording.
+
+    Args:
+        connection: In a writing transaction.
+        table: With whole-number ids.
+        key: Columns of a unique constraint.
+        rows: All columns of each; of rows with the same key the first is made.
+
+    Returns:
+        The ids by key, and which of them were made.
+    """
+    wanted: dict[Key, Mapping[str, Any]] = {}
+    for row in rows:
+        wanted.setdefault(_key(*(row[name] for name in key)), row)
+    found = _ids(connection, table, key, wanted)
+    missing = [each for each in wanted if each not in found]
+    _insert(connection, table, [wanted[each] for each in missing])
+    made = _ids(connection, table, key, missing)
+    return found | made, set(made.values())
+
+
+def _key(*values: Any) -> Key:
+    """Values as the database gives them back."""
+    return tuple(spelled(value) if isinstance(value, str) else value for value in values)
+
+
+def _ids(connection: Connection, table: type[tables.Base], key: Sequence[str], keys: Collection[Key]) -> dict[Key, int]:
+    columns = table.__table__.columns
+    named = [columns[name] for name in key]
+    query = select(columns["id"], *named)
+    found: dict[Key, int] = {}
+    for chunk in chunks(keys):
+        told = named[0].in_([each[0] for each in chunk]) if len(named) == 1 else tuple_(*named).in_(chunk)
+        found |= {tuple(row[1:]): int(row[0]) for row in connection.execute(query.where(told))}
+    return found
+
+
+def _insert(connection: Connection, table: type[tables.Base], rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        connection.execute(insert(table), rows)
 
 
 class Recorder:
-    """Writes inspections in one open transaction; what many of them share is looked up once."""
+    """Writes a chunk of inspections in one open transaction, table by table: statements cost more than rows."""
 
     def __init__(self, connection: Connection, now: datetime, *, blobs: BlobStore | None = None) -> None:
         self._connection = connection
         self._blob_store = blobs
         self._now = now
-        self._known: dict[tuple[object, ...], Any] = {}
         self.new_policies: list[int] = []
 
-    def record(self, inspection: Inspection, maps: EncodedMaps | None) -> RecordedInspection:
-        """Write one inspection with all that belongs to it, unless it stands there already."""
-        model_id, model_status = self._model(inspection.fingerprint)
-        key = {
-            "capture_id": self._capture(inspection.capture),
-            "model_id": model_id,
-            "policy_id": self._policy(inspection.policy_version),
-        }
-        run_id = self._run(inspection.run_id)
-        facts = _facts(inspection) | {"run_id": run_id, "model_status": model_status, "recorded_at": self._now}
-        inspection_id, is_new = found_or_made(self._connection, tables.Inspection, key, **facts)
-        if is_new and inspection.explanation is not None and maps is not None:
-            self._explanation(inspection_id, inspection.explanation, maps)
-        return RecordedInspection(inspection_id, is_new)
+    def record(self, inspections: Sequence[Inspection], maps: Sequence[EncodedMaps | None]) -> list[RecordedInspection]:
+        """Write the inspections with all that belongs to them, but those that stand there already."""
+        key = ("capture_id", "model_id", "policy_id")
+        rows = self._rows(inspections)
+        ids, made = all_found_or_made(self._connection, tables.Inspection, key, rows)
+        recorded = []
+        explained: list[tuple[int, Explanation, EncodedMaps]] = []
+        for inspection, row, encoded in zip(inspections, rows, maps, strict=True):
+            number = ids[tuple(row[name] for name in key)]
+            is_new = number in made
+            made.discard(number)  # the same picture twice in a chunk is new once
+            recorded.append(RecordedInspection(number, is_new))
+            if is_new and inspection.explanation is not None and encoded is not None:
+                explained.append((number, inspection.explanation, encoded))
+        if explained:
+            self._explanations(explained)
+        return recorded
 
-    def _once(self, table: Any, key: Mapping[str, Any], /, **others: Any) -> int:
-        name = (table, *key.values())
-        if name not in self._known:
-            self._known[name] = found_or_made(self._connection, table, key, **others)[0]
-        return int(self._known[name])
+    def _rows(self, inspections: Sequence[Inspection]) -> list[dict[str, Any]]:
+        models = self._models({each.fingerprint for each in inspections})
+        runs = _ids(self._connection, tables.Run, ("run_id",), {_key(each.run_id) for each in inspections})
+        captures = self._captures([each.capture for each in inspections])
+        versions = [{"version": each.policy_version, "registered_at": self._now} for each in inspections]
+        policies, new = all_found_or_made(self._connection, tables.Policy, ("version",), versions)
+        self.new_policies = sorted(new)
+        rows = []
+        for each in inspections:
+            run_id = runs.get(_key(each.run_id))
+            if run_id is None:
+                raise StoreError(f"no run {each.run_id!r}", remedy="begin the run before recording under it")
+            model_id, model_status = models[each.fingerprint]
+            row = _facts(each) | {"model_id": model_id, "model_status": model_status, "run_id": run_id}
+            row |= {"capture_id": captures[_key(each.capture.sha256)], "policy_id": policies[_key(each.policy_version)]}
+            rows.append(row | {"recorded_at": self._now})
+        return rows
 
-    def _model(self, fingerprint: str) -> tuple[int, str]:
-        if ("model", fingerprint) not in self._known:
-            query = select(tables.Model.id, tables.Model.status).where(tables.Model.fingerprint == fingerprint)
-            row = self._connection.execute(query).one_or_none()
-            if row is None:
-                raise StoreError(f"no model with fingerprint {fingerprint}", remedy="register the bundle first")
-            self._known["model", fingerprint] = (row.id, row.status)
-        found: tuple[int, str] = self._known["model", fingerprint]
+    def _models(self, fingerprints: AbstractSet[str]) -> dict[str, tuple[int, str]]:
+        query = select(tables.Model.fingerprint, tables.Model.id, tables.Model.status)
+        rows = self._connection.execute(query.where(tables.Model.fingerprint.in_(fingerprints)))
+        found = {row.fingerprint: (row.id, row.status) for row in rows}
+        for missing in fingerprints - found.keys():
+            raise StoreError(f"no model with fingerprint {missing}", remedy="register the bundle first")
         return found
 
-    def _policy(self, version: str) -> int:
-        if ("policy", version) not in self._known:
-            number, is_new = found_or_made(
-                self._connection, tables.Policy, {"version": version}, registered_at=self._now
-            )
-            self._known["policy", version] = number
-            if is_new:
-                self.new_policies.append(number)
-        return int(self._known["policy", version])
-
-    def _run(self, run_id: str) -> int:
-        if ("run", run_id) not in self._known:
-            row = self._connection.execute(select(tables.Run.id).where(tables.Run.run_id == run_id)).scalar()
-            if row is None:
-                raise StoreError(f"no run {run_id!r}", remedy="begin the run before recording under it")
-            self._known["run", run_id] = row
-        return int(self._known["run", run_id])
-
-    def _capture(self, capture: Capture) -> int:
-        product_id = self._once(tables.Product, {"name": capture.part.product})
-        lot_id = self._once(tables.Lot, {"product_id": product_id, "code": capture.part.lot})
-        part_id = self._once(tables.Part, {"lot_id": lot_id, "serial": capture.part.serial})
-        facts = {field.name: getattr(capture, field.name) for field in dataclasses.fields(capture)}
-        sha256 = facts.pop("sha256")
-        del facts["part"]
-        return self._once(tables.Capture, {"sha256": sha256}, part_id=part_id, **facts)
-
-    def _explanation(self, inspection_id: int, explanation: Explanation, maps: EncodedMaps) -> None:
-        blob_ids = self._blobs(maps.all())
-        columns = _explanation_facts(explanation)
-        columns |= {"inspection_id": inspection_id, "fused_blob_id": blob_ids[maps.fused.sha256]}
-        made = self._connection.execute(
-            inserting(self._connection, tables.Explanation).values(**columns).returning(tables.Explanation.id)
-        )
-        explanation_id = int(made.scalar_one())
-        regions = [
-            {"explanation_id": explanation_id, "position": position, **dataclasses.asdict(region)}
-            for position, region in enumerate(explanation.regions)
+    def _captures(self, captures: Sequence[Capture]) -> dict[Key, int]:
+        made, parts = partial(all_found_or_made, self._connection), [each.part for each in captures]
+        products, _ = made(tables.Product, ("name",), [{"name": part.product} for part in parts])
+        rows = [{"product_id": products[_key(part.product)], "code": part.lot} for part in parts]
+        lots, _ = made(tables.Lot, ("product_id", "code"), rows)
+        rows = [{"lot_id": lots[_key(products[_key(part.product)], part.lot)], "serial": part.serial} for part in parts]
+        numbers, _ = made(tables.Part, ("lot_id", "serial"), rows)
+        rows = [
+            {name: getattr(each, name) for name in _CAPTURE} | {"part_id": numbers[_key(row["lot_id"], row["serial"])]}
+            for each, row in zip(captures, rows, strict=True)
         ]
-        self._many(tables.ExplanationRegion, regions)
-        self._many(tables.ExplanationTile, _tile_rows(explanation_id, explanation))
-        sums = {place: blob_ids[blob.sha256] for place, blob in maps.sums.items()}
-        self._many(tables.BlockMap, _block_rows(explanation_id, explanation, sums))
+        return made(tables.Capture, ("sha256",), rows)[0]
 
-    def _blobs(self, blobs: Sequence[Blob]) -> dict[str, int]:
-        statement = inserting(self._connection, tables.MapBlob)
-        # A row that retention emptied, or that points to the blob store, is filled again; the content is the same.
-        statement = statement.on_conflict_do_update(
-            index_elements=["sha256"],
-            set_={"data": statement.excluded.data, "deleted_at": None},
-            where=tables.MapBlob.data.is_(None),
-        )
-        names = [blob.sha256 for blob in blobs]
-        query = select(tables.MapBlob.sha256, tables.MapBlob.id).where(tables.MapBlob.sha256.in_(names))
+    def _explanations(self, explained: Sequence[tuple[int, Explanation, EncodedMaps]]) -> None:
+        blobs = self._blobs({blob.sha256: blob for *_, encoded in explained for blob in encoded.all()})
+        rows = [
+            _explanation_facts(explanation) | {"inspection_id": number, "fused_blob_id": blobs[encoded.fused.sha256]}
+            for number, explanation, encoded in explained
+        ]
+        _insert(self._connection, tables.Explanation, rows)
+        ids = _ids(self._connection, tables.Explanation, ("inspection_id",), [(number,) for number, *_ in explained])
+        regions, windows, blocks = [], [], []
+        for number, explanation, encoded in explained:
+            explanation_id = ids[number,]
+            regions += [
+                {"explanation_id": explanation_id, "position": position, **dataclasses.asdict(region)}
+                for position, region in enumerate(explanation.regions)
+            ]
+            windows += _tile_rows(explanation_id, explanation)
+            sums = {place: blobs[blob.sha256] for place, blob in encoded.sums.items()}
+            blocks += _block_rows(explanation_id, explanation, sums)
+        _insert(self._connection, tables.ExplanationRegion, regions)
+        _insert(self._connection, tables.ExplanationTile, windows)
+        _insert(self._connection, tables.BlockMap, blocks)
+
+    def _blobs(self, blobs: Mapping[str, Blob]) -> dict[str, int]:
+        """The ids of map rows by hash, made where there are none, filled again where retention emptied them."""
+        is_here = self._blob_store is None
+        known: dict[str, int] = {}
+        table = tables.MapBlob.__table__
+        query = select(tables.MapBlob.sha256, tables.MapBlob.id, tables.MapBlob.data.is_(None).label("is_empty"))
+        fill = update(table).where(table.c.id == bindparam("number"))  # type: ignore[arg-type]
+        for chunk in chunks(blobs):
+            rows = self._connection.execute(query.where(tables.MapBlob.sha256.in_(chunk))).all()
+            known |= {row.sha256: row.id for row in rows}
+            filled = [
+                {"number": row.id, "data": blobs[row.sha256].data if is_here else None, "deleted_at": None}
+                for row in rows
+                if row.is_empty
+            ]
+            if filled:
+                self._connection.execute(fill, filled)
         if self._blob_store is not None:
             # Retention may just have removed a file whose row is here: no other writer does so from now on.
-            known = {row.sha256 for row in self._connection.execute(query)}
-            for blob in blobs:
-                if blob.sha256 in known:
-                    self._blob_store.put(blob.sha256, blob.data)
-        is_here = self._blob_store is None
-        self._connection.execute(statement, [_blob_row(blob, is_here=is_here) for blob in blobs])
-        return {row.sha256: row.id for row in self._connection.execute(query)}
-
-    def _many(self, table: type[tables.Base], rows: Sequence[Mapping[str, Any]]) -> None:
-        if rows:
-            self._connection.execute(inserting(self._connection, table), rows)
+            for sha256 in known:
+                self._blob_store.put(sha256, blobs[sha256].data)
+        missing = [_blob_row(blob, is_here=is_here) for sha256, blob in blobs.items() if sha256 not in known]
+        _insert(self._connection, tables.MapBlob, missing)
+        made = _ids(self._connection, tables.MapBlob, ("sha256",), [(row["sha256"],) for row in missing])
+        return known | {key[0]: number for key, number in made.items()}
 
 
 def numbers_in(values: Mapping[str, float]) -> dict[str, float | None]:
