@@ -432,3 +432,15 @@ class Review:
     blind: bool = False  # given before verdict and map were shown
     box: tuple[int, int, int, int] | None = None
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyAnswer:
+    """One row of an attribute agreement study: what an appraiser said of a part in a trial; empty: not yet."""
+
+    part: str
+    picture: str
+    reference: str  # what the part is, as experts agreed
+    appraiser: str
+    trial: str
+    answer: str

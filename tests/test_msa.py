@@ -11,8 +11,10 @@ from typer.testing import CliRunner
 
 from inspect_xai.cli import app
 from inspect_xai.errors import StudyError
-from inspect_xai.records import VerdictCode
+from inspect_xai.maths.agreement import analyse
+from inspect_xai.records import StudyAnswer, VerdictCode
 from inspect_xai.reports import msa
+from inspect_xai.storage import studies
 from inspect_xai.storage.store import Store, open_store
 from tests import stored
 from tests.test_agreement import aiag
@@ -83,12 +85,12 @@ def test_a_sheet_is_drawn_half_flagged_without_the_verdict_on_it(store: Store, t
 
 def test_the_model_is_an_appraiser_by_its_verdicts(store: Store, tmp_path: Path) -> None:
     rows = [
-        msa.Answer(f"SN{n:05d}", "", "NG" if n in (1, 2, 3) else "OK", "Ada", "1", "NG" if n in (1, 2, 3) else "OK")
+        StudyAnswer(f"SN{n:05d}", "", "NG" if n in (1, 2, 3) else "OK", "Ada", "1", "NG" if n in (1, 2, 3) else "OK")
         for n in range(4)
     ]
-    found = msa.analyse(msa.with_model(rows, store))
+    found = analyse(msa.with_model(rows, store))
     ada, model = found.appraisals
-    assert (ada.effectiveness.count, model.appraiser) == (4, msa.MODEL)
+    assert (ada.effectiveness.count, model.appraiser) == (4, studies.MODEL)
     assert (model.miss.count, model.miss.denominator, model.false_alarm.count) == (1, 3, 0)  # 2 was passed
     file = tmp_path / "study.csv"
     msa.write(file, rows)
@@ -96,7 +98,7 @@ def test_the_model_is_an_appraiser_by_its_verdicts(store: Store, tmp_path: Path)
     assert run.exit_code == 1
     assert "model\n  effectiveness    3 of 4" in run.stdout
     with pytest.raises(StudyError, match="part SN99999 was never inspected"):
-        msa.with_model([msa.Answer("SN99999", "", "OK", "Ada", "1", "OK")], store)
+        msa.with_model([StudyAnswer("SN99999", "", "OK", "Ada", "1", "OK")], store)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ def test_the_model_is_an_appraiser_by_its_verdicts(store: Store, tmp_path: Path)
         ("part,reference,appraiser,trial,answer\n1,OK,Ada,1,OK\n1,OK,Ada,1,NG\n", "answered twice for part 1"),
         ("part,reference,appraiser,trial,answer\n1,OK,Ada,1,OK\n1,NG,Ada,2,NG\n", "has the references 'OK' and 'NG'"),
         ("part,reference,appraiser,trial,answer\n1,OK,Ada,1,OK\n2,NG,Ada,1,\n", "1 of 2 answers missing"),
-        ("part,reference,appraiser,trial,answer\n1,,Ada,1,OK\n", "the reference says"),
+        ("part,reference,appraiser,trial,answer\n1,,Ada,1,OK\n", "1 of 1 parts have no reference, the first is 1"),
         (b"part,reference\xff", "save it as CSV, UTF-8"),
     ],
 )
@@ -116,7 +118,7 @@ def test_a_study_that_cannot_be_meant_is_refused_in_a_sentence(tmp_path: Path, t
     file = tmp_path / "study.csv"
     file.write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(StudyError, match=says):
-        msa.analyse(msa.read(file))
+        analyse(msa.read(file))
 
 
 def test_a_column_without_a_trial_is_refused(tmp_path: Path) -> None:

@@ -5,19 +5,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, print_json, store_of
+from inspect_xai.cli.console import ByOption, DatabaseOption, JsonOption, SettingsOption, print_json, store_of, who
 
 if TYPE_CHECKING:
     from inspect_xai.maths.agreement import Agreement, Kappa
     from inspect_xai.maths.quality import Rate
+    from inspect_xai.records import StudyAnswer
+    from inspect_xai.storage.store import Store
 
-StudyArgument = Annotated[Path, typer.Argument(help="The study: part,picture,reference,appraiser,trial,answer.")]
+StudyArgument = Annotated[
+    str, typer.Argument(help="A study on the review desk by its name, or a CSV file (its name ends with .csv).")
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    commands = typer.Typer(no_args_is_help=True, help="Attribute agreement studies (AIAG MSA), as CSV files.")
+    commands = typer.Typer(
+        no_args_is_help=True, help="Attribute agreement studies (AIAG MSA), on the review desk or as CSV files."
+    )
     commands.command("create")(create)
+    commands.command("list")(list_)
+    commands.command("export")(export)
     commands.command("import")(import_wide)
     commands.command("analyse")(analyse)
     app.add_typer(commands, name="msa")
@@ -29,24 +37,86 @@ def create(
     parts: Annotated[int, typer.Option("--parts", min=2, help="How many; AIAG uses 50.")] = 50,
     trials: Annotated[int, typer.Option("--trials", min=1, help="How often each looks at each part.")] = 3,
     seed: Annotated[int, typer.Option("--seed", help="Of the choice and the order.")] = 1,
+    inspection: Annotated[
+        list[int] | None, typer.Option("--inspection", help="Take this one, instead of drawing; may be given again.")
+    ] = None,
+    by: ByOption = "",
     db: DatabaseOption = None,
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw parts from the record and write the sheet to fill in: half flagged, half passed, in random order.
+    """Set up a study: parts from the record, half flagged and half passed, in a new random order for each trial.
 
-    Experts fill in `reference`, appraisers `answer`, both with OK or NG. The verdict is not on the sheet.
+    A name sets it up on the review desk: there each appraiser judges blind, part by part, and somebody of the quality
+    department gives the reference. The model takes part with what it said of these pictures. A file name (.csv)
+    writes a sheet to be filled in instead: experts fill in `reference`, appraisers `answer`, both with OK or NG; the
+    verdict is not on it.
 
-    Example: inspect-xai msa create study.csv --appraisers Ada,Bob,Cleo --parts 50 --trials 3 --db sqlite:///line.db
+    Example: inspect-xai msa create autumn --appraisers Ada,Bob,Cleo --parts 50 --trials 3 --db sqlite:///line.db
+    """
+    from inspect_xai.reports import msa
+    from inspect_xai.settings import load_settings
+    from inspect_xai.storage.studies import Studies
+
+    names = [name.strip() for name in appraisers.split(",") if name.strip()]
+    with store_of(load_settings(settings, db=db)) as store:
+        if not _is_file(study):
+            made = Studies(store).create(
+                study, appraisers=names, parts=parts, trials=trials, seed=seed, by=who(by),
+                inspection_ids=inspection or (),
+            )  # fmt: skip
+            if as_json:
+                print_json(made)
+            else:
+                typer.echo(
+                    f"{made.name}: {made.parts} parts, {len(names)} appraisers, {trials} trials; it waits on the desk"
+                )
+            return
+        rows = msa.create(store, parts=parts, appraisers=names, trials=trials, seed=seed)
+    msa.write(Path(study), rows)
+    _wrote(Path(study), len(rows), as_json=as_json)
+
+
+def list_(db: DatabaseOption = None, settings: SettingsOption = None, as_json: JsonOption = False) -> None:
+    """List the studies on the desk, newest first, and how far everybody has come.
+
+    Example: inspect-xai msa list --db sqlite:///line.db
+    """
+    from inspect_xai.settings import load_settings
+    from inspect_xai.storage.studies import Studies
+
+    with store_of(load_settings(settings, db=db)) as store:
+        studies = Studies(store)
+        found = [(study, studies.progress(study.study_id)) for study in studies.all()]
+    if as_json:
+        print_json([{"study": study, "progress": progress} for study, progress in found])
+        return
+    for study, progress in found:
+        typer.echo(f"{study.name}: {study.parts} parts, {study.trials} trials, by {study.created_by}")
+        for each in progress:
+            whose = f"{each.appraiser}, trial {each.trial}" if each.trial else "reference"
+            typer.echo(f"  {whose:<28} {each.answered} of {each.parts}")
+    typer.echo(f"{len(found)} studies")
+
+
+def export(
+    study: Annotated[str, typer.Argument(help="The study's name on the desk.")],
+    out: Annotated[Path, typer.Option("--out", help="The CSV file to write.")],
+    db: DatabaseOption = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a study of the desk as CSV, for a spreadsheet or another program; the model's verdicts are in it.
+
+    Example: inspect-xai msa export autumn --out autumn.csv --db sqlite:///line.db
     """
     from inspect_xai.reports import msa
     from inspect_xai.settings import load_settings
 
-    names = [name.strip() for name in appraisers.split(",") if name.strip()]
     with store_of(load_settings(settings, db=db)) as store:
-        rows = msa.create(store, parts=parts, appraisers=names, trials=trials, seed=seed)
-    msa.write(study, rows)
-    _wrote(study, len(rows), as_json=as_json)
+        rows = _on_desk(store, study)
+    msa.write(out, rows)
+    _wrote(out, len(rows), as_json=as_json)
 
 
 def import_wide(
@@ -70,7 +140,10 @@ def analyse(
     defect: Annotated[str, typer.Option("--defect", help="What the study calls a defective part.")] = "NG",
     good: Annotated[str, typer.Option("--good", help="What the study calls a good part.")] = "OK",
     model: Annotated[
-        bool, typer.Option("--model", help="Add the model's verdicts from the record as one more.")
+        bool,
+        typer.Option(
+            "--model", help="Add the model's verdicts from the record to a file's study; one on the desk has them."
+        ),
     ] = False,
     db: DatabaseOption = None,
     settings: SettingsOption = None,
@@ -80,18 +153,22 @@ def analyse(
 
     Exit code 1 where someone's effectiveness, miss rate, false alarms or kappa is unacceptable.
 
-    Example: inspect-xai msa analyse study.csv --model --db sqlite:///line.db
+    Example: inspect-xai msa analyse autumn --db sqlite:///line.db
     """
     from inspect_xai.maths.agreement import Grade
+    from inspect_xai.maths.agreement import analyse as analysed
     from inspect_xai.reports import msa
+    from inspect_xai.settings import load_settings
 
-    answers = msa.read(study)
-    if model:
-        from inspect_xai.settings import load_settings
-
+    if not _is_file(study):
         with store_of(load_settings(settings, db=db)) as store:
-            answers = msa.with_model(answers, store)
-    found = msa.analyse(answers, defect=defect, good=good)
+            answers = _on_desk(store, study)
+    else:
+        answers = msa.read(Path(study))
+        if model:
+            with store_of(load_settings(settings, db=db)) as store:
+                answers = msa.with_model(answers, store)
+    found = analysed(answers, defect=defect, good=good)
     if as_json:
         pairs = [{"pair": pair, "kappa": kappa} for pair, kappa in found.pairs.items()]
         print_json({
@@ -102,6 +179,17 @@ def analyse(
         _tell(found)
     if any(Grade.UNACCEPTABLE in each.grades.values() for each in found.appraisals):
         raise typer.Exit(1)
+
+
+def _is_file(study: str) -> bool:
+    return study.lower().endswith(".csv")
+
+
+def _on_desk(store: "Store", name: str) -> "list[StudyAnswer]":
+    from inspect_xai.storage.studies import Studies
+
+    studies = Studies(store)
+    return studies.rows(studies.get(name).study_id)
 
 
 def _wrote(study: Path, rows: int, *, as_json: bool) -> None:

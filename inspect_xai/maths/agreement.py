@@ -5,7 +5,7 @@ The model sits in the study as one more appraiser: its column of answers is trea
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,6 +16,7 @@ from statsmodels.stats.inter_rater import cohens_kappa, fleiss_kappa
 
 from inspect_xai.errors import StudyError
 from inspect_xai.maths.quality import CONFIDENCE, Interval, Rate, rate
+from inspect_xai.records import StudyAnswer, VerdictCode
 
 
 class Grade(StrEnum):
@@ -150,6 +151,41 @@ def attribute_agreement(
         _exact(np.all(together == truth[:, None], axis=1), confidence=confidence),
         {(a, b): cohen(columns[a], columns[b], confidence=confidence) for a, b in itertools.combinations(columns, 2)},
     )
+
+
+def analyse(answers: Sequence[StudyAnswer], *, defect: str = VerdictCode.NG, good: str = VerdictCode.OK) -> Agreement:
+    """Analyse a study given as rows: they become tables of parts by trials.
+
+    Args:
+        answers: All rows of the study, in any order.
+        defect: What the study calls a defective part.
+        good: What it calls a good one.
+
+    Raises:
+        StudyError: A reference or an answer is missing, or two rows contradict each other.
+    """
+    references: dict[str, str] = {}
+    for each in answers:
+        if references.setdefault(each.part, each.reference) != each.reference:
+            raise StudyError(f"part {each.part} has the references {references[each.part]!r} and {each.reference!r}")
+    unknown = [part for part, reference in references.items() if not reference]
+    if unknown:
+        raise StudyError(
+            f"{len(unknown)} of {len(references)} parts have no reference, the first is {unknown[0]}",
+            remedy="let experts say what each part is, without looking at the answers",
+        )
+    given: dict[tuple[str, str, str], str] = {}
+    for each in answers:
+        place = (each.appraiser, each.part, each.trial)
+        if place in given:
+            raise StudyError(f"{each.appraiser} answered twice for part {each.part} in trial {each.trial}")
+        given[place] = each.answer
+    people = list(dict.fromkeys(each.appraiser for each in answers))
+    tables = {}
+    for who in people:
+        trials = sorted({trial for one, _, trial in given if one == who})
+        tables[who] = np.array([[given.get((who, part, trial), "") for trial in trials] for part in references], object)
+    return attribute_agreement(tables, np.array(list(references.values()), object), defect=defect, good=good)
 
 
 def _column(given: ArrayLike, *, who: str, parts: int) -> NDArray[np.str_]:
