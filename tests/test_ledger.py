@@ -258,6 +258,9 @@ def test_a_part_is_traced_both_ways(store: Store) -> None:
         )
     assert [each.serial for each in store.find(map_sha256=map_sha256)] == ["SN00001"]
     assert [each.serial for each in store.find(sha256=found.capture.sha256)] == ["SN00001"]
+    assert found.explanation is not None
+    assert map_sha256 in found.explanation.sums_sha256
+    assert [each.serial for each in store.find(map_sha256=found.explanation.fused_sha256)] == ["SN00001"]
 
 
 def test_evidence_can_be_checked_with_nothing_but_a_hash_function(store: Store) -> None:

@@ -145,11 +145,9 @@ def _counts(row: Any) -> dict[str, Any]:
 def _steps(store: "Store", serial: str, lot: str | None, product: str | None) -> list[dict[str, Any]]:
     """Return the chain of each inspection as plain values."""
     found = store.trace(serial, lot=lot, product=product)
-    documents = store.evidence([each.inspection_id for each in found])["documents"] if found else {}
     steps = []
     for each in found:
-        explained = documents[f"inspection/{each.inspection_id}"].get("explanation", {})
-        sums = [block["sums_sha256"] for block in explained.get("blocks", []) if "sums_sha256" in block]
+        explanation = each.explanation
         steps.append(
             {
                 "inspection_id": each.inspection_id,
@@ -166,8 +164,8 @@ def _steps(store: "Store", serial: str, lot: str | None, product: str | None) ->
                 "label": each.verdict.label,
                 "score": each.verdict.score,
                 "threshold": each.verdict.threshold,
-                "map_sha256": explained.get("fused_sha256", ""),
-                "sums_sha256": sums,
+                "map_sha256": explanation.fused_sha256 if explanation else "",
+                "sums_sha256": list(explanation.sums_sha256) if explanation else [],
                 "reviews": [
                     f"{review.reviewer}, {review.reviewed_at:%Y-%m-%d %H:%M} UTC: {review.decision}, {review.verdict}"
                     for review in each.reviews

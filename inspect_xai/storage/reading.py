@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from inspect_xai import records
 from inspect_xai.errors import NotFoundError
 from inspect_xai.storage import stored, tables
 from inspect_xai.storage.blobs import decode
+from inspect_xai.storage.documents import chunks
 from inspect_xai.storage.tables import (
     Capture,
     Explanation,
@@ -34,6 +36,12 @@ FetchMap = Callable[[str], bytes]
 """Gets the bytes of a map that is not in the database, by its sha256."""
 
 _NEWER = aliased(Review)
+_REGION: Final = tuple(field.name for field in dataclasses.fields(records.Region))
+_REVIEW: Final = tuple(
+    field.name
+    for field in dataclasses.fields(stored.StoredReview)
+    if field.name not in ("review_id", "superseded", "blind", "box")
+)
 
 
 def _newest(said: Any) -> ColumnElement[Any]:
@@ -162,40 +170,45 @@ def has_map(sha256: str) -> ColumnElement[bool]:
     return (Explanation.fused_blob_id == blob) | block.correlate(Explanation).exists()
 
 
-def inspection(connection: Connection, inspection_id: int, fetch: FetchMap | None) -> stored.StoredInspection:
-    """One inspection with everything that belongs to it; maps where `fetch` is given.
+def inspections(
+    connection: Connection, ids: Sequence[int], fetch: FetchMap | None = None
+) -> list[stored.StoredInspection]:
+    """Inspections with everything that belongs to them, in the order of `ids`; maps where `fetch` is given.
+
+    A few statements for all of them: a part traced over a slow line to the server waits for each one's answer.
 
     Raises:
-        NotFoundError: There is none.
+        NotFoundError: There is no inspection under one of the ids.
     """
     query = select(Inspection.__table__, Policy.version).join(Policy, Policy.id == Inspection.policy_id)
-    found = connection.execute(query.where(Inspection.id == inspection_id)).one_or_none()
-    if found is None:
-        raise NotFoundError(f"no inspection {inspection_id}", remedy="list inspections with: inspect-xai find")
-    facts = found._mapping
-    return stored.StoredInspection(
-        inspection_id=inspection_id,
-        capture=_capture(connection, facts["capture_id"]),
-        model=model(connection, Model.id == facts["model_id"]),
-        model_status=facts["model_status"],
-        policy_version=facts["version"],
-        run=_run(connection, facts["run_id"]),
-        inspected_at=facts["inspected_at"],
-        recorded_at=facts["recorded_at"],
-        verdict=records.Verdict(
-            code=records.VerdictCode(facts["verdict"]),
-            reason=records.Reason(facts["reason"]),
-            label=facts["label"],
-            score=facts["score"],
-            threshold=facts["threshold"],
-        ),
-        prediction=_prediction(facts),
-        explanation=_explanation(connection, inspection_id, fetch),
-        explained_because=facts["explained_because"],
-        failure=records.Failure(facts["failure_kind"], facts["failure_message"]) if facts["failure_kind"] else None,
-        duration_ms=facts["duration_ms"],
-        reviews=reviews(connection, inspection_id),
-    )
+    rows = {row.id: row._mapping for row in _in_chunks(connection, query, Inspection.id, ids)}
+    for missing in (number for number in ids if number not in rows):
+        raise NotFoundError(f"no inspection {missing}", remedy="list inspections with: inspect-xai find")
+    captures = _captures(connection, {row["capture_id"] for row in rows.values()})
+    models = {row.id: _model(row) for row in _by_id(connection, Model, {row["model_id"] for row in rows.values()})}
+    runs = {row.id: _run(row) for row in _by_id(connection, Run, {row["run_id"] for row in rows.values()})}
+    explanations = _explanations(connection, ids, fetch)
+    answers = _reviews(connection, ids)
+    return [
+        stored.StoredInspection(
+            inspection_id=number,
+            capture=captures[facts["capture_id"]],
+            model=models[facts["model_id"]],
+            model_status=facts["model_status"],
+            policy_version=facts["version"],
+            run=runs[facts["run_id"]],
+            inspected_at=facts["inspected_at"],
+            recorded_at=facts["recorded_at"],
+            verdict=_verdict(facts),
+            prediction=_prediction(facts),
+            explanation=explanations.get(number),
+            explained_because=facts["explained_because"],
+            failure=records.Failure(facts["failure_kind"], facts["failure_message"]) if facts["failure_kind"] else None,
+            duration_ms=facts["duration_ms"],
+            reviews=tuple(answers[number]),
+        )
+        for number, facts in ((number, rows[number]) for number in ids)
+    ]
 
 
 def model(connection: Connection, condition: ColumnElement[bool]) -> stored.StoredModel:
@@ -218,33 +231,38 @@ def models(connection: Connection) -> list[stored.StoredModel]:
 
 def reviews(connection: Connection, inspection_id: int) -> tuple[stored.StoredReview, ...]:
     """All answers about one inspection, oldest first."""
+    return tuple(_reviews(connection, [inspection_id])[inspection_id])
+
+
+def _reviews(connection: Connection, inspection_ids: Collection[int]) -> dict[int, list[stored.StoredReview]]:
     query = (
         select(Review.__table__, func.coalesce(tables.ReasonCode.code, "").label("reason_code"))
         .outerjoin_from(Review, tables.ReasonCode, tables.ReasonCode.id == Review.reason_code_id)
-        .where(Review.inspection_id == inspection_id)
         .order_by(Review.id)
     )
-    rows = connection.execute(query).all()
+    rows = _in_chunks(connection, query, Review.inspection_id, inspection_ids)
     superseded = {row.supersedes_id for row in rows}
-    return tuple(
-        stored.StoredReview(
-            review_id=row.id,
-            inspection_id=row.inspection_id,
-            reviewer=row.reviewer,
-            reviewed_at=row.reviewed_at,
-            decision=row.decision,
-            verdict=row.verdict,
-            true_label=row.true_label,
-            reason_code=row.reason_code,
-            map_on_defect=row.map_on_defect,
-            blind=bool(row.blind),
-            box=None if row.box is None else tuple(row.box),
-            note=row.note,
-            supersedes_id=row.supersedes_id,
-            superseded=row.id in superseded,
-        )
-        for row in rows
-    )
+    found: dict[int, list[stored.StoredReview]] = defaultdict(list)
+    for row in rows:
+        facts = {name: getattr(row, name) for name in _REVIEW}
+        facts |= {"blind": bool(row.blind), "box": None if row.box is None else tuple(row.box)}
+        review = stored.StoredReview(review_id=row.id, superseded=row.id in superseded, **facts)
+        found[row.inspection_id].append(review)
+    return found
+
+
+def _in_chunks(
+    connection: Connection, query: Select[Any], column: InstrumentedAttribute[Any], values: Collection[Any]
+) -> list[Row[Any]]:
+    """Rows whose column has one of the values."""
+    found: list[Row[Any]] = []
+    for chunk in chunks(values):
+        found += connection.execute(query.where(column.in_(chunk))).all()
+    return found
+
+
+def _by_id(connection: Connection, table: type[tables.Base], ids: Collection[int]) -> list[Row[Any]]:
+    return _in_chunks(connection, select(table.__table__), table.id, ids)  # type: ignore[attr-defined]
 
 
 def _model(row: Row[Any]) -> stored.StoredModel:
@@ -253,23 +271,34 @@ def _model(row: Row[Any]) -> stored.StoredModel:
     )
 
 
-def _capture(connection: Connection, number: int) -> records.Capture:
-    names = [field.name for field in dataclasses.fields(records.Capture) if field.name != "part"]
+def _captures(connection: Connection, ids: Collection[int]) -> dict[int, records.Capture]:
     query = (
-        select(*(getattr(Capture, name) for name in names), Part.serial, Product.name.label("product"), Lot.code)
+        select(Capture.__table__, Part.serial, Product.name.label("product"), Lot.code.label("lot"))
         .join(Part, Part.id == Capture.part_id)
         .join(Lot, Lot.id == Part.lot_id)
         .join(Product, Product.id == Lot.product_id)
-        .where(Capture.id == number)
     )
-    row = connection.execute(query).one()
-    facts = {name: getattr(row, name) for name in names}
-    return records.Capture(part=records.Part(row.serial, row.product, row.code), **facts)
+    names = [field.name for field in dataclasses.fields(records.Capture) if field.name != "part"]
+    return {
+        row.id: records.Capture(
+            part=records.Part(row.serial, row.product, row.lot), **{name: getattr(row, name) for name in names}
+        )
+        for row in _in_chunks(connection, query, Capture.id, ids)
+    }
 
 
-def _run(connection: Connection, number: int) -> records.Run:
-    row = connection.execute(select(Run.__table__).where(Run.id == number)).one()
+def _run(row: Row[Any]) -> records.Run:
     return records.Run(row.run_id, row.started_at, row.provider, row.versions, row.settings)
+
+
+def _verdict(facts: Mapping[Any, Any]) -> records.Verdict:
+    return records.Verdict(
+        code=records.VerdictCode(facts["verdict"]),
+        reason=records.Reason(facts["reason"]),
+        label=facts["label"],
+        score=facts["score"],
+        threshold=facts["threshold"],
+    )
 
 
 def _prediction(facts: Mapping[Any, Any]) -> records.Prediction | None:
@@ -284,64 +313,62 @@ def _prediction(facts: Mapping[Any, Any]) -> records.Prediction | None:
     )
 
 
-def _explanation(connection: Connection, inspection_id: int, fetch: FetchMap | None) -> stored.StoredExplanation | None:
-    found = connection.execute(
-        select(Explanation.__table__).where(Explanation.inspection_id == inspection_id)
-    ).one_or_none()
-    if found is None:
-        return None
-    blocks = connection.execute(
-        select(tables.BlockMap.__table__)
-        .where(tables.BlockMap.explanation_id == found.id)
-        .order_by(tables.BlockMap.tile_position, tables.BlockMap.position)
-    ).all()
-    maps = _Maps(connection, {found.fused_blob_id, *(row.sums_blob_id for row in blocks)} - {None}, fetch)
-    return stored.StoredExplanation(
-        status=records.Status(found.status),
-        settings=_settings(found.settings),
-        passes=found.passes,
-        provider=found.provider,
-        timings_ms={name: _number(value) for name, value in found.timings_ms.items()},
-        notes=tuple(found.notes),
-        faithfulness={name: _number(value) for name, value in found.faithfulness.items()},
-        support_share=found.support_share,
-        regions=_regions(connection, found.id),
-        tiles=_tiles(connection, found.id, blocks, maps),
-        fused=maps.get(found.fused_blob_id),
-        map_bytes=maps.size_bytes,
-        maps_deleted=maps.deleted,
-        duration_ms=found.duration_ms,
-    )
-
-
-def _regions(connection: Connection, explanation_id: int) -> tuple[records.Region, ...]:
-    names = [field.name for field in dataclasses.fields(records.Region)]
-    query = (
-        select(*(getattr(tables.ExplanationRegion, name) for name in names))
-        .where(tables.ExplanationRegion.explanation_id == explanation_id)
-        .order_by(tables.ExplanationRegion.position)
-    )
-    return tuple(records.Region(*row) for row in connection.execute(query))
-
-
-def _tiles(
-    connection: Connection, explanation_id: int, blocks: Any, maps: "_Maps"
-) -> tuple[records.TileExplanation, ...]:
-    query = (
-        select(tables.ExplanationTile.__table__)
-        .where(tables.ExplanationTile.explanation_id == explanation_id)
-        .order_by(tables.ExplanationTile.position)
-    )
-    return tuple(
-        records.TileExplanation(
-            tile=records.Tile(row.tile_index, row.top_px, row.left_px, row.height_px, row.width_px),
+def _explanations(
+    connection: Connection, inspection_ids: Collection[int], fetch: FetchMap | None
+) -> dict[int, stored.StoredExplanation]:
+    rows = _in_chunks(connection, select(Explanation.__table__), Explanation.inspection_id, inspection_ids)
+    if not rows:
+        return {}
+    ids = [row.id for row in rows]
+    regions = _children(connection, tables.ExplanationRegion, ids)
+    windows = _children(connection, tables.ExplanationTile, ids)
+    blocks = _children(connection, tables.BlockMap, ids)
+    blob_ids = {row.fused_blob_id for row in rows}
+    blob_ids |= {block.sums_blob_id for each in blocks.values() for block in each} - {None}
+    maps = _Maps(connection, blob_ids, fetch)
+    found = {}
+    for row in rows:
+        used = {row.fused_blob_id, *(block.sums_blob_id for block in blocks[row.id])} - {None}
+        found[row.inspection_id] = stored.StoredExplanation(
             status=records.Status(row.status),
-            scores=_numbers(row.scores),
-            blocks=tuple(_block(block, maps) for block in blocks if block.tile_position == row.position),
-            baseline_score=_number(row.baseline_score),
-            score_spread=_number(row.score_spread),
+            settings=_settings(row.settings),
+            passes=row.passes,
+            provider=row.provider,
+            timings_ms={name: _number(value) for name, value in row.timings_ms.items()},
+            notes=tuple(row.notes),
+            faithfulness={name: _number(value) for name, value in row.faithfulness.items()},
+            support_share=row.support_share,
+            regions=tuple(records.Region(*(getattr(each, name) for name in _REGION)) for each in regions[row.id]),
+            tiles=tuple(_tile(each, blocks[row.id], maps) for each in windows[row.id]),
+            fused=maps.get(row.fused_blob_id),
+            fused_sha256=maps.rows[row.fused_blob_id].sha256,
+            sums_sha256=tuple(
+                maps.rows[block.sums_blob_id].sha256 for block in blocks[row.id] if block.sums_blob_id is not None
+            ),
+            map_bytes=sum(maps.rows[number].size_bytes for number in used),
+            maps_deleted=any(maps.rows[number].deleted_at is not None for number in used),
+            duration_ms=row.duration_ms,
         )
-        for row in connection.execute(query)
+    return found
+
+
+def _children(connection: Connection, table: Any, explanation_ids: Collection[int]) -> dict[int, list[Row[Any]]]:
+    """Rows that belong to explanations, in their order."""
+    query = select(table.__table__).order_by(*table.__table__.primary_key.columns)
+    found: dict[int, list[Row[Any]]] = defaultdict(list)
+    for row in _in_chunks(connection, query, table.explanation_id, explanation_ids):
+        found[row.explanation_id].append(row)
+    return found
+
+
+def _tile(row: Row[Any], blocks: Sequence[Row[Any]], maps: "_Maps") -> records.TileExplanation:
+    return records.TileExplanation(
+        tile=records.Tile(row.tile_index, row.top_px, row.left_px, row.height_px, row.width_px),
+        status=records.Status(row.status),
+        scores=_numbers(row.scores),
+        blocks=tuple(_block(block, maps) for block in blocks if block.tile_position == row.position),
+        baseline_score=_number(row.baseline_score),
+        score_spread=_number(row.score_spread),
     )
 
 
@@ -364,21 +391,18 @@ def _block(row: Row[Any], maps: "_Maps") -> records.BlockMap:
 
 
 class _Maps:
-    """The blobs of one explanation: what they weigh always, decoded where they are wanted."""
+    """The blobs of explanations by id: what they are always, decoded where they are wanted."""
 
-    def __init__(self, connection: Connection, ids: set[Any], fetch: FetchMap | None) -> None:
+    def __init__(self, connection: Connection, ids: Collection[int], fetch: FetchMap | None) -> None:
         columns = [MapBlob.id, MapBlob.sha256, MapBlob.size_bytes, MapBlob.deleted_at]
         if fetch is not None:
             columns.append(MapBlob.data)
-        rows = connection.execute(select(*columns).where(MapBlob.id.in_(ids))).all()
-        self.size_bytes = sum(row.size_bytes for row in rows)
-        self.deleted = any(row.deleted_at is not None for row in rows)
+        self.rows = {row.id: row for row in _in_chunks(connection, select(*columns), MapBlob.id, ids)}
         self._maps: dict[int, NDArray[np.float32]] = {}
         if fetch is not None:
-            for row in rows:
-                if row.deleted_at is None:
-                    data = fetch(row.sha256) if row.data is None else row.data
-                    self._maps[row.id] = decode(data, sha256=row.sha256)
+            for row in (row for row in self.rows.values() if row.deleted_at is None):
+                data = fetch(row.sha256) if row.data is None else row.data
+                self._maps[row.id] = decode(data, sha256=row.sha256)
 
     def get(self, blob_id: int) -> NDArray[np.float32] | None:
         return self._maps.get(blob_id)

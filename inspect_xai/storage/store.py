@@ -256,7 +256,7 @@ class Store:
             StoreError: A map does not hash to what was recorded.
         """
         with database.reading(self._engine) as connection:
-            return reading.inspection(connection, inspection_id, self._fetch if maps else None)
+            return reading.inspections(connection, [inspection_id], self._fetch if maps else None)[0]
 
     def day(self, start: datetime, end: datetime, *, by: str = "inspected_at") -> list[InspectionSummary]:
         """Inspections with start <= time < end, oldest first. The caller knows the plant's zone.
@@ -370,7 +370,7 @@ class Store:
         """
         found = self.find(serial=serial, lot=lot, product=product, limit=10_000)
         with database.reading(self._engine) as connection:
-            return [reading.inspection(connection, each.inspection_id, None) for each in reversed(found)]
+            return reading.inspections(connection, [each.inspection_id for each in reversed(found)])
 
     def verify_ledger(self, *, heads: Iterable[str] = ()) -> ledger.LedgerReport:
         """Look for events and rows that are not what they were; `heads` are chain heads noted down earlier."""

@@ -53,6 +53,7 @@ class StoredExplanation:
             where maps were not asked for or were deleted by retention.
         tiles: Windows with their blocks; `BlockMap.sums` is None where `fused` is, and for dropped blocks.
         support_share: Share of the picture's pixels where the map is above 0.
+        fused_sha256: Of the stored fused map; `sums_sha256` of the stored sums, window by window.
         map_bytes: Bytes the maps take in the store.
         maps_deleted: Retention took the maps; the numbers stay.
     """
@@ -68,6 +69,8 @@ class StoredExplanation:
     regions: tuple[Region, ...]
     tiles: tuple[TileExplanation, ...]
     fused: NDArray[np.float32] | None
+    fused_sha256: str
+    sums_sha256: tuple[str, ...]
     map_bytes: int
     maps_deleted: bool
     duration_ms: float
