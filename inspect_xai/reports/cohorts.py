@@ -3,7 +3,7 @@
 import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import cv2
@@ -23,9 +23,13 @@ FEWEST_DRAWN: Final = 3
 FEWEST_MAPS: Final = 8
 """Maps from which a cohort says what is usual: with fewer, no part is called unlike it."""
 
+MOST_MAPS: Final = 500
+"""Maps that a cohort is made of at the most, drawn by the pictures' hashes: more change nothing one could see."""
+
 LOW_SPREAD: Final = 0.05
 """Below this spread of the masks' scores a map hardly tells places apart (the explanation's own note)."""
 
+_NOTHING: Final = np.empty((0, 0), dtype=np.float32)
 _LONGEST_PX: Final = 160  # of the pictures on the page, and of the maps that are added up
 
 
@@ -35,6 +39,7 @@ class CohortNumbers:
 
     Attributes:
         maps: Maps with evidence that were added up.
+        parts: Parts they stand for: more than the maps where the cohort is large.
         empty: Maps without evidence.
         row_px: Centre of the evidence in the picture.
         column_px: The same.
@@ -47,6 +52,7 @@ class CohortNumbers:
 
     key: CohortKey
     maps: int
+    parts: int
     empty: int
     row_px: float
     column_px: float
@@ -96,8 +102,8 @@ def cohorts_of(
         The cohorts, the largest first, and the parts unlike theirs.
     """
     pictures, odd = [], list[Odd]()
-    for key, _ in figures.cohorts(*period.span)[:MOST_COHORTS]:
-        picture, strange = _cohort(figures, period, key, photograph_of)
+    for key, parts in figures.cohorts(*period.span)[:MOST_COHORTS]:
+        picture, strange = _cohort(figures, period, key, photograph_of, parts=parts)
         if picture is not None and picture.numbers.maps >= FEWEST_DRAWN:
             pictures.append(picture)
         odd += strange
@@ -109,32 +115,33 @@ def cohorts_of(
 
 
 def _cohort(
-    figures: Figures, period: Period, key: CohortKey, photograph_of: PhotographOf
+    figures: Figures, period: Period, key: CohortKey, photograph_of: PhotographOf, *, parts: int
 ) -> tuple[CohortPicture | None, list[Odd]]:
     size = _small(key.size)
-    now = maths.gather(_shrunk(figures.maps(key, *period.span), size), size)
+    share = min(1.0, MOST_MAPS / parts)
+    given = list(_pairs(figures.maps(key, *period.span, share=share), size))
+    now = maths.gather((small for _, small in given), size)
     if not now.maps:
         return None, []
-    before = maths.gather(_shrunk(figures.maps(key, *period.before.span), size), size)
+    earlier = _pairs(figures.maps(key, *period.before.span, share=share), size)
+    before = maths.gather((small for _, small in earlier), size)
     centre = _centre(now.mean)
     facts: list[_Fact] = []
-    squares, photograph, photographed = 0.0, None, ""
-    for each, shrunk in _pairs(figures.maps(key, *period.span), size):
+    squares = 0.0
+    for each, shrunk in given:
         unlike = maths.deviation(shrunk, now)
         inside = each.faithfulness.get("energy_in_roi")
         facts.append(
             _Fact(each.inspection_id, each.serial, math.nan if unlike is None else unlike, each.score_spread, inside)
         )
         if unlike is not None:
-            squares += sum((a - b) ** 2 for a, b in zip(_centre(shrunk), centre, strict=True))
-        if photograph is None and not photographed:
-            photograph = photograph_of(each.archived_to)
-            photographed = each.serial
+            squares += math.dist(_centre(shrunk), centre) ** 2
     scale = key.size[0] / size[0]
     change = maths.compare_cohorts(now, before)
     numbers = CohortNumbers(
         key,
         now.maps,
+        parts,
         now.empty,
         centre[0] * scale,
         centre[1] * scale,
@@ -144,9 +151,10 @@ def _cohort(
         None if change is None else change.down_px * scale,
         None if change is None else change.right_px * scale,
     )
+    photograph = photograph_of(given[0][0].archived_to)
     below = None if photograph is None or photograph.shape[:2] != key.size else _resized(photograph, size)
     mean, spread = (_drawn(values, below) for values in (now.mean, now.spread))
-    name = photographed if below is not None else ""
+    name = given[0][0].serial if below is not None else ""
     return CohortPicture(numbers, mean, spread, name), list(_odd(facts, now))
 
 
@@ -175,14 +183,11 @@ def _odd(facts: list[_Fact], now: maths.Cohort) -> Iterator[Odd]:
             yield Odd(number, serial, why, 1 - inside)
 
 
-def _pairs(maps: Iterable[StoredMap], size: tuple[int, int]) -> Iterator[tuple[StoredMap, NDArray[np.float64]]]:
+def _pairs(maps: Iterable[StoredMap], size: tuple[int, int]) -> Iterator[tuple[StoredMap, NDArray[np.float32]]]:
+    """Each map with its small form; what is yielded holds the large one no longer."""
     for each in maps:
         small = cv2.resize(each.fused, (size[1], size[0]), interpolation=cv2.INTER_AREA)
-        yield each, np.asarray(small, dtype=np.float64)
-
-
-def _shrunk(maps: Iterable[StoredMap], size: tuple[int, int]) -> Iterator[NDArray[np.float64]]:
-    return (small for _, small in _pairs(maps, size))
+        yield replace(each, fused=_NOTHING), np.asarray(small, dtype=np.float32)
 
 
 def _small(size: tuple[int, int]) -> tuple[int, int]:
@@ -194,11 +199,10 @@ def _resized(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.ui
     return np.asarray(cv2.resize(picture, (size[1], size[0]), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def _centre(values: NDArray[np.float64]) -> tuple[float, float]:
+def _centre(values: NDArray[np.floating]) -> tuple[float, float]:
     """Centre of mass (row, column)."""
-    rows, columns = np.indices(values.shape)
-    total = float(values.sum())
-    return float((values * rows).sum()) / total, float((values * columns).sum()) / total
+    rows, columns = (values.sum(axis=axis, dtype=np.float64) for axis in (1, 0))
+    return float(rows @ np.arange(rows.size) / rows.sum()), float(columns @ np.arange(columns.size) / columns.sum())
 
 
 def _drawn(values: NDArray[np.float64], below: NDArray[np.uint8] | None) -> NDArray[np.uint8]:

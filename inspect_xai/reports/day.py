@@ -165,6 +165,7 @@ class _Seen:
 
 def _look_through(figures: Figures, period: Period, *, out: Path, most: int) -> _Seen:
     seen = _Seen([], [], Counter(), set(), set())
+    by_hour = period.first == period.last
     for day in period.days:
         rows = figures.rows(*period.span_of(day))
         if not period.shift:
@@ -174,7 +175,7 @@ def _look_through(figures: Figures, period: Period, *, out: Path, most: int) -> 
         seen.reasons |= {row.reason for row in flagged}
         seen.statuses |= {row.explanation_status for row in rows}
         for row in rows:
-            slot = row.captured_at.astimezone(period.zone).hour if len(period.days) == 1 else day
+            slot = row.captured_at.astimezone(period.zone).hour if by_hour else day
             seen.slots[slot, row.verdict] += 1
     return seen
 

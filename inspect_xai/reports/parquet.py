@@ -9,6 +9,7 @@ zone. fastparquet is called here and nowhere else: it is no longer developed, an
 import dataclasses
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def as_frame(rows: Sequence[InspectionSummary]) -> pd.DataFrame:
     """Return one row per inspection and one column per field, typed alike on a day without any."""
     columns = {}
     for field in dataclasses.fields(InspectionSummary):
-        values = [getattr(row, field.name) for row in rows]
+        values = list(map(attrgetter(field.name), rows))
         if field.type is datetime:
             values = [value.astimezone(UTC).replace(tzinfo=None) for value in values]
         columns[field.name] = pd.Series(values, dtype=_COLUMN_TYPES[field.type])

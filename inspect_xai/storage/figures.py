@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, and_, case, func, select
+from sqlalchemy import ColumnElement, Select, and_, case, func, select
+from sqlalchemy.orm import aliased
 
 from inspect_xai.records import Status, VerdictCode
 from inspect_xai.storage import database, reading
@@ -23,7 +24,12 @@ from inspect_xai.storage.tables import (
     ExplanationRegion,
     ExplanationTile,
     Inspection,
+    Lot,
     MapBlob,
+    Model,
+    Part,
+    Policy,
+    Product,
     Review,
     Run,
 )
@@ -88,6 +94,46 @@ class CohortKey:
     size: tuple[int, int]
 
 
+def _drawn(share: float) -> ColumnElement[bool]:
+    """Whether a picture is among so many of all, drawn by its hash: the same ones every night."""
+    return Capture.sha256 < f"{int(share * 16**8):08x}"
+
+
+_NEWEST: Final = aliased(Review)
+_OWN_COLUMNS: Final[dict[str, ColumnElement[Any]]] = {
+    "is_failed": case((Inspection.failure_kind != "", "yes"), else_=""),
+    "review_decision": func.coalesce(_NEWEST.decision, ""),
+    "reviewed_verdict": func.coalesce(_NEWEST.verdict, ""),
+}
+
+
+def _fields(names: Sequence[str]) -> Select[Any]:
+    """SELECT of fields of `InspectionSummary` that joins no table they do not need.
+
+    Over a month that is what a report's time goes to; and the newest review is looked up once for all it said.
+    """
+    columns = {name: _OWN_COLUMNS[name] if name in _OWN_COLUMNS else reading.column(name) for name in names}
+    query = select(*(column.label(name) for name, column in columns.items()))
+    query = query.select_from(Inspection).join(Capture, Capture.id == Inspection.capture_id)
+    wanted = set(names)
+    if wanted & {"serial", "lot", "product"}:
+        query = query.join(Part, Part.id == Capture.part_id)
+    if wanted & {"lot", "product"}:
+        query = query.join(Lot, Lot.id == Part.lot_id).join(Product, Product.id == Lot.product_id)
+    if wanted & {"fingerprint", "model_name", "model_version"}:
+        query = query.join(Model, Model.id == Inspection.model_id)
+    if "policy_version" in wanted:
+        query = query.join(Policy, Policy.id == Inspection.policy_id)
+    if wanted & {"run_id", "provider"}:
+        query = query.join(Run, Run.id == Inspection.run_id)
+    if wanted & {"explanation_status", "passes", "support_share"}:
+        query = query.outerjoin(Explanation, Explanation.inspection_id == Inspection.id)
+    if wanted & {"review_decision", "reviewed_verdict"}:
+        newest = select(func.max(Review.id)).where(Review.inspection_id == Inspection.id).correlate(Inspection)
+        query = query.outerjoin(_NEWEST, _NEWEST.id == newest.scalar_subquery())
+    return query
+
+
 class Figures:
     """Sums and streams over what was captured with start <= captured_at < end.
 
@@ -103,8 +149,10 @@ class Figures:
 
     def rows(self, start: datetime, end: datetime) -> list[InspectionSummary]:
         """The inspections themselves, oldest first: for a day, not for a year."""
-        rows = self._store.day(start, end, by="captured_at")
-        return [row for row in rows if self._shift is None or row.shift == self._shift]
+        names = [each.name for each in dataclasses.fields(InspectionSummary)]
+        query = _fields(names).where(*self._during(start, end)).order_by(Capture.captured_at, Inspection.id)
+        with database.reading(self._engine) as connection:
+            return [InspectionSummary(*row) for row in connection.execute(query)]
 
     def tally(self, start: datetime, end: datetime, *, by: Sequence[str]) -> list[Tally]:
         """Count by fields of `InspectionSummary`, sorted by their values; "is_failed" is "yes" or empty.
@@ -113,14 +161,9 @@ class Figures:
             >>> figures.tally(monday, tuesday, by=("station", "verdict"))  # doctest: +SKIP
             [Tally(group=("S3", "NG"), parts=12, duration_ms=900.5, longest_ms=120.0), ...]
         """
-        failed = case((Inspection.failure_kind != "", "yes"), else_="")
-        columns = [failed if name == "is_failed" else reading.column(name) for name in by]
-        given = reading.summaries().with_only_columns(
-            *(column.label(f"c{n}") for n, column in enumerate(columns)), Inspection.duration_ms.label("ms"),
-            maintain_column_froms=True,
-        )  # fmt: skip
+        given = _fields(by).add_columns(Inspection.duration_ms.label("ms"))
         inside = given.where(*self._during(start, end)).subquery("inside").c
-        groups = [inside[f"c{n}"] for n in range(len(columns))]
+        groups = [inside[name] for name in by]
         sums = (func.count(), func.sum(inside.ms), func.max(inside.ms))
         query = select(*groups, *sums).group_by(*groups).order_by(*groups)
         with database.reading(self._engine) as connection:
@@ -156,8 +199,8 @@ class Figures:
         with database.reading(self._engine) as connection:
             count = connection.execute(parts).scalar_one()
             if count > most:
-                query = query.where(Capture.sha256 < f"{int(most / count * 16**8):08x}")
-            for line, station, *values in connection.execute(query.order_by(Inspection.id)):
+                query = query.where(_drawn(most / count))
+            for line, station, *values in connection.execute(query.order_by(Capture.captured_at, Inspection.id)):
                 numbers = [math.nan if value is None else float(value) for value in values]
                 found.setdefault((line, station), []).append(numbers)
         return {place: np.array(rows) for place, rows in sorted(found.items())}
@@ -192,8 +235,15 @@ class Figures:
         found = [(CohortKey(r[0], r[1], r[2], r[3], r[4], (r[5], r[6])), int(r[7])) for r in rows]
         return sorted(found, key=lambda each: (-each[1], *dataclasses.astuple(each[0])))
 
-    def maps(self, key: CohortKey, start: datetime, end: datetime) -> Iterator[StoredMap]:
-        """The maps of one cohort one after the other, in the order of their ids; never more than a few in memory."""
+    def maps(self, key: CohortKey, start: datetime, end: datetime, *, share: float = 1.0) -> Iterator[StoredMap]:
+        """The maps of one cohort one after the other, in the order of their ids; never more than a few in memory.
+
+        Args:
+            key: The cohort.
+            start: First moment of capture.
+            end: First moment after.
+            share: About so much of them: those with the lowest hashes, which favours no kind.
+        """
         spread = (
             select(func.min(ExplanationTile.score_spread))
             .where(ExplanationTile.explanation_id == Explanation.id)
@@ -208,6 +258,8 @@ class Figures:
             *(reading.column(name) == getattr(key, name) for name in ("product", "line", "station", "view")),
             Explanation.target == key.label, Capture.height_px == key.size[0], Capture.width_px == key.size[1],
         )  # fmt: skip
+        if share < 1:
+            query = query.where(_drawn(share))
         last = 0
         while True:  # page by page, so that no transaction stays open while the caller works
             page = query.where(Inspection.id > last).order_by(Inspection.id).limit(_AT_A_TIME)
