@@ -26,8 +26,8 @@ from inspect_xai.pipeline import findings
 from inspect_xai.pipeline.audit import Audit, AuditRow, AuditSettings, Measured, open_audit, read_rows, run_audit
 from inspect_xai.pipeline.compare import Tolerances, compare_audits, read_tolerances
 from inspect_xai.pipeline.explain import Explainer
+from inspect_xai.pipeline.faithful import in_window
 from inspect_xai.pipeline.labelled import LabelledPicture, read_labelled, read_truth
-from inspect_xai.pipeline.measuring import in_window
 from inspect_xai.pipeline.sanity import check_sanity
 from inspect_xai.records import Channels, Fit, InputSpec, Method, ModelCard, Tile
 from inspect_xai.reports.audit import MOST_BYTES, write_audit

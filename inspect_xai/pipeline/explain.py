@@ -16,6 +16,7 @@ from inspect_xai.maths import regions, rivals, sise, tiles
 from inspect_xai.model.bundle import ModelBundle, load_bundle
 from inspect_xai.model.engine import ALL_OTHERS, Engine
 from inspect_xai.pipeline import methods
+from inspect_xai.pipeline.faithful import measure_faithfulness
 from inspect_xai.pipeline.judge import excess, judge, predict, worst_window
 from inspect_xai.pipeline.scoring import FEWEST_PASSES, OVERHEAD_PASSES, Limit, confidence, score_within
 from inspect_xai.records import (
@@ -107,6 +108,8 @@ class Explainer:
         threads: Threads inside one operator; default: all cores.
         bucket: Masks per forward pass; default: chosen for the device.
         verdict: Thresholds to judge by; default: the card's.
+        faithfulness: Measure with every explanation whether it is true to the network, in a few passes more that count
+            neither as `passes` nor against a bound (see `pipeline/faithful.py`).
 
     Raises:
         BundleError: If the folder is no sound bundle.
@@ -128,6 +131,7 @@ class Explainer:
         threads: int | None = None,
         bucket: int | None = None,
         verdict: VerdictSpec | None = None,
+        faithfulness: bool = True,
     ) -> None:
         shared = bundle if isinstance(bundle, Engine) else None
         given = bundle.bundle if isinstance(bundle, Engine) else bundle
@@ -140,6 +144,7 @@ class Explainer:
         self.mu = usual_mu if mu is None else mu
         self.baseline = Baseline(baseline or spec.baseline)
         self.max_passes, self.budget_s, self.threads = max_passes, budget_s, threads
+        self.faithfulness = faithfulness
         if not 0 <= self.mu < 1:
             raise SettingsError(
                 f"mu is {self.mu}", expected="0 <= mu < 1", remedy="0 keeps every positive channel; 0.3 is usual"
@@ -214,7 +219,12 @@ class Explainer:
             results.append(self._explain_window(look, tile, index, rival, limit=limit, clock=clock))
         with clock.step("maps"):
             size = (look.picture.shape[0], look.picture.shape[1])
-            return _join(results, look, settings, size=size, engine=self.engine, timings_ms=clock.spent_ms)
+            found = _join(results, look, settings, size=size, engine=self.engine, timings_ms=clock.spent_ms)
+        if not self.faithfulness:
+            return found
+        with clock.step("faithfulness"):
+            measured = measure_faithfulness(self.engine, look.picture, found, target=index, against=rival)
+        return replace(found, faithfulness=measured)
 
     def __call__(
         self, picture: NDArray[np.uint8] | Path | str, target: str | int | None = None, against: str | int | None = None

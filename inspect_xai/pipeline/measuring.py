@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from inspect_xai.maths import metrics, sise, tiles, whereabouts
 from inspect_xai.model.engine import Engine
 from inspect_xai.pipeline.explain import Look
-from inspect_xai.records import Baseline, Explanation, Fit, InputSpec, Tile
+from inspect_xai.pipeline.faithful import in_window, order_of
+from inspect_xai.records import Baseline, Explanation, Tile
 
 CLOSED_REACH = 1 / 100
 """How far beyond its mask a defect is closed, as a share of the window's shorter side: masks are drawn tight."""
@@ -112,7 +113,7 @@ def measure(engine: Engine, scene: Scene, explanation: Explanation, *, steps: in
             "near": float(near[rank == 0].all()),
             "aupro": metrics.aupro(rank, scene.truth),
         }
-    seen = _order(in_window(rank, scene.tile, engine.card.input, outside=rank.size))
+    seen = order_of(in_window(rank, scene.tile, engine.card.input, outside=rank.size))
     for fill in Baseline:
         hidden = sise.baseline_picture(scene.window, fill, mean=engine.mean_px)
         kept, *curves = _scores(
@@ -135,42 +136,6 @@ def measure(engine: Engine, scene: Scene, explanation: Explanation, *, steps: in
     if scene.truth_seen is not None:
         numbers["elsewhere_drop"] = _elsewhere_drop(engine, scene, seen, seed=seed)
     return numbers
-
-
-def in_window(values: NDArray[np.generic], tile: Tile, spec: InputSpec, *, outside: int) -> NDArray[np.generic]:
-    """Cut a window out of something that belongs to the picture's pixels, as `tiles.cut` does with the picture.
-
-    Args:
-        values: (H, W).
-        tile: The window.
-        spec: What the network takes.
-        outside: What stands beyond the picture where the card pads with a colour.
-
-    Returns:
-        (h, w) of the network's window; the nearest pixel's value where sizes differ, nothing is averaged.
-    """
-    height, width = values.shape
-    bottom, right = tile.top_px + tile.height_px, tile.left_px + tile.width_px
-    beyond = (max(0, -tile.top_px), max(0, bottom - height)), (max(0, -tile.left_px), max(0, right - width))
-    if spec.fit is Fit.LETTERBOX:
-        padded = np.pad(values, beyond, constant_values=outside)
-    else:
-        padded = np.pad(values, beyond, mode="reflect")
-    top, left = max(0, tile.top_px), max(0, tile.left_px)
-    window = padded[top : top + tile.height_px, left : left + tile.width_px]
-    rows, columns = (
-        ((np.arange(out) + 0.5) * given / out).astype(np.intp)
-        for out, given in zip((spec.height, spec.width), window.shape, strict=True)
-    )
-    return np.asarray(window[np.ix_(rows, columns)])
-
-
-def _order(ranks: NDArray[np.generic]) -> NDArray[np.int32]:
-    """Make a rank map of a cut-out one, which has gaps and, where it is mirrored, ties."""
-    order = np.argsort(ranks.ravel(), kind="stable")
-    rank = np.empty(ranks.size, dtype=np.int32)
-    rank[order] = np.arange(ranks.size, dtype=np.int32)
-    return rank.reshape(ranks.shape)
 
 
 def _elsewhere_drop(engine: Engine, scene: Scene, rank: NDArray[np.int32], *, seed: int) -> float:
