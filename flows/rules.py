@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from prefect import task
+from prefect import Task, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
@@ -20,12 +20,12 @@ R = TypeVar("R")
 BACK_OFF_S: list[float] = [30, 120, 600]
 
 
-def tried_again(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def tried_again(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
     """Make a function a task that is run again while the database is away, and at no other trouble.
 
     Nothing is cached: what these tasks do stands in the database, whose own uniqueness keeps it from being done twice.
     """
-    return task(  # type: ignore[return-value]  # a task is called like its function
+    return task(
         name=name,
         retries=len(BACK_OFF_S),
         retry_delay_seconds=BACK_OFF_S,

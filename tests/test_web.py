@@ -422,6 +422,31 @@ def test_the_json_interface_tells_the_same_and_takes_an_answer_once(opened: Open
     assert 'inspect_xai_queue_waiting{why="unsure"} 2' in metrics
 
 
+def test_a_monitor_reads_what_was_inspected_and_only_new_rows_are_added(opened: Open) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    from inspect_xai.storage.totals import TotalsReader
+
+    desk = opened(flagged=3)
+    totals = TotalsReader(desk.store)
+    first = totals.now()
+    assert totals.now() == first
+    text = desk.client().get("/metrics").text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    counted = {tuple(sample.labels.values()): sample.value for sample in families["inspect_xai_inspections"].samples}
+    rows = desk.store.find(limit=1000)
+    assert counted == {
+        place: sum((row.line, row.station, row.verdict) == place for row in rows)
+        for place in {(row.line, row.station, row.verdict) for row in rows}
+    }
+    spent = sum(sample.value for sample in families["inspect_xai_passes"].samples)
+    assert spent == sum(row.passes for row in rows) > 0
+    assert families["inspect_xai_newest_inspection_timestamp_seconds"].samples[0].value == pytest.approx(
+        max(row.inspected_at for row in rows).timestamp()
+    )
+    assert families["inspect_xai_explanations"].samples[0].labels["explained"] == "explained"
+
+
 def test_the_description_of_the_interface_names_every_route(opened: Open) -> None:
     desk = opened(flagged=1)
     document = desk.client().get("/api/v1/openapi.json").json()

@@ -19,6 +19,7 @@ from inspect_xai.storage.desk import Answer, Conflict, QueueFilter
 from inspect_xai.storage.stored import InspectionSummary, StoredInspection, StoredModel, StoredReview
 from inspect_xai.web import asked
 from inspect_xai.web.access import Person, Role
+from inspect_xai.web.metrics import CONTENT_TYPE, exposition
 from inspect_xai.web.site import RefusedError, SignInNeededError, site_of
 
 router = APIRouter()
@@ -299,20 +300,10 @@ def ready(request: Request) -> Response:
 
 @router.get("/metrics", include_in_schema=False)
 def metrics(request: Request, _: Reader) -> PlainTextResponse:
-    """What waits, for Prometheus."""
-    desk = site_of(request).desk
-    desk.take_in()
-    overview = desk.overview()
-    lines = [
-        "# HELP inspect_xai_queue_waiting Inspections that wait for a person.",
-        "# TYPE inspect_xai_queue_waiting gauge",
-        *(f'inspect_xai_queue_waiting{{why="{why}"}} {n}' for why, n in overview.counts["why"].items()),
-        "# HELP inspect_xai_queue_oldest_timestamp_seconds When the longest waiting one was inspected.",
-        "# TYPE inspect_xai_queue_oldest_timestamp_seconds gauge",
-    ]
-    if overview.oldest_at is not None:
-        lines.append(f"inspect_xai_queue_oldest_timestamp_seconds {overview.oldest_at.timestamp():.3f}")
-    return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+    """What was inspected, what it cost and what waits, for Prometheus."""
+    site = site_of(request)
+    site.desk.take_in()
+    return PlainTextResponse(exposition(site.totals.now(), site.desk.overview()), media_type=CONTENT_TYPE)
 
 
 def _inspection(given: StoredInspection) -> InspectionOut:

@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from inspect_xai.settings import ServeSettings
 from inspect_xai.storage.desk import Desk
 from inspect_xai.storage.store import Store
+from inspect_xai.storage.totals import TotalsReader
 from inspect_xai.web.access import Access, Person, Role, Session
 from inspect_xai.web.guard import Rate
 from inspect_xai.web.pictures import Archive, Kept
@@ -60,6 +61,7 @@ class Site:
     def __init__(self, store: Store, settings: ServeSettings) -> None:
         self.store = store
         self.settings = settings
+        self.totals = TotalsReader(store)
         self.desk = Desk(store, claim_s=settings.claim_s, second_share=settings.second_share)
         self.access = Access(settings)
         self.wrong_tokens = Rate(_WRONG_TOKENS_PER_MINUTE, time.monotonic)
