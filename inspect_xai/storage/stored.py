@@ -42,6 +42,7 @@ class StoredModel:
     registered_by: str
     card: dict[str, Any] = field(hash=False)
     golden: dict[str, Any] | None = field(hash=False, default=None)
+    calibration: dict[str, Any] | None = field(hash=False, default=None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

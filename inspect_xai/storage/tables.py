@@ -5,7 +5,7 @@
                                           |            |--< explanation_tile -< block_map >- map_blob
                                           |            `--> map_blob (the fused map)
                                           |--< review >- reason_code
-                                          |-- desk_item
+                                          |-- desk_item, picture_signal
                                           `--< study_part >- study -< study_task -< study_answer
 
 Every table has a whole-number `id`, or the ids of its parents with a position. Times are UTC. `sql/schema/` shows the
@@ -22,7 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from inspect_xai.records import Decision, ModelStatus, Status, VerdictCode
 from inspect_xai.storage.types import Bytes, Id, Json, Real, UtcTime, Whole, Words
 
-REVISION: Final = "0006"
+REVISION: Final = "0007"
 """The schema revision this build reads and writes: the newest file in sql/migrations/versions (a test compares)."""
 
 VERSION_TABLE: Final = "inspect_xai_version"  # Alembic's default name is taken where Prefect lives in the database
@@ -136,6 +136,7 @@ class Model(Base):
     status_at: Mapped[datetime]
     status_by: Mapped[str]
     golden: Mapped[dict[str, Any] | None]  # the result of the golden set the status rests on
+    calibration: Mapped[dict[str, Any] | None]  # from its scores to probabilities of a defect, fitted on reviews
 
 
 class Policy(Base):
@@ -198,6 +199,24 @@ class Inspection(Base):
     failure_kind: Mapped[str]  # empty: none
     failure_message: Mapped[str]
     duration_ms: Mapped[float]
+
+
+class PictureSignal(Base):
+    """What is watched for drift beside the verdict: image statistics, and of explained parts the embedding.
+
+    `embedding` is a fixed projection of the last block's mean features, 16 numbers of float16, little endian.
+    """
+
+    __tablename__ = "picture_signal"
+    __table_args__ = ({"sqlite_strict": True},)
+
+    inspection_id: Mapped[int] = mapped_column(_parent("inspection.id", cascade=True), primary_key=True)
+    brightness: Mapped[float]
+    contrast: Mapped[float]
+    clipped: Mapped[float]
+    sharpness: Mapped[float]
+    noise: Mapped[float]
+    embedding: Mapped[bytes | None]
 
 
 class MapBlob(Base):
@@ -537,3 +556,32 @@ class Audit(Base):
     audited_at: Mapped[datetime]
     settings: Mapped[dict[str, Any]]
     numbers: Mapped[dict[str, Any]]
+
+
+class DriftBaseline(Base):
+    """What every watched feature looked like in a quiet month, per line, station and shift; the newest counts.
+
+    `content` is a zstd frame of JSON (`inspect_xai.reports.watch`); the ledger keeps who set it.
+    """
+
+    __tablename__ = "drift_baseline"
+    __table_args__ = ({"sqlite_strict": True},)
+
+    id: Mapped[int] = _id()
+    first_day: Mapped[str]  # as the plant's calendar has it
+    last_day: Mapped[str]
+    set_at: Mapped[datetime]
+    set_by: Mapped[str]
+    content: Mapped[bytes]
+
+
+class AlertSent(Base):
+    """An alert that went out on a channel, so that it goes once."""
+
+    __tablename__ = "alert_sent"
+    __table_args__ = ({"sqlite_strict": True},)
+
+    alert_id: Mapped[str] = mapped_column(primary_key=True)
+    channel: Mapped[str] = mapped_column(primary_key=True)
+    sent_at: Mapped[datetime]
+    text: Mapped[str]

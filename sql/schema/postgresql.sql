@@ -1,4 +1,12 @@
--- Tables and triggers on postgresql, revision 0006. Made by: python -m inspect_xai.storage.schema
+-- Tables and triggers on postgresql, revision 0007. Made by: python -m inspect_xai.storage.schema
+
+CREATE TABLE alert_sent (
+    alert_id TEXT NOT NULL,
+    channel TEXT NOT NULL,
+    sent_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    text TEXT NOT NULL,
+    CONSTRAINT pk_alert_sent PRIMARY KEY (alert_id, channel)
+);
 
 CREATE TABLE desk_mark (
     id BIGINT NOT NULL,
@@ -17,6 +25,16 @@ CREATE TABLE desk_session (
 );
 
 CREATE INDEX ix_desk_session_used_at ON desk_session (used_at);
+
+CREATE TABLE drift_baseline (
+    id BIGSERIAL NOT NULL,
+    first_day TEXT NOT NULL,
+    last_day TEXT NOT NULL,
+    set_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    set_by TEXT NOT NULL,
+    content BYTEA NOT NULL,
+    CONSTRAINT pk_drift_baseline PRIMARY KEY (id)
+);
 
 CREATE TABLE ledger_event (
     id BIGINT NOT NULL,
@@ -73,6 +91,7 @@ CREATE TABLE model (
     status_at TIMESTAMP WITH TIME ZONE NOT NULL,
     status_by TEXT NOT NULL,
     golden JSONB,
+    calibration JSONB,
     CONSTRAINT pk_model PRIMARY KEY (id),
     CONSTRAINT ck_model_status CHECK (status IN ('candidate', 'approved', 'retired')),
     CONSTRAINT uq_model_fingerprint UNIQUE (fingerprint)
@@ -293,6 +312,18 @@ CREATE TABLE explanation (
 );
 
 CREATE INDEX ix_explanation_fused_blob_id ON explanation (fused_blob_id);
+
+CREATE TABLE picture_signal (
+    inspection_id BIGINT NOT NULL,
+    brightness DOUBLE PRECISION NOT NULL,
+    contrast DOUBLE PRECISION NOT NULL,
+    clipped DOUBLE PRECISION NOT NULL,
+    sharpness DOUBLE PRECISION NOT NULL,
+    noise DOUBLE PRECISION NOT NULL,
+    embedding BYTEA,
+    CONSTRAINT pk_picture_signal PRIMARY KEY (inspection_id),
+    CONSTRAINT fk_picture_signal_inspection_id FOREIGN KEY(inspection_id) REFERENCES inspection (id) ON DELETE CASCADE
+);
 
 CREATE TABLE review (
     id BIGSERIAL NOT NULL,

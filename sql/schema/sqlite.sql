@@ -1,4 +1,13 @@
--- Tables and triggers on sqlite, revision 0006. Made by: python -m inspect_xai.storage.schema
+-- Tables and triggers on sqlite, revision 0007. Made by: python -m inspect_xai.storage.schema
+
+CREATE TABLE alert_sent (
+    alert_id TEXT NOT NULL,
+    channel TEXT NOT NULL,
+    sent_at TEXT NOT NULL,
+    text TEXT NOT NULL,
+    CONSTRAINT pk_alert_sent PRIMARY KEY (alert_id, channel)
+)
+ STRICT;
 
 CREATE TABLE desk_mark (
     id INTEGER NOT NULL,
@@ -19,6 +28,17 @@ CREATE TABLE desk_session (
  STRICT;
 
 CREATE INDEX ix_desk_session_used_at ON desk_session (used_at);
+
+CREATE TABLE drift_baseline (
+    id INTEGER NOT NULL,
+    first_day TEXT NOT NULL,
+    last_day TEXT NOT NULL,
+    set_at TEXT NOT NULL,
+    set_by TEXT NOT NULL,
+    content BLOB NOT NULL,
+    CONSTRAINT pk_drift_baseline PRIMARY KEY (id)
+)
+ STRICT;
 
 CREATE TABLE ledger_event (
     id INTEGER NOT NULL,
@@ -78,6 +98,7 @@ CREATE TABLE model (
     status_at TEXT NOT NULL,
     status_by TEXT NOT NULL,
     golden TEXT,
+    calibration TEXT,
     CONSTRAINT pk_model PRIMARY KEY (id),
     CONSTRAINT ck_model_status CHECK (status IN ('candidate', 'approved', 'retired')),
     CONSTRAINT uq_model_fingerprint UNIQUE (fingerprint)
@@ -311,6 +332,19 @@ CREATE TABLE explanation (
  STRICT;
 
 CREATE INDEX ix_explanation_fused_blob_id ON explanation (fused_blob_id);
+
+CREATE TABLE picture_signal (
+    inspection_id INTEGER NOT NULL,
+    brightness REAL NOT NULL,
+    contrast REAL NOT NULL,
+    clipped REAL NOT NULL,
+    sharpness REAL NOT NULL,
+    noise REAL NOT NULL,
+    embedding BLOB,
+    CONSTRAINT pk_picture_signal PRIMARY KEY (inspection_id),
+    CONSTRAINT fk_picture_signal_inspection_id FOREIGN KEY(inspection_id) REFERENCES inspection (id) ON DELETE CASCADE
+)
+ STRICT;
 
 CREATE TABLE review (
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
