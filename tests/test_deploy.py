@@ -128,6 +128,38 @@ def test_the_image_has_no_torch_and_no_root() -> None:
     assert copied == let_in
 
 
+def test_the_dashboard_asks_for_metrics_there_are_by_labels_they_have() -> None:
+    from collections import Counter
+    from datetime import UTC, datetime
+
+    from prometheus_client.parser import text_string_to_metric_families
+
+    from inspect_xai.storage.desk import Overview
+    from inspect_xai.storage.totals import Group, Totals
+    from inspect_xai.web.metrics import exposition
+
+    now, group = datetime.now(UTC), Group("L1", "S1", "NG", "explained")
+    ones = Counter([group])
+    said = exposition(
+        Totals(ones, ones, ones, {group: 1.0}, {group: 1.0}, now), Overview(1, now, {"why": {"ng": 1}})
+    ).decode()
+    labels = {
+        sample.name: set(sample.labels) for family in text_string_to_metric_families(said) for sample in family.samples
+    }
+    dashboard = json.loads((DEPLOY / "grafana.json").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert len(asked) >= 10
+    for expression in asked:
+        for name, selected in re.findall(r"(inspect_xai_\w+)(?:\{([^}]*)\})?", expression):
+            assert name in labels
+            assert set(re.findall(r"(\w+)=", selected)) <= labels[name]
+        if grouped := re.search(r"by \((\w+)\)", expression):
+            assert any(grouped[1] in labels[name] for name in re.findall(r"inspect_xai_\w+", expression))
+    assert {name for name in labels if name.startswith("inspect_xai_")} == {
+        name for expression in asked for name in re.findall(r"inspect_xai_\w+", expression)
+    }
+
+
 def test_the_example_environment_sets_what_exists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from inspect_xai.settings import load_settings
 
