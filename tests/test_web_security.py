@@ -4,21 +4,25 @@ import dataclasses
 import html.parser
 import shutil
 import socket
+import sqlite3
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.requests import HTTPConnection
 
 from inspect_xai.errors import SettingsError
 from inspect_xai.records import Part
 from inspect_xai.settings import ServeSettings
+from inspect_xai.storage.sessions import Sessions
 from inspect_xai.storage.store import open_store
 from inspect_xai.web import guard
-from inspect_xai.web.access import Access, Role, digest_of, is_loopback, read_people
+from inspect_xai.web.access import Access, Person, Role, digest_of, is_loopback, read_people
 from inspect_xai.web.guard import Rate
 from inspect_xai.web.pictures import Archive, MissingPictureError
 from tests import desk as making
@@ -74,23 +78,23 @@ def visitors(desk: Desk) -> dict[str, Visitor]:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "desk.plant.example"])
-def test_an_open_desk_refuses_to_listen_to_a_network(host: str) -> None:
+def test_an_open_desk_refuses_to_listen_to_a_network(host: str, desk: Desk) -> None:
     with pytest.raises(SettingsError, match="as long as nobody has to say who they are"):
-        Access(ServeSettings(host=host))
+        Access(ServeSettings(host=host), Sessions(desk.store, idle_s=100))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
-def test_loopback_is_this_machine_alone(host: str) -> None:
+def test_loopback_is_this_machine_alone(host: str, desk: Desk) -> None:
     assert is_loopback(host)
-    assert Access(ServeSettings(host=host)).is_open
+    assert Access(ServeSettings(host=host), Sessions(desk.store, idle_s=100)).is_open
 
 
-def test_a_proxys_header_needs_the_proxys_address(tmp_path: Path) -> None:
+def test_a_proxys_header_needs_the_proxys_address(desk: Desk, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="anybody could send X-User"):
-        Access(ServeSettings(host="192.168.1.5", proxy_header="X-User"))
+        Access(ServeSettings(host="192.168.1.5", proxy_header="X-User"), Sessions(desk.store, idle_s=100))
     with pytest.raises(SettingsError, match="no address of a proxy"):
-        Access(ServeSettings(proxy_header="X-User", proxy_addresses=("gateway",)))
-    Access(ServeSettings(host="192.168.1.5", people=people_file(tmp_path)))
+        Access(ServeSettings(proxy_header="X-User", proxy_addresses=("gateway",)), Sessions(desk.store, idle_s=100))
+    Access(ServeSettings(host="192.168.1.5", people=people_file(tmp_path)), Sessions(desk.store, idle_s=100))
 
 
 @pytest.mark.parametrize(
@@ -159,28 +163,81 @@ def test_over_https_the_cookie_never_travels_without(sqlite_template: Path, tmp_
     assert "Secure" in cookie
 
 
-def test_sessions_end() -> None:
-    now = 0.0
-    access = Access(ServeSettings(session_s=100), clock=lambda: now)
+def asking(session_id: str, cookie: str = "inspect-xai") -> HTTPConnection:
+    return HTTPConnection({"type": "http", "headers": [(b"cookie", f"{cookie}={session_id}".encode())]})
 
-    def asks(session_id: str) -> object:
-        from starlette.requests import HTTPConnection
 
-        scope = {"type": "http", "headers": [(b"cookie", f"inspect-xai={session_id}".encode())]}
-        return access.signed_in(HTTPConnection(scope))
+def test_sessions_end(sqlite_template: Path, tmp_path: Path) -> None:
+    shutil.copy(sqlite_template, tmp_path / "desk.db")
+    now = datetime(2026, 11, 23, tzinfo=UTC)
+    with open_store(f"sqlite:///{tmp_path}/desk.db", clock=lambda: now) as store:
+        access = Access(ServeSettings(session_s=100), Sessions(store, idle_s=100))
+        first, second = access.begin("Ada"), access.begin("Bert")
+        now += timedelta(seconds=90)
+        assert access.signed_in(asking(first.session_id)) == Person("Ada", Role.QUALITY)
+        now += timedelta(seconds=60)
+        assert access.signed_in(asking(first.session_id)) is not None  # used at 90
+        assert access.signed_in(asking(second.session_id)) is None  # unused since 0
+        access.end(first)
+        assert access.signed_in(asking(first.session_id)) is None
+        third = access.begin("Cleo")
+        access.end_all()
+        assert access.signed_in(asking(third.session_id)) is None
+        for nothing in ("", "x", "a" * 43, "'; DROP TABLE desk_session"):
+            assert access.signed_in(asking(nothing)) is None
 
-    first, second = access.begin("Ada"), access.begin("Bert")
-    now = 90.0
-    assert asks(first.session_id) is not None
-    now = 150.0
-    assert asks(first.session_id) is not None  # used at 90
-    assert asks(second.session_id) is None  # unused since 0
-    access.end(first)
-    assert asks(first.session_id) is None
-    third = access.begin("Cleo")
-    access.end_all()
-    assert asks(third.session_id) is None
-    assert asks("") is None
+
+def test_a_restart_or_a_second_process_signs_nobody_out(sqlite_template: Path, tmp_path: Path) -> None:
+    shutil.copy(sqlite_template, tmp_path / "desk.db")
+    url = f"sqlite:///{tmp_path}/desk.db"
+    making.filled(url, tmp_path / "archive", flagged=3, good=0)
+    people = ServeSettings(archive=(tmp_path / "archive",), people=people_file(tmp_path))
+    with serving(url, people) as one, serving(url, people) as other:
+        otto = one.client(token="token of Otto")
+        otto.follow(otto.post("/preferences", {"language": "de", "theme": "dark", "back": "/queue"}))
+        otto.get("/inspections/3")
+        assert otto.post("/queue/next", {"skip": "3"}).headers["location"] != "/inspections/3"
+        cookies = dict(otto.http.cookies)
+        there = other.client()
+        there.http.cookies.update(cookies)
+        page = there.get("/queue").text
+        assert 'data-theme="dark"' in page
+        assert "Otto" in page
+        assert there.judge(1, decision="confirm").status_code == 303  # its forms count there too
+        otto.post("/signout")
+        assert there.get("/queue").status_code == 303  # and who leaves here has left there
+        otto = one.client(token="token of Otto")
+        cookies = dict(otto.http.cookies)
+    with serving(url, people) as again:
+        back = again.client()
+        back.http.cookies.update(cookies)
+        assert back.get("/queue").status_code == 200
+    rows = sqlite3.connect(tmp_path / "desk.db").execute("SELECT id_sha256 FROM desk_session").fetchall()
+    assert not {cookies["inspect-xai"]} & {row[0] for row in rows}  # who reads the table cannot sit down
+
+
+def test_a_name_taken_on_an_open_desk_is_nobody_where_tokens_are_asked_for(
+    sqlite_template: Path, tmp_path: Path
+) -> None:
+    shutil.copy(sqlite_template, tmp_path / "desk.db")
+    url = f"sqlite:///{tmp_path}/desk.db"
+    with serving(url, ServeSettings()) as opened:
+        cookies = dict(opened.client("Adam").http.cookies)
+    with serving(url, ServeSettings(people=people_file(tmp_path))) as closed:
+        visitor = closed.client()
+        visitor.http.cookies.update(cookies)
+        assert visitor.get("/queue").status_code == 303
+
+
+def test_visitors_leave_no_trace_before_they_sign_in(sqlite_template: Path, tmp_path: Path) -> None:
+    shutil.copy(sqlite_template, tmp_path / "desk.db")
+    with serving(f"sqlite:///{tmp_path}/desk.db", ServeSettings(people=people_file(tmp_path))) as served:
+        for _ in range(3):
+            served.client().get("/signin")
+        scripts = served.client(headers={"Authorization": "Bearer token of Vera"})
+        scripts.get("/queue")
+    count = sqlite3.connect(tmp_path / "desk.db").execute("SELECT count(*) FROM desk_session").fetchone()
+    assert count == (0,)
 
 
 # ---- what each role may do ---------------------------------------------------------------------------------------
@@ -212,16 +269,18 @@ def test_only_quality_takes_over_what_others_hold(desk: Desk, visitors: dict[str
     assert desk.app.state.site.desk.entry(4).claimed_by == ""
 
 
-def test_only_an_admin_signs_everybody_out(desk: Desk) -> None:
+def test_only_an_admin_signs_everybody_out(sqlite_template: Path, tmp_path: Path) -> None:
+    shutil.copy(sqlite_template, tmp_path / "desk.db")
+    with serving(f"sqlite:///{tmp_path}/desk.db", ServeSettings(people=people_file(tmp_path))) as desk:
+        signs_everybody_out(desk)
+
+
+def signs_everybody_out(desk: Desk) -> None:
     otto, adam = (desk.client(token=f"token of {name}") for name in ("Otto", "Adam"))
     assert otto.post("/signout", {"everybody": "1"}).status_code == 403
     assert otto.get("/queue").status_code == 200
-    state = dict(desk.app.state.site.access._sessions)
-    try:
-        assert adam.post("/signout", {"everybody": "1"}).status_code == 303
-        assert otto.get("/queue").status_code == 303
-    finally:
-        desk.app.state.site.access._sessions.update(state)  # the other tests of this desk stay signed in
+    assert adam.post("/signout", {"everybody": "1"}).status_code == 303
+    assert otto.get("/queue").status_code == 303
 
 
 # ---- forged requests ---------------------------------------------------------------------------------------------

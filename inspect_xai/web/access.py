@@ -12,23 +12,24 @@ A session is a browser; its forms carry a token that no other site can know.
 import hashlib
 import hmac
 import ipaddress
+import re
 import secrets
-import time
 import tomllib
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from threading import Lock
+from typing import Final
 
 from starlette.requests import HTTPConnection
 
 from inspect_xai.errors import SettingsError
 from inspect_xai.settings import ServeSettings
+from inspect_xai.storage.sessions import Sessions
 
 MAX_NAME = 60
-_MOST_SESSIONS = 20_000  # each takes a few hundred bytes; the oldest go first
+_ID: Final = re.compile("[A-Za-z0-9_-]{43}")
+_KEPT: Final = "inspect_xai.session"
 
 
 class Role(IntEnum):
@@ -57,38 +58,38 @@ class Person:
         return self.role >= role
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Session:
-    """One browser. `person` is None before somebody signed in."""
+    """One browser. `person` is None before somebody signed in; a new visitor's is kept nowhere but in their cookie."""
 
     session_id: str
-    person: str | None
-    used_at: float
+    person: str | None = None
     language: str = ""
     theme: str = "auto"
-    skipped: list[int] = field(default_factory=list)  # inspections the person left for later, newest last
+    skipped: tuple[int, ...] = ()  # inspections the person left for later, newest last
 
 
 class Access:
-    """Knows people and sessions. Sessions live in memory: a restart signs everybody out.
+    """Knows people and sessions. Sessions outlast a restart, unless the list of people was changed.
 
     Args:
         settings: Of the desk.
-        clock: Seconds that only go forward.
+        sessions: Where browsers are remembered.
 
     Raises:
         SettingsError: The desk would be open to a network without anybody being asked who they are, or the file of
             people cannot be read.
     """
 
-    def __init__(self, settings: ServeSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, settings: ServeSettings, sessions: Sessions) -> None:
         self.settings = settings
+        self._sessions = sessions
         self._people = read_people(settings.people) if settings.people else {}
         self._by_token = {digest: person for person, digest in self._people.values() if digest}
-        self._clock = clock
-        self._secret = secrets.token_bytes(32)
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
-        self._lock = Lock()
+        # A session counts where it was made: a name taken on an open desk is nobody on one that asks for tokens.
+        self._realm = hashlib.sha256(
+            f"{settings.proxy_header}|{sorted((each.name, digest) for each, digest in self._people.values())}".encode()
+        ).hexdigest()
         self.proxies = frozenset(_address(text) for text in settings.proxy_addresses)
         self._check()
 
@@ -131,6 +132,10 @@ class Access:
         session = self.session(connection)
         return None if session is None or session.person is None else self._known(session.person)
 
+    def is_by_proxy(self, connection: HTTPConnection) -> bool:
+        """Whether the plant's sign-on proxy says who asks, so that nobody signs in here."""
+        return bool(self.settings.proxy_header) and self.bearer(connection) is None
+
     def bearer(self, connection: HTTPConnection) -> str | None:
         """The Bearer token of a request; None: it has none, so forms must prove where they come from."""
         scheme, _, token = connection.headers.get("authorization", "").partition(" ")
@@ -145,45 +150,57 @@ class Access:
         return self.is_open and 0 < len(name.strip()) <= MAX_NAME and name.isprintable()
 
     def session(self, connection: HTTPConnection) -> Session | None:
-        """The live session of a request."""
-        session_id = connection.cookies.get(self.cookie, "")
-        now = self._clock()
-        with self._lock:
-            session = self._sessions.get(session_id)
-            if session is None:
-                return None
-            if now - session.used_at > self.settings.session_s:
-                del self._sessions[session_id]
-                return None
-            session.used_at = now
-            self._sessions.move_to_end(session_id)
-            return session
+        """The session of a request; None: the browser brings no cookie of ours. Looked up once per request."""
+        if _KEPT not in connection.scope:
+            session_id = connection.cookies.get(self.cookie, "")
+            # What stands there first serves the page that tells of a database that is away.
+            connection.scope[_KEPT] = Session(session_id) if _ID.fullmatch(session_id) else None
+            if connection.scope[_KEPT] is not None:
+                connection.scope[_KEPT] = self._found(session_id)
+        session: Session | None = connection.scope[_KEPT]
+        return session
+
+    def visitor(self, connection: HTTPConnection) -> Session:
+        """A session for a browser that has none; nothing is written before somebody signs in."""
+        session = connection.scope[_KEPT] = Session(secrets.token_urlsafe(32))
+        return session
 
     def begin(self, person: str | None, *, like: Session | None = None) -> Session:
         """Begin a session under a new id; `like` is the one it replaces, whose choices it keeps."""
-        session = Session(secrets.token_urlsafe(32), person, self._clock())
-        with self._lock:
-            if like is not None:
-                session.language, session.theme = like.language, like.theme
-                self._sessions.pop(like.session_id, None)
-            self._sessions[session.session_id] = session
-            while len(self._sessions) > _MOST_SESSIONS:
-                self._sessions.popitem(last=False)
+        like = like or Session("")
+        session = Session(secrets.token_urlsafe(32), person, like.language, like.theme)
+        self._sessions.begin(
+            self._key(session.session_id),
+            person=person or "",
+            language=session.language,
+            theme=session.theme,
+            instead_of=self._key(like.session_id),
+        )
         return session
+
+    def choose(self, session: Session, *, language: str, theme: str) -> None:
+        """Keep what somebody chose, also before they signed in."""
+        chosen = {"language": language or session.language, "theme": theme or session.theme}
+        if session.person is None:
+            self._sessions.begin(self._key(session.session_id), person="", **chosen)
+        else:
+            self._sessions.change(self._key(session.session_id), **chosen)
+
+    def leave_for_later(self, session: Session, skipped: Sequence[int]) -> None:
+        """Keep which inspections somebody left for later."""
+        self._sessions.change(self._key(session.session_id), skipped=list(skipped))
 
     def end(self, session: Session) -> None:
         """End a session: its cookie is worth nothing any more."""
-        with self._lock:
-            self._sessions.pop(session.session_id, None)
+        self._sessions.end(self._key(session.session_id))
 
     def end_all(self) -> None:
         """Sign everybody out."""
-        with self._lock:
-            self._sessions.clear()
+        self._sessions.end_all()
 
     def forgery_token(self, session: Session) -> str:
-        """What a form of this session must bring along: another site cannot know it."""
-        return hmac.new(self._secret, session.session_id.encode(), hashlib.sha256).hexdigest()
+        """What a form of this session must bring along: another site knows the session's id as little as this."""
+        return hmac.new(session.session_id.encode(), b"form", hashlib.sha256).hexdigest()
 
     def is_genuine(self, session: Session | None, token: str) -> bool:
         """Whether a form comes from a page that was made for this session."""
@@ -195,6 +212,15 @@ class Access:
         if self._is_proxy(host):
             return connection.headers.get("x-forwarded-for", host).rpartition(",")[2].strip() or host
         return host
+
+    def _found(self, session_id: str) -> Session:
+        kept = self._sessions.find(self._key(session_id))
+        if kept is None:
+            return Session(session_id)
+        return Session(session_id, kept.person or None, kept.language, kept.theme, kept.skipped)
+
+    def _key(self, session_id: str) -> str:
+        return hashlib.sha256(f"{self._realm}|{session_id}".encode()).hexdigest()
 
     def _from_proxy(self, connection: HTTPConnection) -> str | None:
         host = connection.client.host if connection.client else ""

@@ -102,10 +102,10 @@ async def preferences(request: Request) -> Response:
     session = site.access.session(request)
     if session is None or not site.access.is_genuine(session, fields.get("csrf", "")):
         raise RefusedError(403, "error.csrf")
-    if fields.get("language") in LANGUAGES:
-        session.language = fields["language"]
-    if fields.get("theme") in THEMES:
-        session.theme = fields["theme"]
+    language, theme = fields.get("language", ""), fields.get("theme", "")
+    site.access.choose(
+        session, language=language if language in LANGUAGES else "", theme=theme if theme in THEMES else ""
+    )
     return see(local_path(fields.get("back", "")))
 
 
@@ -304,15 +304,15 @@ def _to_next(site: Site, request: Request, form: Form, *, done: int | None = Non
     site.desk.take_in()
     wanted = asked.queue_filter(query, datetime.now(UTC))
     session = site.access.session(request)
-    skipped = session.skipped if session else []
+    skipped = session.skipped if session else ()
     skip = asked.number_in(form.get("skip"))
-    if skip is not None:
-        skipped.append(skip)
-        del skipped[:-_MOST_SKIPPED]
-    found = site.desk.claim_next(form.person.name, wanted, skipped=skipped)
-    if found is None and skipped:  # nothing else is left: what was skipped comes again
-        skipped.clear()
+    left = skipped if skip is None else (*skipped, skip)[-_MOST_SKIPPED:]
+    found = site.desk.claim_next(form.person.name, wanted, skipped=left)
+    if found is None and left:  # nothing else is left: what was skipped comes again
+        left = ()
         found = site.desk.claim_next(form.person.name, wanted)
+    if session is not None and left != skipped:
+        site.access.leave_for_later(session, left)
     path = "/queue" if found is None else f"/inspections/{found}"
     return see(path, done=done, **query)
 

@@ -13,6 +13,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from inspect_xai.settings import ServeSettings
 from inspect_xai.storage.desk import Desk
+from inspect_xai.storage.sessions import Sessions
 from inspect_xai.storage.store import Store
 from inspect_xai.storage.totals import TotalsReader
 from inspect_xai.web.access import Access, Person, Role, Session
@@ -63,7 +64,7 @@ class Site:
         self.settings = settings
         self.totals = TotalsReader(store)
         self.desk = Desk(store, claim_s=settings.claim_s, second_share=settings.second_share)
-        self.access = Access(settings)
+        self.access = Access(settings, Sessions(store, idle_s=settings.session_s))
         self.wrong_tokens = Rate(_WRONG_TOKENS_PER_MINUTE, time.monotonic)
         self.archive = Archive(settings.archive)
         self.kept = Kept()
@@ -116,9 +117,15 @@ class Site:
         """Render a page; a browser without a session gets one, since its forms need it."""
         person = self.access.signed_in(request)
         session = self.access.session(request)
-        is_new = session is None or (person is not None and session.person != person.name)
-        if session is None or is_new:
-            session = self.access.begin(person.name if person else None, like=session)
+        is_new = session is None
+        if (
+            person is not None
+            and self.access.is_by_proxy(request)
+            and (session is None or session.person != person.name)
+        ):
+            session, is_new = self.access.begin(person.name, like=session), True
+        elif session is None:
+            session = self.access.visitor(request)
         words = self.words(request)
         text = self._templates.get_template(name).render(
             t=words,
