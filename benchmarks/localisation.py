@@ -1,73 +1,198 @@
-"""Do the maps lie on the defects? EBPG over pixel masks, for pictures the network judges right.
+"""Do the maps lie on the defects, and does the network agree? Methods against each other on the real pictures.
 
-    python -m benchmarks.localisation --pictures 100 --split test
+    python -m benchmarks.localisation --split test --methods sise,grad-cam,layer-cam
+    python -m benchmarks.localisation --split test,val --methods sise --pictures 0
+    python -m benchmarks.localisation --level window --methods sise,rise --max-passes 500
 
-EBPG is the share of the map's energy on the defect; beside it stands the share of the picture that the defect covers,
-which is what a map that knows nothing would reach.
+Only pictures that the network judges right. `--level picture` explains every window that the verdict rests on and
+measures on the stitched map; `--level window` cuts out the one window in which the class scores highest and takes it
+for the picture, so that no background far from any evidence helps (AUPRO saturates on large pictures). What hides
+pixels hides them in that window in either case. Beside every table stand a random map and a Gaussian in the centre.
+Numbers are means with 95 % bootstrap intervals over pictures; `!` marks a method that is worse than the table's best
+beyond chance (the interval of the difference, picture by picture, leaves out 0). With `--cache` the network's answers
+to masked windows are kept, so that a killed run goes on where it stood and a table can be printed again in minutes.
 """
 
 import argparse
+import hashlib
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
-from benchmarks.real import SETS, defective_parts, real_card, real_model, shared_folder
-from inspect_xai.maths import metrics
+from benchmarks.real import SETS, RealPart, defective_parts, real_card, real_model, shared_folder
+from inspect_xai.maths import metrics, sise, tiles
 from inspect_xai.model.bundle import build_bundle
-from inspect_xai.pipeline.explain import Explainer
+from inspect_xai.model.engine import Engine, MaskScores
+from inspect_xai.pipeline.explain import Explainer, Look
+from inspect_xai.pipeline.faithful import in_window, order_of
 from inspect_xai.pipeline.intake import read_picture
+from inspect_xai.records import Baseline, Explanation, Method, Tile
+
+CHANCE = (Method.RANDOM, Method.CENTRE)
+COLUMNS = {
+    "aupro": "AUPRO@0.3", "aupro_window": "AUPRO win", "ebpg": "EBPG", "bbox": "Bbox", "pointing": "pointing",
+    **{f"drop_{fill}": f"Drop {fill}" for fill in Baseline}, "passes": "passes", "seconds": "s",
+}  # fmt: skip
+LOWER_IS_BETTER = tuple(f"drop_{fill}" for fill in Baseline)
+COSTS = ("passes", "seconds")
+
+
+class RememberingEngine(Engine):
+    """An engine that keeps on disk what the network said of masked windows."""
+
+    folder: Path | None = None
+
+    def score_masks(
+        self, window: NDArray[np.generic], maps: NDArray[np.float32], *, baseline: NDArray[np.float32]
+    ) -> MaskScores:
+        """As an engine does, once."""
+        if self.folder is None:
+            return super().score_masks(window, maps, baseline=baseline)
+        arrays = (np.asarray(window, np.float32), maps, baseline)
+        key = hashlib.blake2b(self.bundle.fingerprint.encode(), digest_size=16)
+        for array in arrays:
+            key.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+        path = self.folder / f"{key.hexdigest()}.npz"
+        if path.exists():
+            with np.load(path) as kept:
+                return MaskScores(kept["probabilities"], kept["minimum"], kept["span"])
+        said = super().score_masks(window, maps, baseline=baseline)
+        partial = path.with_suffix(".part")
+        with partial.open("wb") as file:
+            np.savez(file, probabilities=said.probabilities, minimum=said.minimum, span=said.span)
+        partial.replace(path)
+        return said
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one picture."""
+
+    label: str
+    method: Method
+    numbers: dict[str, float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=100, help="pictures judged right, both sets together")
-    parser.add_argument("--split", default="test", choices=["train", "val", "test"])
-    parser.add_argument("--profile", default="exact", choices=["exact", "fast", "quick"])
-    parser.add_argument("--threads", type=int, default=None)
-    options = parser.parse_args()
+    options = parsed()
     shared = shared_folder()
-    print(f"onnxruntime {onnxruntime.__version__}, method sise, profile {options.profile}, split {options.split}")
     print(
-        f"{'set':14} {'class':12} {'n':>4} {'EBPG':>6} {'median':>6} {'area':>6} {'pointing':>8} {'passes':>6} {'s':>6}"
+        f"onnxruntime {onnxruntime.__version__}, split {options.split}, level {options.level}, profile "
+        f"{options.profile}, max passes {options.max_passes or 'none'}, mu 0.3, masks hide behind the mean colour"
     )
     with tempfile.TemporaryDirectory() as scratch:
         for name in SETS:
-            rows = explain_set(shared, Path(scratch), name, options)
-            for label in [*dict.fromkeys(row[0] for row in rows), "all"]:
-                some = np.array([row[1:] for row in rows if label in (row[0], "all")])
-                energy, area, hit, passes, seconds = some.T
-                print(
-                    f"{name:14} {label:12} {len(some):4d} {energy.mean():6.3f} {np.median(energy):6.3f} "
-                    f"{area.mean():6.4f} {hit.mean():8.2f} {passes.mean():6.0f} {seconds.mean():6.2f}",
-                    flush=True,
-                )
+            bundle = build_bundle(real_model(shared, name), real_card(shared, name), Path(scratch) / name)
+            engine = RememberingEngine(bundle, device="cpu", threads=options.threads)
+            if options.cache:
+                engine.folder = Path(options.cache)
+                engine.folder.mkdir(parents=True, exist_ok=True)
+            with engine, Explainer(
+                engine, profile=options.profile, max_passes=options.max_passes, faithfulness=False
+            ) as explainer:  # fmt: skip
+                rows = [
+                    row for part in chosen_parts(shared, name, options) for row in measured(explainer, part, options)
+                ]
+            for label in [*dict.fromkeys(row.label for row in rows), "all"]:
+                print_table(name, label, [row for row in rows if label in (row.label, "all")])
 
 
-def explain_set(
-    shared: Path, scratch: Path, name: str, options: argparse.Namespace
-) -> list[tuple[str, float, float, float, float, float]]:
-    bundle = build_bundle(real_model(shared, name), real_card(shared, name), scratch / name)
-    rows = []
-    with Explainer(bundle, device="cpu", profile=options.profile, threads=options.threads) as explainer:
-        for part in defective_parts(shared, name, split=options.split):
-            if len(rows) == options.pictures // len(SETS):
-                break
-            look = explainer.look(read_picture(part.path).pixels)
-            if look.prediction.label != part.label:
-                continue
-            began = time.perf_counter()
-            found = explainer.explain(look, target=part.label)
-            took = time.perf_counter() - began
-            if found.fused.max() == 0:
-                print(f"{part.path.name}: {found.status}")
-                continue
-            energy = metrics.ebpg(found.fused, part.mask)
-            hit = float(metrics.pointing_game(found.rank, part.mask))
-            rows.append((part.label, energy, float(part.mask.mean()), hit, float(found.passes), took))
-    return rows
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", default="sise", help="comma-separated; random and centre come with them")
+    parser.add_argument("--pictures", type=int, default=0, help="at most so many of each set, drawn by --seed; 0: all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--split", default="test", help="train, val or test, or several with commas")
+    parser.add_argument("--level", default="picture", choices=["picture", "window"])
+    parser.add_argument("--profile", default="exact", choices=["exact", "fast", "quick"])
+    parser.add_argument("--max-passes", type=int, default=None, help="for methods that mask, on one picture")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--cache", default=None, help="folder for the network's answers to masked windows")
+    return parser.parse_args()
+
+
+def chosen_parts(shared: Path, name: str, options: argparse.Namespace) -> list[RealPart]:
+    parts = [part for split in options.split.split(",") for part in defective_parts(shared, name, split=split)]
+    order = np.random.default_rng(options.seed).permutation(len(parts))
+    return [parts[index] for index in order]
+
+
+def measured(explainer: Explainer, part: RealPart, options: argparse.Namespace) -> Iterator[Row]:
+    """Explain one picture by every method and measure each."""
+    picture, truth = read_picture(part.path).pixels, part.mask
+    look = explainer.look(picture)
+    if look.prediction.label != part.label:
+        return
+    target = explainer.card.labels.index(part.label)
+    tile = look.tiles[int(np.argmax(look.scores[:, target]))]
+    if options.level == "window":
+        seen = tiles.cut(look.picture, tile, explainer.card.input).astype(np.uint8)
+        truth = in_window(truth, tile, explainer.card.input, outside=0).astype(np.bool_)
+        look = explainer.look(seen)
+        tile = look.tiles[0]
+        if not truth.any() or look.prediction.label != part.label:
+            return
+    for method in [*(Method(name) for name in options.methods.split(",")), *CHANCE]:
+        explainer.method = method
+        began = time.perf_counter()
+        found = explainer.explain(look, target=part.label)
+        seconds = time.perf_counter() - began
+        numbers = numbers_of(explainer.engine, look, tile, found, truth=truth, target=target)
+        yield Row(part.label, method, numbers | {"passes": float(found.passes), "seconds": seconds})
+
+
+def numbers_of(
+    engine: Engine, look: Look, tile: Tile, found: Explanation, *, truth: NDArray[np.bool_], target: int
+) -> dict[str, float]:
+    spec = engine.card.input
+    window = tiles.cut(look.picture, tile, spec)
+    rank = order_of(in_window(found.rank, tile, spec, outside=found.rank.size))
+    truth_seen = in_window(truth, tile, spec, outside=0).astype(np.bool_)
+    hidden = [sise.baseline_picture(window, fill, mean=engine.mean_px) for fill in Baseline]
+    shown = [window, *(metrics.keep_top(window, rank, fill=fill) for fill in hidden)]
+    full, *kept = engine.predict(np.stack(shown))[:, target]
+    drops = {f"drop_{fill}": float(metrics.drop_percent(full, one)) for fill, one in zip(Baseline, kept, strict=True)}
+    return drops | {
+        "aupro": metrics.aupro(found.rank, truth),
+        "aupro_window": metrics.aupro(rank, truth_seen) if truth_seen.any() else float("nan"),
+        "ebpg": metrics.ebpg(found.fused, truth),
+        "bbox": metrics.bbox(found.rank, truth),
+        "pointing": float(metrics.pointing_game(found.rank, truth)),
+    }
+
+
+def print_table(name: str, label: str, rows: list[Row]) -> None:
+    methods = list(dict.fromkeys(row.method for row in rows))
+    values = {
+        method: {key: np.array([row.numbers[key] for row in rows if row.method is method]) for key in COLUMNS}
+        for method in methods
+    }
+    count = len(rows) // max(1, len(methods))
+    print(f"\n{name}, {label}, {count} pictures")
+    print(f"{'':12}" + "".join(f"{head:>22}" for head in COLUMNS.values()))
+    for method in methods:
+        cells = [cell(values, method, key) for key in COLUMNS]
+        print(f"{method:12}" + "".join(f"{text:>22}" for text in cells), flush=True)
+
+
+def cell(values: dict[Method, dict[str, NDArray[np.float64]]], method: Method, key: str) -> str:
+    """Write mean, interval and, where a method trails the best one beyond chance, a mark."""
+    numbers = values[method][key]
+    if key in COSTS:
+        return f"{numbers.mean():.0f}" if key == "passes" else f"{np.median(numbers):.2f}"
+    sign = -1.0 if key in LOWER_IS_BETTER else 1.0
+    usable = ~np.isnan(numbers)
+    own = metrics.average(numbers[usable], seed=0)
+    best = max((one for one in values if one not in CHANCE), key=lambda one: sign * values[one][key][usable].mean())
+    behind = metrics.average(sign * (values[best][key] - numbers)[usable], seed=0).low > 0
+    digits = 1 if key in LOWER_IS_BETTER else 3
+    return f"{own.mean:.{digits}f} [{own.low:.{digits}f}, {own.high:.{digits}f}]{'!' if behind else ' '}"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from inspect_xai.errors import PictureError, SettingsError
 from inspect_xai.maths import regions, rivals, sise, tiles
 from inspect_xai.model.bundle import ModelBundle, load_bundle
 from inspect_xai.model.engine import ALL_OTHERS, Engine
-from inspect_xai.pipeline import methods
+from inspect_xai.pipeline import methods, sufficient
 from inspect_xai.pipeline.faithful import measure_faithfulness
 from inspect_xai.pipeline.judge import excess, judge, predict, worst_window
 from inspect_xai.pipeline.scoring import FEWEST_PASSES, OVERHEAD_PASSES, Limit, confidence, score_within
@@ -36,7 +36,7 @@ from inspect_xai.records import (
     VerdictSpec,
 )
 
-_BLOCK_BY_BLOCK = (Method.SISE, Method.ADA_SISE)  # the others are run by methods.py
+_BLOCK_BY_BLOCK = (Method.SISE, Method.ADA_SISE, Method.GRAD_SISE)  # the others are run by methods.py
 _NO_SCORE = 1e-7  # below this a probability is rounding: float32 softmax puts 1 in front of it
 _FLAT_SPREAD = 0.05  # method notes 9.1: mask scores this close together say little
 _BASELINE_SCORES = 0.5  # method notes 9.6
@@ -299,7 +299,8 @@ class Explainer:
                 aim = methods.Aim(window, hidden, target, against, limit)
                 return _as_window(methods.find_evidence(self.engine, aim, method=self.method), tile, size)
         with clock.step("trace"):
-            trace = self.engine.trace(window, target=target, against=against)
+            fine = self.method is Method.GRAD_SISE
+            trace = self.engine.trace(window, target=target, against=against, gradients=fine)
         with clock.step("baseline"):
             hidden = sise.baseline_picture(window, self.baseline, mean=self.engine.mean_px)
             baseline_score = float(confidence(self.engine.predict(hidden[None]), target, against)[0])
@@ -309,6 +310,9 @@ class Explainer:
             said = self.engine.score_masks(window, maps, baseline=hidden)
             return confidence(said.probabilities, target, against)
 
+        asks = False
+        if fine:
+            limit, asks = sufficient.reserve(limit, sum(len(features) for _, features in selected))
         with clock.step("masks"):
             scores, scored = score_within([features for _, features in selected], score, limit)
         with clock.step("maps"):
@@ -317,14 +321,22 @@ class Explainer:
             status = Status.EXPLAINED if maps else Status.NO_EVIDENCE
             if len(everything) and everything.max() <= _NO_SCORE:
                 status, maps = Status.NOT_EXPLAINED, {}
-            fusion = sise.fuse(list(maps.values())) if maps else _empty(size)
-        otsu = dict(zip(maps, fusion.otsu, strict=True))
+            fusion = sise.fuse(list(maps.values())) if maps and not fine else _empty(size)
+        passes = OVERHEAD_PASSES + sum(int(known.sum()) for known in scored)
+        notes: tuple[str, ...] = ()
+        if maps and fine:
+            with clock.step("region"):
+                found = sufficient.fuse_sufficient(
+                    self.engine, window, trace, list(maps.values()), target=target, against=against, ask=asks
+                )  # fmt: skip
+            fusion, passes, notes = found.fusion, passes + found.passes, (found.note,)
+        otsu = dict(zip(maps, fusion.otsu, strict=True)) if fusion.otsu else {}
         explained = TileExplanation(
             tile, status, tuple(float(p) for p in trace.probabilities),
             tuple(replace(block, otsu=otsu.get(block.tensor)) for block in blocks),
             baseline_score, float(np.ptp(everything)) if len(everything) else 0.0,
         )  # fmt: skip
-        return _Window(explained, fusion, maps, OVERHEAD_PASSES + sum(int(known.sum()) for known in scored))
+        return _Window(explained, fusion, maps, passes, notes)
 
     def _select(
         self, name: str, features: NDArray[np.float32], alphas: NDArray[np.float32], size: tuple[int, int]

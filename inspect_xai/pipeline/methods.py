@@ -83,7 +83,7 @@ def find_evidence(engine: Engine, aim: Aim, *, method: Method) -> Evidence:
     Args:
         engine: Of the model.
         aim: The window and what is asked.
-        method: Any but SISE and Ada-SISE.
+        method: Any but SISE and its variants.
 
     Raises:
         UnsupportedModelError: If the network does not allow the method.
@@ -104,7 +104,7 @@ def find_evidence(engine: Engine, aim: Aim, *, method: Method) -> Evidence:
             return _occlusion(engine, aim)
         case Method.RANDOM | Method.CENTRE:
             return _chance(engine, aim, method)
-        case Method.SISE | Method.ADA_SISE:
+        case Method.SISE | Method.ADA_SISE | Method.GRAD_SISE:
             raise ValueError(f"{method} is explained block by block, in explain.py")
 
 

@@ -23,6 +23,12 @@ class Limit:
     passes: int | None
     deadline: float | None
 
+    def room(self, total: int) -> int | None:
+        """Passes in all that a window with `total` masks may take; None where nothing but the clock bounds it."""
+        bounds = [] if self.share == 1 else [int(self.share * (total + OVERHEAD_PASSES))]
+        bounds += [] if self.passes is None else [self.passes]
+        return min(bounds, default=None)
+
     def masks(self, total: int) -> int:
         """Of `total` masks, how many may be scored."""
         shared = total if self.share == 1 else int(self.share * (total + OVERHEAD_PASSES)) - OVERHEAD_PASSES
