@@ -80,6 +80,13 @@ class Profile(StrEnum):
     QUICK = "quick"  # a tenth
 
 
+class Scoring(StrEnum):
+    """What the network computes with while it scores masked pictures; verdicts and gradients are always float."""
+
+    FLOAT = "float"
+    INT8 = "int8"  # of the blocks whose maps `bundle quantize` found to bear it
+
+
 class VerdictCode(StrEnum):
     """What the line should do with the part."""
 
@@ -186,6 +193,8 @@ class ExplainSpec:
     baseline: Baseline = Baseline.MEAN
     profile: Profile = Profile.EXACT
     blocks: tuple[str, ...] = ()
+    scoring: Scoring = Scoring.FLOAT
+    int8_fidelity: float = 0.95  # least correlation of maps, int8 against float
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 DIR/card.toml           what people say about the network
 DIR/model.onnx          the network as given, weights inside
 DIR/graphs/*.onnx       derived graphs (see graph.py); their large weights are in graphs/weights.bin
+DIR/graphs/score_int8.onnx  only after `bundle quantize`: the scoring graph in 8 bits, with weights of its own
 DIR/manifest.json       written last: block ends, proofs, versions, sha256 of every file, fingerprint
 """
 
@@ -30,12 +31,13 @@ from inspect_xai.model.proofs import Subject, prove
 from inspect_xai.model.safety import load_model
 from inspect_xai.model.weights import move_weights
 from inspect_xai.model.working import Network, working_form
-from inspect_xai.records import BlockEnd, ModelCard
+from inspect_xai.records import BlockEnd, ModelCard, Scoring
 
-__all__ = ["ModelBundle", "build_bundle", "check_bundle", "load_bundle", "read_card"]
+__all__ = ["ModelBundle", "add_int8", "build_bundle", "check_bundle", "load_bundle", "read_card"]
 
 SCHEMA_VERSION = 1
 RECIPE_VERSION = 1  # raised whenever the derived graphs would compute something else
+INT8_GRAPH = "score_int8"
 _MANIFEST = "manifest.json"
 _MOST_MANIFEST_BYTES = 1 << 24
 _REBUILD = "make it anew: inspect-xai bundle build MODEL.onnx --card card.toml --out DIR --force"
@@ -49,7 +51,8 @@ class ModelBundle:
         folder: Where it is.
         card: Its card.
         blocks: Its block ends, shallow to deep.
-        fingerprint: sha256 over card, network, block ends and recipe; stands on every record made with it.
+        fingerprint: sha256 over card, network, block ends, recipe and, if there, the quantised scoring graph; stands
+            on every record made with it.
         dynamic_batch: Whether its graphs take any number of pictures; else one.
         manifest: All that was recorded when it was built.
     """
@@ -189,6 +192,29 @@ def check_bundle(folder: Path | str) -> ModelBundle:
     return replace(bundle, manifest=manifest | {"proofs": errors})
 
 
+def add_int8(bundle: ModelBundle, graph: bytes, out: Path, *, facts: dict[str, Any]) -> ModelBundle:
+    """Write a bundle that scores with a quantised graph; its card says so, so it is another model.
+
+    Args:
+        bundle: The bundle, which stays as it is unless it is `out`.
+        graph: The scoring graph in 8 bits.
+        out: Folder to make or, if it is the bundle's own, to replace.
+        facts: How the graph was made and how faithful it is; `largest_px` is the side of the largest maps it scores.
+    """
+    known = replace(bundle.card, explain=replace(bundle.card.explain, scoring=Scoring.INT8))
+    with _workshop(out) as work:
+        shutil.copytree(bundle.folder, work, dirs_exist_ok=True)
+        (work / _MANIFEST).unlink()
+        (work / "graphs" / f"{INT8_GRAPH}.onnx").write_bytes(graph)
+        if bundle.card != known:  # the user's comments are kept as long as what they comment on is
+            (work / "card.toml").write_text(card_toml(known), encoding="utf-8")
+        manifest = bundle.manifest | {"int8": facts, "files": _hashes(work)}
+        manifest["fingerprint"] = _fingerprint(known, manifest)
+        (work / _MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        _put_in_place(work, out)
+    return load_bundle(out)
+
+
 def _write_graphs(work: Path, network: Network, *, head: Head, blocks: Blocks, card: ModelCard) -> str:
     """Write weights and derived graphs; return why there are no gradients, or an empty text."""
     folder = work / "graphs"
@@ -239,6 +265,8 @@ def _fingerprint(card: ModelCard, manifest: dict[str, Any]) -> str:
         json.dumps(manifest["blocks"], sort_keys=True),
         manifest["versions"]["recipe"],
     ]
+    if "int8" in manifest:
+        parts += [manifest["files"][f"graphs/{INT8_GRAPH}.onnx"]["sha256"], str(manifest["int8"]["largest_px"])]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -163,6 +163,8 @@ def _contradictions(card: ModelCard) -> Iterator[str]:
         yield f"verdict.unsure_margin: found {verdict.unsure_margin}, expected at least 0 and below 1"
     if not 0 <= explain.mu < 1:
         yield f"explain.mu: found {explain.mu}, expected at least 0 and below 1 (at 1 no channel is selected)"
+    if not 0 < explain.int8_fidelity < 1:
+        yield f"explain.int8_fidelity: found {explain.int8_fidelity}, expected a correlation above 0 and below 1"
     if len(set(explain.blocks)) < len(explain.blocks) or "" in explain.blocks:
         yield f"explain.blocks: found {list(explain.blocks)}, expected different tensor names"
 

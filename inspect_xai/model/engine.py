@@ -12,10 +12,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from inspect_xai.errors import DeviceError, ExplanationError, UnsupportedModelError
-from inspect_xai.model.bundle import ModelBundle
+from inspect_xai.errors import BundleError, DeviceError, ExplanationError, UnsupportedModelError
+from inspect_xai.model.bundle import INT8_GRAPH, ModelBundle
 from inspect_xai.model.session import OutOfDeviceMemoryError, open_session, run
-from inspect_xai.records import ModelCard
+from inspect_xai.records import ModelCard, Scoring
 
 MOST_PROBABLE = -1
 ALL_OTHERS = -1
@@ -61,15 +61,29 @@ class Engine:
             from a device that was named.
         threads: Threads inside one operator; default: all cores.
         bucket: Windows or masks per run; default 8 on a CPU, 64 on CUDA, 1 where the network's batch size is fixed.
+        scoring: What masked pictures are scored with; default: the card's.
+
+    Attributes:
+        int8_px: Maps with no side longer than this are scored in 8 bits; 0: none.
+        int8_masks: How many were, so far.
 
     Raises:
+        BundleError: If 8 bits are asked for and the bundle was not quantised.
         DeviceError: If the device asked for does not run a forward pass.
     """
 
     def __init__(
-        self, bundle: ModelBundle, *, device: str = "auto", threads: int | None = None, bucket: int | None = None
+        self,
+        bundle: ModelBundle,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        bucket: int | None = None,
+        scoring: Scoring | None = None,
     ) -> None:
         self.bundle = bundle
+        self.int8_px = _largest_int8(bundle, scoring or bundle.card.explain.scoring)
+        self.int8_masks = 0
         self.notes: list[str] = []
         self._threads = threads
         self._sessions: dict[str, ort.InferenceSession] = {}
@@ -176,6 +190,7 @@ class Engine:
         probabilities = np.empty((len(maps), classes), np.float32)
         minimum, span = np.empty(len(maps), np.float32), np.empty(len(maps), np.float32)
         feeds = {"picture": _nchw(window[None]), "baseline": _nchw(baseline[None])}
+        graph = INT8_GRAPH if max(maps.shape[1:]) <= self.int8_px else "score"
         start = 0
         while start < len(maps):
             chunk = maps[start : start + self.bucket, None]
@@ -184,7 +199,7 @@ class Engine:
                 chunk = np.concatenate([chunk, np.repeat(chunk[-1:], self.bucket - size, axis=0)])
             try:
                 scores = run(
-                    self._session("score"),
+                    self._session(graph),
                     ["probabilities", "minimum", "span"],
                     feeds | {"maps": np.ascontiguousarray(chunk)},
                 )
@@ -194,6 +209,7 @@ class Engine:
             end = start + size
             probabilities[start:end], minimum[start:end], span[start:end] = (array[:size] for array in scores)
             start = end
+        self.int8_masks += len(maps) if graph == INT8_GRAPH else 0
         return MaskScores(_finite(probabilities, "scores of masked pictures"), minimum, span)
 
     def score_features(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -227,8 +243,8 @@ class Engine:
         spec = self.card.input
         window = np.zeros((spec.height, spec.width, spec.depth), np.float32)
         trace = self.trace(window)
-        deepest = trace.features[self.bundle.blocks[-1].tensor]
-        self.score_masks(window, deepest[: self.bucket], baseline=window)
+        for end in self.bundle.blocks[:: max(1, len(self.bundle.blocks) - 1)]:  # in 8 bits the deepest at most
+            self.score_masks(window, trace.features[end.tensor][: self.bucket], baseline=window)
 
     def close(self) -> None:
         """Drop all sessions and the memory they hold."""
@@ -314,6 +330,17 @@ class Engine:
             )
         self.bucket //= 2
         self.notes.append(f"bucket_halved_to_{self.bucket}")
+
+
+def _largest_int8(bundle: ModelBundle, scoring: Scoring) -> int:
+    if scoring is Scoring.FLOAT:
+        return 0
+    if "int8" not in bundle.manifest:
+        raise BundleError(
+            f'the card of {bundle.folder} says scoring = "int8", but the bundle holds no quantised graph',
+            remedy=f"inspect-xai bundle quantize {bundle.folder} --calibration DIR",
+        )
+    return int(bundle.manifest["int8"]["largest_px"])
 
 
 def _nchw(windows: NDArray[np.generic]) -> NDArray[np.float32]:

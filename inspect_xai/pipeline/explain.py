@@ -208,7 +208,7 @@ class Explainer:
             raise SettingsError(f"target and against are both {target!r}", expected="two different labels")
         clock = _Clock()
         chosen = self._windows_to_explain(look, target)
-        started = time.perf_counter()
+        started, before = time.perf_counter(), self.engine.int8_masks
         results = []
         for number, tile in enumerate(chosen, start=1):
             limit = Limit(
@@ -218,6 +218,8 @@ class Explainer:
             )
             results.append(self._explain_window(look, tile, index, rival, limit=limit, clock=clock))
         with clock.step("maps"):
+        if self.engine.int8_masks > before:
+            results[0] = replace(results[0], notes=(*results[0].notes, "int8_scoring"))
             size = (look.picture.shape[0], look.picture.shape[1])
             found = _join(results, look, settings, size=size, engine=self.engine, timings_ms=clock.spent_ms)
         if not self.faithfulness:
