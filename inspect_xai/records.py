@@ -3,6 +3,7 @@
 Shapes are written (rows, columns); a picture is uint8 (H, W) or RGB (H, W, 3); a map is float32 (H, W).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -378,7 +379,7 @@ class Explanation:
     prediction: Prediction
     fused: NDArray[np.float32]
     rank: NDArray[np.int32]
-    block_maps: dict[str, NDArray[np.float32]]
+    block_maps: Mapping[str, NDArray[np.float32]]
     tiles: tuple[TileExplanation, ...]
     regions: tuple[Region, ...]
     passes: int

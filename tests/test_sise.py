@@ -364,6 +364,14 @@ class TestRank:
         if 0 < k < fused.size:
             assert fused[taken].min() >= fused[~taken].max()
 
+    def test_all_pixels_stand_where_sorting_all_of_them_puts_them(self, rng: np.random.Generator) -> None:
+        keys = [rng.integers(-1, 2, (9, 11)).astype(np.float32) for _ in range(3)]
+        order = np.lexsort([-key.ravel() for key in reversed(keys)])
+
+        rank = sise.rank_map(*keys)
+
+        assert np.array_equal(rank.ravel()[order], np.arange(99))
+
     def test_a_map_of_zeros_still_gives_exactly_k(self):
         zeros = np.zeros((3, 4), dtype=np.float32)
         assert sise.top_k(sise.rank_map(zeros, zeros, zeros), 5).ravel().tolist() == [True] * 5 + [False] * 7

@@ -46,6 +46,11 @@ def find_regions(fused: NDArray[np.float32], *, most: int = 8) -> tuple[Region, 
     Raises:
         ExplanationError: A value is NaN.
     """
+    occupied = cv2.boundingRect((fused != 0).astype(np.uint8))  # the rest of a large picture costs memory for nothing
+    left_px, top_px, width_px, height_px = occupied
+    fused = fused[top_px : top_px + height_px, left_px : left_px + width_px]
+    if fused.size == 0:
+        return ()
     marked = marked_pixels(fused)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(marked.astype(np.uint8), connectivity=8)
     sums = np.bincount(labels.ravel(), weights=fused.ravel().astype(np.float64), minlength=count)
@@ -55,5 +60,6 @@ def find_regions(fused: NDArray[np.float32], *, most: int = 8) -> tuple[Region, 
         left, top, width, height, area = (int(number) for number in stats[label])
         box = np.s_[top : top + height, left : left + width]
         peak = float(fused[box][labels[box] == label].max())
-        regions.append(Region(top, left, height, width, area, peak, float(sums[label] / sums.sum())))
+        share = float(sums[label] / sums.sum())
+        regions.append(Region(top_px + top, left_px + left, height, width, area, peak, share))
     return tuple(regions)

@@ -374,10 +374,25 @@ def rank_map(
     """
     for key in (fused, before_last, deepest):
         _require_finite(key, what="an explanation map")
-    order = np.lexsort((-deepest.ravel(), -before_last.ravel(), -fused.ravel()))  # stable: reading order breaks ties
+    blank = ((fused == 0) & (before_last == 0) & (deepest == 0)).ravel()
+    # Outside the explained windows all is 0, and these pixels keep their order: sorting them would be most of the work.
+    places = np.flatnonzero(~blank)
+    keys = [-key.ravel()[places] for key in (deepest, before_last, fused)]
+    order = places[np.lexsort(keys)]  # stable: reading order breaks ties
+    ahead = int(_before_zero(keys[::-1]).sum())
     rank = np.empty(fused.size, dtype=np.int32)
-    rank[order] = np.arange(fused.size, dtype=np.int32)
+    rank[order[:ahead]] = np.arange(ahead, dtype=np.int32)
+    rank[blank] = np.arange(ahead, ahead + fused.size - len(places), dtype=np.int32)
+    rank[order[ahead:]] = np.arange(ahead + fused.size - len(places), fused.size, dtype=np.int32)
     return rank.reshape(fused.shape)
+
+
+def _before_zero(keys: Sequence[NDArray[np.floating]]) -> NDArray[np.bool_]:
+    """Tell which tuples of keys come before one of zeros: those whose first key that is not 0 is below it."""
+    before = np.zeros(len(keys[0]), dtype=np.bool_)
+    for key in reversed(keys):
+        before = np.where(key == 0, before, key < 0)
+    return before
 
 
 def top_k(rank: NDArray[np.integer], k: int) -> NDArray[np.bool_]:

@@ -146,19 +146,30 @@ def stitch(maps: Sequence[NDArray[np.float32]], tiles: Sequence[Tile], size: tup
     Returns:
         (H, W); 0 where no given window lies. A pixel that only one window covers has that window's value, unchanged.
     """
-    total, weight = np.zeros(size), np.zeros(size)
+    on_whole = np.zeros(size, np.float32)
+    if not tiles:
+        return on_whole
+    # Sums in float64 only where windows lie: of a large picture that is a small part.
+    first_row = max(0, min(tile.top_px for tile in tiles))
+    first_column = max(0, min(tile.left_px for tile in tiles))
+    last_row = min(size[0], max(tile.top_px + tile.height_px for tile in tiles))
+    last_column = min(size[1], max(tile.left_px + tile.width_px for tile in tiles))
+    total = np.zeros((last_row - first_row, last_column - first_column))
+    weight = np.zeros_like(total)
     for tile_map, tile in zip(maps, tiles, strict=True):
         height, width = tile.height_px, tile.width_px
         top, left = max(0, tile.top_px), max(0, tile.left_px)
         bottom, right = min(size[0], tile.top_px + height), min(size[1], tile.left_px + width)
-        on_picture = np.s_[top:bottom, left:right]
+        on_picture = np.s_[top - first_row : bottom - first_row, left - first_column : right - first_column]
         in_window = np.s_[top - tile.top_px : bottom - tile.top_px, left - tile.left_px : right - tile.left_px]
         whole = tile_map if tile_map.shape == (height, width) else upsample(tile_map, (height, width))
         # Whole numbers: a float32 times such a weight is exact in float64, so one map alone comes back bit for bit.
         ramp = np.outer(_ramp(height), _ramp(width))[in_window]
         total[on_picture] += whole[in_window] * ramp
         weight[on_picture] += ramp
-    return np.divide(total, weight, out=total, where=weight > 0).astype(np.float32)
+    np.divide(total, weight, out=total, where=weight > 0)
+    on_whole[first_row:last_row, first_column:last_column] = total
+    return on_whole
 
 
 def _ramp(length: int) -> NDArray[np.float64]:

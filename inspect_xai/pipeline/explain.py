@@ -18,6 +18,7 @@ from inspect_xai.model.engine import ALL_OTHERS, Engine
 from inspect_xai.pipeline import methods, sufficient
 from inspect_xai.pipeline.faithful import measure_faithfulness
 from inspect_xai.pipeline.judge import excess, judge, predict, worst_window
+from inspect_xai.pipeline.onpicture import BlockMapsOnPicture
 from inspect_xai.pipeline.scoring import FEWEST_PASSES, OVERHEAD_PASSES, Limit, confidence, score_within
 from inspect_xai.records import (
     Baseline,
@@ -78,11 +79,11 @@ class _Clock:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Window:
-    """The explanation of one window and the three maps (h, w) that fusing and ranking need."""
+    """The explanation of one window, the three maps (h, w) that fusing and ranking need, and which blocks have one."""
 
     explained: TileExplanation
     fusion: sise.Fusion
-    block_maps: dict[str, NDArray[np.float32]]
+    drawn: tuple[str, ...]
     passes: int
     notes: tuple[str, ...] = ()
 
@@ -338,7 +339,7 @@ class Explainer:
             tuple(replace(block, otsu=otsu.get(block.tensor)) for block in blocks),
             baseline_score, float(np.ptp(everything)) if len(everything) else 0.0,
         )  # fmt: skip
-        return _Window(explained, fusion, maps, passes, notes)
+        return _Window(explained, fusion, tuple(maps), passes, notes)
 
     def _select(
         self, name: str, features: NDArray[np.float32], alphas: NDArray[np.float32], size: tuple[int, int]
@@ -372,7 +373,7 @@ def _as_window(found: methods.Evidence, tile: Tile, size: tuple[int, int]) -> _W
     spread = float(np.ptp(found.scores)) if len(found.scores) else 1.0  # nothing was masked, so nothing scored alike
     scores = tuple(float(p) for p in found.probabilities)
     explained = TileExplanation(tile, status, scores, found.blocks, baseline_score=0.0, score_spread=spread)
-    return _Window(explained, fusion, maps, found.passes, found.notes)
+    return _Window(explained, fusion, tuple(maps), found.passes, found.notes)
 
 
 def _block_maps(
@@ -414,7 +415,9 @@ def _join(
     timings_ms: dict[str, float],
 ) -> Explanation:
     """Put the maps of the explained windows back onto the picture."""
-    placed = [window.explained.tile for window in windows]
+    spec = engine.card.input
+    explained = tuple(window.explained for window in windows)
+    placed = [window.tile for window in explained]
 
     def on_picture(maps: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         return tiles.stitch(maps, placed, size)
@@ -425,9 +428,7 @@ def _join(
         on_picture([window.fusion.before_last for window in windows]),
         on_picture([window.fusion.deepest for window in windows]),
     )
-    nothing = np.zeros_like(windows[0].fusion.fused)
-    explained_names = [end.tensor for end in engine.bundle.blocks if any(end.tensor in w.block_maps for w in windows)]
-    block_maps = {name: on_picture([w.block_maps.get(name, nothing) for w in windows]) for name in explained_names}
+    named = [end.tensor for end in engine.bundle.blocks if any(end.tensor in window.drawn for window in windows)]
     statuses = [window.explained.status for window in windows]
     status = next((s for s in (Status.EXPLAINED, Status.NOT_EXPLAINED) if s in statuses), Status.NO_EVIDENCE)
     return Explanation(
@@ -436,8 +437,8 @@ def _join(
         prediction=look.prediction,
         fused=fused,
         rank=rank,
-        block_maps=block_maps,
-        tiles=tuple(window.explained for window in windows),
+        block_maps=BlockMapsOnPicture(named, explained, window_hw=(spec.height, spec.width), picture_hw=size),
+        tiles=explained,
         regions=regions.find_regions(fused),
         passes=sum(window.passes for window in windows),
         provider=engine.provider,

@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 import zipfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def _describe_block(block: BlockMap) -> dict[str, Any]:
     }
 
 
-def _save_blocks(path: Path, block_maps: dict[str, NDArray[np.float32]]) -> None:
+def _save_blocks(path: Path, block_maps: Mapping[str, NDArray[np.float32]]) -> None:
     """Write one array per tensor name. Not by `np.savez`, whose own parameters are possible tensor names."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in block_maps.items():

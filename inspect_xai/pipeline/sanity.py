@@ -185,7 +185,7 @@ def _maps(explainer: Explainer, picture: Picture, label: str) -> _Maps:
     except ExplanationError:  # a network that forgot may have no gradient left: then nothing argues for the label
         nothing = np.zeros(picture.shape[:2], np.float32)
         return _Maps(nothing, sise.rank_map(nothing, nothing, nothing), {}, score)
-    return _Maps(found.fused, found.rank, found.block_maps, score)
+    return _Maps(found.fused, found.rank, dict(found.block_maps), score)
 
 
 def _strongest_window(explainer: Explainer, picture: Picture, label: str) -> Picture:
