@@ -144,7 +144,9 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
     """Yield (marker, offset of its length field) up to and with the first scan."""
     offset = 2
     while True:
-        lead, marker = struct.unpack_from(">BB", data, offset)
+        if offset + 4 > len(data):
+            raise PictureError("the JPEG file is cut short: it ends in its header", expected="a whole file")
+        lead, marker = data[offset], data[offset + 1]
         if lead != 0xFF:
             raise PictureError(f"the JPEG file has {lead:#x} where a marker must stand", expected="a whole file")
         if marker == 0xFF:  # padding

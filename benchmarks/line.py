@@ -1,0 +1,315 @@
+"""The line against bare ONNX Runtime, its memory over thousands of pictures, and a source of a million file names.
+
+    python -m benchmarks.line overhead      a chunk of 200 real pictures, judged only and with explanations, in turn
+                                            with the same number of bare forward passes in the same batch sizes
+    python -m benchmarks.line memory        resident memory over 5,000 pictures
+    python -m benchmarks.line names         1,000,000 file names: the first picture, and memory as all are claimed
+
+`overhead` takes the trained network and the pictures beside the checkout (see `benchmarks/real.py`). The others render
+their pictures and use a network of two convolutions, so that what is not the network shows.
+"""
+
+import argparse
+import csv
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from benchmarks.real import SETS, real_card, real_model, shared_folder
+from inspect_xai.model import engine
+from inspect_xai.model.bundle import build_bundle
+from inspect_xai.model.session import open_session
+from inspect_xai.pipeline.intake import FolderSource
+from inspect_xai.pipeline.line import Line, drain
+from inspect_xai.pipeline.outcome import LineSummary
+from inspect_xai.pipeline.policy import LineRules, policy_from
+from inspect_xai.records import InputSpec, ModelCard, VerdictSpec
+
+NETWORK = "magnetic-tile"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("piece", choices=["overhead", "memory", "names"])
+    parser.add_argument("--pictures", type=int, help="default: 200 for overhead, 5000 for memory")
+    parser.add_argument("--names", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--max-passes", type=int, default=64, help="for one explanation")
+    options = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    print(f"onnxruntime {ort.__version__}, numpy {np.__version__}, {cores} cores, Python {sys.version.split()[0]}")
+    with tempfile.TemporaryDirectory() as scratch:
+        {"overhead": overhead, "memory": memory, "names": names}[options.piece](Path(scratch), options)
+
+
+# --- what the line costs over its network
+
+
+def overhead(scratch: Path, options: argparse.Namespace) -> None:
+    count = options.pictures or 200
+    shared = shared_folder()
+    model = real_model(shared, NETWORK)
+    bundle = scratch / "bundle"
+    build_bundle(model, real_card(shared, NETWORK), bundle)
+    free, defective = real_pictures(shared)
+    kinds = {
+        "judged only": (free[:count], {"verdicts": [], "ok_share": 0.0}),
+        "10 % NG, explained": (
+            free[: count - count // 10] + defective[: count // 10],
+            {"verdicts": ["NG", "UNSURE"], "ok_share": 0.0, "max_passes": options.max_passes},
+        ),
+    }
+    session = open_session(model)
+    for kind, (pictures, rule) in kinds.items():
+        rules = LineRules(plan=policy_from({"version": "bench", "explain": rule}))
+        ratios, shares = [], []
+        for number in range(options.rounds):
+            folder = scratch / f"{kind}-{number}"
+            fill(folder, pictures)
+            with forwards_noted() as noted:
+                summary = one_chunk(folder, bundle, f"sqlite:///{folder}.db", rules, chunk=count)
+            bare = bare_forwards(session, noted.windows)
+            ratios.append(summary.seconds / bare)
+            shares.append(summary.seconds / noted.seconds)
+            print(
+                f"overhead, {kind}: {summary.inspected} pictures, {summary.explained} explained, "
+                f"{sum(noted.windows)} forwards in {len(noted.windows)} runs: line {summary.seconds:.2f} s, "
+                f"in the network {noted.seconds:.2f} s, bare forwards {bare:.2f} s, outside the network "
+                f"{1e3 * (summary.seconds - noted.seconds) / summary.inspected:.2f} ms a picture",
+                flush=True,
+            )
+        for what, found in (("bare forwards", ratios), ("its own network runs", shares)):
+            print(
+                f"overhead, {kind}: line / {what}: median {statistics.median(found):.3f}, "
+                f"{min(found):.3f} to {max(found):.3f}"
+            )
+
+
+@dataclass
+class Noted:
+    """The network's runs: windows of each, and seconds of all."""
+
+    windows: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@contextmanager
+def forwards_noted() -> Iterator[Noted]:
+    """Note every run of the network inside the block, whatever asks for it."""
+    noted, run = Noted(), engine.run
+
+    def noting(session: Any, outputs: Any, feeds: Any) -> Any:
+        start = time.perf_counter()
+        arrays = run(session, outputs, feeds)
+        noted.seconds += time.perf_counter() - start
+        noted.windows.append(len(feeds["maps"] if "maps" in feeds else next(iter(feeds.values()))))
+        return arrays
+
+    engine.run = noting
+    try:
+        yield noted
+    finally:
+        engine.run = run
+
+
+def real_pictures(shared: Path) -> tuple[list[Path], list[Path]]:
+    """Paths of pictures without a defect and with one."""
+    folder = shared / "data" / NETWORK
+    found: dict[bool, list[Path]] = {True: [], False: []}
+    for split in ("train", "test"):
+        with (folder / f"{split}.csv").open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                found[row["class"] == SETS[NETWORK]].append(folder / row["image"])
+    return found[True], found[False]
+
+
+def fill(folder: Path, pictures: list[Path]) -> None:
+    for index, path in enumerate(pictures):
+        target = folder / f"L1/S3/SN{index:06d}_LOT7_CAM1_top_early_20261122T061500Z{path.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+
+
+def one_chunk(folder: Path, bundle: Path, db: str, rules: LineRules, *, chunk: int) -> LineSummary:
+    """Drain a folder; the summary's seconds are without opening the line, which a plant does once."""
+    with Line(bundle, db, device="cpu", rules=rules) as line, FolderSource(folder, settle_s=0) as source:
+        return drain(line, source, chunk=chunk)
+
+
+def bare_forwards(session: ort.InferenceSession, windows: list[int]) -> float:
+    """Seconds for as many plain forward passes in batches of the same sizes, with the network as it came."""
+    name, shape = session.get_inputs()[0].name, session.get_inputs()[0].shape[1:]
+    rng = np.random.default_rng(7)
+    batch = np.repeat(rng.standard_normal((1, *shape)).astype(np.float32), max(windows), axis=0)
+    for size in set(windows):
+        session.run(None, {name: batch[:size]})
+    start = time.perf_counter()
+    for size in windows:
+        session.run(None, {name: batch[:size]})
+    return time.perf_counter() - start
+
+
+# --- memory
+
+
+def memory(scratch: Path, options: argparse.Namespace) -> None:
+    count = options.pictures or 5_000
+    bundle = small_bundle(scratch)
+    folder = scratch / "in"
+    rng = np.random.default_rng(7)
+    for index in range(count):
+        write_png(folder / f"L1/S{index % 3}/SN{index:06d}_LOT7_CAM1_top_early_20261122T061500Z.png", part(rng, index))
+    curve: list[tuple[int, float]] = []
+    seen = 0
+    every = max(1, count // 20)
+
+    def look() -> None:
+        nonlocal seen
+        seen += 1
+        if seen % every == 0:
+            curve.append((seen, resident_mb()))
+
+    rules = LineRules(ok_share=0.05)
+    with (
+        Line(bundle, f"sqlite:///{scratch / 'line.db'}", device="cpu", rules=rules) as line,
+        FolderSource(folder, settle_s=0) as source,
+    ):
+        summary = drain(line, source, on_progress=look)
+    for pictures, megabytes in curve:
+        print(f"memory: {pictures:6d} pictures {megabytes:8.1f} MB")
+    warm, last = curve[len(curve) // 5][1], curve[-1][1]
+    print(
+        f"memory: {summary.inspected} pictures, {summary.explained} explained, {summary.seconds:.0f} s; "
+        f"from picture {curve[len(curve) // 5][0]} to the last {100 * (last / warm - 1):+.2f} %"
+    )
+
+
+# --- a million names
+
+
+def names(scratch: Path, options: argparse.Namespace) -> None:
+    bundle = small_bundle(scratch)
+    with folder_of_names(options.names) as folder:
+        before = resident_mb()
+        start = time.perf_counter()
+        first: list[float] = []
+
+        def look() -> bool:
+            if not first:
+                first.append(time.perf_counter() - start)
+            return True
+
+        with (
+            Line(bundle, f"sqlite:///{scratch / 'line.db'}", device="cpu") as line,
+            FolderSource(folder, settle_s=1.0) as source,
+        ):
+            claims = source.claim(32)
+            line.inspect(source, claims, after_each=look)
+            print(f"names: first of {options.names} pictures judged {first[0]:.2f} s after the line was started")
+            claimed, peak = len(claims), resident_mb()
+            while claims:
+                for claim in claims:
+                    source.move(claim, destination=f"{folder}/_archive/done.png")
+                claims = source.claim(1000)
+                claimed += len(claims)
+                peak = max(peak, resident_mb())
+            seconds = time.perf_counter() - start
+        print(
+            f"names: {claimed} claimed in {seconds:.0f} s, {1e6 * seconds / max(1, claimed):.0f} us a name; "
+            f"memory {before:.0f} MB before the line, {peak:.0f} MB at most"
+        )
+
+
+@contextmanager
+def folder_of_names(count: int) -> Iterator[Path]:
+    """A folder in memory with so many names of one picture: hard links, as many as the file system allows to each."""
+    at_once = 30_000  # links of one file; ext4 allows 65,000
+    place = Path("/dev/shm") if Path("/dev/shm").is_dir() else None  # noqa: S108  below it a folder of our own
+    with tempfile.TemporaryDirectory(dir=place) as name:
+        folder = Path(name) / "in"
+        folder.mkdir()
+        origin = folder
+        for index in range(count):
+            if index % at_once == 0:
+                origin = folder / f"{index:07d}.png"
+                write_png(origin, part(np.random.default_rng(index), index))
+            else:
+                os.link(origin, folder / f"{index:07d}.png")
+        yield folder
+
+
+# --- a small network and its pictures
+
+
+def small_bundle(scratch: Path) -> Path:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(5)
+    weights = {
+        "w1": rng.standard_normal((8, 3, 3, 3)).astype(np.float32) / 5,
+        "w2": rng.standard_normal((16, 8, 3, 3)).astype(np.float32) / 8,
+        "w3": rng.standard_normal((2, 16)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["input", "w1"], ["c1"], kernel_shape=[3, 3], pads=[1] * 4, strides=[2, 2]),
+        helper.make_node("Relu", ["c1"], ["block_1"]),
+        helper.make_node("Conv", ["block_1", "w2"], ["c2"], kernel_shape=[3, 3], pads=[1] * 4, strides=[2, 2]),
+        helper.make_node("Relu", ["c2"], ["block_2"]),
+        helper.make_node("GlobalAveragePool", ["block_2"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w3"], ["logits"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 3, 64, 64])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 2])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    file = scratch / "small.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file)
+    card = ModelCard(
+        "small", "1", ("spot", "free"), InputSpec(64, 64, mean=(0.5,)), ok_labels=("free",),
+        verdict=VerdictSpec(unsure_margin=0.1),
+    )  # fmt: skip
+    build_bundle(file, card, scratch / "small.bundle")
+    return scratch / "small.bundle"
+
+
+def part(rng: np.random.Generator, index: int) -> NDArray[np.uint8]:
+    """A gray surface (64, 64), every tenth with a bright square."""
+    picture = rng.integers(90, 160, (64, 64), np.uint8)
+    if index % 10 == 0:
+        picture[20:34, 30:44] = 255
+    return picture
+
+
+def write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+
+
+def resident_mb() -> float:
+    """Memory this process holds now; where the system does not say, the most it ever held."""
+    status = Path("/proc/self/statm")
+    if status.exists():
+        return int(status.read_text().split()[1]) * resource.getpagesize() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()
