@@ -143,6 +143,7 @@ class Settings(BaseSettings):
     """Everything that can be set. `bundle` is a bundle folder, `db` the database's URL.
 
     `blob_store` is a folder or URL for the explanation maps; empty: they lie in the database. `log`: how a line logs.
+    `threads`: of the network; default: all cores, 1 where several lines share them (`inspect-xai bench` measures both).
     """
 
     model_config = SettingsConfigDict(
@@ -153,6 +154,7 @@ class Settings(BaseSettings):
     blob_store: str = ""
     bundle: Path | None = None
     device: str = "auto"
+    threads: int | None = Field(None, ge=1)
     log: Literal["text", "json"] = "text"
     line: LineSettings = LineSettings()
     report: ReportSettings = ReportSettings()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from inspect_xai.model.bundle import load_bundle
-from inspect_xai.pipeline.bench import Night, bench
+from inspect_xai.pipeline.bench import Night, bench, compare_processes
 from inspect_xai.pipeline.doctor import Finding, Premises, examine
 from inspect_xai.pipeline.explain import Explainer
 from inspect_xai.pipeline.intake import FolderSource
@@ -164,6 +164,13 @@ def test_bench_measures_every_setting_and_chooses_the_fastest(bundle: Path) -> N
     for each in report.expected:
         assert each.hours == pytest.approx(1000 * (report.look_s + 0.5 * each.seconds) / 3600)
         assert each.fits is (each.hours <= 1)
+
+
+def test_one_process_with_all_cores_is_measured_against_several(bundle: Path) -> None:
+    one, several = compare_processes(bundle, 2, bucket=2, rounds=1)
+
+    assert (one.processes, one.threads, several.processes, several.threads) == (1, 2, 2, 1)
+    assert min(one.per_s, several.per_s) > 0
 
 
 def test_the_bench_command_says_whether_the_night_suffices(cli: Run, bundle: Path) -> None:  # noqa: F811

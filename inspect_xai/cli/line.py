@@ -130,7 +130,7 @@ def open_line_of(settings: "Settings", *, explain_all: bool = False) -> "Line":
     )
     return Line(
         settings.bundle, settings.db, device=settings.device, rules=rules.explaining_all() if explain_all else rules,
-        blob_store=settings.blob_store,
+        threads=settings.threads, blob_store=settings.blob_store,
         golden=chosen.golden, opened_by=who(),
     )  # fmt: skip
 

@@ -76,7 +76,8 @@ def bench(
 ) -> None:
     """Measure how fast a model runs here, and say whether a night's pictures fit.
 
-    Every number of masks per run and of threads is measured in turn, several rounds of it. Then: what to choose, what
+    Every number of masks per run and of threads is measured in turn, several rounds of it; on a CPU also one process
+    with all cores against one process for each. Then: what to choose (setting `threads`), what
     an explanation by the card's method takes under each profile, and with --pictures and --window whether they fit:
     exit code 1 when not, under the card's own profile.
 
@@ -109,6 +110,10 @@ def _print(report: "BenchReport", night: "Night | None") -> None:
         chosen = "  <- fastest" if rate == report.best else ""
         spread = f"({rate.slowest_per_s:.1f} to {rate.fastest_per_s:.1f})"
         typer.echo(f"threads {rate.threads:>2}  bucket {rate.bucket:>2}  {rate.per_s:>8.1f}  {spread}{chosen}")
+    for rate in report.shared:
+        chosen = "  <- faster together" if rate.per_s == max(each.per_s for each in report.shared) else ""
+        spread = f"({rate.slowest_per_s:.1f} to {rate.fastest_per_s:.1f})"
+        typer.echo(f"processes {rate.processes:>2} with {rate.threads:>2} threads  {rate.per_s:>8.1f}  {spread}{chosen}")
     typer.echo(f"one picture of {report.windows} windows is judged in {report.look_s * 1e3:.0f} ms")
     for each in report.expected:
         line = f"{each.profile:<6}  {each.passes:>6} passes, about {each.seconds:.2f} s an explained window"

@@ -83,6 +83,7 @@ class Line:
         bundle: A bundle folder, or a loaded bundle.
         db: URL of the database.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        threads: Of the network; default: all cores.
         rules: By what rules it works.
         blob_store: Where the maps lie; empty: in the database.
         golden: Folder of the golden set that the model must reproduce on this device before it may begin.
@@ -102,6 +103,7 @@ class Line:
         db: str,
         *,
         device: str = "auto",
+        threads: int | None = None,
         rules: LineRules | None = None,
         blob_store: str = "",
         golden: Path | None = None,
@@ -111,7 +113,7 @@ class Line:
         self._pattern = PathPattern(self.rules.path_pattern)
         self._store = open_store(db, blob_store=blob_store)
         try:
-            self._explainer = Explainer(bundle, device=device)
+            self._explainer = Explainer(bundle, device=device, threads=threads)
             loaded = self._explainer.engine.bundle
             self.fingerprint = loaded.fingerprint
             if self.rules.plan:
@@ -130,6 +132,7 @@ class Line:
             settings=asdict(self.rules)
             | {
                 "device": device,
+                "threads": threads,
                 "bundle": str(loaded.folder),
                 "model_sha256": loaded.manifest["files"]["model.onnx"]["sha256"],
                 "golden": verified,
