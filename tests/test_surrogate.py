@@ -16,6 +16,10 @@ def some_masks(rng: np.random.Generator, n: int = 60) -> tuple[np.ndarray, np.nd
     return masks, 0.05 + 0.9 * features[:, 2, 5].astype(np.float64)
 
 
+def nothing_unseen(masks: np.ndarray) -> np.ndarray:
+    return np.zeros(len(masks))
+
+
 def test_masks_of_any_resolution_meet_on_one_grid_by_area() -> None:
     fine = np.array([[[0, 0, 2, 2], [0, 0, 2, 2], [4, 4, 1, 1], [4, 4, 1, 3]]], np.float32)
     coarse = np.array([[[0, 2], [4, 1.5]]], np.float32)
@@ -42,7 +46,7 @@ def test_a_larger_count_only_adds_masks(rng: np.random.Generator) -> None:
     masks, _ = some_masks(rng)
     blocks = np.zeros(len(masks), np.intp)
 
-    few, many = (surrogate.order_masks(masks, blocks, count=count) for count in (10, 25))
+    few, many = (surrogate.order_masks(masks, blocks, detail=nothing_unseen(masks), count=count) for count in (10, 25))
 
     assert np.array_equal(many[:10], few)
     assert len(set(many)) == 25
@@ -52,7 +56,7 @@ def test_all_masks_can_be_asked_for_even_where_some_are_alike(rng: np.random.Gen
     masks, _ = some_masks(rng, 12)
     twice = np.concatenate([masks, masks])
 
-    order = surrogate.order_masks(twice, np.zeros(24, np.intp), count=99)
+    order = surrogate.order_masks(twice, np.zeros(24, np.intp), detail=nothing_unseen(twice), count=99)
 
     assert sorted(order) == list(range(24))
     assert len({int(pick) % 12 for pick in order[:12]}) == 12, "a copy tells nothing new and comes late"
@@ -62,14 +66,32 @@ def test_a_mask_of_a_small_block_weighs_more(rng: np.random.Generator) -> None:
     masks, _ = some_masks(rng, 40)
     blocks = np.array([0] * 38 + [1] * 2)
 
-    assert set(surrogate.order_masks(masks, blocks, count=2)) == {38, 39}
+    assert set(surrogate.order_masks(masks, blocks, detail=nothing_unseen(masks), count=2)) == {38, 39}
+
+
+def test_of_equal_masks_the_finer_block_s_are_looked_at_more(rng: np.random.Generator) -> None:
+    masks, _ = some_masks(rng, 20)
+    both = np.concatenate([masks, masks])
+    blocks = np.repeat([0, 1], 20)
+    detail = np.repeat([surrogate.unseen_detail((28, 28), cells=(7, 7)), 0.0], 20)
+
+    seen, unseen = (surrogate.order_masks(both, blocks, detail=found, count=20) for found in (np.zeros(40), detail))
+
+    assert (seen < 20).sum() < (unseen < 20).sum()
+
+
+def test_of_equal_blocks_the_deepest_is_looked_at_first(rng: np.random.Generator) -> None:
+    masks, _ = some_masks(rng, 20)
+    order = surrogate.order_masks(np.concatenate([masks, masks]), np.repeat([0, 1], 20), detail=np.zeros(40), count=40)
+
+    assert (order[:20] >= 20).all()
 
 
 def test_scored_masks_keep_their_scores_and_others_come_near(rng: np.random.Generator) -> None:
     masks, scores = some_masks(rng)
-    scored = surrogate.order_masks(masks, np.zeros(len(masks), np.intp), count=30)
+    scored = surrogate.order_masks(masks, np.zeros(len(masks), np.intp), detail=nothing_unseen(masks), count=30)
 
-    predicted = surrogate.predict_scores(masks, scored, scores[scored])
+    predicted = surrogate.predict_scores(masks, scored, scores[scored], detail=nothing_unseen(masks))
 
     others = np.setdiff1d(np.arange(len(masks)), scored)
     assert np.array_equal(predicted[scored], scores[scored])
@@ -81,7 +103,7 @@ def test_a_copy_of_a_scored_mask_gets_its_score(rng: np.random.Generator) -> Non
     masks, scores = some_masks(rng, 20)
     twice = np.concatenate([masks, masks[:5]])
 
-    predicted = surrogate.predict_scores(twice, np.arange(20), scores)
+    predicted = surrogate.predict_scores(twice, np.arange(20), scores, detail=nothing_unseen(twice))
 
     np.testing.assert_allclose(predicted[20:], scores[:5], rtol=0.05)
 
@@ -90,7 +112,7 @@ def test_a_copy_of_a_scored_mask_gets_its_score(rng: np.random.Generator) -> Non
 def test_equal_scores_predict_themselves(level: float, rng: np.random.Generator) -> None:
     masks, _ = some_masks(rng, 20)
 
-    predicted = surrogate.predict_scores(masks, np.arange(10), np.full(10, level))
+    predicted = surrogate.predict_scores(masks, np.arange(10), np.full(10, level), detail=nothing_unseen(masks))
 
     np.testing.assert_allclose(predicted, max(level, 0.0), atol=1e-6)
 
@@ -98,7 +120,7 @@ def test_equal_scores_predict_themselves(level: float, rng: np.random.Generator)
 def test_masks_that_are_all_alike_do_not_divide_by_zero() -> None:
     masks = np.ones((20, 4))
 
-    order = surrogate.order_masks(masks, np.zeros(20, np.intp), count=16)
-    predicted = surrogate.predict_scores(masks, order, np.linspace(0.2, 0.4, 16))
+    order = surrogate.order_masks(masks, np.zeros(20, np.intp), detail=nothing_unseen(masks), count=16)
+    predicted = surrogate.predict_scores(masks, order, np.linspace(0.2, 0.4, 16), detail=nothing_unseen(masks))
 
     assert np.isfinite(predicted).all()

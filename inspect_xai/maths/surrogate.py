@@ -25,7 +25,11 @@ GRID = 7
 _LINEAR = 0.1  # share of the kernel that adds up cell by cell; the rest falls off with distance
 _PRIOR_LENGTH = 0.7  # of the median distance between masks, before any score is known
 _LENGTHS = (0.3, 0.5, 0.7, 1.0, 1.5, 2.5, 4.0)
-_NOISE = 1e-3  # of the scores' variance; the network has none, but masks that agree on the grid differ in detail
+_DETAIL = 0.05  # of a mask's variance at most: what the grid does not show of a mask that is finer than it
+_NOISE = 1e-2  # of the scores' variance: masks that agree on the grid still differ
+_DETAIL_NOISE = 0.1  # of a mask's detail, added to that
+_DEEPEST_WEIGHT = 2.0  # the deepest block's map cuts away from all the others; measured: more starves them
+_LEAST_LEFT = 1e-6  # of the prior variance, before dividing by it
 _LEAST_SCORE = 1e-7  # log of a float32 probability is rounding below this
 
 
@@ -59,20 +63,34 @@ def _averaging(size_out: int, size_in: int) -> NDArray[np.float64]:
     return np.asarray(covered / covered.sum(axis=1, keepdims=True))
 
 
-def order_masks(masks: NDArray[np.float64], blocks: NDArray[np.intp], *, count: int) -> NDArray[np.intp]:
+def unseen_detail(shape: tuple[int, int], *, cells: tuple[int, int]) -> float:
+    """Say how much of a mask's variance the grid does not show: none where the mask is no finer than it.
+
+    >>> unseen_detail((7, 7), cells=(7, 7)), unseen_detail((14, 14), cells=(7, 7))
+    (0.0, 0.0375)
+    """
+    return _DETAIL * max(0.0, 1 - cells[0] * cells[1] / (shape[0] * shape[1]))
+
+
+def order_masks(
+    masks: NDArray[np.float64], blocks: NDArray[np.intp], *, detail: NDArray[np.float64], count: int
+) -> NDArray[np.intp]:
     """Choose the masks whose scores tell most about all others, the most telling first.
 
     Args:
         masks: (n, d) from `describe_masks`, all blocks together.
-        blocks: (n,) number of the block each mask belongs to. Blocks count alike in the fused map however many masks
-            they have, so a mask weighs one over its block's number.
+        blocks: (n,) number of the block each mask belongs to, the deepest block's the largest. Blocks count alike in
+            the fused map however many masks they have, so a mask weighs one over its block's number; the deepest
+            block's map also cuts all others to its support, so its masks weigh twice that.
+        detail: (n,) from `unseen_detail`: what no other mask tells of this one.
         count: How many to choose.
 
     Returns:
         (min(count, n),) indices. A smaller count gives a prefix of a larger one's.
     """
     covariance = _kernel(masks, masks, _PRIOR_LENGTH * _typical_distance(masks), _LINEAR)
-    weight = 1.0 / np.bincount(blocks)[blocks]
+    covariance[np.diag_indices(len(masks))] += detail
+    weight = np.where(blocks == blocks.max(initial=0), _DEEPEST_WEIGHT, 1.0) / np.bincount(blocks)[blocks]
     unknown = np.diag(covariance).copy()
     factor = np.zeros((min(count, len(masks)), len(masks)))
     chosen = np.empty(len(factor), np.intp)
@@ -81,13 +99,17 @@ def order_masks(masks: NDArray[np.float64], blocks: NDArray[np.intp], *, count: 
         pick = int(np.argmax(np.where(left, unknown * weight, -1.0)))
         chosen[step], left[pick] = pick, False
         row = covariance[pick] - factor[:step].T @ factor[:step, pick]
-        factor[step] = row / np.sqrt(max(unknown[pick], _NOISE))
+        factor[step] = row / np.sqrt(max(unknown[pick], _LEAST_LEFT))
         unknown = np.maximum(unknown - factor[step] ** 2, 0.0)
     return chosen
 
 
 def predict_scores(
-    masks: NDArray[np.float64], scored: NDArray[np.intp], scores: NDArray[np.float64]
+    masks: NDArray[np.float64],
+    scored: NDArray[np.intp],
+    scores: NDArray[np.float64],
+    *,
+    detail: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Predict every mask's score from those that were scored.
 
@@ -95,6 +117,7 @@ def predict_scores(
         masks: (n, d) from `describe_masks`.
         scored: (m,) indices of the masks scored, at least two.
         scores: (m,) their scores in [0, 1].
+        detail: (n,) from `unseen_detail`.
 
     Returns:
         (n,) in [0, 1]; the scored ones as they were scored.
@@ -102,20 +125,21 @@ def predict_scores(
     known = masks[scored]
     logs = np.log(np.maximum(scores, _LEAST_SCORE))
     centre = logs.mean()
-    length, linear, weights = _best_fit(known, logs - centre, _typical_distance(masks))
+    noise = _NOISE + _DETAIL_NOISE * detail[scored]
+    length, linear, weights = _best_fit(known, logs - centre, distance=_typical_distance(masks), noise=noise)
     predicted: NDArray[np.float64] = np.exp(np.minimum(centre + _kernel(masks, known, length, linear) @ weights, 0.0))
     predicted[scored] = scores
     return predicted
 
 
 def _best_fit(
-    known: NDArray[np.float64], values: NDArray[np.float64], distance: float
+    known: NDArray[np.float64], values: NDArray[np.float64], *, distance: float, noise: NDArray[np.float64]
 ) -> tuple[float, float, NDArray[np.float64]]:
     """Try length scales with and without the linear part; keep what makes the values most likely."""
     best: tuple[float, float, float, NDArray[np.float64]] | None = None
     for length in (share * distance for share in _LENGTHS):
         for linear in (0.0, _LINEAR):
-            covariance = _kernel(known, known, length, linear) + _NOISE * np.eye(len(known))
+            covariance = _kernel(known, known, length, linear) + np.diag(noise)
             factor = cho_factor(covariance, lower=True)
             weights = cho_solve(factor, values)
             variance = max(float(values @ weights) / len(values), 1e-12)

@@ -58,10 +58,12 @@ def score_within(
         return [score(features) if len(features) else np.zeros(0) for features in stacks], [
             np.ones(n, bool) for n in counts
         ]
-    cells = surrogate.grid_of([(features.shape[1], features.shape[2]) for features in stacks])
+    shapes = [(features.shape[1], features.shape[2]) for features in stacks]
+    cells = surrogate.grid_of(shapes)
     masks = np.concatenate([surrogate.describe_masks(features, cells=cells) for features in stacks])
     blocks = np.repeat(np.arange(len(stacks)), counts)
-    order = surrogate.order_masks(masks, blocks, count=count)
+    detail = np.repeat([surrogate.unseen_detail(shape, cells=cells) for shape in shapes], counts)
+    order = surrogate.order_masks(masks, blocks, detail=detail, count=count)
     scores, known = np.zeros(total), np.zeros(total, bool)
     step = len(order) if limit.deadline is None else _ROUND
     for start in range(0, len(order), step or 1):
@@ -76,7 +78,7 @@ def score_within(
             break
     if not known.all():
         scored = np.flatnonzero(known)
-        scores = surrogate.predict_scores(masks, scored, scores[scored])
+        scores = surrogate.predict_scores(masks, scored, scores[scored], detail=detail)
     return np.split(scores, ends), np.split(known, ends)
 
 
