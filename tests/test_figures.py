@@ -57,10 +57,11 @@ def test_features_of_a_day_by_station(store: Store) -> None:
     found = Figures(store).features(NOON, NOON + DAY, most=100)
     assert list(found) == [("L1", "S0"), ("L1", "S1"), ("L1", "S2")]
     middle = found["L1", "S1"]  # 1, 4 and 7, of which 1 is explained; its heaviest region is 3 x 4 at (1, 2)
-    assert middle[0].tolist() == [0.75, 0.5, pytest.approx(middle[0, 2]), 2.5, 4.0, 10.0]
+    assert middle[0, :6].tolist() == [0.75, 0.5, pytest.approx(middle[0, 2]), 2.5, 4.0, 10.0]
+    assert np.isnan(middle[0, 6]), "its faithfulness was not measured"
     assert 0 < middle[0, 2] < 1
     assert np.isnan(middle[1:, 2:]).all()
-    assert found["L1", "S2"].shape == (2, 6)  # 5 failed
+    assert found["L1", "S2"].shape == (2, 7)  # 5 failed
     assert Figures(store).features(NOON + DAY, NOON + 2 * DAY, most=100) == {}
     assert (
         sum(map(len, Figures(store).features(NOON, NOON + DAY, most=1).values())) == 8

@@ -39,6 +39,10 @@ def explain(
     ] = None,
     max_passes: Annotated[int | None, typer.Option("--max-passes", help="Passes per picture at the most.")] = None,
     budget: Annotated[float | None, typer.Option("--budget", help="Seconds per picture, about.")] = None,
+    faithfulness: Annotated[
+        bool,
+        typer.Option("--faithfulness/--no-faithfulness", help="Eight passes more: is the map true?"),
+    ] = True,
     truth: Annotated[
         Path | None, typer.Option("--truth", help="CSV with columns image,label, for --target true.")
     ] = None,
@@ -71,6 +75,7 @@ def explain(
             profile=profile,
             max_passes=max_passes,
             budget_s=budget,
+            faithfulness=faithfulness,
         ) as explainer,  # fmt: skip
         progress_bar(shown=not as_json) as progress,
     ):
@@ -116,13 +121,17 @@ def _explain_one(
 
 
 def _line(row: dict[str, Any]) -> str:
+    from inspect_xai.reports.words import faithfulness_in_words
+
     if "error" in row:
         return f"{row['picture']}: {row['error']}: {row['message']}"
     verdict, prediction = row["verdict"], row["prediction"]
     aim = row["target"] + (f" against {row['against']}" if row["against"] else "")
     said = f"{verdict['code']}, {prediction['label']} {prediction['score']:.3f}"
     cost = f"{row['passes']} passes, {row['duration_ms'] / 1000:.2f} s"
-    return f"{row['picture']}: {said}; {row['method']} for {aim}: {row['status']}, {cost} -> {row['folder']}"
+    faithful = faithfulness_in_words(row["faithfulness"])
+    line = f"{row['picture']}: {said}; {row['method']} for {aim}: {row['status']}, {cost} -> {row['folder']}"
+    return f"{line}\n  {faithful}" if faithful else line
 
 
 def _folders(pictures: Sequence[Path], out: Path) -> list[Path]:

@@ -81,6 +81,8 @@ def _explanation_rows(explanation: "StoredExplanation | None", because: str) -> 
         f"{words.STATUSES[explanation.status]}",
         "cost": f"{explanation.passes} passes, {explanation.duration_ms:.0f} ms, {explanation.map_bytes} bytes of maps",
     }
+    if faithful := words.faithfulness_in_words(explanation.faithfulness):
+        rows["faithful"] = f"{faithful} ({explanation.faithfulness['passes']:.0f} more passes)"
     for number, region in enumerate(explanation.regions, start=1):
         rows[f"region {number}"] = (
             f"from row {region.top_px}, column {region.left_px}: {region.height_px} x {region.width_px} px, "

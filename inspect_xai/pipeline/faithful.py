@@ -82,7 +82,7 @@ def _changed(
     window: NDArray[np.float32], rank: NDArray[np.int32], fill: NDArray[np.float32]
 ) -> list[NDArray[np.float32]]:
     """The windows (h, w, C) that are scored for one order: its top pixels alone, then without its top pixels."""
-    removed = [metrics.top_k(rank, metrics.share_of(rank.size, share))[..., np.newaxis] for share in REMOVED_SHARES]
+    removed = [sise.top_k(rank, metrics.share_of(rank.size, share))[..., np.newaxis] for share in REMOVED_SHARES]
     return [metrics.keep_top(window, rank, fill=fill), *(np.where(gone, fill, window) for gone in removed)]
 
 

@@ -23,6 +23,7 @@ DRIFT_WORDS: Final = {
     "region_row_px": "the evidence's row",
     "region_column_px": "the evidence's column",
     "region_area_px": "the evidence's area",
+    "faithfulness_percent": "how much more of the score hangs on what maps mark than on any other place",
 }
 
 

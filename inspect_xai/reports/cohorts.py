@@ -14,6 +14,7 @@ from inspect_xai.maths import cohort as maths
 from inspect_xai.maths import colour
 from inspect_xai.reports.period import Period
 from inspect_xai.storage.figures import CohortKey, Figures, StoredMap
+from inspect_xai.storage.stored import is_no_better_than_chance
 from inspect_xai.storage.triage import OUTSIDE
 
 MOST_COHORTS: Final = 8
@@ -132,7 +133,14 @@ def _cohort(
         unlike = maths.deviation(shrunk, now)
         inside = each.faithfulness.get("energy_in_roi")
         facts.append(
-            _Fact(each.inspection_id, each.serial, math.nan if unlike is None else unlike, each.score_spread, inside)
+            _Fact(
+                each.inspection_id,
+                each.serial,
+                math.nan if unlike is None else unlike,
+                each.score_spread,
+                inside,
+                each.faithfulness,
+            )
         )
         if unlike is not None:
             squares += math.dist(_centre(shrunk), centre) ** 2
@@ -166,12 +174,13 @@ class _Fact(NamedTuple):
     unlike: float
     score_spread: float | None
     energy_in_roi: float | None
+    faithfulness: dict[str, float]
 
 
 def _odd(facts: list[_Fact], now: maths.Cohort) -> Iterator[Odd]:
     unlike = np.array([each.unlike for each in facts])
     strange = maths.outliers(unlike) if now.maps >= FEWEST_MAPS else np.zeros(len(facts), dtype=np.bool_)
-    for (number, serial, value, spread, inside), is_strange in zip(facts, strange, strict=True):
+    for (number, serial, value, spread, inside, measured), is_strange in zip(facts, strange, strict=True):
         if is_strange:
             yield Odd(
                 number, serial, f"evidence unlike the {now.maps} maps of its cohort ({value:.2f} of 1)", 1 + value
@@ -181,6 +190,10 @@ def _odd(facts: list[_Fact], now: maths.Cohort) -> Iterator[Odd]:
         if inside is not None and inside < OUTSIDE:
             why = f"only {100 * inside:.0f} % of the evidence lies in the region of interest"
             yield Odd(number, serial, why, 1 - inside)
+        if is_no_better_than_chance(measured):
+            left, left_anywhere = measured["deletion_percent"], measured["deletion_percent_random"]
+            why = f"without what the map marks {left:.0f} % of the score is left, without blobs {left_anywhere:.0f} %"
+            yield Odd(number, serial, why, 1 + (left - left_anywhere) / 100)
 
 
 def _pairs(maps: Iterable[StoredMap], size: tuple[int, int]) -> Iterator[tuple[StoredMap, NDArray[np.float32]]]:

@@ -20,7 +20,9 @@ from inspect_xai.pipeline.whole import replaced_folder
 from inspect_xai.storage.stored import InspectionSummary
 
 FILE_NAME = "inspections.parquet"
-_COLUMN_TYPES: dict[Any, str] = {int: "int64", float: "float64", str: "object", datetime: "datetime64[us]"}
+_COLUMN_TYPES: dict[Any, str] = {
+    int: "int64", float: "float64", float | None: "float64", str: "object", datetime: "datetime64[us]",
+}  # fmt: skip
 
 
 def write_parquet(rows: Sequence[InspectionSummary], *, day: date, out: Path) -> Path:

@@ -1,8 +1,10 @@
 """What the codes of a record mean, in words for the people who read a report."""
 
+from collections.abc import Mapping
 from typing import Final
 
 from inspect_xai.records import Reason, Status
+from inspect_xai.storage.stored import is_no_better_than_chance
 
 REASONS: Final = {
     Reason.DEFECT_OVER_THRESHOLD: "a defect label reached its threshold",
@@ -30,6 +32,7 @@ NOTES: Final = {
     "ok_label_has_no_place": "the label means OK, which has no place in the picture",
     "stride_grid": "the method marks a grid where the network takes every second pixel; trust regions, not single dots",
     "not_settled": "the random masks were too few for the map to settle: it is partly noise",
+    "scores_predicted": "most masks' scores are predicted from those that went through the network",
     "knows_nothing": "the map is drawn without looking at the picture, to compare others with",
 }
 
@@ -37,6 +40,23 @@ NO_CAUSE: Final = (
     "A map shows where hiding the picture changed the model's score. "
     "It is evidence about the model, not the cause of a defect, and it does not judge the part."
 )
+
+
+def faithfulness_in_words(found: Mapping[str, float]) -> str:
+    """Say in one line whether a map is true to the network; empty where that was not measured.
+
+    Args:
+        found: By name, as `pipeline/faithful.py` has them.
+    """
+    if "deletion_percent" not in found:
+        return ""
+    judged = "no better than chance: " if is_no_better_than_chance(found) else ""
+    left, anywhere = found["deletion_percent"], found["deletion_percent_random"]
+    shown, shown_anywhere = (100 - found[f"drop_percent{beside}"] for beside in ("", "_random"))
+    return (
+        f"{judged}without what the map marks {left:.0f} % of the score is left (as much anywhere: {anywhere:.0f} %); "
+        f"its top 15 % alone keep {shown:.0f} % (anywhere: {shown_anywhere:.0f} %)"
+    )
 
 
 def note_in_words(code: str) -> str:

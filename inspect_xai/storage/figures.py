@@ -37,9 +37,12 @@ from inspect_xai.storage.tables import (
 AGES: Final = (timedelta(days=1), timedelta(days=3), timedelta(days=7))
 """Where the waiting parts are divided by age."""
 
-DRIFT_FEATURES: Final = ("score", "margin", "support_share", "region_row_px", "region_column_px", "region_area_px")
+DRIFT_FEATURES: Final = (
+    "score", "margin", "support_share", "region_row_px", "region_column_px", "region_area_px", "faithfulness_percent",
+)  # fmt: skip
 """What is watched for drift: the judged label's score, the network's margin, and of explained parts how much of the
-picture the map covers, and where its heaviest region lies and how large it is."""
+picture the map covers, where its heaviest region lies and how large it is, and how much more of the score goes with
+what the map marks than with blobs of the same area."""
 
 _AT_A_TIME: Final = 64  # rows on their way from the database
 
@@ -184,6 +187,7 @@ class Figures:
         columns = (
             Capture.line, Capture.station, Inspection.score, Inspection.margin, Explanation.support_share,
             region.top_px + region.height_px / 2.0, region.left_px + region.width_px / 2.0, region.area_px,
+            Explanation.deletion_percent_random - Explanation.deletion_percent,
         )  # fmt: skip
         parts = (
             select(func.count()).select_from(Inspection).join(Capture, Capture.id == Inspection.capture_id)

@@ -83,6 +83,7 @@ _SUMMARY: dict[str, Any] = {
     "explanation_status": func.coalesce(Explanation.status, ""),
     "passes": func.coalesce(Explanation.passes, 0),
     "support_share": func.coalesce(Explanation.support_share, 0.0),
+    **{name: getattr(Explanation, name) for name in stored.FAITHFULNESS},
     "failure_kind": Inspection.failure_kind,
     "failure_message": Inspection.failure_message,
     "duration_ms": Inspection.duration_ms,

@@ -1,8 +1,9 @@
 """What the store hands out: frozen values that know nothing of a database."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,29 @@ from inspect_xai.records import (
     TileExplanation,
     Verdict,
 )
+
+FAITHFULNESS: Final = tuple(
+    f"{name}_percent{beside}" for name in ("drop", "increase", "deletion") for beside in ("", "_random")
+)
+"""Numbers of an explanation's faithfulness that have columns of their own (pipeline/faithful.py says what they are)."""
+
+
+def is_no_better_than_chance(faithfulness: Mapping[str, Any]) -> bool:
+    """Say whether what a map marks matters no more than blobs of the same area: neither shown alone nor taken away.
+
+    >>> shown_alone = {"drop_percent": 40.0, "drop_percent_random": 40.0}
+    >>> is_no_better_than_chance(shown_alone | {"deletion_percent": 9.0, "deletion_percent_random": 8.0})
+    True
+    >>> is_no_better_than_chance(shown_alone | {"deletion_percent": 8.0, "deletion_percent_random": 9.0})
+    False
+    >>> is_no_better_than_chance({})  # not measured
+    False
+    """
+    names = [name for name in FAITHFULNESS if not name.startswith("increase")]
+    if any(faithfulness.get(name) is None for name in names):
+        return False
+    drop, drop_random, deletion, deletion_random = (float(faithfulness[name]) for name in names)
+    return drop >= drop_random and deletion >= deletion_random
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +178,12 @@ class InspectionSummary:
     explanation_status: str  # empty: none was made
     passes: int
     support_share: float
+    drop_percent: float | None  # as the next five None: not measured
+    drop_percent_random: float | None
+    increase_percent: float | None
+    increase_percent_random: float | None
+    deletion_percent: float | None
+    deletion_percent_random: float | None
     failure_kind: str
     failure_message: str
     duration_ms: float

@@ -22,7 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from inspect_xai.records import Decision, ModelStatus, Status, VerdictCode
 from inspect_xai.storage.types import Bytes, Id, Json, Real, UtcTime, Whole, Words
 
-REVISION: Final = "0007"
+REVISION: Final = "0008"
 """The schema revision this build reads and writes: the newest file in sql/migrations/versions (a test compares)."""
 
 VERSION_TABLE: Final = "inspect_xai_version"  # Alembic's default name is taken where Prefect lives in the database
@@ -258,7 +258,14 @@ class Explanation(Base):
     notes: Mapped[list[Any]]
     faithfulness: Mapped[dict[str, Any]]
     support_share: Mapped[float]
-    energy_in_roi: Mapped[float | None]  # faithfulness["energy_in_roi"], for reports in plain SQL
+    energy_in_roi: Mapped[float | None]  # faithfulness["energy_in_roi"], for reports in plain SQL; as the next seven
+    drop_percent: Mapped[float | None]  # NULL: not measured (pipeline/faithful.py says what each is)
+    drop_percent_random: Mapped[float | None]
+    increase_percent: Mapped[float | None]
+    increase_percent_random: Mapped[float | None]
+    deletion_percent: Mapped[float | None]
+    deletion_percent_random: Mapped[float | None]
+    faithfulness_passes: Mapped[int | None]  # not among `passes`
     fused_blob_id: Mapped[int] = mapped_column(_parent("map_blob.id"), index=True)
 
 

@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, or_, 
 from sqlalchemy.orm import aliased
 
 from inspect_xai.records import Status, VerdictCode
+from inspect_xai.storage.stored import FAITHFULNESS, is_no_better_than_chance
 from inspect_xai.storage.tables import Capture, DeskItem, DeskMark, Explanation, Inspection, Review
 from inspect_xai.storage.writing import inserting
 
@@ -71,6 +72,7 @@ def why_on_desk(
     explanation_status: str,
     notes: list[str],
     energy_in_roi: float | None,
+    is_no_better: bool = False,
 ) -> Why | None:
     """Say what puts an inspection on the desk; None: nothing does."""
     if has_failed:
@@ -79,7 +81,8 @@ def why_on_desk(
         return Why.UNSURE
     if verdict == VerdictCode.NG and score - threshold < NEAR_THRESHOLD:
         return Why.NEAR_THRESHOLD
-    if verdict == VerdictCode.NG and (explanation_status not in ("", Status.EXPLAINED) or "low_score_spread" in notes):
+    has_weak_map = "low_score_spread" in notes or is_no_better
+    if verdict == VerdictCode.NG and (explanation_status not in ("", Status.EXPLAINED) or has_weak_map):
         return Why.WEAK_EXPLANATION
     if energy_in_roi is not None and energy_in_roi < OUTSIDE:
         return Why.OUTSIDE_ROI
@@ -133,6 +136,7 @@ def _intake_query() -> Select[Any]:
             func.coalesce(Explanation.status, "").label("status"),
             Explanation.notes,
             Explanation.energy_in_roi,
+            *(getattr(Explanation, name) for name in FAITHFULNESS),
             func.coalesce(select(func.max(Review.reviewer)).where(
                 Review.inspection_id == Inspection.id, Review.blind == 0
             ).correlate(Inspection).scalar_subquery(), "").label("reviewer"),
@@ -165,6 +169,7 @@ def _row_of(row: Row[Any], why: Why | None = None) -> dict[str, Any]:
         explanation_status=row.status,
         notes=row.notes or [],
         energy_in_roi=row.energy_in_roi,
+        is_no_better=is_no_better_than_chance(row._asdict()),
     )
     return {
         "inspection_id": row.id,

@@ -18,7 +18,7 @@ from inspect_xai.storage import tables
 from inspect_xai.storage.blobs import Blob, Precision, encode
 from inspect_xai.storage.blobstore import BlobStore
 from inspect_xai.storage.documents import chunks
-from inspect_xai.storage.stored import RecordedInspection
+from inspect_xai.storage.stored import FAITHFULNESS, RecordedInspection
 from inspect_xai.storage.types import spelled
 
 Key = tuple[Any, ...]
@@ -256,7 +256,8 @@ def _facts(inspection: Inspection) -> dict[str, Any]:
 
 def _explanation_facts(explanation: Explanation) -> dict[str, Any]:
     settings = explanation.settings
-    energy = explanation.faithfulness.get("energy_in_roi", math.nan)
+    measured = numbers_in(explanation.faithfulness)
+    passes = measured.get("passes")
     return {
         "status": explanation.status.value,
         "method": settings.method.value,
@@ -270,9 +271,10 @@ def _explanation_facts(explanation: Explanation) -> dict[str, Any]:
         "duration_ms": float(explanation.duration_ms),
         "timings_ms": numbers_in(explanation.timings_ms),
         "notes": list(explanation.notes),
-        "faithfulness": numbers_in(explanation.faithfulness),
+        "faithfulness": measured,
         "support_share": float(np.count_nonzero(explanation.fused > 0) / max(1, explanation.fused.size)),
-        "energy_in_roi": finite(energy),
+        **{name: measured.get(name) for name in ("energy_in_roi", *FAITHFULNESS)},
+        "faithfulness_passes": None if passes is None else int(passes),
     }
 
 

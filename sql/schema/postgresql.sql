@@ -1,4 +1,4 @@
--- Tables and triggers on postgresql, revision 0007. Made by: python -m inspect_xai.storage.schema
+-- Tables and triggers on postgresql, revision 0008. Made by: python -m inspect_xai.storage.schema
 
 CREATE TABLE alert_sent (
     alert_id TEXT NOT NULL,
@@ -303,6 +303,13 @@ CREATE TABLE explanation (
     faithfulness JSONB NOT NULL,
     support_share DOUBLE PRECISION NOT NULL,
     energy_in_roi DOUBLE PRECISION,
+    drop_percent DOUBLE PRECISION,
+    drop_percent_random DOUBLE PRECISION,
+    increase_percent DOUBLE PRECISION,
+    increase_percent_random DOUBLE PRECISION,
+    deletion_percent DOUBLE PRECISION,
+    deletion_percent_random DOUBLE PRECISION,
+    faithfulness_passes BIGINT,
     fused_blob_id BIGINT NOT NULL,
     CONSTRAINT pk_explanation PRIMARY KEY (id),
     CONSTRAINT ck_explanation_status CHECK (status IN ('explained', 'no_evidence', 'not_explained', 'failed')),

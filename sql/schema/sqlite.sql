@@ -1,4 +1,4 @@
--- Tables and triggers on sqlite, revision 0007. Made by: python -m inspect_xai.storage.schema
+-- Tables and triggers on sqlite, revision 0008. Made by: python -m inspect_xai.storage.schema
 
 CREATE TABLE alert_sent (
     alert_id TEXT NOT NULL,
@@ -322,6 +322,13 @@ CREATE TABLE explanation (
     faithfulness TEXT NOT NULL,
     support_share REAL NOT NULL,
     energy_in_roi REAL,
+    drop_percent REAL,
+    drop_percent_random REAL,
+    increase_percent REAL,
+    increase_percent_random REAL,
+    deletion_percent REAL,
+    deletion_percent_random REAL,
+    faithfulness_passes INTEGER,
     fused_blob_id INTEGER NOT NULL,
     CONSTRAINT pk_explanation PRIMARY KEY (id),
     CONSTRAINT ck_explanation_status CHECK (status IN ('explained', 'no_evidence', 'not_explained', 'failed')),
