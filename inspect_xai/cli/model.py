@@ -90,7 +90,7 @@ def golden_(
 
     line = load_settings(settings).line
     folder = out or bundle / FOLDER
-    with Explainer(bundle, device=device) as explainer:
+    with Explainer(bundle, device=device, faithfulness=False) as explainer:
         limits = PictureLimits(line.max_pixels, line.white_level, line.honour_exif)
         made = make_golden(explainer, pictures, out=folder, limits=limits)
     if as_json:
@@ -213,7 +213,7 @@ def _verify(bundle: Path, golden: Path | None, device: str) -> "GoldenReport":
         raise GoldenSetError(
             f"{bundle} holds no golden set", remedy=f"name one with --golden, or: inspect-xai model golden {bundle} ..."
         )
-    with Explainer(bundle, device=device) as explainer:
+    with Explainer(bundle, device=device, faithfulness=False) as explainer:
         return verify_golden(explainer, folder)
 
 

@@ -26,7 +26,10 @@ _REMEDY = "correct the policy; docs/line.md lists its keys"
 
 @dataclass(frozen=True, slots=True)
 class ExplainRule:
-    """What is explained and what it may cost; None: as the model's card says, or no bound."""
+    """What is explained and what it may cost; None: as the model's card says, or no bound.
+
+    `faithfulness`: measure with every explanation whether it is true to the network, in eight passes beyond the bounds.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
 
@@ -37,6 +40,7 @@ class ExplainRule:
     max_passes: int | None = None
     budget_s: float | None = None
 
+    faithfulness: bool = True
     def why(self, verdict: VerdictCode, sha256: str) -> str:
         """Say why a picture is to be explained: "ng", "unsure", "ok", "sample", or "" where it is not.
 
@@ -95,6 +99,9 @@ class Policy:
         """What the version stands for, as plain values."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         del plain["version"]
+        for rule in (plain["explain"], *plain["product"].values()):
+            if rule["faithfulness"]:  # added later: versions that were kept without it hold what they held
+                del rule["faithfulness"]
         return plain
 
     def rule_of(self, product: str) -> ExplainRule:
@@ -196,6 +203,7 @@ def explainer_for(explainer: Explainer, policy: Policy, *, product: str, station
         budget_s=rule.budget_s,
         verdict=policy.verdict_of(explainer.engine.card, product=product, station=station),
     )
+        faithfulness=rule.faithfulness,
 
 
 def read_policy(path: Path) -> Policy:

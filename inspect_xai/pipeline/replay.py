@@ -153,7 +153,7 @@ class Replayer:
     """
 
     def __init__(self, bundle: ModelBundle | Path, *, device: str = "auto") -> None:
-        self._explainer = Explainer(bundle, device=device)
+        self._explainer = Explainer(bundle, device=device, faithfulness=False)  # it says nothing of the map itself
         self.fingerprint = self._explainer.engine.bundle.fingerprint
 
     def __enter__(self) -> Self:

@@ -8,7 +8,7 @@ from typing import Final
 
 from inspect_xai.records import Status
 from inspect_xai.storage.desk import QueueEntry
-from inspect_xai.storage.stored import StoredInspection
+from inspect_xai.storage.stored import StoredInspection, is_no_better_than_chance
 from inspect_xai.web.pictures import Archive, MissingPictureError, blocks_shown, content_name
 from inspect_xai.web.words import Words
 
@@ -74,6 +74,8 @@ class Sheet:
     map_meaning: str
     notes: tuple[str, ...]
     scores: tuple[ScoreRow, ...]
+    faithful: str  # whether the map is true to the model; empty: not measured
+    is_faithful: bool
 
 
 def drawing(given: StoredInspection, query: Mapping[str, str], *, is_blind: bool, archive: Archive) -> Drawing:
@@ -111,14 +113,13 @@ def sheet(given: StoredInspection, words: Words) -> Sheet:
     verdict = given.verdict
     explanation = given.explanation
     label = explanation.settings.target if explanation else verdict.label
-    notes = tuple(
-        words(f"note.{code}") if words.has(f"note.{code}") else words("note.other", code=code)
-        for code in (explanation.notes if explanation else ())
-    )
+    notes = tuple(_note(code, words) for code in (explanation.notes if explanation else ()))
     return Sheet(
         verdict=words(
             f"reason.{verdict.reason}",
             label=verdict.label,
+        faithful=_faithful(explanation.faithfulness, words) if explanation else "",
+        is_faithful=explanation is None or not is_no_better_than_chance(explanation.faithfulness),
             score=words.percent(verdict.score),
             threshold=words.percent(verdict.threshold),
         ),
@@ -132,6 +133,27 @@ def sheet(given: StoredInspection, words: Words) -> Sheet:
 def place_of(entry: QueueEntry) -> str:
     """A place in the queue as it stands in addresses (`asked.place_in` reads it)."""
     return f"{entry.tier}-{entry.summary.inspection_id}"
+def _note(code: str, words: Words) -> str:
+    name, _, number = code.rpartition("_")
+    if number.isdecimal():  # bucket_halved_to_4, head_passes_49
+        name = name.removesuffix("_to")
+        return words(f"note.{name}", number=number) if words.has(f"note.{name}") else words("note.other", code=code)
+    return words(f"note.{code}") if words.has(f"note.{code}") else words("note.other", code=code)
+
+
+def _faithful(found: Mapping[str, float], words: Words) -> str:
+    if "deletion_percent" not in found:
+        return ""
+    shares = {
+        "left": found["deletion_percent"],
+        "left_random": found["deletion_percent_random"],
+        "kept": 100 - found["drop_percent"],
+        "kept_random": 100 - found["drop_percent_random"],
+    }
+    key = "faithful.chance" if is_no_better_than_chance(found) else "faithful.better"
+    return words(key, **{name: words.percent(share / 100) for name, share in shares.items()})
+
+
 
 
 def waited(moment: datetime, now: datetime) -> timedelta:
