@@ -12,6 +12,7 @@ import pytest
 
 from inspect_xai.settings import ServeSettings
 from inspect_xai.storage.store import open_store
+from inspect_xai.storage.studies import Studies
 from tests import desk as making
 from tests.desk import Desk, serving
 
@@ -292,3 +293,40 @@ def test_the_picture_is_the_largest_thing_and_targets_fit_gloves(
     heights = page.eval_on_selector_all("main .answer", "all => all.map(each => each.getBoundingClientRect().height)")
     assert min(heights) >= 60
     assert page.evaluate("parseFloat(getComputedStyle(document.body).fontSize)") >= 18
+
+
+def test_a_small_study_is_judged_by_keyboard(opened: Open, sit_down: Any) -> None:
+    desk = opened(flagged=1, good=1)
+    quinn = sit_down(desk, "Quinn")
+    quinn.click("nav >> text=Studies")
+    quinn.fill("#name", "Autumn")
+    quinn.fill("#appraisers", "Ada, Bob")
+    quinn.fill("[name=parts]", "2")
+    quinn.fill("[name=trials]", "2")
+    quinn.click("main button")
+    quinn.wait_for_url("**/studies/1")
+    quinn.keyboard.press("Enter")  # the reference: part 1 is defective
+    quinn.wait_for_url("**/judge?reference=1")
+    for key, place in (("d", 1), ("g", 2)):
+        quinn.wait_for_selector(f"h1:has-text('Part {place} of 2')")
+        quinn.keyboard.press(key)
+    quinn.wait_for_url("**/studies/1")
+    studies = Studies(desk.store)
+    for who in ("Ada", "Bob"):
+        page = sit_down(desk, who)
+        page.goto(f"{desk.base}/studies/1")
+        page.keyboard.press("Enter")
+        for trial in (1, 2):
+            for place in (1, 2):
+                page.wait_for_selector(f"h1:has-text('Part {place} of 2')")
+                page.wait_for_selector(f".because:has-text('trial {trial} of 2')")
+                page.wait_for_function("document.querySelector('image.pixels').getBBox().width > 0")
+                task = studies.task(int(page.get_attribute("[name=task]", "value")))
+                page.keyboard.press("d" if task.inspection_id == 1 and (who, trial) != ("Bob", 2) else "g")
+        page.wait_for_selector("text=You have judged every part in every trial.")
+    quinn.reload()
+    rows = [row.inner_text().split() for row in quinn.query_selector_all("table:last-of-type tbody tr")]
+    told = {row[0]: row for row in rows}
+    assert told["Ada"][1:7] == ["100", "%", "2", "of", "2", "100"]
+    assert told["Bob"][1:7] == ["50", "%", "1", "of", "2", "50"]
+    assert desk.store.verify_ledger().holds

@@ -67,6 +67,14 @@ class Archive:
                 return path
         raise MissingPictureError("missing")
 
+    def fault(self, inspection: StoredInspection) -> str:
+        """The key of the text why a picture cannot be shown; empty: as far as one sees without reading it, it can."""
+        try:
+            self.locate(inspection.capture.archived_to)
+        except MissingPictureError as error:
+            return f"picture.reason_{error.reason}"
+        return "" if inspection.capture.height_px else "picture.reason_unreadable"
+
     def read(self, inspection: StoredInspection) -> NDArray[np.uint8]:
         """The pixels of an inspection's picture, uint8 (H, W) or RGB (H, W, 3).
 

@@ -9,7 +9,7 @@ from typing import Final
 from inspect_xai.records import Status
 from inspect_xai.storage.desk import QueueEntry
 from inspect_xai.storage.stored import StoredInspection, is_no_better_than_chance
-from inspect_xai.web.pictures import Archive, MissingPictureError, blocks_shown, content_name
+from inspect_xai.web.pictures import Archive, blocks_shown, content_name
 from inspect_xai.web.words import Words
 
 OPACITIES: Final = tuple(range(0, 101, 10))
@@ -80,13 +80,6 @@ class Sheet:
 
 def drawing(given: StoredInspection, query: Mapping[str, str], *, is_blind: bool, archive: Archive) -> Drawing:
     """Decide what is drawn, by the record and what the reader asked for in the address."""
-    missing = ""
-    try:
-        archive.locate(given.capture.archived_to)
-    except MissingPictureError as error:
-        missing = f"picture.reason_{error.reason}"
-    if not given.capture.height_px:
-        missing = missing or "picture.reason_unreadable"
     explanation = given.explanation
     has_map = (
         not is_blind
@@ -98,7 +91,7 @@ def drawing(given: StoredInspection, query: Mapping[str, str], *, is_blind: bool
     number = _number_in(query.get("map", ""), least=-1, most=len(blocks), default=0)
     opacity = _number_in(query.get("opacity", ""), least=0, most=100, default=_OPACITY)
     return Drawing(
-        missing=missing,
+        missing=archive.fault(given),
         has_map=has_map,
         number=number,
         blocks=blocks,
@@ -118,8 +111,6 @@ def sheet(given: StoredInspection, words: Words) -> Sheet:
         verdict=words(
             f"reason.{verdict.reason}",
             label=verdict.label,
-        faithful=_faithful(explanation.faithfulness, words) if explanation else "",
-        is_faithful=explanation is None or not is_no_better_than_chance(explanation.faithfulness),
             score=words.percent(verdict.score),
             threshold=words.percent(verdict.threshold),
         ),
@@ -127,12 +118,21 @@ def sheet(given: StoredInspection, words: Words) -> Sheet:
         map_meaning=words("map.meaning", label=label),
         notes=notes,
         scores=_scores(given),
+        faithful=_faithful(explanation.faithfulness, words) if explanation else "",
+        is_faithful=explanation is None or not is_no_better_than_chance(explanation.faithfulness),
     )
 
 
 def place_of(entry: QueueEntry) -> str:
     """A place in the queue as it stands in addresses (`asked.place_in` reads it)."""
     return f"{entry.tier}-{entry.summary.inspection_id}"
+
+
+def waited(moment: datetime, now: datetime) -> timedelta:
+    """How long ago something was."""
+    return now - moment
+
+
 def _note(code: str, words: Words) -> str:
     name, _, number = code.rpartition("_")
     if number.isdecimal():  # bucket_halved_to_4, head_passes_49
@@ -152,13 +152,6 @@ def _faithful(found: Mapping[str, float], words: Words) -> str:
     }
     key = "faithful.chance" if is_no_better_than_chance(found) else "faithful.better"
     return words(key, **{name: words.percent(share / 100) for name, share in shares.items()})
-
-
-
-
-def waited(moment: datetime, now: datetime) -> timedelta:
-    """How long ago something was."""
-    return now - moment
 
 
 def _no_map(given: StoredInspection, words: Words, label: str) -> str:

@@ -59,6 +59,11 @@ class Words:
             text = "<0.1"
         return (text.replace(".", ",") if self.language == "de" else text) + "\u00a0%"
 
+    def decimal(self, value: float) -> str:
+        """A number with two decimals, as people of the language write it."""
+        text = f"{value:.2f}"
+        return text.replace(".", ",") if self.language == "de" else text
+
     def reason(self, code: str, meaning: str) -> str:
         """What a reason code means: as the plant says it, or in the reader's language where it took over our list."""
         key = f"reason_code.{code}"
