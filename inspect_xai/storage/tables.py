@@ -22,7 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from inspect_xai.records import Decision, ModelStatus, Status, VerdictCode
 from inspect_xai.storage.types import Bytes, Id, Json, Real, UtcTime, Whole, Words
 
-REVISION: Final = "0008"
+REVISION: Final = "0009"
 """The schema revision this build reads and writes: the newest file in sql/migrations/versions (a test compares)."""
 
 VERSION_TABLE: Final = "inspect_xai_version"  # Alembic's default name is taken where Prefect lives in the database
@@ -204,7 +204,7 @@ class Inspection(Base):
 class PictureSignal(Base):
     """What is watched for drift beside the verdict: image statistics, and of explained parts the embedding.
 
-    `embedding` is a fixed projection of the last block's mean features, 16 numbers of float16, little endian.
+    `embedding` is a fixed projection of the last block's mean features, 16 numbers of float32, little endian.
     """
 
     __tablename__ = "picture_signal"
@@ -499,6 +499,28 @@ class StudyAnswer(Base):
     verdict: Mapped[str]
     answered_by: Mapped[str]
     answered_at: Mapped[datetime]
+
+
+class Claim(Base):
+    """Who inspects a file of a URL source, for one model and policy: working state, no part of the record.
+
+    Without `held_until` the file is recorded; with another `stamp` (size and time of change) it is a new file.
+    """
+
+    __tablename__ = "claim"
+    __table_args__ = (
+        UniqueConstraint("source", "file_name", "model_id", "policy_id"),
+        {"sqlite_strict": True},
+    )
+
+    id: Mapped[int] = _id()
+    source: Mapped[str]
+    file_name: Mapped[str]
+    model_id: Mapped[int] = mapped_column(_parent("model.id"))
+    policy_id: Mapped[int] = mapped_column(_parent("policy.id"))
+    stamp: Mapped[str]
+    owner: Mapped[str]
+    held_until: Mapped[datetime | None]
 
 
 class LedgerEvent(Base):

@@ -1,4 +1,4 @@
--- Tables and triggers on postgresql, revision 0008. Made by: python -m inspect_xai.storage.schema
+-- Tables and triggers on postgresql, revision 0009. Made by: python -m inspect_xai.storage.schema
 
 CREATE TABLE alert_sent (
     alert_id TEXT NOT NULL,
@@ -168,6 +168,21 @@ CREATE TABLE audit (
 );
 
 CREATE INDEX ix_audit_model_id ON audit (model_id);
+
+CREATE TABLE claim (
+    id BIGSERIAL NOT NULL,
+    source TEXT NOT NULL,
+    file_name TEXT NOT NULL,
+    model_id BIGINT NOT NULL,
+    policy_id BIGINT NOT NULL,
+    stamp TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    held_until TIMESTAMP WITH TIME ZONE,
+    CONSTRAINT pk_claim PRIMARY KEY (id),
+    CONSTRAINT uq_claim_source_file_name_model_id_policy_id UNIQUE (source, file_name, model_id, policy_id),
+    CONSTRAINT fk_claim_model_id FOREIGN KEY(model_id) REFERENCES model (id),
+    CONSTRAINT fk_claim_policy_id FOREIGN KEY(policy_id) REFERENCES policy (id)
+);
 
 CREATE TABLE lot (
     id BIGSERIAL NOT NULL,

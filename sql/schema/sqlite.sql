@@ -1,4 +1,4 @@
--- Tables and triggers on sqlite, revision 0008. Made by: python -m inspect_xai.storage.schema
+-- Tables and triggers on sqlite, revision 0009. Made by: python -m inspect_xai.storage.schema
 
 CREATE TABLE alert_sent (
     alert_id TEXT NOT NULL,
@@ -183,6 +183,22 @@ CREATE TABLE audit (
  STRICT;
 
 CREATE INDEX ix_audit_model_id ON audit (model_id);
+
+CREATE TABLE claim (
+    id INTEGER NOT NULL,
+    source TEXT NOT NULL,
+    file_name TEXT NOT NULL,
+    model_id INTEGER NOT NULL,
+    policy_id INTEGER NOT NULL,
+    stamp TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    held_until TEXT,
+    CONSTRAINT pk_claim PRIMARY KEY (id),
+    CONSTRAINT uq_claim_source_file_name_model_id_policy_id UNIQUE (source, file_name, model_id, policy_id),
+    CONSTRAINT fk_claim_model_id FOREIGN KEY(model_id) REFERENCES model (id),
+    CONSTRAINT fk_claim_policy_id FOREIGN KEY(policy_id) REFERENCES policy (id)
+)
+ STRICT;
 
 CREATE TABLE lot (
     id INTEGER NOT NULL,
