@@ -1,5 +1,7 @@
 """Files as a bad day delivers them, made in code: what each is named, what it holds, and what must be said of it."""
 
+import base64
+import gzip
 import io
 import os
 import struct
@@ -36,13 +38,12 @@ def pillow(mode: str, form: str, **options: object) -> bytes:
 
 def png_claiming(width: int, height: int) -> bytes:
     """A few bytes whose header asks for any number of pixels."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", header)
+        + png_chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        + png_chunk(b"IEND", b"")
     )
 
 
@@ -66,6 +67,20 @@ def float_tiff() -> bytes:
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "TIFF")
     return data.getvalue()
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    """One chunk of a PNG file."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def tiff_in_a_circle() -> bytes:
+    """A TIFF whose directory names itself as the next one."""
+    data = bytearray(TIFF)
+    (directory,) = struct.unpack_from("<I", data, 4)
+    (entries,) = struct.unpack_from("<H", data, directory)
+    struct.pack_into("<I", data, directory + 2 + 12 * entries, directory)
+    return bytes(data)
 
 
 PNG = encoded(surface())
@@ -107,6 +122,29 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "nothing.png": (png_claiming(0, 0), "0 x 0"),
     "float.tif": (float_tiff(), "float32"),
     "signed.tif": (encoded(np.full((40, 60), -5, np.int16), ".tiff"), "int16"),
+    "all nan.tif": (encoded(np.full((40, 60), np.nan, np.float32), ".tiff"), "float32"),
+    "double.tif": (encoded(np.zeros((40, 60), np.float64), ".tiff"), "float64"),
+    "32 bit.tif": (pillow("I", "TIFF"), "int32"),
+    "header cut.jpg": (JPEG[:200], "cut short"),
+    "no scan.jpg": (b"\xff\xd8\xff\xd9", "cut short"),
+    "hole.png": (PNG[:200] + bytes(400) + PNG[600:], "do not decode"),
+    "header damaged.png": (PNG[:29] + bytes([PNG[29] ^ 0xFF]) + PNG[30:], "do not decode"),
+    "3 bits deep.png": (PNG[:24] + b"\x03" + PNG[25:], "do not decode"),
+    "colour type 5.png": (PNG[:25] + b"\x05" + PNG[26:], "do not decode"),
+    "script first.jpg": (b"\xff\xd8\xff\xfe\x00\x10<script>alert" + JPEG[2:], "marker"),
+    "lying.tif": (tiff_claiming(100, 100), "do not decode"),
+    "lying.bmp": (bmp_claiming(100, 100), "do not decode"),
+    "too wide.png": (png_claiming(100_000_000, 8), "pixels"),
+    "seven.png": (encoded(surface(size=(7, 7))), "7 x 7"),
+    "sent as text.png": (PNG.replace(b"\r\n", b"\n", 1), "begins with"),
+    "byte order mark.png": (b"\xef\xbb\xbf" + PNG, "begins with"),
+    "base64.png": (base64.b64encode(PNG), "begins with"),
+    "gzip.png": (gzip.compress(PNG), "begins with"),
+    "webp.png": (pillow("RGB", "WEBP"), "begins with"),
+    "animated.png.jpg": (pillow("P", "GIF", save_all=True, append_images=[Image.new("P", (60, 40))]), "begins with"),
+    "pdf.jpg": (pillow("RGB", "PDF"), "begins with"),
+    "drawing.bmp": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "begins with"),
+    "jpeg 2000.jpg": (encoded(surface(), ".jp2"), "begins with"),
 }
 
 # name -> content: odd, but pictures all the same
@@ -138,6 +176,21 @@ SOUND: dict[str, bytes] = {
     "bitmap.bmp": encoded(surface(19), ".bmp"),
     "a jpeg.png": encoded(surface(20), ".jpg"),
     "polyglot.png": encoded(surface(21)) + b"PK\x03\x04<script>alert(1)</script>",
+    "circle.tif": tiff_in_a_circle(),
+    "text bomb.png": PNG[:33] + png_chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(20_000_000))) + PNG[33:],
+    "profile bomb.png": PNG[:33] + png_chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(20_000_000))) + PNG[33:],
+    "lzw.tif": pillow("RGB", "TIFF", compression="tiff_lzw"),
+    "fax.tif": pillow("1", "TIFF", compression="group4"),
+    "jpeg inside.tif": pillow("RGB", "TIFF", compression="jpeg"),
+    "cmyk.tif": pillow("CMYK", "TIFF"),
+    "big.tif": pillow("RGB", "TIFF", big_tiff=True),
+    "two colours.bmp": pillow("1", "BMP"),
+    "16 bit colour.png": encoded(surface(23).astype(np.uint16) * 257),
+    "\N{RIGHT-TO-LEFT OVERRIDE}gnp.txt.png": encoded(surface(24)),
+    "e\N{COMBINING ACUTE ACCENT}.png": encoded(surface(25)),
+    "\N{LATIN SMALL LETTER E WITH ACUTE}.png": encoded(surface(26)),
+    " leading and trailing .png": encoded(surface(27)),
+    "a" * 40 + ".png.png.png": encoded(surface(28)),
     "trailing zeros.jpg": encoded(surface(22), ".jpg") + bytes(512),
 }
 
@@ -156,16 +209,58 @@ def _link_to_itself(folder: Path) -> None:
     (folder / "loop.png").symlink_to("loop.png")
 
 
+def _link_to_folder(folder: Path) -> None:
+    """A link out of the source that is named like a picture and leads to a folder with one."""
+    (folder.parent / "elsewhere").mkdir()
+    (folder.parent / "elsewhere" / "secret.png").write_bytes(encoded(surface(33)))
+    (folder / "folder link.png").symlink_to(folder.parent / "elsewhere")
+    (folder / "unnamed link").symlink_to(folder.parent / "elsewhere")  # not looked into at all
+
+
+def _sparse(folder: Path) -> None:
+    """A file that claims a terabyte and takes no room."""
+    with (folder / "terabyte.png").open("wb") as file:
+        file.write(PNG)
+        file.truncate(1 << 40)
+
+
+def _sidecar_link(folder: Path) -> None:
+    (folder / "sidecar link.png").write_bytes(encoded(surface(34)))
+    (folder / "sidecar link.json").symlink_to("/etc/passwd")
+
+
+def _sidecar_folder(folder: Path) -> None:
+    (folder / "sidecar folder.png").write_bytes(encoded(surface(35)))
+    (folder / "sidecar folder.json").mkdir()
+
+
+def _sidecar_pipe(folder: Path) -> None:
+    """A pipe that nobody writes into: opened the usual way it would hold the line for ever."""
+    (folder / "sidecar pipe.png").write_bytes(encoded(surface(36)))
+    os.mkfifo(folder / "sidecar pipe.json")
+
+
 def _sidecar(folder: Path, name: str, content: bytes) -> None:
     (folder / f"{name}.png").write_bytes(encoded(surface(sum(name.encode()))))
     (folder / f"{name}.json").write_bytes(content)
 
 
-# name -> (what makes it, words the recorded reason must hold)
+# name -> (what makes it, a pattern that the recorded reason must hold)
 PLANTED: dict[str, tuple[Callable[[Path], None], str]] = {
     "link.png": (_link_out, "symbolic link"),
     "dangling.png": (_dangling_link, "symbolic link"),
     "loop.png": (_link_to_itself, "symbolic link"),
+    "folder link.png": (_link_to_folder, "symbolic link"),
+    "terabyte.png": (_sparse, "at most"),
+    "sidecar link.png": (_sidecar_link, "symbolic link"),
+    "sidecar folder.png": (_sidecar_folder, "cannot be read|no ordinary file"),
+    "sidecar pipe.png": (_sidecar_pipe, "no ordinary file"),
+    "sidecar latin.png": (lambda folder: _sidecar(folder, "sidecar latin", b'{"serial": "caf\xe9"}'), "no JSON"),
+    "sidecar lines.png": (lambda folder: _sidecar(folder, "sidecar lines", b'{"serial": "a\\nb"}'), "serial no text"),
+    "sidecar zone.png": (
+        lambda folder: _sidecar(folder, "sidecar zone", b'{"captured_at": "2026-11-22T06:15:00"}'),
+        "time with its zone",
+    ),
     "sidecar cut.png": (lambda folder: _sidecar(folder, "sidecar cut", b'{"serial": '), "no JSON"),
     "sidecar list.png": (lambda folder: _sidecar(folder, "sidecar list", b"[]"), "no JSON object"),
     "sidecar number.png": (lambda folder: _sidecar(folder, "sidecar number", b'{"serial": 7}'), "serial no text"),
