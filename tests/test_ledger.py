@@ -12,9 +12,10 @@ from sqlalchemy import Connection, text
 
 from inspect_xai.errors import NotFoundError, StoreError
 from inspect_xai.records import Decision, ModelStatus, Review, VerdictCode
-from inspect_xai.storage import database, ledger, schema
+from inspect_xai.storage import database, documents, ledger, schema
 from inspect_xai.storage.ledger import GENESIS, chained
 from inspect_xai.storage.store import Store, open_store
+from inspect_xai.storage.types import canonical
 from tests import stored
 from tests.stored import FINGERPRINT, NOON
 
@@ -150,6 +151,23 @@ def test_what_raw_sql_did_is_found(store: Store, database_url: str) -> None:
                 transaction.rollback()
     engine.dispose()
     assert store.verify_ledger().holds
+
+
+def test_digests_are_of_the_canonical_spelling(store: Store) -> None:
+    with database.reading(store._engine) as connection:
+        for kind in ("inspection", "review", "model"):
+            every = documents.documents(connection, kind, [1, 2, 3])
+            assert documents.digests(connection, kind, [1, 2, 3]) == {
+                number: hashlib.sha256(canonical(document).encode()).hexdigest() for number, document in every.items()
+            }
+            assert every
+
+
+def test_a_long_check_says_how_far_it_is(store: Store) -> None:
+    heard: list[tuple[str, int, int]] = []
+    report = store.verify_ledger(on_progress=lambda *given: heard.append(given))
+    assert heard[0] == ("events", report.events, report.events)
+    assert heard[-1] == ("rows", report.rows, report.rows)
 
 
 def test_reordered_events_are_found(store: Store, database_url: str) -> None:

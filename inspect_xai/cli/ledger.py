@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, print_json, store_of
+from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, print_json, progress_bar, store_of
 from inspect_xai.cli.find import LotOption, ProductOption, SinceOption, UntilOption, as_utc
 
 commands = typer.Typer(help="Check the record's chain of hashes, and export evidence.", no_args_is_help=True)
@@ -36,8 +36,12 @@ def verify(
     """
     from inspect_xai.settings import load_settings
 
-    with store_of(load_settings(settings, db=db)) as store:
-        report = store.verify_ledger(heads=heads or [])
+    with store_of(load_settings(settings, db=db)) as store, progress_bar(shown=not as_json) as progress:
+        tasks = {what: progress.add_task(f"checking {what}", total=None) for what in ("events", "rows")}
+        report = store.verify_ledger(
+            heads=heads or [],
+            on_progress=lambda what, done, total: progress.update(tasks[what], completed=done, total=total),
+        )
     if as_json:
         print_json(report)
     else:

@@ -5,18 +5,20 @@ document of the rows that were there before, and their digests still hold.
 """
 
 import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, select
 
 from inspect_xai.storage import tables
-from inspect_xai.storage.types import canonical
+from inspect_xai.storage.types import UtcTime
 
 Document = dict[str, Any]
 Key = TypeVar("Key")
+# As `types.canonical` spells; a NaN that raw SQL wrote is spelled too, and so found to be another value.
+_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 _CHUNK: Final = 500  # databases bound the number of parameters of a statement
 
 # Kinds of rows an event can vouch for, by the name it calls them.
@@ -34,7 +36,22 @@ VOUCHED: Final[dict[str, type[tables.Base]]] = {
 def digests(connection: Connection, kind: str, ids: Collection[int]) -> dict[int, str]:
     """sha256 of the documents of these rows; a row that is not there is left out."""
     found = documents(connection, kind, ids)
-    return {number: hashlib.sha256(canonical(document).encode()).hexdigest() for number, document in found.items()}
+    runs: dict[int, str] = {}
+    return {number: hashlib.sha256(_spelled(document, runs)).hexdigest() for number, document in found.items()}
+
+
+def _spelled(document: Document, runs: dict[int, str]) -> bytes:
+    """`canonical` for a document out of the database, in a third of its time: nothing in it needs to be made plain.
+
+    The run of a thousand inspections is one object, spelled once; `runs` keeps it by that object's id.
+    """
+    run = document.get("run")
+    if run is None:
+        return _ENCODER.encode(document).encode()
+    words = runs.get(id(run)) or runs.setdefault(id(run), _ENCODER.encode(run))
+    before = _ENCODER.encode({name: value for name, value in document.items() if name < "run"})
+    after = _ENCODER.encode({name: value for name, value in document.items() if name > "run"})
+    return f'{before[:-1]},"run":{words},{after[1:]}'.encode()
 
 
 def documents(connection: Connection, kind: str, ids: Collection[int]) -> dict[int, Document]:
@@ -129,14 +146,16 @@ def _rows(
     connection: Connection, table: type[tables.Base], condition: ColumnElement[bool], *order: ColumnElement[Any]
 ) -> list[Document]:
     query = select(table.__table__).where(condition).order_by(*order or (_column(table, "id"),))
-    return [
-        {name: _plain(value) for name, value in row._mapping.items() if value is not None}
-        for row in connection.execute(query)
-    ]
-
-
-def _plain(value: Any) -> Any:
-    return value.isoformat(timespec="microseconds") if isinstance(value, datetime) else value
+    names = [column.name for column in table.__table__.columns]
+    moments = [column.name for column in table.__table__.columns if isinstance(column.type, UtcTime)]
+    found = []
+    for row in connection.execute(query):
+        document = {name: value for name, value in zip(names, row, strict=True) if value is not None}
+        for name in moments:
+            if name in document:
+                document[name] = document[name].isoformat(timespec="microseconds")
+        found.append(document)
+    return found
 
 
 def _by_id(rows: Iterable[Document]) -> dict[int, Document]:

@@ -11,19 +11,24 @@ nightly report prints one) and give them to `verify`.
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, func, select
 
 from inspect_xai.storage.documents import VOUCHED, chunks, digests, documents
 from inspect_xai.storage.tables import LedgerEvent, Model, Review
 from inspect_xai.storage.types import canonical
 
+Progress = Callable[[str, int, int], None]
 GENESIS: Final = "0" * 64
 """What stands for the hash before the first event."""
+
+
+def unheard(_what: str, _done: int, _of: int) -> None:
+    """Progress that nobody follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,31 +186,36 @@ def evidence(connection: Connection, inspection_ids: Collection[int]) -> dict[st
     return {"schema_version": 1, "documents": named, "events": told, "head": head(connection)}
 
 
-def verify(connection: Connection, *, heads: Iterable[str] = ()) -> LedgerReport:
+def verify(connection: Connection, *, heads: Iterable[str] = (), on_progress: Progress = unheard) -> LedgerReport:
     """Look for changed, missing and reordered events, and for rows that are not what the events vouch for.
 
     Args:
         connection: In a reading transaction: it sees one state of everything.
         heads: Chain heads noted down earlier; each must still be a part of the chain.
+        on_progress: Is told what is looked at, how many are done, and of how many.
     """
     findings: list[Finding] = []
     notes: list[str] = []
     vouched: dict[str, dict[int, tuple[int, str | None]]] = defaultdict(dict)
     hashes, expected, previous, moment = {GENESIS}, 1, GENESIS, datetime.min.replace(tzinfo=UTC)
+    total = connection.execute(select(func.count()).select_from(LedgerEvent)).scalar_one()
     every = select(LedgerEvent.__table__).order_by(LedgerEvent.id).execution_options(yield_per=200)
-    for row in connection.execute(every):
+    for number, row in enumerate(connection.execute(every), start=1):
         if row.id != expected:
             findings.append(Finding(row.id, "missing", f"no event {expected} to {row.id - 1}"))
         elif row.previous_hash != previous:
             findings.append(Finding(row.id, "reordered", f"event {row.id} does not follow event {row.id - 1}"))
-        findings += _of_event(row)
+        spoken = _spoken(row.body)
+        findings += _of_event(row, spoken)
         if row.occurred_at < moment:
             notes.append(f"event {row.id}: the clock went backwards by {moment - row.occurred_at}")
         expected, previous, moment = row.id + 1, row.hash, row.occurred_at
         hashes.add(row.hash)
-        for kind, number, digest in _vouched(row.body):
-            vouched[kind][number] = (row.id, digest)
-    findings += _of_rows(connection, vouched)
+        for kind, row_id, digest in _vouched(spoken):
+            vouched[kind][row_id] = (row.id, digest)
+        if number % 200 == 0 or number == total:
+            on_progress("events", number, total)
+    findings += _of_rows(connection, vouched, on_progress)
     findings += [
         Finding(0, "forgotten_head", f"the chain once ended in {head}, and no longer holds it")
         for head in heads
@@ -214,18 +224,18 @@ def verify(connection: Connection, *, heads: Iterable[str] = ()) -> LedgerReport
     return LedgerReport(expected - 1, sum(map(len, vouched.values())), previous, tuple(findings), tuple(notes))
 
 
-def _of_event(row: Row[Any]) -> Iterator[Finding]:
+def _of_event(row: Row[Any], spoken: Mapping[str, Any]) -> Iterator[Finding]:
     """What is wrong with one event by itself."""
     if chained(row.previous_hash, row.body) != row.hash:
         yield Finding(row.id, "changed", f"event {row.id} does not hash to what it says")
         return
     columns = {"id": row.id, "occurred_at": _told(row.occurred_at), "kind": row.kind, "subject": row.subject}
-    if not columns.items() <= _spoken(row.body).items():
+    if any(spoken.get(name) != value for name, value in columns.items()):
         yield Finding(row.id, "changed", f"the columns of event {row.id} say something else than its body")
 
 
-def _vouched(body: str) -> Iterator[tuple[str, int, str | None]]:
-    rows = _spoken(body).get("rows", {})
+def _vouched(spoken: Mapping[str, Any]) -> Iterator[tuple[str, int, str | None]]:
+    rows = spoken.get("rows", {})
     for name, digest in rows.items() if isinstance(rows, dict) else ():
         kind, _, number = name.partition("/")
         if number.isdecimal():
@@ -241,7 +251,10 @@ def _spoken(body: str) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _of_rows(connection: Connection, vouched: Mapping[str, Mapping[int, tuple[int, str | None]]]) -> Iterator[Finding]:
+def _of_rows(
+    connection: Connection, vouched: Mapping[str, Mapping[int, tuple[int, str | None]]], on_progress: Progress
+) -> Iterator[Finding]:
+    total, done = sum(len(known) for kind, known in vouched.items() if kind in VOUCHED), 0
     for kind, table in VOUCHED.items():
         known = vouched.get(kind, {})
         for chunk in chunks(known):
@@ -252,6 +265,8 @@ def _of_rows(connection: Connection, vouched: Mapping[str, Mapping[int, tuple[in
                     yield Finding(sequence, "missing", f"{kind} {number} is gone without a deletion in the ledger")
                 elif digest != found.get(number):
                     yield Finding(sequence, "changed", f"{kind} {number} is not what event {sequence} recorded")
+            done += len(chunk)
+            on_progress("rows", done, total)
         for number in connection.execute(select(table.__table__.columns["id"])).scalars():
             if number not in known:
                 yield Finding(

@@ -372,10 +372,17 @@ class Store:
         with database.reading(self._engine) as connection:
             return reading.inspections(connection, [each.inspection_id for each in reversed(found)])
 
-    def verify_ledger(self, *, heads: Iterable[str] = ()) -> ledger.LedgerReport:
-        """Look for events and rows that are not what they were; `heads` are chain heads noted down earlier."""
+    def verify_ledger(
+        self, *, heads: Iterable[str] = (), on_progress: ledger.Progress = ledger.unheard
+    ) -> ledger.LedgerReport:
+        """Look for events and rows that are not what they were.
+
+        Args:
+            heads: Chain heads noted down earlier.
+            on_progress: Is told what is looked at ("events", then "rows"), how many are done, and of how many.
+        """
         with database.reading(self._engine) as connection:
-            return ledger.verify(connection, heads=heads)
+            return ledger.verify(connection, heads=heads, on_progress=on_progress)
 
     def ledger_head(self) -> str:
         """The hash of the last event: what to print or send elsewhere, so that the chain cannot be rewritten unseen."""
