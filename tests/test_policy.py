@@ -1,5 +1,7 @@
 """One file says what is explained, how and by which thresholds; the line keeps to it and the record holds it."""
 
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,10 @@ from inspect_xai.errors import SettingsError, StoreError
 from inspect_xai.pipeline.intake import FolderSource
 from inspect_xai.pipeline.line import Line, drain
 from inspect_xai.pipeline.outcome import LineSummary
-from inspect_xai.pipeline.policy import LineRules, Policy, policy_from, read_policy
+from inspect_xai.pipeline.policy import ExplainRule, LineRules, Policy, policy_from, read_policy
 from inspect_xai.pipeline.replay import ReplayOutcome, archived_picture, replay
-from inspect_xai.records import Method, Profile, VerdictCode
+from inspect_xai.records import Decision, Method, Profile, Review, VerdictCode
+from inspect_xai.storage.overturned import overturned_labels
 from inspect_xai.storage.store import open_store
 from tests import spots
 from tests.test_cli_line import Run, cli  # noqa: F401  a fixture
@@ -28,7 +31,7 @@ method = "grad-cam"
 verdicts = ["NG", "UNSURE", "OK"]
 profile = "quick"
 max_passes = 16
-budget_s = 30.0
+max_seconds = 30.0
 [[threshold]]
 station = "S2"
 unsure_margin = 0.0
@@ -106,6 +109,82 @@ def test_the_line_keeps_to_it_and_a_replay_knows_it(policy: Policy, bundle: Path
         assert answer.outcome is ReplayOutcome.HOLDS, answer
 
 
+def test_the_energy_inside_the_region_of_a_stations_view_is_kept_with_the_explanation(
+    bundle: Path, tmp_path: Path
+) -> None:
+    # The white square lies in rows 6 to 15 and columns 18 to 27 of the 32 x 32 picture.
+    boxes = {"top": [[0, 16, 32, 16]], "side": [[0, 0, 32, 16]], "both": [[0, 0, 32, 16], [0, 16, 32, 16]]}
+    policy = policy_from(
+        {
+            "version": "1",
+            "region": [{"station": "S1", "view": view, "boxes": given} for view, given in boxes.items()]
+            + [{"station": "S1", "view": "off", "boxes": [[400, 0, 10, 10]]}],
+        }
+    )
+    for number, (station, view) in enumerate(
+        [("S1", "top"), ("S1", "side"), ("S1", "both"), ("S1", "off"), ("S2", "top")]
+    ):
+        write(tmp_path / f"in/{station}/{view}/{number}.png", number, 10)
+    db = f"sqlite:///{tmp_path / 'line.db'}"
+    rules = LineRules(path_pattern="{station}/{view}/{serial}", plan=policy)
+    with Line(bundle, db, device="cpu", rules=rules) as line, FolderSource(tmp_path / "in", settle_s=0) as source:
+        drain(line, source)
+    with open_store(db) as store:
+        stored = {f"{row.station}/{row.view}": store.get(row.inspection_id, maps=True) for row in rows(db)}
+    found = {place: each.explanation for place, each in stored.items()}
+    energy = {
+        place: each.faithfulness["energy_in_roi"]
+        for place, each in found.items()
+        if each and "energy_in_roi" in each.faithfulness
+    }
+    # nothing of S1/off lies on the picture, and nothing is said of S2
+    assert set(energy) == {"S1/top", "S1/side", "S1/both"}
+    top = found["S1/top"]
+    assert top is not None
+    assert top.fused is not None
+    assert energy["S1/top"] == pytest.approx(top.fused[:, 16:].sum() / top.fused.sum(), abs=1e-4)
+    assert energy["S1/side"] == pytest.approx(1 - energy["S1/top"], abs=1e-4)
+    assert energy["S1/top"] > 0.8
+    assert energy["S1/both"] == pytest.approx(1)
+
+
+def test_labels_that_people_overturned_are_explained_even_when_ok(bundle: Path, tmp_path: Path) -> None:
+    db = f"sqlite:///{tmp_path / 'line.db'}"
+    policy = policy_from({"version": "1", "explain": {"ok_share": 0.0, "overturned_days": 7}})
+    named = policy_from({"version": "2", "explain": {"ok_share": 0.0, "labels": ["spot"]}})
+
+    def because(seed: int, given: Policy) -> str:
+        write(tmp_path / f"in/M1/S1/{seed}_20261122T061500Z.png", seed)
+        run(tmp_path / "in", bundle, db, given)
+        (row,) = (row for row in rows(db) if row.serial == str(seed))
+        assert row.verdict == "OK"
+        return row.explained_because
+
+    assert because(1, policy) == ""
+    with open_store(db) as store:
+        (number,) = store.inspection_ids()
+        answer = Review("inspector 7", Decision.OVERTURN, VerdictCode.NG, true_label="spot")
+        given = store.review(number, answer)
+        assert overturned_labels(store, datetime.now(UTC) - timedelta(days=7)) == {"spot"}
+        assert overturned_labels(store, datetime.now(UTC) + timedelta(days=1)) == frozenset()
+    assert because(2, policy) == "overturned"
+    with open_store(db) as store:
+        withdrawn = replace(answer, decision=Decision.CONFIRM, verdict=VerdictCode.OK, true_label="")
+        store.review(number, withdrawn, supersedes=given.review_id)
+    assert because(3, policy) == ""
+    assert because(4, named) == "label"
+
+
+def test_the_sample_goes_before_labels_so_that_it_stays_a_random_one() -> None:
+    rule = ExplainRule(labels=("spot",), ok_share=0.5)
+    assert rule.why(VerdictCode.OK, "0" * 64, label="spot") == "sample"
+    assert rule.why(VerdictCode.OK, "f" * 64, label="spot") == "label"
+    assert rule.why(VerdictCode.OK, "f" * 64, label="dent", overturned={"dent"}) == "overturned"
+    assert rule.why(VerdictCode.NG, "f" * 64, label="spot") == "ng"
+    kept = policy_from({"version": "1"}).content["explain"]
+    assert not {"labels", "overturned_days", "faithfulness"} & set(kept)  # as versions were kept before these came
+
+
 def test_a_policy_changed_under_its_version_is_refused(policy: Policy, bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     db = f"sqlite:///{tmp_path / 'line.db'}"
@@ -119,7 +198,7 @@ def test_a_policy_changed_under_its_version_is_refused(policy: Policy, bundle: P
 def test_thresholds_of_labels_the_model_lacks_are_refused(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     misspelt = policy_from({"version": "1", "threshold": [{"labels": {"sopt": 0.5}}]})
-    with pytest.raises(SettingsError, match="thresholds for sopt"):
+    with pytest.raises(SettingsError, match="names the labels sopt"):
         run(tmp_path / "in", bundle, f"sqlite:///{tmp_path / 'line.db'}", misspelt)
 
 
@@ -132,7 +211,7 @@ def test_thresholds_of_labels_the_model_lacks_are_refused(bundle: Path, tmp_path
         ('version = "1"\nexplain = 3', "explain"),
         ('version = "1"\n[explain]\nok_share = 2', "ok_share: 2.0 is no share"),
         ('version = "1"\n[explain]\nmethod = "magic"', "explain.method"),
-        ('version = "1"\n[product.A]\nbudget_s = 0', "product.A.budget_s"),
+        ('version = "1"\n[product.A]\nmax_seconds = 0', "product.A.max_seconds"),
         ('version = "1"\n[product.A]\nmax_passes = 3', "product.A.max_passes"),
         ('version = "1"\n[product]\nA = 3', "product.A"),
         ('version = "1"\n[[threshold]]\nlabels = { a = 1.5 }', "threshold.0.a: 1.5 is no probability"),

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -25,6 +25,7 @@ from inspect_xai.errors import (
     SettingsError,
     StoreError,
 )
+from inspect_xai.maths.metrics import ebpg
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.pipeline.archive import ArchiveSource
 from inspect_xai.pipeline.explain import Explainer, Look
@@ -47,6 +48,7 @@ from inspect_xai.records import (
     Verdict,
     VerdictCode,
 )
+from inspect_xai.storage.overturned import overturned_labels
 from inspect_xai.storage.store import open_store
 from inspect_xai.storage.stored import RecordedInspection
 
@@ -111,6 +113,7 @@ class Line:
     ) -> None:
         self.rules = rules or LineRules()
         self._pattern = PathPattern(self.rules.path_pattern)
+        self._overturned: dict[int, frozenset[str]] = {}  # by days, asked once a chunk
         self._store = open_store(db, blob_store=blob_store)
         try:
             self._explainer = Explainer(bundle, device=device, threads=threads)
@@ -162,6 +165,7 @@ class Line:
             IntakeError: If files cannot be moved; they are recorded, and moved the next time.
         """
         drafts: list[_Draft] = []
+        self._overturned.clear()
         for index, claim in enumerate(claims):
             drafts.append(self._inspect_one(source, claim))
             if after_each and after_each():
@@ -237,11 +241,29 @@ class Line:
         if self.rules.plan:
             explainer = explainer_for(explainer, self.rules.plan, product=product, station=draft.identity.station)
         draft.look = explainer.look(pixels)
-        draft.because = self.rules.rule_of(product).why(draft.look.verdict.code, draft.sha256)
+        rule, verdict = self.rules.rule_of(product), draft.look.verdict
+        overturned = self._overturned_in(rule.overturned_days)
+        draft.because = rule.why(verdict.code, draft.sha256, label=verdict.label, overturned=overturned)
         if draft.because:
-            explanation = explainer.explain(draft.look, target=draft.look.verdict.label)
+            explanation = self._within_region(explainer.explain(draft.look, target=verdict.label), draft)
             # The rest is rebuilt from what is stored; a chunk of large pictures would not fit into memory with it.
             draft.explanation = replace(explanation, rank=np.empty((0, 0), np.int32), block_maps={})
+
+    def _within_region(self, explanation: Explanation, draft: _Draft) -> Explanation:
+        """Measure which share of the map's energy lies where the policy says that parts are inspected."""
+        where = self.rules.plan and self.rules.plan.inside(
+            station=draft.identity.station, view=draft.identity.view, size_px=draft.size_px
+        )
+        if where is None or not explanation.fused.any():  # a map of zeros lies neither inside nor outside
+            return explanation
+        energy = {"energy_in_roi": ebpg(explanation.fused, where)}
+        return replace(explanation, faithfulness=explanation.faithfulness | energy)
+
+    def _overturned_in(self, days: int) -> frozenset[str]:
+        if days and days not in self._overturned:
+            since = datetime.now(UTC) - timedelta(days=days)
+            self._overturned[days] = self._patiently(lambda: overturned_labels(self._store, since))
+        return self._overturned.get(days, frozenset())
 
     def _known(self, sha256: str) -> int | None:
         found = self._patiently(lambda: self._store.known([sha256], self.fingerprint, self.rules.version))

@@ -5,11 +5,13 @@ The line and a replay read it; docs/line.md shows it whole. Without one `Policy(
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from inspect_xai.errors import SettingsError
@@ -21,6 +23,8 @@ from inspect_xai.records import Method, ModelCard, Profile, VerdictCode, Verdict
 
 _MOST_BYTES = 1 << 20
 _STRICT_KEYS = {"extra": "forbid"}
+# Rules that versions were kept without: unless they say something else they are no part of the content.
+_ADDED_LATER: dict[str, Any] = {"faithfulness": True, "labels": [], "overturned_days": 0}
 _REMEDY = "correct the policy; docs/line.md lists its keys"
 
 
@@ -28,7 +32,9 @@ _REMEDY = "correct the policy; docs/line.md lists its keys"
 class ExplainRule:
     """What is explained and what it may cost; None: as the model's card says, or no bound.
 
-    `faithfulness`: measure with every explanation whether it is true to the network, in eight passes beyond the bounds.
+    `labels`: defect labels whose pictures are explained whatever the verdict. `overturned_days`: the same for labels
+    that people overturned in so many days; 0: none. `faithfulness`: measure with every explanation whether it is true
+    to the network, in eight passes beyond the bounds.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
@@ -38,16 +44,22 @@ class ExplainRule:
     method: Method | None = None
     profile: Profile | None = None
     max_passes: int | None = None
-    budget_s: float | None = None
-
+    max_seconds: float | None = None
     faithfulness: bool = True
-    def why(self, verdict: VerdictCode, sha256: str) -> str:
-        """Say why a picture is to be explained: "ng", "unsure", "ok", "sample", or "" where it is not.
+    labels: tuple[str, ...] = ()
+    overturned_days: int = 0
+
+    def why(
+        self, verdict: VerdictCode, sha256: str, *, label: str = "", overturned: Collection[str] = frozenset()
+    ) -> str:
+        """Say why a picture is to be explained: "ng", "unsure", "ok", "sample", "label", "overturned", or "": not.
 
         Args:
             verdict: The line's.
             sha256: Of the picture, in hex; its first digits decide whether an OK picture is in the sample, so it is
-                the same ones in every run.
+                the same ones in every run. The sample goes first: estimates rest on it, and it must stay a random one.
+            label: The defect label nearest to or furthest over its threshold.
+            overturned: Labels that people overturned in the last `overturned_days`.
 
         >>> ExplainRule().why(VerdictCode.OK, "0" * 64), ExplainRule().why(VerdictCode.OK, "f" * 64)
         ('sample', '')
@@ -55,7 +67,11 @@ class ExplainRule:
         if verdict in self.verdicts:
             return verdict.value.lower()
         sampled = verdict is VerdictCode.OK and int(sha256[:8], 16) < self.ok_share * 2**32
-        return "sample" if sampled else ""
+        if sampled:
+            return "sample"
+        if label in self.labels:
+            return "label"
+        return "overturned" if label in overturned else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +116,9 @@ class Policy:
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         del plain["version"]
         for rule in (plain["explain"], *plain["product"].values()):
-            if rule["faithfulness"]:  # added later: versions that were kept without it hold what they held
-                del rule["faithfulness"]
+            for name, usual in _ADDED_LATER.items():
+                if rule[name] == usual:
+                    del rule[name]
         return plain
 
     def rule_of(self, product: str) -> ExplainRule:
@@ -120,6 +137,15 @@ class Policy:
                 )
         return spec
 
+    def inside(self, *, station: str, view: str, size_px: tuple[int, int]) -> NDArray[np.bool_] | None:
+        """Return where on a station's view parts are inspected, (H, W); None: nothing is said of it, or lies on it."""
+        inside = np.zeros(size_px, np.bool_)
+        for rule in self.region:
+            if (rule.station, rule.view) == (station, view):
+                for top, left, height, width in rule.boxes:
+                    inside[top : top + height, left : left + width] = True
+        return inside if inside.any() else None
+
     def explaining_all(self) -> "Policy":
         """Return the same policy with every verdict explained, under a version of its own."""
         everything = tuple(VerdictCode)
@@ -136,10 +162,12 @@ class Policy:
         Raises:
             SettingsError: If there are any.
         """
-        unknown = sorted({label for rule in self.threshold for label in rule.labels} - set(card.defect_labels))
+        named = [label for rule in self.threshold for label in rule.labels]
+        named += [label for rule in (self.explain, *self.product.values()) for label in rule.labels]
+        unknown = sorted(set(named) - set(card.defect_labels))
         if unknown:
             raise SettingsError(
-                f"policy {self.version!r} has thresholds for {', '.join(unknown)}",
+                f"policy {self.version!r} names the labels {', '.join(unknown)}",
                 expected=f"defect labels of {card.name}: {', '.join(card.defect_labels)}", remedy=_REMEDY,
             )  # fmt: skip
 
@@ -200,10 +228,10 @@ def explainer_for(explainer: Explainer, policy: Policy, *, product: str, station
         method=rule.method,
         profile=rule.profile,
         max_passes=rule.max_passes,
-        budget_s=rule.budget_s,
+        budget_s=rule.max_seconds,
+        faithfulness=rule.faithfulness,
         verdict=policy.verdict_of(explainer.engine.card, product=product, station=station),
     )
-        faithfulness=rule.faithfulness,
 
 
 def read_policy(path: Path) -> Policy:
@@ -259,8 +287,10 @@ def _out_of_range(policy: Policy) -> Iterator[str]:
             yield f"{name}.ok_share: {rule.ok_share} is no share between 0 and 1"
         if rule.max_passes is not None and rule.max_passes < FEWEST_PASSES:
             yield f"{name}.max_passes: {rule.max_passes} is less than {FEWEST_PASSES}"
-        if rule.budget_s is not None and not 0 < rule.budget_s < float("inf"):
-            yield f"{name}.budget_s: {rule.budget_s} seconds"
+        if rule.max_seconds is not None and not 0 < rule.max_seconds < float("inf"):
+            yield f"{name}.max_seconds: {rule.max_seconds} seconds"
+        if rule.overturned_days < 0:
+            yield f"{name}.overturned_days: {rule.overturned_days} days"
     yield from _numbers_out_of_range(policy)
 
 

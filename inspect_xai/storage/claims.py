@@ -1,0 +1,119 @@
+"""Files of a URL source shared out among workers: who has claimed which, until when, and which are recorded."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, delete, select, update
+
+from inspect_xai.storage import database
+from inspect_xai.storage.store import Store
+from inspect_xai.storage.tables import Claim, Model, Policy
+from inspect_xai.storage.writing import inserting
+
+_AT_ONCE = 200  # databases bound the number of parameters
+
+
+class Claims:
+    """One worker's claims on the files of a source, for one model and policy.
+
+    A claim holds for `lease_s` and is renewed while its worker lives; after that any worker may take the file over. It
+    spares work and decides nothing: what is recorded once is the database's own rule. Leases are told by the workers'
+    clocks, which must agree to within a lease.
+
+    Args:
+        store: An open store.
+        source: Of which source, by its URL.
+        fingerprint: Of the model, which is registered.
+        policy_version: Of the policy, which is registered.
+        owner: Who claims: a name no other worker has.
+        lease_s: How long a claim holds without a sign of life.
+    """
+
+    def __init__(
+        self, store: Store, source: str, *, fingerprint: str, policy_version: str, owner: str, lease_s: float = 600.0
+    ) -> None:
+        self._store, self._owner = store, owner
+        self._lease = timedelta(seconds=lease_s)
+        with database.reading(store._engine) as connection:
+            model_id = select(Model.id).where(Model.fingerprint == fingerprint)
+            policy_id = select(Policy.id).where(Policy.version == policy_version)
+            self._work = {
+                "source": source,
+                "model_id": connection.execute(model_id).scalar_one(),
+                "policy_id": connection.execute(policy_id).scalar_one(),
+            }
+
+    def take(self, files: Mapping[str, str]) -> set[str]:
+        """Claim what nobody holds and nobody has recorded.
+
+        Args:
+            files: Stamp (size and time of change) by file name; a recorded file with another stamp is a new one.
+
+        Returns:
+            The names that are this worker's now.
+        """
+        taken: set[str] = set()
+        with database.writing(self._store._engine) as connection:
+            now = self._store._clock()
+            held = {name: row for part in _parts(list(files)) for name, row in self._rows(connection, part)}
+            for name, stamp in files.items():
+                row = held.get(name)
+                is_recorded = row is not None and row.held_until is None and row.stamp == stamp
+                is_held = row is not None and row.held_until is not None and row.held_until > now
+                if not is_recorded and not is_held:
+                    taken.add(name)
+            rows = [
+                {
+                    **self._work,
+                    "file_name": name,
+                    "stamp": files[name],
+                    "owner": self._owner,
+                    "held_until": now + self._lease,
+                }
+                for name in sorted(taken)
+            ]
+            if rows:
+                statement = inserting(connection, Claim)
+                statement = statement.on_conflict_do_update(
+                    index_elements=["source", "file_name", "model_id", "policy_id"],
+                    set_={name: statement.excluded[name] for name in ("stamp", "owner", "held_until")},
+                )
+                connection.execute(statement, rows)
+        return taken
+
+    def renew(self) -> None:
+        """Give a sign of life: all of this worker's claims hold for another lease."""
+        with database.writing(self._store._engine) as connection:
+            held = update(Claim).where(*self._mine(), Claim.held_until.is_not(None))
+            connection.execute(held.values(held_until=self._store._clock() + self._lease))
+
+    def recorded(self, names: Sequence[str]) -> None:
+        """Say that files are recorded: nobody reads them again for this model and policy."""
+        with database.writing(self._store._engine) as connection:
+            for part in _parts(names):
+                connection.execute(
+                    update(Claim).where(*self._mine(), Claim.file_name.in_(part)).values(held_until=None)
+                )
+
+    def release(self, names: Sequence[str]) -> None:
+        """Give files back for any worker to take."""
+        with database.writing(self._store._engine) as connection:
+            for part in _parts(names):
+                connection.execute(delete(Claim).where(*self._mine(), Claim.file_name.in_(part)))
+
+    def _mine(self) -> list[ColumnElement[bool]]:
+        return [*self._here(), Claim.owner == self._owner]
+
+    def _here(self) -> list[ColumnElement[bool]]:
+        return [getattr(Claim, name) == value for name, value in self._work.items()]
+
+    def _rows(self, connection: Connection, names: Sequence[str]) -> Iterator[tuple[str, Row[Any]]]:
+        query = select(Claim.file_name, Claim.stamp, Claim.held_until).where(*self._here(), Claim.file_name.in_(names))
+        for row in connection.execute(query):
+            yield row.file_name, row
+
+
+def _parts(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(names), _AT_ONCE):
+        yield names[start : start + _AT_ONCE]
