@@ -218,9 +218,9 @@ class Explainer:
                 None if self.budget_s is None else started + self.budget_s * number / len(chosen),
             )
             results.append(self._explain_window(look, tile, index, rival, limit=limit, clock=clock))
-        with clock.step("maps"):
         if self.engine.int8_masks > before:
             results[0] = replace(results[0], notes=(*results[0].notes, "int8_scoring"))
+        with clock.step("maps"):
             size = (look.picture.shape[0], look.picture.shape[1])
             found = _join(results, look, settings, size=size, engine=self.engine, timings_ms=clock.spent_ms)
         if not self.faithfulness:
