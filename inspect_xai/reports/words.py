@@ -65,4 +65,7 @@ def note_in_words(code: str) -> str:
         return f"the device ran short of memory: {code.removeprefix('bucket_halved_to_')} masks at a time"
     if code.startswith("head_passes_"):
         return f"beside the passes, {code.removeprefix('head_passes_')} through the layers behind the last block"
+    if code.startswith("region_"):
+        found_by = code.removeprefix("region_").replace("_", " ")
+        return f"the map ends where 15 % of the window, found by {found_by}, kept most of the score when shown alone"
     return NOTES.get(code, code)
