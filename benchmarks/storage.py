@@ -31,8 +31,9 @@ from numpy.typing import NDArray
 
 from inspect_xai.records import Decision, Explanation, Inspection, Review, VerdictCode
 from inspect_xai.storage import database, schema
-from inspect_xai.storage.desk import Desk, QueueFilter
+from inspect_xai.storage.desk import Desk
 from inspect_xai.storage.store import Store, open_store
+from inspect_xai.storage.waiting import QueueFilter
 from tests import postgres, stored
 
 PER_DAY = 1000

@@ -134,8 +134,8 @@ def test_the_dashboard_asks_for_metrics_there_are_by_labels_they_have() -> None:
 
     from prometheus_client.parser import text_string_to_metric_families
 
-    from inspect_xai.storage.desk import Overview
     from inspect_xai.storage.totals import Group, Totals
+    from inspect_xai.storage.waiting import Overview
     from inspect_xai.web.metrics import exposition
 
     now, group = datetime.now(UTC), Group("L1", "S1", "NG", "explained")

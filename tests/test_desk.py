@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from inspect_xai.records import Decision, Review, VerdictCode
-from inspect_xai.storage.desk import Answer, Conflict, Desk, QueueFilter, Taken
+from inspect_xai.storage.desk import Answer, Conflict, Desk, Taken
 from inspect_xai.storage.store import Store, open_store
 from inspect_xai.storage.triage import NEAR_THRESHOLD, State, Why, share_of, why_on_desk
+from inspect_xai.storage.waiting import BLIND, QueueFilter
 from tests import desk as making
 
 ALL = QueueFilter()
@@ -32,6 +33,11 @@ def said(inspection_id: int, person: str, decision: Decision, *, newest: int | N
     return Answer(inspection_id, review, key or f"{person}-{inspection_id}-{newest}", newest)
 
 
+def beside(desk: Desk, inspection_id: int, wanted: QueueFilter) -> tuple[int | None, int | None]:
+    seen = desk.seen(inspection_id, "Ada", wanted)
+    return seen.previous_id, seen.next_id
+
+
 def test_the_queue_is_walked_claimed_and_answered(store: Store) -> None:
     desk = Desk(store)
     assert (desk.take_in(), desk.take_in()) == (5, 0)
@@ -40,8 +46,8 @@ def test_the_queue_is_walked_claimed_and_answered(store: Store) -> None:
         ("unsure", 1), ("unsure", 3), ("unsure", 5), ("ng", 2), ("ng", 4),
     ]  # fmt: skip
     assert [e.summary.inspection_id for e in desk.queue(ALL, after=(waiting[1].tier, 3), limit=2)] == [5, 2]
-    assert desk.neighbours(waiting[1], ALL) == (1, 5)
-    assert desk.neighbours(waiting[1], QueueFilter(verdict="NG")) == (None, 2)
+    assert beside(desk, 3, ALL) == (1, 5)
+    assert beside(desk, 3, QueueFilter(verdict="NG")) == (None, 2)
     before = QueueFilter(inspected_before=waiting[0].summary.inspected_at)
     assert 1 not in [e.summary.inspection_id for e in desk.queue(before)]
 
@@ -93,7 +99,7 @@ def test_a_claim_runs_out(store: Store) -> None:
     now += timedelta(seconds=59)
     assert desk.claim_next("Bert", ALL) == 3
     now += timedelta(seconds=2)
-    entry = desk.entry(1)
+    entry = desk.seen(1, "Bert", ALL).standing
     assert entry is not None
     assert entry.claimed_by == ""
     assert desk.claim_next("Bert", ALL) == 1
@@ -115,10 +121,64 @@ def test_when_a_second_person_is_wanted(store: Store, second_share: float, decis
         assert desk.claim_next("Bert", QueueFilter(why=Why.SECOND_LOOK)) == 2
         own = desk.answer(said(2, "Ada", Decision.CONFIRM, newest=taken.review_id))
         assert isinstance(own, Conflict)
-        second = desk.answer(said(2, "Bert", Decision.CONFIRM, newest=taken.review_id))
+        agreed = Decision.CONFIRM  # the first agreed too, or could not say
+        second = desk.answer(said(2, "Bert", agreed, newest=taken.review_id))
         assert isinstance(second, Taken)
         assert second.state is State.DONE
         assert [review.superseded for review in store.get(2).reviews] == [False, False]
+
+
+@pytest.mark.parametrize(("first", "second"), [
+    (Decision.CONFIRM, Decision.OVERTURN),
+    (Decision.CONFIRM, Decision.UNDECIDED),
+    (Decision.UNDECIDED, Decision.UNDECIDED),
+])  # fmt: skip
+def test_where_two_disagree_a_third_decides(store: Store, first: Decision, second: Decision) -> None:
+    desk = Desk(store, second_share=1.0)
+    desk.take_in()
+    one = desk.answer(said(2, "Ada", first))
+    assert isinstance(one, Taken)
+    two = desk.answer(said(2, "Bert", second, newest=one.review_id))
+    assert isinstance(two, Taken)
+    (entry,) = desk.queue(QueueFilter(why=Why.DISPUTED))
+    assert (two.state, entry.judged_by, entry.second_by) == (State.OPEN, "Ada", "Bert")
+    for person in ("Ada", "Bert"):
+        assert desk.claim_next(person, QueueFilter(why=Why.DISPUTED)) is None
+        own = desk.answer(said(2, person, Decision.CONFIRM, newest=two.review_id, key=f"once more {person}"))
+        assert isinstance(own, Conflict)
+        assert own.kind == "own"
+    third = desk.answer(said(2, "Cleo", Decision.OVERTURN, newest=two.review_id))
+    assert isinstance(third, Taken)
+    assert third.state is State.DONE
+    assert [review.superseded for review in store.get(2).reviews] == [False] * 3
+
+
+def test_blind_parts_stand_together_and_are_answered_blind_once(store: Store) -> None:
+    desk = Desk(store, blind_share=1.0)
+    desk.take_in()
+    assert [(e.is_blind, e.summary.inspection_id) for e in desk.queue(ALL)] == [(True, n) for n in range(1, 6)]
+    for telling in ({"verdict": "NG"}, {"label": "crack"}, {"why": Why.UNSURE}):
+        assert desk.queue(QueueFilter(**telling)) == []  # type: ignore[arg-type]
+    assert len(desk.queue(QueueFilter(why=BLIND, line="L2"))) == 3
+    counts = desk.overview().counts
+    assert (counts["why"], counts["verdict"], counts["line"]) == ({"blind": 5}, {}, {"L1": 2, "L2": 3})
+    assert desk.covered([1, 2, 6], "Ada") == {1, 2}
+
+    early = desk.answer(said(1, "Ada", Decision.CONFIRM))
+    assert isinstance(early, Conflict)
+    assert early.kind == "blind"
+    unseen = Answer(1, Review("Ada", Decision.OVERTURN, VerdictCode.OK, blind=True), "blind answer", None)
+    taken = desk.answer(unseen)
+    assert isinstance(taken, Taken)
+    assert (desk.covered([1], "Ada"), desk.covered([1], "Bert")) == (frozenset(), {1})
+    again = desk.answer(dataclasses.replace(unseen, key="after seeing it", newest_seen=taken.review_id))
+    assert isinstance(again, Conflict)
+    final = desk.answer(said(1, "Ada", Decision.CONFIRM, newest=taken.review_id))
+    assert isinstance(final, Taken)
+    assert final.state is State.DONE
+    assert desk.covered([1], "Bert") == frozenset()
+    plain = Answer(6, Review("Ada", Decision.CONFIRM, VerdictCode.OK, blind=True), "not on the desk", None)
+    assert isinstance(desk.answer(plain), Conflict)
 
 
 def test_similar_parts_a_good_part_and_what_was_recorded_since(store: Store, tmp_path: Path) -> None:

@@ -20,10 +20,11 @@ from sqlalchemy import inspect, text
 
 from inspect_xai.errors import SchemaError
 from inspect_xai.storage import database, schema
-from inspect_xai.storage.desk import Desk, QueueFilter
+from inspect_xai.storage.desk import Desk
 from inspect_xai.storage.store import open_store
 from inspect_xai.storage.tables import REVISION, VERSION_TABLE, Base
 from inspect_xai.storage.triage import TIERS, Why
+from inspect_xai.storage.waiting import QueueFilter
 from tests import stored
 from tests.postgres import Cluster
 

@@ -19,8 +19,8 @@ import pytest
 from inspect_xai.maths import sise
 from inspect_xai.records import Failure, Status, VerdictCode
 from inspect_xai.settings import ServeSettings
-from inspect_xai.storage.desk import QueueFilter
 from inspect_xai.storage.store import open_store
+from inspect_xai.storage.waiting import QueueFilter
 from inspect_xai.web import asked, pictures
 from tests import desk as making
 from tests.desk import Desk, Visitor, serving
@@ -221,7 +221,62 @@ def test_a_second_person_looks_where_the_rule_says_so_and_never_the_first_one(op
     bert.follow(bert.post("/queue/next"))
     bert.follow(bert.answer(1, decision="overturn", reason="DUST"))
     assert [(r.reviewer, r.superseded) for r in desk.store.get(1).reviews] == [("Ada", False), ("Bert", False)]
-    assert "Nothing waits" in text_of(bert.page)
+    assert "Two people disagree" in text_of(bert.page)
+    cleo = desk.client("Cleo")
+    page = cleo.follow(cleo.post("/queue/next"))
+    assert "your judgement decides" in text_of(page.text)
+    cleo.follow(cleo.answer(1, decision="confirm"))
+    assert "Nothing waits" in text_of(cleo.page)
+
+
+def test_no_other_way_leads_around_a_blind_judgement(opened: Open, tmp_path: Path) -> None:
+    desk = opened(flagged=4, good=1, blind_share=1.0)
+    ada = desk.client("Ada")
+    api = "/api/v1/inspections/1"
+    ada.get("/queue")
+    for path in ("map.png", "overlay.png", "outlines.svg", "block-1.png"):
+        assert ada.get(f"/inspections/1/{path}").status_code == 403
+        assert ada.http.get(f"/inspections/1/{path}?v=x").status_code == 403
+    for path in (api, f"{api}/map", f"{api}/reviews"):
+        for visitor in (ada.http, desk.client().http):  # signed in, or whoever sits at this machine
+            assert visitor.get(path).json()["error"] == "error.covered"
+    for path in ("/api/v1/inspections", "/api/v1/queue", "/api/v1/parts/SN00001"):
+        told = ada.http.get(path).json()
+        rows = told if isinstance(told, list) else told.get("inspections") or [e["inspection"] for e in told["items"]]
+        row = next(row for row in rows if row["inspection_id"] == 1)
+        assert {row[name] for name in ("verdict", "label", "reason", "explained_because", "explanation_status")} == {""}
+        assert (row["score"], row["passes"], row["support_share"]) == (0, 0, 0)
+    assert {item["why"] for item in ada.http.get("/api/v1/queue").json()["items"]} == {"blind"}
+    assert ada.http.get("/api/v1/queue?verdict=UNSURE").json()["items"] == []
+    part = text_of(ada.get("/parts?serial=SN00001").text)
+    assert "judged blind" in part
+    assert "UNSURE" not in part
+    assert "No part" in text_of(ada.get("/queue?label=crack").text) or "Nothing fits" in text_of(ada.page)
+    # Somebody else holds it, answers blind, or sends a form without having looked: still nothing is told.
+    bert = desk.client("Bert")
+    bert.get("/queue")
+    bert.post("/inspections/1/claim")
+    held = ada.get("/inspections/1").text
+    assert "map.png" not in held
+    assert "UNSURE" not in text_of(held).replace("UNSURE part", "")
+    late = ada.post("/inspections/1/review", {"decision": "confirm", "key": "no look at it", "newest": ""})
+    assert late.status_code == 409
+    assert "NG" not in text_of(late.text).split()
+    bert.judge(1, verdict="NG")
+    assert "blind" not in text_of(bert.get("/inspections/1").text).partition("Answers so far")[0]
+    assert "Saved" not in text_of(ada.get("/queue?done=1").text)
+    assert ada.http.get(f"{api}/reviews").status_code == 403
+    forged = ada.post(
+        "/inspections/2/review", {"decision": "overturn", "reason": "DUST", "key": "never looked", "newest": ""}
+    )
+    assert forged.status_code == 409
+    assert "judged blind first" in text_of(forged.text)
+    assert desk.store.get(2).reviews == ()
+    # What is judged blind is nobody's similar part or good part either.
+    bert.answer(1, decision="confirm")
+    page = text_of(bert.get("/inspections/1?compare=1").text)
+    assert "SN00003" not in page
+    assert bert.get("/inspections/1/map.png").status_code == 200
 
 
 def test_the_queue_is_filtered_by_its_address_and_paged_by_key(opened: Open) -> None:

@@ -21,6 +21,7 @@ from inspect_xai.records import Part
 from inspect_xai.settings import ServeSettings
 from inspect_xai.storage.sessions import Sessions
 from inspect_xai.storage.store import open_store
+from inspect_xai.storage.waiting import QueueFilter
 from inspect_xai.web import guard
 from inspect_xai.web.access import Access, Person, Role, digest_of, is_loopback, read_people
 from inspect_xai.web.guard import Rate
@@ -262,11 +263,11 @@ def test_only_quality_takes_over_what_others_hold(desk: Desk, visitors: dict[str
     assert otto.post("/inspections/4/claim").status_code == 303
     olga.get("/inspections/4")
     assert olga.post("/inspections/4/release").status_code == 303  # gives back nothing: it is not hers
-    assert desk.app.state.site.desk.entry(4).claimed_by == "Otto"
+    assert desk.app.state.site.desk.seen(4, "Otto", QueueFilter()).standing.claimed_by == "Otto"
     assert olga.post("/inspections/4/release", {"whoever": "1"}).status_code == 403
     assert "Take it from Otto" in quinn.get("/inspections/4").text
     assert quinn.post("/inspections/4/release", {"whoever": "1"}).status_code == 303
-    assert desk.app.state.site.desk.entry(4).claimed_by == ""
+    assert desk.app.state.site.desk.seen(4, "Otto", QueueFilter()).standing.claimed_by == ""
 
 
 def test_only_an_admin_signs_everybody_out(sqlite_template: Path, tmp_path: Path) -> None:

@@ -5,19 +5,18 @@ The queue is working state (`tables.DeskItem`), taken in from the inspections; a
 
 import dataclasses
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, Tuple, func, literal, or_, select, tuple_, update
+from sqlalchemy import Connection, Row, func, select, update
 from sqlalchemy.orm import aliased
 
 from inspect_xai.errors import NotFoundError
 from inspect_xai.records import Decision, Review, VerdictCode
-from inspect_xai.storage import database, reading, reviews, tables
+from inspect_xai.storage import database, reading, reviews, tables, waiting
 from inspect_xai.storage.store import Store
 from inspect_xai.storage.stored import InspectionSummary, StoredInspection, StoredReview
 from inspect_xai.storage.tables import (
@@ -29,45 +28,11 @@ from inspect_xai.storage.tables import (
     Part,
 )
 from inspect_xai.storage.triage import TIERS, State, Why, share_of, take_in
+from inspect_xai.storage.waiting import Overview, QueueEntry, QueueFilter, Standing
 from inspect_xai.storage.writing import inserting
 
 _OVERVIEW_S: Final = 10.0  # how old the counts may be: they are looked at, not computed with
 _LATELY: Final = 300  # inspections of a label that are searched for similar ones: the page must not wait for more
-
-
-@dataclass(frozen=True, slots=True)
-class QueueFilter:
-    """What of the queue is wanted; None: no matter which."""
-
-    line: str | None = None
-    station: str | None = None
-    label: str | None = None
-    verdict: str | None = None
-    shift: str | None = None
-    why: str | None = None
-    inspected_before: datetime | None = None  # for "waiting longer than"
-
-
-@dataclass(frozen=True, slots=True)
-class QueueEntry:
-    """One inspection that waits. `claimed_by` is empty when nobody holds it at this moment."""
-
-    summary: InspectionSummary
-    state: State
-    tier: int
-    why: Why
-    claimed_by: str
-    claimed_until: datetime | None
-    judged_by: str
-
-
-@dataclass(frozen=True, slots=True)
-class Overview:
-    """How much waits: counts by field and value, and since when the oldest does."""
-
-    total: int
-    oldest_at: datetime | None
-    counts: dict[str, dict[str, int]] = field(hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +56,7 @@ class ConflictKind(StrEnum):
     CLAIMED = "claimed"  # somebody else holds it
     JUDGED = "judged"  # somebody answered meanwhile
     OWN = "own"  # the second answer would come from the person who gave the first
+    BLIND = "blind"  # it is judged blind first, and once
     KEY = "key"  # the key names an answer about another inspection or of another person
 
 
@@ -113,6 +79,23 @@ class Taken:
     state: State
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One inspection as somebody meets it in the queue.
+
+    Attributes:
+        standing: Where it stands; None: it never was on the desk.
+        previous_id: The one before it in the queue.
+        next_id: The one after it.
+        is_covered: They judge it blind and have not yet, so they must not see what the model said.
+    """
+
+    standing: Standing | None
+    previous_id: int | None
+    next_id: int | None
+    is_covered: bool
+
+
 class Desk:
     """The desk of one store. Each call is one transaction; may be shared by threads.
 
@@ -120,14 +103,19 @@ class Desk:
         store: An open store; the desk does not close it.
         claim_s: Seconds a claim holds.
         second_share: Share of the answered inspections that a second person answers too, chosen by the picture's
-            hash. Overturned OK verdicts and disagreements of two models always are.
+            hash. Overturned OK verdicts and disagreements of two models always are, and where two people disagree, a
+            third one is asked.
+        blind_share: Share of the inspections that come onto the desk and are judged before verdict and map are shown.
     """
 
-    def __init__(self, store: Store, *, claim_s: float = 300.0, second_share: float = 0.0) -> None:
+    def __init__(
+        self, store: Store, *, claim_s: float = 300.0, second_share: float = 0.0, blind_share: float = 0.0
+    ) -> None:
         self._engine = store._engine
         self._clock = store._clock
         self._claim = timedelta(seconds=claim_s)
         self._second_share = second_share
+        self._blind_share = blind_share
         self._overview: tuple[float, Overview] | None = None
 
     def take_in(self) -> int:
@@ -144,7 +132,7 @@ class Desk:
             if newest <= seen:
                 return added
             with database.writing(self._engine) as connection:
-                added += take_in(connection)
+                added += take_in(connection, blind_share=self._blind_share)
 
     def queue(self, wanted: QueueFilter, *, after: tuple[int, int] | None = None, limit: int = 25) -> list[QueueEntry]:
         """What waits, most urgent first and then longest waiting first.
@@ -154,43 +142,34 @@ class Desk:
             after: (tier, inspection id) of the last entry seen.
             limit: At most so many.
         """
-        query = _waiting(wanted)
-        if after is not None:
-            query = query.where(_place() > tuple_(*map(literal, after)))
         with database.reading(self._engine) as connection:
-            rows = connection.execute(query.limit(limit)).all()
-            by_id = _summaries(connection, [row.inspection_id for row in rows])
-        now = self._clock()
-        return [_entry(row, by_id[row.inspection_id], now) for row in rows]
+            return waiting.entries(connection, wanted, after=after, limit=limit, now=self._clock())
 
     def overview(self) -> Overview:
         """How much waits. The total is of this moment, the rest may be some seconds old: it is counted row by row."""
-        waiting = select(func.count()).select_from(DeskItem).where(DeskItem.state == State.OPEN)
         with database.reading(self._engine) as connection:
-            total = connection.execute(waiting).scalar_one()
+            total = waiting.total(connection)
             if self._overview is None or time.monotonic() - self._overview[0] > _OVERVIEW_S:
-                self._overview = (time.monotonic(), _counted(connection))
+                self._overview = (time.monotonic(), waiting.counted(connection))
         return dataclasses.replace(self._overview[1], total=total)
 
-    def entry(self, inspection_id: int) -> QueueEntry | None:
-        """Where an inspection stands on the desk; None: it never was on it."""
+    def seen(self, inspection_id: int, person: str, wanted: QueueFilter) -> Seen:
+        """Where an inspection stands on the desk, for somebody who looks at it on their way through the queue."""
         with database.reading(self._engine) as connection:
-            row = _item(connection, inspection_id)
+            row = waiting.item(connection, inspection_id)
             if row is None:
-                return None
-            summary = _summaries(connection, [inspection_id])[inspection_id]
-        return _entry(row, summary, self._clock())
+                return Seen(None, None, None, is_covered=False)
+            here = waiting.standing(row, self._clock())
+            before, after = waiting.neighbours(connection, here, wanted)
+            is_covered = here.is_blind and bool(waiting.covered(connection, [inspection_id], person))
+        return Seen(here, before, after, is_covered=is_covered)
 
-    def neighbours(self, entry: QueueEntry, wanted: QueueFilter) -> tuple[int | None, int | None]:
-        """The inspections before and after one in the queue."""
-        place, here = _place(), tuple_(literal(entry.tier), literal(entry.summary.inspection_id))
-        query = _waiting(wanted).with_only_columns(DeskItem.inspection_id).limit(1)
-        before = query.order_by(None).order_by(DeskItem.tier.desc(), DeskItem.inspection_id.desc())
+    def covered(self, inspection_ids: Collection[int], person: str) -> frozenset[int]:
+        """Which of these this person must not see the verdict of: they are judged blind, and the person has not yet."""
+        if not inspection_ids:
+            return frozenset()
         with database.reading(self._engine) as connection:
-            return (
-                connection.execute(before.where(place < here)).scalar(),
-                connection.execute(query.where(place > here)).scalar(),
-            )
+            return waiting.covered(connection, inspection_ids, person)
 
     def claim_next(self, person: str, wanted: QueueFilter, *, skipped: Sequence[int] = ()) -> int | None:
         """Hold the most urgent inspection that nobody else holds and that is not this person's own to check.
@@ -204,17 +183,11 @@ class Desk:
             Its id; None: nothing waits.
         """
         now = self._clock()
-        query = _waiting(wanted).where(
-            or_(DeskItem.claimed_by.in_(("", person)), DeskItem.claimed_until < now),
-            DeskItem.judged_by != person,
-            DeskItem.inspection_id.not_in(skipped),
-        )
         with database.writing(self._engine) as connection:
-            row = connection.execute(query.limit(1)).one_or_none()
-            if row is None:
-                return None
-            _hold(connection, row.inspection_id, person, now + self._claim)
-            return int(row.inspection_id)
+            found = waiting.first_free(connection, wanted, person=person, skipped=skipped, now=now)
+            if found is not None:
+                _hold(connection, found, person, now + self._claim)
+        return found
 
     def claim(self, inspection_id: int, person: str) -> Conflict | None:
         """Hold an inspection, or hold it on; None: it is this person's now.
@@ -224,7 +197,7 @@ class Desk:
         """
         now = self._clock()
         with database.writing(self._engine) as connection:
-            row = _item(connection, inspection_id)
+            row = waiting.item(connection, inspection_id)
             if row is None:
                 raise NotFoundError(f"inspection {inspection_id} is not on the desk")
             held = _held_by_another(row, person, now)
@@ -256,7 +229,7 @@ class Desk:
         now = self._clock()
         person = answer.review.reviewer
         with database.writing(self._engine) as connection:
-            item = _item(connection, answer.inspection_id)
+            item = waiting.item(connection, answer.inspection_id)
             state = State(item.state) if item else State.DONE
             known = _under_key(connection, answer.key)
             if known is not None:
@@ -272,8 +245,9 @@ class Desk:
             key = {"key": answer.key, "review_id": review.review_id}
             connection.execute(inserting(connection, tables.DeskAnswer).values(**key))
             if item is not None and not answer.review.blind:
-                state = self._next_state(connection, answer, item)
-                _put(connection, item, state, person)
+                why = self._why_once_more(connection, answer, item, said)
+                state = State.DONE if why is None else State.OPEN
+                _put(connection, item, why, person)
         return Taken(review.review_id, is_new=True, state=state)
 
     def recorded_after(self, inspection_id: int, *, limit: int = 100) -> list[InspectionSummary]:
@@ -298,7 +272,7 @@ class Desk:
         )
         query = (
             reading.summaries()
-            .where(Inspection.id.in_(lately.subquery().select()), near)
+            .where(Inspection.id.in_(lately.subquery().select()), near, ~waiting.waits_blind())
             .where(Capture.line == capture.line, Capture.station == capture.station)
             .where(reading.column("product") == capture.part.product)
             .order_by(Inspection.inspected_at.desc())
@@ -329,92 +303,38 @@ class Desk:
                 .join(Lot, Lot.id == Part.lot_id)
                 .where(Capture.line == place.line, Capture.station == place.station)
                 .where(Lot.product_id == place.product_id, Inspection.verdict == VerdictCode.OK)
-                .where(Inspection.id != inspection_id)
+                .where(Inspection.id != inspection_id, ~waiting.waits_blind())
                 .order_by(Capture.captured_at.desc())
                 .limit(1)
             )
             return connection.execute(query).scalar()
 
-    def _next_state(self, connection: Connection, answer: Answer, item: Row[Any]) -> State:
+    def _why_once_more(
+        self, connection: Connection, answer: Answer, item: Row[Any], said: tuple[StoredReview, ...]
+    ) -> Why | None:
+        """Why another person is wanted after this answer; None: it settles the matter."""
+        is_undecided = answer.review.decision is Decision.UNDECIDED
+        if item.second_by or item.state == State.DONE:  # a third answer, or a correction
+            return None
         if item.judged_by:
-            return State.DONE
+            first = next((each.verdict for each in reversed(said) if each.reviewer == item.judged_by), "")
+            disagrees = first not in (VerdictCode.UNSURE, answer.review.verdict)
+            return Why.DISPUTED if is_undecided or disagrees else None
         query = select(Capture.sha256).join(Inspection, Inspection.capture_id == Capture.id)
         sha256 = connection.execute(query.where(Inspection.id == answer.inspection_id)).scalar_one()
         a_second_is_wanted = (
-            answer.review.decision is Decision.UNDECIDED
+            is_undecided
             or item.why == Why.DISAGREEMENT
             or (item.verdict == VerdictCode.OK and answer.review.decision is Decision.OVERTURN)
             or share_of(sha256, "second") < self._second_share
         )
-        return State.OPEN if a_second_is_wanted else State.DONE
+        return Why.SECOND_LOOK if a_second_is_wanted else None
 
 
 def _under_key(connection: Connection, key: str) -> Row[Any] | None:
     query = select(tables.Review.id, tables.Review.inspection_id, tables.Review.reviewer)
     query = query.join(tables.DeskAnswer, tables.DeskAnswer.review_id == tables.Review.id)
     return connection.execute(query.where(tables.DeskAnswer.key == key)).one_or_none()
-
-
-def _counted(connection: Connection) -> Overview:
-    names = ("why", "verdict", "label", "line", "station", "shift")
-    columns = [getattr(DeskItem, name) for name in names]
-    query = select(*columns, func.count(), func.min(DeskItem.inspected_at)).where(DeskItem.state == State.OPEN)
-    rows = connection.execute(query.group_by(*columns)).all()
-    counts: dict[str, Counter[str]] = {name: Counter() for name in names}
-    for row in rows:
-        for name, value in zip(names, row[:-2], strict=True):
-            counts[name][value] += row[-2]
-    return Overview(
-        total=sum(row[-2] for row in rows),
-        oldest_at=min((row[-1] for row in rows), default=None),
-        counts={name: dict(sorted(counter.items())) for name, counter in counts.items()},
-    )
-
-
-def _place() -> Tuple:
-    """Where an item stands in the queue."""
-    return tuple_(DeskItem.tier, DeskItem.inspection_id)
-
-
-def _conditions(wanted: QueueFilter) -> list[ColumnElement[bool]]:
-    conditions = [
-        getattr(DeskItem, name) == getattr(wanted, name)
-        for name in ("line", "station", "label", "verdict", "shift", "why")
-        if getattr(wanted, name) is not None
-    ]
-    if wanted.inspected_before is not None:
-        conditions.append(DeskItem.inspected_at < wanted.inspected_before)
-    return conditions
-
-
-def _waiting(wanted: QueueFilter) -> Select[Any]:
-    return (
-        select(DeskItem.__table__)
-        .where(DeskItem.state == State.OPEN, *_conditions(wanted))
-        .order_by(DeskItem.tier, DeskItem.inspection_id)
-    )
-
-
-def _summaries(connection: Connection, ids: list[int]) -> dict[int, InspectionSummary]:
-    rows = connection.execute(reading.summaries().where(Inspection.id.in_(ids)))
-    return {row.inspection_id: reading.summary(row) for row in rows}
-
-
-def _entry(row: Row[Any], summary: InspectionSummary, now: datetime) -> QueueEntry:
-    is_held = bool(row.claimed_by) and row.claimed_until > now
-    return QueueEntry(
-        summary=summary,
-        state=State(row.state),
-        tier=row.tier,
-        why=Why(row.why),
-        claimed_by=row.claimed_by if is_held else "",
-        claimed_until=row.claimed_until if is_held else None,
-        judged_by=row.judged_by,
-    )
-
-
-def _item(connection: Connection, inspection_id: int) -> Row[Any] | None:
-    return connection.execute(select(DeskItem.__table__).where(DeskItem.inspection_id == inspection_id)).one_or_none()
 
 
 def _hold(connection: Connection, inspection_id: int, person: str, until: datetime) -> None:
@@ -451,8 +371,12 @@ def _conflict(
     if held is not None:
         return held
     is_open = item is not None and item.state == State.OPEN
-    if item is not None and is_open and item.judged_by == person:
+    if item is not None and is_open and person in (item.judged_by, item.second_by):
         return Conflict(ConflictKind.OWN, person, review=newest)
+    has_looked = any(each.blind and each.reviewer == person for each in said)
+    is_covered = item is not None and is_open and bool(item.blind) and not item.judged_by and not has_looked
+    if answer.review.blind is not is_covered:
+        return Conflict(ConflictKind.BLIND, person)
     if not is_open and newest is not None and newest.reviewer != person and not may_correct_others:
         return Conflict(ConflictKind.JUDGED, newest.reviewer, review=newest)
     return None
@@ -468,10 +392,12 @@ def _corrected(answer: Answer, said: tuple[StoredReview, ...], state: State, *, 
     return None
 
 
-def _put(connection: Connection, item: Row[Any], state: State, person: str) -> None:
-    tier = {"tier": TIERS[Why.SECOND_LOOK], "why": Why.SECOND_LOOK} if state is State.OPEN else {}
+def _put(connection: Connection, item: Row[Any], why: Why | None, person: str) -> None:
+    """Write down who answered, and for what reason the item waits on; None: it is done."""
+    place = {"state": State.DONE} if why is None else {"state": State.OPEN, "tier": TIERS[why], "why": why}
+    who = {"second_by": person} if item.judged_by and why is not None else {"judged_by": item.judged_by or person}
     connection.execute(
         update(DeskItem)
         .where(DeskItem.inspection_id == item.inspection_id)
-        .values(state=state, claimed_by="", claimed_until=None, judged_by=item.judged_by or person, **tier)
+        .values(claimed_by="", claimed_until=None, **place, **who)
     )

@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Connection, Row, Select, case, func, select
+from sqlalchemy import BindParameter, ColumnElement, Connection, Row, Select, bindparam, case, func, select
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from inspect_xai import records
@@ -35,6 +36,8 @@ from inspect_xai.storage.tables import (
 FetchMap = Callable[[str], bytes]
 """Gets the bytes of a map that is not in the database, by its sha256."""
 
+# Statements are made once: to make one, and to find it among those compiled before, costs more than to run it.
+_WANTED: Final[BindParameter[Any]] = bindparam("wanted", expanding=True)
 _NEWER = aliased(Review)
 _REGION: Final = tuple(field.name for field in dataclasses.fields(records.Region))
 _REVIEW: Final = tuple(
@@ -92,6 +95,7 @@ _SUMMARY: dict[str, Any] = {
 }
 
 
+@cache
 def summaries() -> Select[Any]:
     """SELECT of what an `InspectionSummary` holds, to be narrowed by the caller."""
     return (
@@ -106,6 +110,12 @@ def summaries() -> Select[Any]:
         .join(Run, Run.id == Inspection.run_id)
         .outerjoin(Explanation, Explanation.inspection_id == Inspection.id)
     )
+
+
+@cache
+def summaries_wanted() -> Select[Any]:
+    """`summaries` of the inspections whose ids are given as `wanted`."""
+    return summaries().where(Inspection.id.in_(_WANTED))
 
 
 def summary(row: Row[Any]) -> stored.InspectionSummary:
@@ -181,8 +191,7 @@ def inspections(
     Raises:
         NotFoundError: There is no inspection under one of the ids.
     """
-    query = select(Inspection.__table__, Policy.version).join(Policy, Policy.id == Inspection.policy_id)
-    rows = {row.id: row._mapping for row in _in_chunks(connection, query, Inspection.id, ids)}
+    rows = {row.id: row._mapping for row in _in_chunks(connection, _inspection_rows(), ids)}
     for missing in (number for number in ids if number not in rows):
         raise NotFoundError(f"no inspection {missing}", remedy="list inspections with: inspect-xai find")
     captures = _captures(connection, {row["capture_id"] for row in rows.values()})
@@ -236,12 +245,7 @@ def reviews(connection: Connection, inspection_id: int) -> tuple[stored.StoredRe
 
 
 def _reviews(connection: Connection, inspection_ids: Collection[int]) -> dict[int, list[stored.StoredReview]]:
-    query = (
-        select(Review.__table__, func.coalesce(tables.ReasonCode.code, "").label("reason_code"))
-        .outerjoin_from(Review, tables.ReasonCode, tables.ReasonCode.id == Review.reason_code_id)
-        .order_by(Review.id)
-    )
-    rows = _in_chunks(connection, query, Review.inspection_id, inspection_ids)
+    rows = _in_chunks(connection, _review_rows(), inspection_ids)
     superseded = {row.supersedes_id for row in rows}
     found: dict[int, list[stored.StoredReview]] = defaultdict(list)
     for row in rows:
@@ -252,18 +256,58 @@ def _reviews(connection: Connection, inspection_ids: Collection[int]) -> dict[in
     return found
 
 
-def _in_chunks(
-    connection: Connection, query: Select[Any], column: InstrumentedAttribute[Any], values: Collection[Any]
-) -> list[Row[Any]]:
-    """Rows whose column has one of the values."""
+@cache
+def _inspection_rows() -> Select[Any]:
+    query = select(Inspection.__table__, Policy.version).join(Policy, Policy.id == Inspection.policy_id)
+    return query.where(Inspection.id.in_(_WANTED))
+
+
+@cache
+def _review_rows() -> Select[Any]:
+    return (
+        select(Review.__table__, func.coalesce(tables.ReasonCode.code, "").label("reason_code"))
+        .outerjoin_from(Review, tables.ReasonCode, tables.ReasonCode.id == Review.reason_code_id)
+        .where(Review.inspection_id.in_(_WANTED))
+        .order_by(Review.id)
+    )
+
+
+@cache
+def _capture_rows() -> Select[Any]:
+    return (
+        select(Capture.__table__, Part.serial, Product.name.label("product"), Lot.code.label("lot"))
+        .join(Part, Part.id == Capture.part_id)
+        .join(Lot, Lot.id == Part.lot_id)
+        .join(Product, Product.id == Lot.product_id)
+        .where(Capture.id.in_(_WANTED))
+    )
+
+
+@cache
+def _rows_by(column: InstrumentedAttribute[Any]) -> Select[Any]:
+    """All rows of a column's table with one of the values in it, in the order of their primary key."""
+    table = column.class_.__table__
+    return select(table).where(column.in_(_WANTED)).order_by(*table.primary_key.columns)
+
+
+@cache
+def _blob_rows(*, with_data: bool) -> Select[Any]:
+    columns = [MapBlob.id, MapBlob.sha256, MapBlob.size_bytes, MapBlob.deleted_at]
+    if with_data:
+        columns.append(MapBlob.data)
+    return select(*columns).where(MapBlob.id.in_(_WANTED))
+
+
+def _in_chunks(connection: Connection, query: Select[Any], wanted: Collection[Any]) -> list[Row[Any]]:
+    """Rows of a statement that asks for the `wanted`."""
     found: list[Row[Any]] = []
-    for chunk in chunks(values):
-        found += connection.execute(query.where(column.in_(chunk))).all()
+    for chunk in chunks(wanted):
+        found += connection.execute(query, {"wanted": chunk}).all()
     return found
 
 
 def _by_id(connection: Connection, table: type[tables.Base], ids: Collection[int]) -> list[Row[Any]]:
-    return _in_chunks(connection, select(table.__table__), table.id, ids)  # type: ignore[attr-defined]
+    return _in_chunks(connection, _rows_by(table.id), ids)  # type: ignore[attr-defined]
 
 
 def _model(row: Row[Any]) -> stored.StoredModel:
@@ -273,18 +317,12 @@ def _model(row: Row[Any]) -> stored.StoredModel:
 
 
 def _captures(connection: Connection, ids: Collection[int]) -> dict[int, records.Capture]:
-    query = (
-        select(Capture.__table__, Part.serial, Product.name.label("product"), Lot.code.label("lot"))
-        .join(Part, Part.id == Capture.part_id)
-        .join(Lot, Lot.id == Part.lot_id)
-        .join(Product, Product.id == Lot.product_id)
-    )
     names = [field.name for field in dataclasses.fields(records.Capture) if field.name != "part"]
     return {
         row.id: records.Capture(
             part=records.Part(row.serial, row.product, row.lot), **{name: getattr(row, name) for name in names}
         )
-        for row in _in_chunks(connection, query, Capture.id, ids)
+        for row in _in_chunks(connection, _capture_rows(), ids)
     }
 
 
@@ -317,7 +355,7 @@ def _prediction(facts: Mapping[Any, Any]) -> records.Prediction | None:
 def _explanations(
     connection: Connection, inspection_ids: Collection[int], fetch: FetchMap | None
 ) -> dict[int, stored.StoredExplanation]:
-    rows = _in_chunks(connection, select(Explanation.__table__), Explanation.inspection_id, inspection_ids)
+    rows = _in_chunks(connection, _rows_by(Explanation.inspection_id), inspection_ids)
     if not rows:
         return {}
     ids = [row.id for row in rows]
@@ -355,9 +393,8 @@ def _explanations(
 
 def _children(connection: Connection, table: Any, explanation_ids: Collection[int]) -> dict[int, list[Row[Any]]]:
     """Rows that belong to explanations, in their order."""
-    query = select(table.__table__).order_by(*table.__table__.primary_key.columns)
     found: dict[int, list[Row[Any]]] = defaultdict(list)
-    for row in _in_chunks(connection, query, table.explanation_id, explanation_ids):
+    for row in _in_chunks(connection, _rows_by(table.explanation_id), explanation_ids):
         found[row.explanation_id].append(row)
     return found
 
@@ -395,10 +432,8 @@ class _Maps:
     """The blobs of explanations by id: what they are always, decoded where they are wanted."""
 
     def __init__(self, connection: Connection, ids: Collection[int], fetch: FetchMap | None) -> None:
-        columns = [MapBlob.id, MapBlob.sha256, MapBlob.size_bytes, MapBlob.deleted_at]
-        if fetch is not None:
-            columns.append(MapBlob.data)
-        self.rows = {row.id: row for row in _in_chunks(connection, select(*columns), MapBlob.id, ids)}
+        query = _blob_rows(with_data=fetch is not None)
+        self.rows = {row.id: row for row in _in_chunks(connection, query, ids)}
         self._maps: dict[int, NDArray[np.float32]] = {}
         if fetch is not None:
             for row in (row for row in self.rows.values() if row.deleted_at is None):

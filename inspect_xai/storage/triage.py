@@ -49,8 +49,6 @@ BLIND_TIER: Final = 0
 TIERS: Final = {why: tier for tier, why in enumerate(Why, BLIND_TIER + 1)}
 """How urgent each is; the smallest comes first."""
 
-_NEVER: Final = len(TIERS) + 1
-
 
 def share_of(sha256: str, purpose: str) -> float:
     """A number in [0, 1) that a picture draws for a purpose, always the same one.
@@ -91,8 +89,8 @@ def why_on_desk(
     return Why.SAMPLE if is_sample else None
 
 
-def take_in(connection: Connection) -> int:
-    """Put the next chunk of inspections on the desk; how many of them came onto it."""
+def take_in(connection: Connection, *, blind_share: float = 0.0) -> int:
+    """Put the next chunk of inspections on the desk, a share of them to be judged blind; how many came onto it."""
     seen = connection.execute(select(DeskMark.seen_id)).scalar() or 0
     ids = (
         connection.execute(select(Inspection.id).where(Inspection.id > seen).order_by(Inspection.id).limit(_CHUNK))
@@ -105,11 +103,12 @@ def take_in(connection: Connection) -> int:
     flagged = or_(
         Inspection.verdict != VerdictCode.OK, Inspection.explained_because != "", Inspection.failure_kind != ""
     )
-    rows = [_row_of(row) for row in connection.execute(_intake_query().where(between, flagged))]
-    rows += [_row_of(row, Why.DISAGREEMENT) for row in connection.execute(_disagreeing(between))]
+    rows = [_row_of(row, blind_share) for row in connection.execute(_intake_query().where(between, flagged))]
+    rows += [_row_of(row, blind_share, Why.DISAGREEMENT) for row in connection.execute(_disagreeing(between))]
     by_id: dict[int, dict[str, Any]] = {}
     for row in rows:
-        if row["why"] is not None and row["tier"] < by_id.get(row["inspection_id"], {"tier": _NEVER})["tier"]:
+        known = by_id.get(row["inspection_id"])
+        if row["why"] is not None and (known is None or TIERS[row["why"]] < TIERS[known["why"]]):
             by_id[row["inspection_id"]] = row
     if by_id:
         statement = inserting(connection, DeskItem).on_conflict_do_nothing(index_elements=["inspection_id"])
@@ -130,6 +129,7 @@ def _intake_query() -> Select[Any]:
             Inspection.failure_kind,
             Inspection.explained_because,
             Inspection.inspected_at,
+            Capture.sha256,
             Capture.line,
             Capture.station,
             Capture.shift,
@@ -159,7 +159,7 @@ def _disagreeing(between: ColumnElement[bool]) -> Select[Any]:
     return _intake_query().where(Inspection.id.in_(pairs.where(other.capture_id.in_(fresh))))
 
 
-def _row_of(row: Row[Any], why: Why | None = None) -> dict[str, Any]:
+def _row_of(row: Row[Any], blind_share: float, why: Why | None = None) -> dict[str, Any]:
     why = why or why_on_desk(
         verdict=row.verdict,
         score=row.score,
@@ -171,10 +171,12 @@ def _row_of(row: Row[Any], why: Why | None = None) -> dict[str, Any]:
         energy_in_roi=row.energy_in_roi,
         is_no_better=is_no_better_than_chance(row._asdict()),
     )
+    # Where there is no picture, nobody judges by it.
+    is_blind = why not in (None, Why.FAILED) and not row.reviewer and share_of(row.sha256, "blind") < blind_share
     return {
         "inspection_id": row.id,
         "state": State.DONE if row.reviewer else State.OPEN,
-        "tier": TIERS[why] if why else _NEVER,
+        "tier": BLIND_TIER if is_blind or why is None else TIERS[why],
         "why": why,
         "verdict": row.verdict,
         "label": row.label,
@@ -185,4 +187,5 @@ def _row_of(row: Row[Any], why: Why | None = None) -> dict[str, Any]:
         "claimed_by": "",
         "claimed_until": None,
         "judged_by": row.reviewer,
+        "blind": int(is_blind),
     }

@@ -15,12 +15,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from inspect_xai.errors import InspectXaiError, NotFoundError
 from inspect_xai.records import Capture, Decision, Failure, Region, Verdict
-from inspect_xai.storage.desk import Answer, Conflict, QueueFilter
+from inspect_xai.storage.desk import Answer, Conflict
 from inspect_xai.storage.stored import InspectionSummary, StoredInspection, StoredModel, StoredReview
+from inspect_xai.storage.waiting import BLIND, QueueFilter
 from inspect_xai.web import asked
 from inspect_xai.web.access import Person, Role
 from inspect_xai.web.metrics import CONTENT_TYPE, exposition
-from inspect_xai.web.site import RefusedError, SignInNeededError, site_of
+from inspect_xai.web.site import RefusedError, SignInNeededError, site_of, without_verdict
 
 router = APIRouter()
 _V1 = "/api/v1"
@@ -31,7 +32,8 @@ def _reader(request: Request) -> Person:
     site = site_of(request)
     person = site.access.signed_in(request)
     if person is None and site.access.is_open and site.access.bearer(request) is None:
-        return Person("local", Role.VIEWER)  # the open desk listens to this machine only
+        # The open desk listens to this machine only. Whoever sits there may be the one who judges blind.
+        return Person("local", Role.OPERATOR)
     if person is None:
         raise SignInNeededError
     return person
@@ -151,18 +153,22 @@ _FAULTS: dict[int | str, dict[str, Any]] = {status: {"model": Fault} for status 
 @router.get(f"{_V1}/inspections", responses=_FAULTS)
 def inspections(
     request: Request,
-    _: Reader,
+    person: Reader,
     after: Annotated[int, Query(ge=0, le=2**63 - 1, description="id of the last inspection seen")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Inspections:
     """Inspections in the order they were recorded, to be copied by polling."""
-    found = site_of(request).desk.recorded_after(after, limit=limit)
-    return Inspections(inspections=found, after=found[-1].inspection_id if len(found) == limit else None)
+    site = site_of(request)
+    found = site.desk.recorded_after(after, limit=limit)
+    return Inspections(
+        inspections=site.shown(person, found), after=found[-1].inspection_id if len(found) == limit else None
+    )
 
 
 @router.get(f"{_V1}/inspections/{{inspection_id}}", responses=_FAULTS)
-def inspection(request: Request, _: Reader, inspection_id: InspectionId) -> InspectionOut:
+def inspection(request: Request, person: Reader, inspection_id: InspectionId) -> InspectionOut:
     """One inspection with everything that belongs to it."""
+    site_of(request).check_uncovered(person, inspection_id)
     return _inspection(site_of(request).store.get(inspection_id))
 
 
@@ -171,8 +177,9 @@ def inspection(request: Request, _: Reader, inspection_id: InspectionId) -> Insp
     response_class=Response,
     responses=_FAULTS | {200: {"content": {"application/octet-stream": {}}, "description": "a .npy file"}},
 )
-def explanation_map(request: Request, _: Reader, inspection_id: InspectionId) -> Response:
+def explanation_map(request: Request, person: Reader, inspection_id: InspectionId) -> Response:
     """The explanation map, float32 (H, W) of the source picture, as a .npy file."""
+    site_of(request).check_uncovered(person, inspection_id)
     explanation = site_of(request).store.get(inspection_id, maps=True).explanation
     if explanation is None or explanation.fused is None:
         raise NotFoundError(f"inspection {inspection_id} has no map")
@@ -183,8 +190,9 @@ def explanation_map(request: Request, _: Reader, inspection_id: InspectionId) ->
 
 
 @router.get(f"{_V1}/inspections/{{inspection_id}}/reviews", responses=_FAULTS)
-def reviews(request: Request, _: Reader, inspection_id: InspectionId) -> list[StoredReview]:
+def reviews(request: Request, person: Reader, inspection_id: InspectionId) -> list[StoredReview]:
     """All answers about an inspection, oldest first; those that were corrected later say so."""
+    site_of(request).check_uncovered(person, inspection_id)
     return list(site_of(request).store.get(inspection_id).reviews)
 
 
@@ -223,7 +231,7 @@ def add_review(
 @router.get(f"{_V1}/queue", responses=_FAULTS)
 def queue(
     request: Request,
-    _: Reader,
+    person: Reader,
     line: str | None = None,
     station: str | None = None,
     label: str | None = None,
@@ -232,14 +240,16 @@ def queue(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Queue:
     """What waits for a person, most urgent first."""
-    desk = site_of(request).desk
+    site = site_of(request)
+    desk = site.desk
     desk.take_in()
     wanted = QueueFilter(line=line, station=station, label=label, verdict=verdict)
     found = desk.queue(wanted, after=asked.place_in(after), limit=limit)
+    covered = site.covered(person, [each.summary.inspection_id for each in found])
     items = [
         QueueItem(
-            inspection=each.summary,
-            why=each.why,
+            inspection=without_verdict(each.summary) if each.summary.inspection_id in covered else each.summary,
+            why=BLIND if each.summary.inspection_id in covered else each.why,
             claimed_by=each.claimed_by,
             claimed_until=each.claimed_until,
             judged_by=each.judged_by,
@@ -251,12 +261,13 @@ def queue(
 
 
 @router.get(f"{_V1}/parts/{{serial:path}}", responses=_FAULTS)
-def part(request: Request, _: Reader, serial: Annotated[str, Path(max_length=200)]) -> list[InspectionSummary]:
+def part(request: Request, person: Reader, serial: Annotated[str, Path(max_length=200)]) -> list[InspectionSummary]:
     """All inspections of the parts with a serial number, newest first."""
-    found = site_of(request).store.find(serial=serial, limit=1000)
+    site = site_of(request)
+    found = site.store.find(serial=serial, limit=1000)
     if not found:
         raise NotFoundError(f"no part with the serial number {serial!r}")
-    return found
+    return site.shown(person, found)
 
 
 @router.get(f"{_V1}/models", responses=_FAULTS)

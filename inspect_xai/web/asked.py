@@ -6,8 +6,8 @@ from typing import Final
 from urllib.parse import parse_qsl
 
 from inspect_xai.records import Decision, Review, VerdictCode
-from inspect_xai.storage.desk import QueueFilter
 from inspect_xai.storage.stored import StoredInspection
+from inspect_xai.storage.waiting import QueueFilter
 
 FILTERS: Final = ("line", "station", "label", "verdict", "shift", "why")
 OLDER: Final = {"h1": 1, "h8": 8, "h24": 24, "h168": 168}

@@ -95,13 +95,15 @@ def _drawn(
     media_type: str = "image/png",
 ) -> Response:
     site = site_of(request)
-    site.person(request)
+    person = site.person(request)
+    is_map = kind not in ("picture", "thumbnail")
+    if is_map:
+        site.check_uncovered(person, inspection_id)
     given = site.store.get(inspection_id)
     name = pictures.content_name(given.capture.sha256, given.model.fingerprint, given.policy_version)
     # An address that names another content than there is must not be kept for ever.
     keep = _FOR_EVER if request.query_params.get("v") == name else _ASK_AGAIN
     tag = f'"{name}-{kind}"'
-    is_map = kind not in ("picture", "thumbnail")
     if is_map and (given.explanation is None or given.explanation.maps_deleted):
         raise NotFoundError(f"inspection {inspection_id} has no map")
     if request.headers.get("if-none-match") == tag:

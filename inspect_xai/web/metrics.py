@@ -6,8 +6,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from inspect_xai.storage.desk import Overview
 from inspect_xai.storage.totals import Group, Totals
+from inspect_xai.storage.waiting import Overview
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -8,9 +8,10 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Depends, Path, Request
 from starlette.responses import RedirectResponse, Response
 
-from inspect_xai.storage.desk import Answer, Conflict, QueueEntry
+from inspect_xai.storage.desk import Answer, Conflict
 from inspect_xai.storage.stored import StoredInspection
-from inspect_xai.storage.triage import State, share_of
+from inspect_xai.storage.triage import State
+from inspect_xai.storage.waiting import Standing
 from inspect_xai.web import asked, shown
 from inspect_xai.web.access import Person, Role
 from inspect_xai.web.site import THEMES, Form, RefusedError, Site, local_path, read_fields, see, site_of
@@ -131,8 +132,8 @@ def queue(request: Request) -> Response:
         is_first=after is None,
         more=more,
         may_judge=person.may(Role.OPERATOR),
-        is_blind=lambda entry: _is_blind(site, entry),
-        done=_done(site, request),
+        covered=site.covered(person, [entry.summary.inspection_id for entry in entries]),
+        done=_done(site, request, person),
         shown=shown,
     )
 
@@ -202,9 +203,9 @@ def review(request: Request, inspection_id: InspectionId, form: Judging) -> Resp
 def part(request: Request) -> Response:
     """Show all that was recorded of the parts with a serial number."""
     site = site_of(request)
-    site.person(request)
+    person = site.person(request)
     serial = request.query_params.get("serial", "").strip()[:200]
-    found = site.store.find(serial=serial, limit=100) if serial else []
+    found = site.shown(person, site.store.find(serial=serial, limit=100)) if serial else []
     return site.page(
         request, "part.html", status=200 if found or not serial else 404, serial=serial, found=found, shown=shown
     )
@@ -237,59 +238,54 @@ def _inspection_page(
     sent: dict[str, str] | None = None,
 ) -> Response:
     given = site.store.get(inspection_id)
-    entry = site.desk.entry(inspection_id)
     query = asked.filter_words(request.query_params) or asked.filters_in((sent or {}).get("back", ""))
-    before, after = site.desk.neighbours(entry, asked.queue_filter(query, datetime.now(UTC))) if entry else (None, None)
-    stage = _stage(site, given, entry, person)
-    is_blind = stage is shown.Stage.BLIND
+    seen = site.desk.seen(inspection_id, person.name, asked.queue_filter(query, datetime.now(UTC)))
+    is_covered = seen.is_covered and person.may(Role.OPERATOR)
+    stage = _stage(seen.standing, person, is_covered=is_covered)
     compare = request.query_params.get("compare") == "1"
-    good = site.desk.good_part_like(inspection_id) if compare and not is_blind else None
+    good = site.desk.good_part_like(inspection_id) if compare and not is_covered else None
     return site.page(
         request,
         "inspection.html",
         status=status,
         i=given,
-        entry=entry,
+        entry=seen.standing,
         stage=stage,
+        blind=is_covered,
         Stage=shown.Stage,
-        drawn=shown.drawing(given, request.query_params, is_blind=is_blind, archive=site.archive),
+        drawn=shown.drawing(given, request.query_params, is_blind=is_covered, archive=site.archive),
         sheet=shown.sheet(given, site.words(request)),
         reasons=site.store.reasons(),
-        history=[] if is_blind else _history(site, given),
-        similar=[] if is_blind else site.desk.similar_to(given),
+        history=[] if is_covered else site.shown(person, _history(site, given)),
+        similar=[] if is_covered else site.desk.similar_to(given),
         compare=compare,
         good=site.store.get(good) if good else None,
-        previous_id=before,
-        next_id=after,
+        previous_id=seen.previous_id,
+        next_id=seen.next_id,
         filter_query=urlencode(query),
         key=(sent or {}).get("key") or secrets.token_urlsafe(12),
         wrong=wrong,
         sent=sent or {},
-        done=_done(site, request),
+        done=_done(site, request, person),
         correcting=request.query_params.get("correct") == "1" or "correct" in (sent or {}),
         shown=shown,
         Role=Role,
     )
 
 
-def _is_blind(site: Site, entry: QueueEntry) -> bool:
-    """Whether this part is judged blind by whoever is first: its verdict stays covered in the list too."""
-    is_first = entry.state is State.OPEN and not entry.judged_by
-    return is_first and share_of(entry.summary.sha256, "blind") < site.settings.blind_share
-
-
-def _stage(site: Site, given: StoredInspection, entry: QueueEntry | None, person: Person) -> shown.Stage:
+def _stage(entry: Standing | None, person: Person, *, is_covered: bool) -> shown.Stage:
     if not person.may(Role.OPERATOR):
         return shown.Stage.READ_ONLY
     if entry is None or entry.state is State.DONE:
         return shown.Stage.DONE
-    if entry.judged_by == person.name:
+    if entry.is_own(person.name):
         return shown.Stage.OWN
     if entry.claimed_by not in ("", person.name):
         return shown.Stage.HELD
-    if _is_blind(site, entry):
-        has_said = any(review.blind and review.reviewer == person.name for review in given.reviews)
-        return shown.Stage.REVEAL if has_said else shown.Stage.BLIND
+    if entry.is_blind:
+        return shown.Stage.BLIND if is_covered else shown.Stage.REVEAL
+    if entry.second_by:
+        return shown.Stage.THIRD
     return shown.Stage.SECOND if entry.judged_by else shown.Stage.FIRST
 
 
@@ -317,11 +313,12 @@ def _to_next(site: Site, request: Request, form: Form, *, done: int | None = Non
     return see(path, done=done, **query)
 
 
-def _done(site: Site, request: Request) -> StoredInspection | None:
-    """The inspection that was answered just now, to be named at the top of the next page."""
+def _done(site: Site, request: Request, person: Person) -> StoredInspection | None:
+    """The inspection that the reader answered just now, to be named at the top of the next page."""
     done = asked.number_in(request.query_params.get("done", ""))
     found = site.store.get(done) if done else None
-    return found if found and found.reviews else None
+    is_mine = found and found.reviews and found.reviews[-1].reviewer == person.name and not found.reviews[-1].blind
+    return found if is_mine else None
 
 
 def _conflict_page(site: Site, request: Request, inspection_id: int, conflict: Conflict, form: Form) -> Response:
@@ -330,6 +327,7 @@ def _conflict_page(site: Site, request: Request, inspection_id: int, conflict: C
         "conflict.html",
         status=409,
         conflict=conflict,
+        blind=bool(site.covered(form.person, [inspection_id])),
         i=site.store.get(inspection_id),
         sent=form.fields,
         filter_query=urlencode(asked.filters_in(form.get("back"))),

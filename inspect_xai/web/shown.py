@@ -7,8 +7,8 @@ from enum import StrEnum
 from typing import Final
 
 from inspect_xai.records import Status
-from inspect_xai.storage.desk import QueueEntry
 from inspect_xai.storage.stored import StoredInspection, is_no_better_than_chance
+from inspect_xai.storage.waiting import QueueEntry
 from inspect_xai.web.pictures import Archive, blocks_shown, content_name
 from inspect_xai.web.words import Words
 
@@ -24,6 +24,7 @@ class Stage(StrEnum):
     BLIND = "blind"  # answer first, then see what the model said
     REVEAL = "reveal"  # after the blind answer
     SECOND = "second"  # somebody answered, another person is wanted
+    THIRD = "third"  # two people disagree
     OWN = "own"  # the reader is that somebody
     HELD = "held"  # somebody else is at it
     DONE = "done"
@@ -31,7 +32,7 @@ class Stage(StrEnum):
     @property
     def is_open(self) -> bool:
         """Whether an answer is wanted from this reader."""
-        return self in (Stage.FIRST, Stage.BLIND, Stage.REVEAL, Stage.SECOND)
+        return self in (Stage.FIRST, Stage.BLIND, Stage.REVEAL, Stage.SECOND, Stage.THIRD)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
 """What all pages share: the store, who asks, the words they read, and forms that are checked before they count."""
 
+import dataclasses
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +17,7 @@ from inspect_xai.settings import ServeSettings
 from inspect_xai.storage.desk import Desk
 from inspect_xai.storage.sessions import Sessions
 from inspect_xai.storage.store import Store
+from inspect_xai.storage.stored import InspectionSummary
 from inspect_xai.storage.totals import TotalsReader
 from inspect_xai.web.access import Access, Person, Role, Session
 from inspect_xai.web.guard import Rate
@@ -63,7 +66,12 @@ class Site:
         self.store = store
         self.settings = settings
         self.totals = TotalsReader(store)
-        self.desk = Desk(store, claim_s=settings.claim_s, second_share=settings.second_share)
+        self.desk = Desk(
+            store,
+            claim_s=settings.claim_s,
+            second_share=settings.second_share,
+            blind_share=settings.blind_share,
+        )
         self.access = Access(settings, Sessions(store, idle_s=settings.session_s))
         self.wrong_tokens = Rate(_WRONG_TOKENS_PER_MINUTE, time.monotonic)
         self.archive = Archive(settings.archive)
@@ -90,6 +98,25 @@ class Site:
         if not person.may(role):
             raise RefusedError(403, "error.403")
         return person
+
+    def covered(self, person: Person, inspection_ids: Collection[int]) -> frozenset[int]:
+        """Which of these this person must not see the verdict of: who may judge judges them blind first."""
+        return self.desk.covered(inspection_ids, person.name) if person.may(Role.OPERATOR) else frozenset()
+
+    def shown(self, person: Person, found: Sequence[InspectionSummary]) -> list[InspectionSummary]:
+        """Lines about inspections as this person may see them: without what the model said of those judged blind."""
+        covered = self.covered(person, [each.inspection_id for each in found])
+        pictures = {each.sha256 for each in found if each.inspection_id in covered}
+        return [without_verdict(each) if each.sha256 in pictures else each for each in found]
+
+    def check_uncovered(self, person: Person, inspection_id: int) -> None:
+        """Refuse to tell what the model said where this person judges blind first.
+
+        Raises:
+            RefusedError: They have to answer before.
+        """
+        if self.covered(person, [inspection_id]):
+            raise RefusedError(403, "error.covered")
 
     async def form(self, request: Request, role: Role) -> Form:
         """A form, once it is known whose it is and that a page of ours sent it.
@@ -154,6 +181,15 @@ class Site:
             samesite="strict",
             secure=self.settings.https,
         )
+
+
+def without_verdict(summary: InspectionSummary) -> InspectionSummary:
+    """A line about an inspection of which nothing tells what the model said of it."""
+    words = ("verdict", "reason", "label", "predicted_label", "explained_because", "explanation_status")
+    numbers = ("score", "threshold", "predicted_score", "support_share", "duration_ms")
+    said = ("review_decision", "reviewed_verdict")
+    nothing = dict.fromkeys((*words, *said), "") | dict.fromkeys(numbers, 0.0)
+    return dataclasses.replace(summary, passes=0, **nothing)  # type: ignore[arg-type]
 
 
 def site_of(request: HTTPConnection) -> Site:
