@@ -262,6 +262,26 @@ class Capture:
     width_px: int = 0
     archived_to: str = ""  # where the file lies once it is recorded
     pixels_sha256: str = ""  # of the decoded pixels: equal for the same picture in another file format
+    known_from: str | None = None  # what told the part and the time: "sidecar", "path" or "file"
+
+
+@dataclass(frozen=True, slots=True)
+class PictureSignal:
+    """What the camera did, whatever the part; all on luma in grey levels 0 to 255.
+
+    Attributes:
+        brightness: Mean.
+        contrast: Standard deviation.
+        clipped: Share of pixels at 0 or 255: under- or overexposed.
+        sharpness: Variance of the Laplacian: falls with defocus and dirt, rises with noise and texture.
+        noise: Standard deviation of the noise; texture as fine as a pixel is taken for it.
+    """
+
+    brightness: float
+    contrast: float
+    clipped: float
+    sharpness: float
+    noise: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,6 +154,7 @@ def _steps(store: "Store", serial: str, lot: str | None, product: str | None) ->
                 "part": each.capture.part.serial,
                 "lot": each.capture.part.lot,
                 "product": each.capture.part.product,
+                "known_from": each.capture.known_from or "",
                 "captured_at": each.capture.captured_at.isoformat(),
                 "picture": each.capture.archived_to,
                 "picture_sha256": each.capture.sha256,

@@ -43,7 +43,8 @@ def _print(found: "StoredInspection") -> None:
     part = capture.part
     typer.echo(f"inspection {found.inspection_id}: {verdict.code} ({verdict.reason}: {words.REASONS[verdict.reason]})")
     rows = {
-        "part": f"{part.serial}  product {part.product or '-'}  lot {part.lot or '-'}",
+        "part": f"{part.serial}  product {part.product or '-'}  lot {part.lot or '-'}"
+        + (f"  (from the {capture.known_from})" if capture.known_from else ""),
         "captured": f"{capture.captured_at:%Y-%m-%d %H:%M:%S} UTC  line {capture.line or '-'}  "
         f"station {capture.station or '-'}  camera {capture.camera or '-'}  view {capture.view or '-'}  "
         f"shift {capture.shift or '-'}",

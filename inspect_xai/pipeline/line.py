@@ -303,6 +303,7 @@ class Line:
             width_px=draft.size_px[1],
             archived_to=self._destination(source, draft),
             pixels_sha256=draft.pixels_sha256,
+            known_from=identity.known_from,
         )
         return Inspection(
             capture=capture,

@@ -17,6 +17,7 @@ SELECT
     c.camera,
     c.view,
     c.shift,
+    c.known_from,
     i.verdict,
     i.reason,
     i.label,
