@@ -4,25 +4,43 @@ python -m flows.nightly_report line.toml
 """
 
 import sys
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.events import emit_event
 
 from flows.rules import leave_behind, tried_again
-from inspect_xai.cli.report import write_report_of, yesterday
+from inspect_xai.cli.report import send_alerts_of, write_report_of, yesterday
+from inspect_xai.pipeline.alerts import Alert
 from inspect_xai.settings import load_settings
+
+EVENT = "inspect-xai.alert"
 
 
 @flow(name="nightly-report")
-def nightly_report(settings: str | None = None, db: str | None = None, day: date | None = None) -> dict[str, Any]:
-    """Write the report of `day`, by default of yesterday; writing it again replaces it."""
+def nightly_report(
+    settings: str | None = None, db: str | None = None, day: date | None = None, *, alerts: bool = True
+) -> dict[str, Any]:
+    """Write the report of `day`, by default of yesterday; writing it again replaces it.
+
+    Every alarm becomes a Prefect event that automations can act on; with `alerts` those that were not sent yet also go
+    the ways that policy and settings name. The report stands even where a way is closed: then the run fails after it.
+    """
     file = Path(settings) if settings else None
     chosen = day or yesterday(load_settings(file, db=db)).date()
     written = write_day(settings=settings, db=db, day=chosen)
-    leave_behind("nightly-report", written, summary=written["summary"], page=Path(written["page"]))
-    return written
+    told = written.pop("alerts")
+    numbers = {name: value for name, value in written.items() if name != "summary"}
+    leave_behind("nightly-report", numbers, summary=written["summary"], page=Path(written["page"]))
+    for alert in told:
+        _tell_prefect(alert)
+    sent = send_day(told, settings=settings, db=db) if alerts else {}
+    return written | {"alarms": len(told), "sent": sent}
 
 
 @tried_again("write-day")
@@ -36,7 +54,22 @@ def write_day(*, settings: str | None, db: str | None, day: date) -> dict[str, A
         "inspections": report.inspections,
         "ng": report.ng,
         "unsure": report.unsure,
+        "alerts": [asdict(alert) for alert in report.alerts],
     }
+
+
+@tried_again("send-alerts")
+def send_day(told: Sequence[dict[str, Any]], *, settings: str | None, db: str | None) -> dict[str, int]:
+    """Send what was not sent yet; how many went out by channel."""
+    chosen = load_settings(Path(settings) if settings else None, db=db)
+    found = send_alerts_of(chosen, [Alert(**each) for each in told])
+    return {channel.value: len(ids) for channel, ids in found.sent.items() if ids}
+
+
+def _tell_prefect(alert: dict[str, Any]) -> None:
+    """Emit an event; its id comes from the alarm's, so that the same alarm is the same event."""
+    resource = {"prefect.resource.id": f"{EVENT}.{alert['alert_id']}", "prefect.resource.name": alert["topic"]}
+    emit_event(EVENT, resource=resource, payload=alert, id=uuid.uuid5(uuid.NAMESPACE_URL, alert["alert_id"]))
 
 
 if __name__ == "__main__":

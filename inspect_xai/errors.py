@@ -15,7 +15,8 @@
     │   └── NotFoundError          53   nothing is stored under that id
     ├── SettingsError              60   settings contradict each other or name unknown keys
     ├── IntakeError                70   the source folder or URL cannot be read or written
-    └── StudyError                 80   counts, ratings or scores from which no honest number follows
+    ├── StudyError                 80   counts, ratings or scores from which no honest number follows
+    └── AlertError                 90   alerts did not go out; what they speak of is recorded all the same
 
 Exit codes 0 (ok), 1 (findings) and 2 (usage) belong to the command line.
 """
@@ -142,3 +143,9 @@ class StudyError(InspectXaiError):
     """The counts, ratings or scores handed in allow no honest number."""
 
     exit_code = 80
+
+
+class AlertError(InspectXaiError):
+    """Alerts did not go out on some channel."""
+
+    exit_code = 90

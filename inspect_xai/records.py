@@ -285,6 +285,25 @@ class PictureSignal:
 
 
 @dataclass(frozen=True, slots=True)
+class PictureSignal:
+    """What the camera did, whatever the part; all on luma in grey levels 0 to 255.
+
+    Attributes:
+        brightness: Mean.
+        contrast: Standard deviation.
+        clipped: Share of pixels at 0 or 255: under- or overexposed.
+        sharpness: Variance of the Laplacian: falls with defocus and dirt, rises with noise and texture.
+        noise: Standard deviation of the noise; texture as fine as a pixel is taken for it.
+    """
+
+    brightness: float
+    contrast: float
+    clipped: float
+    sharpness: float
+    noise: float
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """What the network said of its worst window. `scores` has one probability per label, in the card's order."""
 
@@ -392,6 +411,7 @@ class Explanation:
         passes: Forward passes spent: traces, baselines and masks.
         timings_ms: Milliseconds by step.
         notes: What a reader must know, as codes (for instance "low_score_spread").
+        embedding: What the deepest block saw, as 16 numbers (maths/embedding.py); empty: the method did not look.
     """
 
     status: Status
@@ -407,6 +427,7 @@ class Explanation:
     timings_ms: dict[str, float]
     notes: tuple[str, ...] = ()
     faithfulness: dict[str, float] = field(default_factory=dict)
+    embedding: tuple[float, ...] = ()
 
     @property
     def duration_ms(self) -> float:
@@ -448,6 +469,7 @@ class Inspection:
     explained_because: str = ""  # "ng", "unsure", "sample"; empty: not asked for
     failure: Failure | None = None
     duration_ms: float = 0.0
+    signal: PictureSignal | None = None  # None where the picture did not decode
 
 
 @dataclass(frozen=True, slots=True)

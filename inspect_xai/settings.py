@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from inspect_xai.errors import SettingsError
+from inspect_xai.pipeline.alerts import Outlets
 from inspect_xai.pipeline.identity import DEFAULT_PATTERN
 from inspect_xai.pipeline.pictures import DEFAULT_LIMITS
 
@@ -82,6 +83,7 @@ class ReportSettings(BaseModel):
         out: Folder that receives one folder per day.
         time_zone: The plant's zone: in it a day begins and ends.
         thumbnails: Most flagged parts shown with pictures.
+        window_ms: Time the line has for a part; run times are held against it. 0: none is known.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -89,8 +91,44 @@ class ReportSettings(BaseModel):
     out: Path = Path("reports")
     time_zone: str = "UTC"
     thumbnails: int = Field(default=60, ge=0, le=1000)
+    window_ms: float = Field(default=0.0, ge=0)
 
     _is_a_zone = field_validator("time_zone")(_known_zone)
+
+
+class AlertSettings(BaseModel):
+    """How alerts leave the house; who gets which is said in the policy ([[alert]]). What is empty is not there.
+
+    Attributes:
+        folder: Receives one JSON file per alert.
+        webhook: URL that is posted to.
+        webhook_secret: Key its posts are signed with (HMAC-SHA256).
+        smtp_host: Mail server.
+        smtp_port: Its port.
+        smtp_security: "starttls", "tls", or "none" inside a closed network.
+        smtp_user: Where the server asks for one.
+        smtp_password: The same.
+        mail_from: Sender.
+        mail_to: Receivers.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: Path | None = None
+    webhook: str = ""
+    webhook_secret: SecretStr = SecretStr("")
+    smtp_host: str = ""
+    smtp_port: int = Field(default=587, ge=1, le=65_535)
+    smtp_security: Literal["starttls", "tls", "none"] = "starttls"
+    smtp_user: str = ""
+    smtp_password: SecretStr = SecretStr("")
+    mail_from: str = ""
+    mail_to: tuple[str, ...] = ()
+
+    def outlets(self) -> Outlets:
+        """The same for those who send."""
+        given = self.model_dump() | {"webhook_secret": self.webhook_secret.get_secret_value()}
+        return Outlets(**given | {"smtp_password": self.smtp_password.get_secret_value()})
 
 
 class ServeSettings(BaseModel):
@@ -100,6 +138,7 @@ class ServeSettings(BaseModel):
         host: Address to listen on. Beyond loopback only with `people` or `proxy_header`.
         port: TCP port; 0: a free one.
         archive: Folders below which pictures may lie; a picture elsewhere is not shown.
+        reports: Folder of the reports that are listed. Default: report.out.
         people: TOML file of who may sign in, with which role and token (see: inspect-xai token).
         proxy_header: Header in which a sign-on proxy tells the user's name, for instance X-Forwarded-User.
         proxy_addresses: Addresses of that proxy; from any other address the header counts for nothing.
@@ -121,6 +160,7 @@ class ServeSettings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65_535)
     archive: tuple[Path, ...] = ()
+    reports: Path | None = None
     people: Path | None = None
     proxy_header: str = ""
     proxy_addresses: tuple[str, ...] = ()
@@ -158,6 +198,7 @@ class Settings(BaseSettings):
     log: Literal["text", "json"] = "text"
     line: LineSettings = LineSettings()
     report: ReportSettings = ReportSettings()
+    alert: AlertSettings = AlertSettings()
     serve: ServeSettings = ServeSettings()
 
 

@@ -7,8 +7,8 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from inspect_xai.records import Decision, Failure, Review, VerdictCode
-from inspect_xai.storage.figures import CohortKey, Figures, Tally
+from inspect_xai.records import Decision, Failure, PictureSignal, Review, VerdictCode
+from inspect_xai.storage.figures import DRIFT_FEATURES, CohortKey, Figures, Tally
 from inspect_xai.storage.store import Store, open_store
 from tests import recorder, stored
 from tests.stored import NOON
@@ -28,6 +28,10 @@ def store(database_url: str) -> Iterator[Store]:
             shift = "EARLY" if number < 4 else "LATE"
             given = stored.of_part(given, given.capture.sha256, shift=shift)
             failure = Failure("PictureError", "truncated") if number == 5 else None
+            if number == 1 and explained:
+                explained = dataclasses.replace(explained, embedding=tuple(map(float, range(16))))
+                signal = PictureSignal(120.0, 30.0, 0.0, 7.0, 2.0)
+                given = dataclasses.replace(given, explanation=explained, signal=signal)
             opened.record([dataclasses.replace(given, failure=failure, duration_ms=float(number))])
         opened.review(2, Review("Ada", Decision.OVERTURN, VerdictCode.OK))
         yield opened
@@ -55,17 +59,24 @@ def test_counts_by_any_fields(store: Store) -> None:
 
 def test_features_of_a_day_by_station(store: Store) -> None:
     found = Figures(store).features(NOON, NOON + DAY, most=100)
-    assert list(found) == [("L1", "S0"), ("L1", "S1"), ("L1", "S2")]
-    middle = found["L1", "S1"]  # 1, 4 and 7, of which 1 is explained; its heaviest region is 3 x 4 at (1, 2)
-    assert middle[0, :6].tolist() == [0.75, 0.5, pytest.approx(middle[0, 2]), 2.5, 4.0, 10.0]
-    assert np.isnan(middle[0, 6]), "its faithfulness was not measured"
-    assert 0 < middle[0, 2] < 1
+    assert list(found) == [("L1", f"S{n}", shift) for n in range(3) for shift in ("EARLY", "LATE")]
+    # 1, 4 and 7, of which 1 is explained and photographed by a camera whose signal was measured
+    middle = np.concatenate([found["L1", "S1", shift].values for shift in ("EARLY", "LATE")])
+    row = dict(zip(DRIFT_FEATURES, middle[0].tolist(), strict=True))
+    assert (row["score"], row["margin"]) == (0.75, 0.5)
+    assert (row["brightness"], row["sharpness"], row["noise"]) == (120.0, 7.0, 2.0)
+    assert (row["region_row_px"], row["region_column_px"], row["region_area_px"]) == (2.5, 4.0, 10.0)  # 3 x 4 at (1, 2)
+    assert (row["region_mass"], row["energy_in_roi"]) == (0.75, 0.875)
+    assert 0 < row["support_share"] < 1
+    assert np.isnan(row["faithfulness_percent"]), "its faithfulness was not measured"
     assert np.isnan(middle[1:, 2:]).all()
-    assert found["L1", "S2"].shape == (2, 7)  # 5 failed
+    early = found["L1", "S1", "EARLY"]
+    assert early.embeddings[0].tolist() == [float(n) for n in range(16)]
+    assert early.ids[0] == 2
+    assert len(found["L1", "S2", "EARLY"].ids) + len(found["L1", "S2", "LATE"].ids) == 2  # 5 failed
     assert Figures(store).features(NOON + DAY, NOON + 2 * DAY, most=100) == {}
-    assert (
-        sum(map(len, Figures(store).features(NOON, NOON + DAY, most=1).values())) == 8
-    )  # hashes below 1/9: all of these
+    few = Figures(store).features(NOON, NOON + DAY, most=1)  # hashes below 1/9: all of these
+    assert sum(len(each.ids) for each in few.values()) == 8
 
 
 def test_what_waits_by_age(store: Store) -> None:

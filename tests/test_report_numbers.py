@@ -23,12 +23,16 @@ from inspect_xai.reports.numbers import Numbers, chart_of, numbers_of
 from inspect_xai.reports.period import Period
 from inspect_xai.storage.figures import Figures
 from inspect_xai.storage.store import Store, open_store
+from inspect_xai.storage.stored import StoredModel
 from tests import stored
 
 DAY = date(2026, 11, 23)
 UTC = ZoneInfo("UTC")
 TODAY = Period(DAY, DAY, UTC)
-MODELS = {stored.FINGERPRINT: ("approved", "Bob", True)}
+MODEL = StoredModel(
+    stored.FINGERPRINT, "tile", "1", "approved", stored.NOON, "Bob", stored.NOON, "Ada", {}, {"holds": True}
+)
+MODELS = {stored.FINGERPRINT: MODEL}
 
 
 @pytest.fixture

@@ -78,7 +78,8 @@ def test_missing_days_are_counted(store: Store) -> None:
 def test_features_of_a_large_day_are_a_sample(store: Store) -> None:
     start = NOON.replace(hour=0)
     [(place, everything)] = Figures(store).features(start, start + timedelta(days=1), most=100).items()
-    assert (place, everything.shape) == (("L1", "S1"), (40, len(DRIFT_FEATURES)))
-    assert np.isnan(everything[:, 2:]).all()  # nothing was explained
+    assert (place, everything.values.shape) == (("L1", "S1", ""), (40, len(DRIFT_FEATURES)))
+    assert np.isnan(everything.values[:, 2:]).all()  # nothing was measured or explained
+    assert np.isnan(everything.embeddings).all()
     few = Figures(store).features(start, start + timedelta(days=1), most=20)[place]
-    assert 8 < len(few) < 32
+    assert 8 < len(few.ids) < 32

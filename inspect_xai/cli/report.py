@@ -1,5 +1,6 @@
 """`inspect-xai report`: a day of inspections as a page and as Parquet."""
 
+from collections.abc import Sequence
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ import typer
 from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, print_json, store_of
 
 if TYPE_CHECKING:
+    from inspect_xai.pipeline.alerts import Alert, AlertRule, Delivery
     from inspect_xai.reports.day import Report
     from inspect_xai.settings import Settings
 
@@ -38,6 +40,9 @@ def report(
     time_zone: Annotated[
         str | None, typer.Option("--time-zone", help="The plant's zone, in which a day begins and ends.")
     ] = None,
+    alerts: Annotated[
+        bool, typer.Option("--alerts", help="Send alarms that were not sent yet, as policy and settings say.")
+    ] = False,
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -58,6 +63,7 @@ def report(
     last = (on or until or since or yesterday(chosen)).date()
     first = (since or datetime.combine(last, time.min)).date()
     written = write_report_of(chosen, first=first, last=last, shift=shift)
+    sent = send_alerts_of(chosen, written.alerts) if alerts else None
     printed = None
     if pdf:
         from inspect_xai.reports.pdf import print_pdf
@@ -66,7 +72,7 @@ def report(
     if as_json:
         from dataclasses import asdict
 
-        print_json(asdict(written) | {"pdf": printed})
+        print_json(asdict(written) | {"pdf": printed, "sent": None if sent is None else sent.sent})
         return
     typer.echo(
         f"{written.inspections} inspections: {written.ok} OK, {written.ng} NG, {written.unsure} UNSURE; "
@@ -75,6 +81,9 @@ def report(
     typer.echo(f"page     {written.page}")
     if printed:
         typer.echo(f"pdf      {printed}")
+    for channel, ids in sent.sent.items() if sent else ():
+        if ids:
+            typer.echo(f"alerts   {len(ids)} by {channel.value}")
     for path in written.parquet:
         typer.echo(f"parquet  {path}")
 
@@ -98,4 +107,28 @@ def write_report_of(settings: "Settings", *, first: date, last: date, shift: str
             time_zone=chosen.time_zone,
             thumbnails=chosen.thumbnails,
             shift=shift,
+            rules=_rules(settings),
+            window_ms=chosen.window_ms,
         )
+
+
+def send_alerts_of(settings: "Settings", alerts: "Sequence[Alert]") -> "Delivery":
+    """Send the alarms of a report that were not sent yet.
+
+    Raises:
+        AlertError: A channel did not take them, or is not set up.
+    """
+    from inspect_xai.pipeline.alerts import send_alerts
+    from inspect_xai.storage.watchbook import Watchbook
+
+    with store_of(settings) as store:
+        return send_alerts(Watchbook(store), alerts, rules=_rules(settings), outlets=settings.alert.outlets())
+
+
+def _rules(settings: "Settings") -> "tuple[AlertRule, ...]":
+    """Whose alarms are, as the plant's policy says; without one, the quality department's."""
+    if settings.line.policy is None:
+        return ()
+    from inspect_xai.pipeline.policy import read_policy
+
+    return read_policy(settings.line.policy).alert

@@ -74,7 +74,8 @@ def serve(
         "time_zone": time_zone, "blind_share": blind_share, "second_share": second_share,
     }  # fmt: skip
     chosen = load_settings(settings, db=db, serve=flags)
-    _run(chosen, _with_archive(chosen))
+    desk = _with_archive(chosen)
+    _run(chosen, desk.model_copy(update={"reports": desk.reports or chosen.report.out}))
 
 
 def token(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from inspect_xai.errors import PictureError, SettingsError
 from inspect_xai.maths import regions, rivals, sise, tiles
+from inspect_xai.maths.embedding import embed
 from inspect_xai.model.bundle import ModelBundle, load_bundle
 from inspect_xai.model.engine import ALL_OTHERS, Engine
 from inspect_xai.pipeline import methods, sufficient
@@ -86,6 +87,7 @@ class _Window:
     drawn: tuple[str, ...]
     passes: int
     notes: tuple[str, ...] = ()
+    embedding: tuple[float, ...] = ()
 
 
 class Explainer:
@@ -339,7 +341,8 @@ class Explainer:
             tuple(replace(block, otsu=otsu.get(block.tensor)) for block in blocks),
             baseline_score, float(np.ptp(everything)) if len(everything) else 0.0,
         )  # fmt: skip
-        return _Window(explained, fusion, tuple(maps), passes, notes)
+        seen = tuple(embed(trace.features[next(reversed(trace.features))]).tolist())
+        return _Window(explained, fusion, tuple(maps), passes, notes, seen)
 
     def _select(
         self, name: str, features: NDArray[np.float32], alphas: NDArray[np.float32], size: tuple[int, int]
@@ -444,6 +447,7 @@ def _join(
         provider=engine.provider,
         timings_ms=timings_ms,
         notes=_notes(windows, fused, settings, engine),
+        embedding=tuple(np.mean([w.embedding for w in windows], axis=0).tolist()),  # of no numbers: no numbers
     )
 
 

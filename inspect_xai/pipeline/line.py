@@ -26,6 +26,7 @@ from inspect_xai.errors import (
     StoreError,
 )
 from inspect_xai.maths.metrics import ebpg
+from inspect_xai.maths.optics import LEAST_SIDE, picture_statistics
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.pipeline.archive import ArchiveSource
 from inspect_xai.pipeline.explain import Explainer, Look
@@ -43,6 +44,7 @@ from inspect_xai.records import (
     Failure,
     Inspection,
     Part,
+    PictureSignal,
     Reason,
     Run,
     Verdict,
@@ -76,6 +78,7 @@ class _Draft:
     explanation: Explanation | None = None
     error: Exception | None = None
     duration_ms: float = 0.0
+    signal: PictureSignal | None = None
 
 
 class Line:
@@ -237,6 +240,7 @@ class Line:
             raise
         draft.size_px = (pixels.shape[0], pixels.shape[1])
         draft.pixels_sha256 = hash_of_pixels(pixels)
+        draft.signal = picture_statistics(pixels) if min(draft.size_px) >= LEAST_SIDE else None
         product, explainer = draft.identity.part.product, self._explainer
         if self.rules.plan:
             explainer = explainer_for(explainer, self.rules.plan, product=product, station=draft.identity.station)
@@ -317,6 +321,7 @@ class Line:
             explained_because=draft.because,
             failure=Failure(type(error).__name__, str(error)) if error else None,
             duration_ms=draft.duration_ms,
+            signal=draft.signal,
         )
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from inspect_xai.errors import SettingsError
+from inspect_xai.pipeline.alerts import AlertRule
 from inspect_xai.pipeline.explain import Explainer
 from inspect_xai.pipeline.identity import DEFAULT_PATTERN
 from inspect_xai.pipeline.pictures import PictureLimits
@@ -109,12 +110,13 @@ class Policy:
     product: dict[str, ExplainRule] = field(default_factory=dict)
     threshold: tuple[ThresholdRule, ...] = ()
     region: tuple[RegionRule, ...] = ()
+    alert: tuple[AlertRule, ...] = ()
 
     @property
     def content(self) -> dict[str, Any]:
-        """What the version stands for, as plain values."""
+        """What the version stands for, as plain values; who is told of alarms decides nothing about a part."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        del plain["version"]
+        del plain["version"], plain["alert"]
         for rule in (plain["explain"], *plain["product"].values()):
             for name, usual in _ADDED_LATER.items():
                 if rule[name] == usual:

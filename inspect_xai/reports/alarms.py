@@ -1,6 +1,7 @@
 """What the morning meeting must hear of, and the whole report in one paragraph."""
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -8,9 +9,11 @@ from typing import Final
 from inspect_xai.maths.control import Signal
 from inspect_xai.maths.drift import Rule
 from inspect_xai.maths.quality import Estimate
+from inspect_xai.pipeline.alerts import Alert, AlertRule, rule_for
 from inspect_xai.reports.numbers import Numbers
 from inspect_xai.reports.period import Period
-from inspect_xai.reports.watch import Drift
+from inspect_xai.reports.watch import EMBEDDING, Drift
+from inspect_xai.storage.watchbook import Acknowledgement
 
 FALSE_DISCOVERY_RATE: Final = 0.05
 _SIGNALS: Final = {Signal.BEYOND: "beyond its control limits", Signal.RUN: "8 days or more on one side of its centre"}
@@ -19,6 +22,12 @@ _SIGNALS: Final = {Signal.BEYOND: "beyond its control limits", Signal.RUN: "8 da
 DRIFT_WORDS: Final = {
     "score": "the defect score",
     "margin": "the network's margin",
+    "brightness": "the pictures' brightness",
+    "sharpness": "the pictures' sharpness",
+    "noise": "the pictures' noise",
+    EMBEDDING: "how far the network's deepest features lie from where they did",
+    "region_mass": "the share of the evidence in its heaviest region",
+    "energy_in_roi": "the share of the evidence in the region of interest",
     "support_share": "the share of the picture that maps cover",
     "region_row_px": "the evidence's row",
     "region_column_px": "the evidence's column",
@@ -42,35 +51,95 @@ class Topic(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """One thing to talk about."""
+    """One thing to talk about.
+
+    Attributes:
+        alarm_id: The same in every report that tells this alarm, whatever else was reviewed meanwhile.
+        topic: What it is about.
+        text: The sentence.
+        place: Line, station and shift, as far as it has them.
+        owner: Who has to look at it.
+        seen: Who said that they do, and what comes of it; None: nobody yet.
+    """
+
+    alarm_id: str
+    topic: Topic
+    text: str
+    place: tuple[str, ...]
+    owner: str
+    seen: Acknowledgement | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """An alarm before it has a name: `about` tells it from others of its topic, with `when` as its time."""
 
     topic: Topic
     text: str
+    place: tuple[str, ...] = ()
+    about: str = ""
+    when: str = ""
 
 
-def alarms_of(numbers: Numbers, period: Period, drift: Drift | None = None) -> tuple[Alarm, ...]:
-    """Find what deserves a word, most serious first."""
-    return tuple(Alarm(topic, text) for topic, text in (*_found(numbers, period), *_drifted(drift, period)))
+def alarms_of(
+    numbers: Numbers,
+    period: Period,
+    drift: Drift | None = None,
+    *,
+    rules: Sequence[AlertRule] = (),
+    seen: Mapping[str, Acknowledgement] | None = None,
+) -> tuple[Alarm, ...]:
+    """Find what deserves a word, most serious first.
+
+    Args:
+        numbers: Of the period.
+        period: The report's.
+        drift: Up to its last day.
+        rules: Of the policy: whose each alarm is.
+        seen: Acknowledgements by alarm.
+    """
+    known = seen or {}
+    alarms = []
+    for each in (*_found(numbers, period), *_drifted(drift, period)):
+        name = "|".join((each.topic, *each.place, each.about, each.when or period.name))
+        number = hashlib.sha256(name.encode()).hexdigest()[:12]
+        owner = rule_for(rules, topic=each.topic, station=_station(each.place)).owner
+        alarms.append(Alarm(number, each.topic, each.text, each.place, owner, known.get(number)))
+    return tuple(alarms)
 
 
-def _found(numbers: Numbers, period: Period) -> Iterable[tuple[Topic, str]]:
+def alerts_of(alarms: Sequence[Alarm], period: Period) -> list[Alert]:
+    """The alarms as they leave the house."""
+    return [
+        Alert(each.alarm_id, each.topic, each.owner, each.text, period.title, *(*each.place, "", "")[:2])
+        for each in alarms
+    ]
+
+
+def _station(place: tuple[str, ...]) -> str:
+    return place[1] if len(place) > 1 else ""
+
+
+def _found(numbers: Numbers, period: Period) -> Iterable[_Finding]:
     counts = {each.name: each.count for each in numbers.headline}
     if not counts["inspected"]:
-        yield Topic.NOTHING, "Nothing was inspected."
+        yield _Finding(Topic.NOTHING, "Nothing was inspected.")
     if counts["escapes found"]:
-        yield Topic.ESCAPES, f"{parts(counts['escapes found'])} passed as OK that a person called a defect."
+        text = f"{parts(counts['escapes found'])} passed as OK that a person called a defect."
+        yield _Finding(Topic.ESCAPES, text)
     unapproved = sum(use.parts for use in numbers.models if use.status != "approved")
     if unapproved:
-        yield Topic.MODEL, f"{parts(unapproved)} judged by a model that was not approved at that time."
+        yield _Finding(Topic.MODEL, f"{parts(unapproved)} judged by a model that was not approved at that time.")
     if counts["failed"]:
-        yield Topic.FAILED, f"{parts(counts['failed'])} could not be judged: the picture or the model failed."
+        text = f"{parts(counts['failed'])} could not be judged: the picture or the model failed."
+        yield _Finding(Topic.FAILED, text)
     yield from _changes(numbers, period)
     late = sum(numbers.waiting.by_age[2:])
     if late:
-        yield Topic.QUEUE, f"{parts(late)} flagged more than 3 days ago still wait for a person."
+        yield _Finding(Topic.QUEUE, f"{parts(late)} flagged more than 3 days ago still wait for a person.")
 
 
-def _changes(numbers: Numbers, period: Period) -> Iterable[tuple[Topic, str]]:
+def _changes(numbers: Numbers, period: Period) -> Iterable[_Finding]:
     """What the charts and the comparison with the period before show."""
     for chart in numbers.charts:
         place = " ".join(chart.names) or "All stations"
@@ -78,31 +147,39 @@ def _changes(numbers: Numbers, period: Period) -> Iterable[tuple[Topic, str]]:
             if point.day >= period.first:
                 for signal in point.signals:
                     share = f"{100 * (point.share or 0):.1f} % flagged on {point.day}"
-                    yield Topic.CONTROL, f"{place}: {share} ({point.count} of {point.total}), {_SIGNALS[signal]}."
+                    text = f"{place}: {share} ({point.count} of {point.total}), {_SIGNALS[signal]}."
+                    yield _Finding(Topic.CONTROL, text, chart.names, signal, str(point.day))
     for row in numbers.pareto:
         if row.q < FALSE_DISCOVERY_RATE and row.change is not None and row.change > 0:
             shares = f"{100 * (row.rate or 0):.2f} % of the parts after {100 * (row.rate_before or 0):.2f} %"
-            yield Topic.PARETO, f"More {row.label}: {shares} (q = {row.q:.2g})."
+            yield _Finding(Topic.PARETO, f"More {row.label}: {shares} (q = {row.q:.2g}).", about=row.label)
 
 
-def _drifted(drift: Drift | None, period: Period) -> Iterable[tuple[Topic, str]]:
+def _drifted(drift: Drift | None, period: Period) -> Iterable[_Finding]:
     """Alarms of the period's own days: one is raised once, not every night."""
     if drift is None:
         return
-    known = {each.cell for each in drift.alarms if each.rule is Rule.DAYS}
-    for each in drift.alarms:
-        if drift.days[each.day] < period.first or (each.rule is Rule.EWMA and each.cell in known):
-            continue  # what moved at once is no creeping, though it drags the average along
+    for each in (drift.alarms[at] for at in told(drift, period)):
         way = "higher" if each.shift > 0 else "lower"
         what = {
             Rule.DAYS: f"{100 * each.size:.0f} % of the parts lie elsewhere, mostly {way}",
             Rule.EWMA: f"creeping {way} a little every day",
         }[each.rule]
-        since = drift.days[each.since]
-        yield (
-            Topic.DRIFT,
-            f"{' '.join(each.cell.stratum)}: {DRIFT_WORDS[each.cell.feature]} drifted since {since}: {what}.",
-        )
+        place = " ".join(each.cell.stratum)
+        text = f"{place}: {DRIFT_WORDS[each.cell.feature]} drifted since {drift.days[each.since]}: {what}."
+        about = f"{each.cell.feature}|{each.rule}"
+        yield _Finding(Topic.DRIFT, text, each.cell.stratum, about, str(drift.days[each.day]))
+
+
+def told(drift: Drift, period: Period) -> list[int]:
+    """Which alarms of a drift a report tells, by their index: those that its own days raised."""
+    known = {each.cell for each in drift.alarms if each.rule is Rule.DAYS}
+    return [
+        at
+        for at, each in enumerate(drift.alarms)
+        # What moved at once is no creeping, though it drags the average along.
+        if drift.days[each.day] >= period.first and not (each.rule is Rule.EWMA and each.cell in known)
+    ]
 
 
 def summary_of(numbers: Numbers, alarms: Sequence[Alarm], period: Period) -> str:

@@ -1,7 +1,8 @@
 """Charts as inline SVG: sharp in print, nothing to load, a unit on every axis, readable without colour."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 from markupsafe import Markup
 
@@ -78,6 +79,32 @@ def pareto_chart(rows: Sequence[ParetoRow], *, most: int = 10) -> Markup:
     return _svg("Pareto of defect labels", body, height=high)
 
 
+def reliability_chart(bins: Sequence[Mapping[str, Any]]) -> Markup:
+    """Draw how often a probability came true: on the diagonal it means what it says."""
+    side = _HEIGHT - _TOP - _BOTTOM
+
+    def x(share: float) -> float:
+        return _LEFT + side * share
+
+    def y(share: float) -> float:
+        return _TOP + side * (1 - share)
+
+    body = [_line(x(0), y(0), x(1), y(1), "centre")]
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        body += [_line(x(0), y(tick), x(1), y(tick), "grid"), _text(x(0) - 6, y(tick) + 4, f"{100 * tick:g}", "end")]
+        body.append(_text(x(tick), _HEIGHT - _BOTTOM + 14, f"{100 * tick:g}"))
+    for each in bins:
+        at = x(each["mean"])
+        body.append(_line(at, y(each["observed_low"]), at, y(each["observed_high"]), "limit"))
+        said = f"{each['parts']} parts: said {100 * each['mean']:.0f} %, were {100 * each['observed']:.0f} %"
+        body.append(
+            f'<circle class="point" cx="{at:.1f}" cy="{y(each["observed"]):.1f}" r="3"><title>{said}</title></circle>'
+        )
+        body.append(_text(at + 6, y(each["observed"]) + 4, str(each["parts"]), "start"))
+    body += [_text(x(0.5), _HEIGHT - 6, "calibrated probability of a defect (%)"), _upright("reviewed as defects (%)")]
+    return _svg("Reliability of calibrated scores", body, width=_LEFT + side + 60)
+
+
 def _share_axis(highest: float, y: object) -> str:
     step = next(s for s in (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5) if highest / s <= 6 or s == 0.5)
     lines, share = [], 0.0
@@ -102,6 +129,6 @@ def _upright(words: str) -> str:
     return f'<text transform="translate(13 {middle:.0f}) rotate(-90)" text-anchor="middle">{escape(words)}</text>'
 
 
-def _svg(label: str, body: Sequence[str], *, height: int = _HEIGHT) -> Markup:
-    opening = f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {_WIDTH} {height}">'
+def _svg(label: str, body: Sequence[str], *, height: int = _HEIGHT, width: int = _WIDTH) -> Markup:
+    opening = f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}">'
     return Markup(opening + "".join(body) + "</svg>")  # noqa: S704  every name in it went through escape

@@ -25,11 +25,14 @@ from zoneinfo import ZoneInfo
 import jinja2
 
 from inspect_xai import __version__
+from inspect_xai.errors import NotFoundError
+from inspect_xai.pipeline.alerts import Alert, AlertRule
 from inspect_xai.pipeline.whole import replaced_folder
 from inspect_xai.records import Reason, Status, VerdictCode
 from inspect_xai.reports import charts, words
-from inspect_xai.reports.alarms import Alarm, alarms_of, estimate_in_words, summary_of
+from inspect_xai.reports.alarms import DRIFT_WORDS, Alarm, alarms_of, alerts_of, estimate_in_words, summary_of, told
 from inspect_xai.reports.cohorts import CohortPicture, Odd, cohorts_of
+from inspect_xai.reports.expected import Expected, expected_of
 from inspect_xai.reports.numbers import LEAST_DAYS, Numbers, numbers_of
 from inspect_xai.reports.parquet import write_parquet
 from inspect_xai.reports.period import Period
@@ -38,15 +41,20 @@ from inspect_xai.reports.watch import Drift, drift_of
 from inspect_xai.storage.figures import Figures
 from inspect_xai.storage.store import Store
 from inspect_xai.storage.stored import InspectionSummary, StoredInspection
+from inspect_xai.storage.watchbook import Watchbook
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _MOST_PICTURE_BYTES = 2_200_000  # of the flagged parts, as written on the page
+_OF_THE_PICTURE = frozenset({"brightness", "sharpness", "noise"})  # drift of these is seen without a map
 _CODES = (VerdictCode.OK, VerdictCode.NG, VerdictCode.UNSURE)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was written and what it counts; `flagged` parts are NG or UNSURE, `shown` of them are on the page."""
+    """What was written and what it counts; `flagged` parts are NG or UNSURE, `shown` of them are on the page.
+
+    `alerts` are its alarms as they may leave the house.
+    """
 
     page: Path
     parquet: tuple[Path, ...]
@@ -58,6 +66,15 @@ class Report:
     unsure: int
     flagged: int
     shown: int
+    alerts: tuple[Alert, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Proof:
+    """Pictures that show a drift alarm: what drifted, the most changed parts, the usual one, as (caption, data URI)."""
+
+    what: str
+    pictures: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +101,8 @@ def write_report(
     time_zone: str = "UTC",
     thumbnails: int = 60,
     shift: str = "",
+    rules: Sequence[AlertRule] = (),
+    window_ms: float = 0.0,
 ) -> Report:
     """Write the report of some days; what stood there for the same days is replaced.
 
@@ -95,6 +114,8 @@ def write_report(
         time_zone: The plant's zone.
         thumbnails: Most flagged parts shown; fewer where their pictures would make the page heavy.
         shift: Only what was captured in this shift; no Parquet is written then, which holds whole days.
+        rules: Of the policy: whose each alarm is.
+        window_ms: Time the line has for a part; 0: not known.
 
     Raises:
         SettingsError: If the days are out of order, or more than a year.
@@ -103,10 +124,11 @@ def write_report(
     period = Period(first, last, ZoneInfo(time_zone), shift)
     figures = Figures(store, shift=shift or None)
     seen = _look_through(figures, period, out=out, most=thumbnails)
-    registered = {each.fingerprint: (each.status, each.status_by, each.golden is not None) for each in store.models()}
-    numbers = numbers_of(figures, period, models=registered)
-    drift = drift_of(figures, period)
-    alarms = alarms_of(numbers, period, drift)
+    book, models = Watchbook(store), store.models()
+    numbers = numbers_of(figures, period, models={each.fingerprint: each for each in models}, window_ms=window_ms)
+    drift = drift_of(figures, period, baseline=book.baseline())
+    alarms = alarms_of(numbers, period, drift, rules=rules, seen=book.acknowledged())
+    expected = expected_of(figures, period, models)
     cohorts, odd = cohorts_of(figures, period, photograph_of=photograph_at)
     cards = _cards(store, seen.flagged, period.zone)
     counts = {each.name: each.count for each in numbers.headline}
@@ -121,18 +143,26 @@ def write_report(
         unsure=counts["UNSURE"],
         flagged=counts["NG"] + counts["UNSURE"],
         shown=len(cards),
+        alerts=tuple(alerts_of(alarms, period)),
     )
     facts = {"schema_version": SCHEMA_VERSION, "period": _named(period), "alarms": alarms, "numbers": numbers}
-    facts |= {"cohorts": [each.numbers for each in cohorts], "deserve_a_look": odd, "drift": drift}
+    facts |= {
+        "expected": expected,
+        "cohorts": [each.numbers for each in cohorts],
+        "deserve_a_look": odd,
+        "drift": drift,
+    }
     files = {
         "report.html": _render(
             report,
             period,
             numbers,
             alarms=alarms,
+            expected=expected,
             cohorts=cohorts,
             odd=_odd_parts(store, odd),
             drift=drift,
+            proofs=_proofs(store, drift, period),
             cards=cards,
             seen=seen,
         ),
@@ -145,7 +175,7 @@ def write_report(
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "inspect_xai": __version__,
-            **{key: value for key, value in asdict(report).items() if key not in ("page", "parquet")},
+            **{key: value for key, value in asdict(report).items() if key not in ("page", "parquet", "alerts")},
             "files": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()},
         }
         (work / "manifest.json").write_text(json.dumps(manifest, default=str, indent=2) + "\n", encoding="utf-8")
@@ -203,9 +233,11 @@ def _render(
     numbers: Numbers,
     *,
     alarms: Sequence[Alarm],
+    expected: Sequence[Expected],
     cohorts: Sequence[CohortPicture],
     odd: Sequence[tuple[Odd, str, str]],
     drift: Drift,
+    proofs: Sequence[_Proof],
     cards: Sequence[_Card],
     seen: _Seen,
 ) -> str:
@@ -219,6 +251,7 @@ def _render(
     environment.globals |= {
         "control_chart": charts.control_chart,
         "pareto_chart": charts.pareto_chart,
+        "reliability_chart": charts.reliability_chart,
         "data_uri": data_uri,
         "in_words": estimate_in_words,
     }
@@ -227,6 +260,8 @@ def _render(
         period=period,
         numbers=numbers,
         alarms=alarms,
+        expected=expected,
+        proofs=proofs,
         charts=[chart for chart in numbers.charts if chart.days > 1],
         least_days=LEAST_DAYS,
         written=_local(datetime.now(UTC), period.zone),
@@ -264,6 +299,27 @@ def _odd_parts(store: Store, odd: Sequence[Odd]) -> list[tuple[Odd, str, str]]:
     for each in odd:
         _, overlay, missing = pictures_of(store.get(each.inspection_id, maps=True))
         found.append((each, overlay, missing))
+    return found
+
+
+def _proofs(store: Store, drift: Drift, period: Period, *, most: int = 6) -> list[_Proof]:
+    """The pictures of the first drift alarms; one that retention took is left out."""
+    found = []
+    for at in told(drift, period)[:most]:
+        evidence, pictures = drift.evidence[at], list[tuple[str, str]]()
+        named = [("usual in the baseline", evidence.usual), *(("most changed", each) for each in evidence.changed)]
+        for caption, number in named:
+            try:
+                stored = store.get(number, maps=True)
+            except NotFoundError:
+                continue
+            picture, overlay, _ = pictures_of(stored)
+            drawn = picture if evidence.cell.feature in _OF_THE_PICTURE else overlay or picture
+            if drawn:
+                pictures.append((f"{caption}: {stored.capture.part.serial}", drawn))
+        found.append(
+            _Proof(f"{' '.join(evidence.cell.stratum)}: {DRIFT_WORDS[evidence.cell.feature]}", tuple(pictures))
+        )
     return found
 
 

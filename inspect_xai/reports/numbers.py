@@ -1,10 +1,10 @@
 """All numbers of a report, from sums that the database adds up; docs/report.md says how each is made."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from inspect_xai.maths.quality import CorrectedRates, Stratum, corrected_rates
 from inspect_xai.records import Decision, VerdictCode
 from inspect_xai.reports.period import Period
 from inspect_xai.storage.figures import Figures, Tally, Waiting
+from inspect_xai.storage.stored import StoredModel
 
 CHART_DAYS: Final = 30
 LEAST_DAYS: Final = 10
@@ -100,12 +101,22 @@ class ModelUse:
     status: str
     status_now: str
     status_by: str
-    golden: bool  # the status rests on a golden set
+    golden: str  # what the golden set said, in words
     policy: str
     provider: str
     parts: int
     mean_ms: float
     longest_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunTimes:
+    """How long inspections took against the time the line has; `late` took longer. A window of 0: none is known."""
+
+    mean_ms: float
+    longest_ms: float
+    window_ms: float
+    late: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +126,14 @@ class Numbers:
     headline: tuple[Change, ...]
     pareto: tuple[ParetoRow, ...]
     charts: tuple[Chart, ...]
+    products: tuple[Mix, ...]
     stations: tuple[Mix, ...]
     shifts: tuple[Mix, ...]
     lots: tuple[Mix, ...]
     rates: CorrectedRates | None
     waiting: Waiting
     models: tuple[ModelUse, ...]
+    run_times: RunTimes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +151,16 @@ class _Cell:
         return "" if self.facts["review_decision"] == Decision.UNDECIDED else self.facts["reviewed_verdict"]
 
 
-def numbers_of(figures: Figures, period: Period, *, models: dict[str, tuple[str, str, bool]]) -> Numbers:
+def numbers_of(
+    figures: Figures, period: Period, *, models: Mapping[str, StoredModel], window_ms: float = 0.0
+) -> Numbers:
     """Make the numbers of a period.
 
     Args:
         figures: Restricted to the period's shift.
         period: What the report speaks of.
-        models: Per fingerprint the status today, who set it, and whether it rests on a golden set.
+        models: Registered ones by fingerprint.
+        window_ms: Time the line has for a part; 0: not known.
     """
     now = _cells(figures.tally(*period.span, by=_FIELDS))
     before = _cells(figures.tally(*period.before.span, by=_FIELDS))
@@ -155,12 +171,14 @@ def numbers_of(figures: Figures, period: Period, *, models: dict[str, tuple[str,
             _labels(now), total, counts_before=_labels(before), inspected_before=total_before
         ),
         charts=_charts(figures, period),
+        products=_products(figures, period),
         stations=_mixes(now, before, ("line", "station")),
         shifts=_mixes(now, before, ("shift",)),
         lots=_lots(figures, period),
         rates=_rates(figures, now),
         waiting=figures.waiting(period.span[1]),
         models=_models(now, models),
+        run_times=_run_times(figures, period, now, window_ms=window_ms),
     )  # fmt: skip
 
 
@@ -231,6 +249,31 @@ def mixes(now: Counter[tuple[str, ...]], before: Counter[tuple[str, ...]]) -> tu
         share = 1 - before[*names, VerdictCode.OK.value] / total if total else None
         found.append(Mix(names, ok, ng, unsure, total, share))
     return tuple(found)
+
+
+def _products(figures: Figures, period: Period) -> tuple[Mix, ...]:
+    by = ("product", "verdict")
+    now, before = (
+        Counter[tuple[str, ...]]({(each.group[0] or "unknown", each.group[1]): each.parts for each in tallies})
+        for tallies in (figures.tally(*span, by=by) for span in (period.span, period.before.span))
+    )
+    return mixes(now, before)
+
+
+def _run_times(figures: Figures, period: Period, cells: Sequence[_Cell], *, window_ms: float) -> RunTimes | None:
+    if not cells:
+        return None
+    mean, longest = sum(cell.duration_ms for cell in cells) / _sum(cells), max(cell.longest_ms for cell in cells)
+    late = figures.slower_than(*period.span, window_ms=window_ms) if window_ms else 0
+    return RunTimes(mean, longest, window_ms, late)
+
+
+def _golden_in_words(golden: Mapping[str, Any] | None) -> str:
+    """What a model's golden set said when it was last held against it."""
+    if not golden:
+        return "no golden set on record"
+    at = str(golden.get("verified_at", ""))[:10]
+    return f"golden set {'holds' if golden.get('holds', True) else 'DOES NOT HOLD'}{f', {at}' if at else ''}"
 
 
 def _lots(figures: Figures, period: Period, *, most: int = 10) -> tuple[Mix, ...]:
@@ -313,7 +356,7 @@ def _rates(figures: Figures, cells: Sequence[_Cell]) -> CorrectedRates | None:
     )
 
 
-def _models(cells: Iterable[_Cell], models: dict[str, tuple[str, str, bool]]) -> tuple[ModelUse, ...]:
+def _models(cells: Iterable[_Cell], models: Mapping[str, StoredModel]) -> tuple[ModelUse, ...]:
     names = ("model_name", "model_version", "fingerprint", "model_status", "policy_version", "provider")
     groups: dict[tuple[str, ...], list[_Cell]] = {}
     for cell in cells:
@@ -322,7 +365,7 @@ def _models(cells: Iterable[_Cell], models: dict[str, tuple[str, str, bool]]) ->
     for (name, version, fingerprint, status, policy, provider), mine in sorted(groups.items()):
         parts = _sum(mine)
         mean, longest = sum(cell.duration_ms for cell in mine) / parts, max(cell.longest_ms for cell in mine)
-        found.append(
-            ModelUse(name, version, fingerprint, status, *models[fingerprint], policy, provider, parts, mean, longest)
-        )
+        known = models[fingerprint]
+        today = (known.status, known.status_by, _golden_in_words(known.golden))
+        found.append(ModelUse(name, version, fingerprint, status, *today, policy, provider, parts, mean, longest))
     return tuple(found)

@@ -1,32 +1,37 @@
-"""One day's inspections as a flat Parquet file, for pandas, DuckDB and spreadsheets.
+"""A day's inspections as flat Parquet files by line, for pandas, DuckDB and spreadsheets.
 
-    OUT/inspections/day=2026-11-22/inspections.parquet
+    OUT/inspections/day=2026-11-22/on_line=L1/inspections.parquet
 
-The folder's name is the partition, so a reader given OUT/inspections sees a column `day`. Times are UTC without a
-zone. fastparquet is called here and nowhere else: it is no longer developed, and one day something takes its place.
+The folders' names are the partitions: a reader given OUT/inspections sees the columns `day` and `on_line`, and opens
+the files of the days and lines it is asked for alone. `on_line` is made for folders (quoted like a URL; `unknown` where
+no line is); the column `line` has the name itself. Times are UTC without a zone.
 """
 
 import dataclasses
+import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from urllib.parse import quote
 
-import fastparquet
 import pandas as pd
 
+from inspect_xai.pipeline.frames import write_frame
 from inspect_xai.pipeline.whole import replaced_folder
 from inspect_xai.storage.stored import InspectionSummary
 
 FILE_NAME = "inspections.parquet"
+_LONGEST: Final = 120  # characters of a folder's name: file systems take 255
 _COLUMN_TYPES: dict[Any, str] = {
     int: "int64", float: "float64", float | None: "float64", str: "object", datetime: "datetime64[us]",
 }  # fmt: skip
 
 
 def write_parquet(rows: Sequence[InspectionSummary], *, day: date, out: Path) -> Path:
-    """Write the inspections of one day; a file that stands there is replaced as a whole.
+    """Write the inspections of one day; what stands there for the day is replaced as a whole.
 
     Args:
         rows: The day's inspections.
@@ -34,16 +39,29 @@ def write_parquet(rows: Sequence[InspectionSummary], *, day: date, out: Path) ->
         out: Folder of all days.
 
     Returns:
-        The file.
+        The day's folder, with one file for each line; one without rows where nothing was inspected.
     """
+    by_folder: dict[str, list[InspectionSummary]] = defaultdict(list)
+    for row in rows:
+        by_folder[_folder_of(row.line)].append(row)
     folder = out / "inspections" / f"day={day.isoformat()}"
-    frame = as_frame(rows)
-    texts = {name: "utf8" for name in frame.columns if frame[name].dtype == object}
     with replaced_folder(folder) as work:
-        fastparquet.write(
-            str(work / FILE_NAME), frame, compression="ZSTD", write_index=False, object_encoding=texts, stats=True
-        )
-    return folder / FILE_NAME
+        for name, of_line in sorted(by_folder.items()) or [(_folder_of(""), [])]:
+            (work / name).mkdir()
+            write_frame(work / name / FILE_NAME, as_frame(of_line))
+    return folder
+
+
+def _folder_of(line: str) -> str:
+    """Return the partition of a line.
+
+    >>> _folder_of("L 1/a"), _folder_of("")
+    ('on_line=L 1%2Fa', 'on_line=unknown')
+    """
+    name = f"on_line={quote(line, safe=' ') or 'unknown'}"
+    if len(name) <= _LONGEST:
+        return name
+    return f"{name[: _LONGEST - 13]}-{hashlib.sha256(line.encode()).hexdigest()[:12]}"
 
 
 def as_frame(rows: Sequence[InspectionSummary]) -> pd.DataFrame:

@@ -1,20 +1,39 @@
-"""Drift: the period's last day against the days before it, per station, on what the record knows of each part."""
+"""Drift: each day against a stored quiet month, per station and shift, on what the record knows of each part."""
 
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inspect_xai.errors import StudyError
-from inspect_xai.maths.drift import FEWEST_DAYS, Alarm, Cell, DriftRules, compare_day, find_alarms, learn
+from inspect_xai.errors import SettingsError, StudyError
+from inspect_xai.maths.drift import FEWEST_DAYS, Alarm, Cell, DriftRules, Quiet, compare_day, find_alarms, learn
+from inspect_xai.maths.embedding import distances
 from inspect_xai.reports.period import Period
-from inspect_xai.storage.figures import DRIFT_FEATURES, Figures
+from inspect_xai.storage.figures import DRIFT_FEATURES, Figures, Watched
+from inspect_xai.storage.watchbook import Baseline
 
 BASELINE_DAYS: Final = 30
+EMBEDDING: Final = "embedding"
+SCHEMA_VERSION: Final = 1
 _WATCHED_DAYS: Final = 7  # compared one by one, so that what lasts or creeps is seen
-_PARTS: Final = 2000  # a day and feature at the most, drawn by the pictures' hashes
+_PARTS: Final = 10_000  # a day at the most, drawn by the pictures' hashes; of them the explained ones have all features
+_SHOWN: Final = 2  # parts of the day beside the usual one
+_FEWEST_EMBEDDED: Final = 100  # parts that say where embeddings usually lie
+
+Place = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Parts that show an alarm: the most changed of its day, and one that was usual; 0: none is known."""
+
+    cell: Cell
+    changed: tuple[int, ...]
+    usual: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,43 +42,198 @@ class Drift:
 
     Attributes:
         alarms: Raised on any of the days watched.
-        cells: Features per station that had a baseline.
+        evidence: Per alarm raised in the period, in their order.
+        cells: Features of stations and shifts that have a baseline.
         missing_days: How many days of baseline the station with most of them still lacks; 0 where one has enough.
         days: The days watched; an alarm's `day` and `since` count in them.
+        first: First day of the baseline.
+        last: Last day of the baseline.
+        set_by: Who chose the baseline; empty: nobody, it is the 30 days before the days watched.
     """
 
     alarms: tuple[Alarm, ...]
+    evidence: tuple[Evidence, ...]
     cells: int
     missing_days: int
     days: tuple[date, ...]
+    first: date
+    last: date
+    set_by: str
 
 
-def drift_of(figures: Figures, period: Period, *, rules: DriftRules | None = None) -> Drift:
-    """Learn from 30 days and hold the 7 days after them, the last of which is the period's, against them."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Learnt:
+    """A baseline: per cell what is quiet and which part is usual, per station where embeddings lie (centre, spread)."""
+
+    quiet: dict[Cell, Quiet]
+    usual: dict[Cell, int]
+    clouds: dict[Place, tuple[NDArray[np.float64], NDArray[np.float64]]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Series:
+    """One cell's day: values with the inspections they belong to."""
+
+    ids: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+def drift_of(
+    figures: Figures, period: Period, *, baseline: Baseline | None = None, rules: DriftRules | None = None
+) -> Drift:
+    """Hold the 7 days up to the period's last against a baseline.
+
+    Args:
+        figures: Restricted to the period's shift.
+        period: What the report speaks of.
+        baseline: A stored one; None: the 30 days before the days watched are learnt now.
+        rules: When a change is an alarm.
+    """
     limits = rules or DriftRules()
-    watched = [period.last - timedelta(days=n) for n in range(_WATCHED_DAYS - 1, -1, -1)]
-    before = [watched[0] - timedelta(days=n) for n in range(BASELINE_DAYS, 0, -1)]
-    history: dict[Cell, list[NDArray[np.float64]]] = {}
-    for day in before:
-        for cell, values in _cells(figures, period, day).items():
-            history.setdefault(cell, []).append(values)
-    quiet, most = {}, 0
-    for cell, days in history.items():
-        most = max(most, sum(int(np.isfinite(values).sum()) >= limits.fewest for values in days))
+    watched = tuple(period.last - timedelta(days=n) for n in range(_WATCHED_DAYS - 1, -1, -1))
+    if baseline is None:
+        first, last, who = watched[0] - timedelta(days=BASELINE_DAYS), watched[0] - timedelta(days=1), ""
+        learnt, most = learn_from(figures, period, first=first, last=last, rules=limits)
+        missing = 0 if learnt.quiet else max(1, FEWEST_DAYS - most)
+    else:
+        first, last, who = baseline.first, baseline.last, baseline.set_by
+        learnt, missing = from_plain(baseline.content), 0
+    if not learnt.quiet:
+        return Drift((), (), 0, missing, watched, first, last, who)
+    series = [_cells(_of_day(figures, period, day), learnt.clouds) for day in watched]
+    compared = [
+        compare_day({cell: each.values for cell, each in day.items()}, learnt.quiet, rules=limits) for day in series
+    ]
+    alarms = find_alarms(compared, learnt.quiet, rules=limits)
+    evidence = [_evidence(alarm, series[alarm.day][alarm.cell], learnt) for alarm in alarms]
+    return Drift(alarms, tuple(evidence), len(learnt.quiet), 0, watched, first, last, who)
+
+
+def learn_from(
+    figures: Figures, period: Period, *, first: date, last: date, rules: DriftRules | None = None
+) -> tuple[Learnt, int]:
+    """Learn a baseline from quiet days.
+
+    A shift with enough parts has cells of its own, so that its ways are not held against another's; a station whose
+    shifts have too few has cells of all its shifts together.
+
+    Returns:
+        The baseline, and the most days that any station had with enough parts.
+    """
+    limits = rules or DriftRules()
+    days = [_of_day(figures, period, first + timedelta(days=n)) for n in range((last - first).days + 1)]
+    clouds = _clouds(days)
+    history: dict[Cell, list[_Series]] = {}
+    for day in days:
+        for cell, series in _cells(day, clouds).items():
+            history.setdefault(cell, []).append(series)
+    quiet: dict[Cell, Quiet] = {}
+    most = 0
+    for cell, given in history.items():
+        most = max(most, sum(int(np.isfinite(each.values).sum()) >= limits.fewest for each in given))
         try:
-            quiet[cell] = learn(days, rules=limits)
+            quiet[cell] = learn([each.values for each in given], rules=limits)
         except StudyError:  # too few days of this feature here
             continue
-    if not quiet:
-        return Drift((), 0, FEWEST_DAYS - most, tuple(watched))
-    days_now = [compare_day(_cells(figures, period, day), quiet, rules=limits) for day in watched]
-    return Drift(find_alarms(days_now, quiet, rules=limits), len(quiet), 0, tuple(watched))
-
-
-def _cells(figures: Figures, period: Period, day: date) -> dict[Cell, NDArray[np.float64]]:
-    samples = figures.features(*period.span_of(day), most=_PARTS)
-    return {
-        Cell(place, feature): values[:, n]
-        for place, values in samples.items()
-        for n, feature in enumerate(DRIFT_FEATURES)
+    by_shift = {(cell.stratum[:2], cell.feature) for cell in quiet if len(cell.stratum) > 2}
+    kept = {
+        cell: q for cell, q in quiet.items() if len(cell.stratum) > 2 or (cell.stratum, cell.feature) not in by_shift
     }
+    return Learnt(kept, {cell: _usual(history[cell]) for cell in kept}, clouds), most
+
+
+def to_plain(learnt: Learnt) -> dict[str, Any]:
+    """A baseline as plain values, to be stored."""
+    cells = [
+        {"stratum": list(cell.stratum), "feature": cell.feature, "usual": learnt.usual[cell]}
+        | dataclasses.asdict(dataclasses.replace(quiet, values=np.empty(0)))
+        | {"values": [float(f"{value:.6g}") for value in quiet.values]}
+        for cell, quiet in learnt.quiet.items()
+    ]
+    clouds = [
+        {"place": list(place), "centre": centre.tolist(), "spread": spread.tolist()}
+        for place, (centre, spread) in learnt.clouds.items()
+    ]
+    return {"schema_version": SCHEMA_VERSION, "cells": cells, "clouds": clouds}
+
+
+def from_plain(content: Mapping[str, Any]) -> Learnt:
+    """A stored baseline again.
+
+    Raises:
+        SettingsError: It was stored by another version.
+    """
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise SettingsError(
+            f"the drift baseline has schema {content.get('schema_version')}", expected=str(SCHEMA_VERSION),
+            remedy="learn it again: inspect-xai drift baseline",
+        )  # fmt: skip
+    quiet, usual = {}, {}
+    for each in content["cells"]:
+        facts = dict(each)
+        cell = Cell(tuple(facts.pop("stratum")), facts.pop("feature"))
+        usual[cell] = int(facts.pop("usual"))
+        quiet[cell] = Quiet(**facts | {"values": np.array(facts["values"], dtype=np.float64)})
+    clouds = {tuple(c["place"]): (np.array(c["centre"]), np.array(c["spread"])) for c in content["clouds"]}
+    return Learnt(quiet, usual, clouds)
+
+
+def _of_day(figures: Figures, period: Period, day: date) -> dict[tuple[str, str, str], Watched]:
+    return figures.features(*period.span_of(day), most=_PARTS)
+
+
+def _clouds(days: Iterable[Mapping[tuple[str, str, str], Watched]]) -> dict[Place, Any]:
+    """Where the embeddings of each station lie; a station with few has no cloud."""
+    gathered: dict[Place, list[NDArray[np.float32]]] = {}
+    for day in days:
+        for (line, station, _), watched in day.items():
+            known = watched.embeddings[np.isfinite(watched.embeddings).all(axis=1)]
+            gathered.setdefault((line, station), []).append(known)
+    found = {}
+    for place, parts in gathered.items():
+        whole = np.concatenate(parts).astype(np.float64)
+        if len(whole) >= _FEWEST_EMBEDDED:
+            found[place] = (whole.mean(axis=0), whole.std(axis=0, ddof=1))
+    return found
+
+
+def _cells(day: Mapping[tuple[str, str, str], Watched], clouds: Mapping[Place, Any]) -> dict[Cell, _Series]:
+    """The series of a day: of every shift by itself, and of all shifts of a station together."""
+    found: dict[Cell, _Series] = {}
+    together: dict[Place, list[Watched]] = {}
+    for (line, station, shift), watched in day.items():
+        together.setdefault((line, station), []).append(watched)
+        if shift:
+            found |= _features((line, station, shift), watched, clouds.get((line, station)))
+    for place, parts in together.items():
+        whole = Watched(
+            np.concatenate([each.ids for each in parts]),
+            np.concatenate([each.values for each in parts]),
+            np.concatenate([each.embeddings for each in parts]),
+        )
+        found |= _features(place, whole, clouds.get(place))
+    return found
+
+
+def _features(stratum: Place, watched: Watched, cloud: Any) -> Iterable[tuple[Cell, _Series]]:
+    columns = dict(zip(DRIFT_FEATURES, watched.values.T, strict=True))
+    if cloud is not None:
+        columns[EMBEDDING] = distances(watched.embeddings, centre=cloud[0], spread=cloud[1])
+    return [(Cell(stratum, feature), _Series(watched.ids, values)) for feature, values in columns.items()]
+
+
+def _usual(history: Sequence[_Series]) -> int:
+    """The inspection in the middle of a cell's baseline; 0 where there is none."""
+    ids, values = (np.concatenate(given) for given in zip(*((s.ids, s.values) for s in history), strict=True))
+    known = np.isfinite(values)
+    if not known.any():
+        return 0
+    return int(ids[known][np.argmin(np.abs(values[known] - np.median(values[known])))])
+
+
+def _evidence(alarm: Alarm, series: _Series, learnt: Learnt) -> Evidence:
+    """The parts furthest the way the alarm points."""
+    known = np.isfinite(series.values)
+    order = np.argsort(series.values[known] * (-1 if alarm.shift > 0 else 1), kind="stable")
+    changed = series.ids[known][order][:_SHOWN]
+    return Evidence(alarm.cell, tuple(int(each) for each in changed), learnt.usual[alarm.cell])

@@ -1,7 +1,6 @@
 """Numbers for reports, added up by the database: a year of inspections costs no more memory than a day."""
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,11 +12,11 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Select, and_, case, func, select
 from sqlalchemy.orm import aliased
 
-from inspect_xai.records import Status, VerdictCode
+from inspect_xai.records import Decision, Status, VerdictCode
 from inspect_xai.storage import database, reading
 from inspect_xai.storage.blobs import decode
 from inspect_xai.storage.store import Store
-from inspect_xai.storage.stored import InspectionSummary
+from inspect_xai.storage.stored import InspectionSummary, StoredModel
 from inspect_xai.storage.tables import (
     Capture,
     Explanation,
@@ -28,6 +27,7 @@ from inspect_xai.storage.tables import (
     MapBlob,
     Model,
     Part,
+    PictureSignal,
     Policy,
     Product,
     Review,
@@ -38,11 +38,16 @@ AGES: Final = (timedelta(days=1), timedelta(days=3), timedelta(days=7))
 """Where the waiting parts are divided by age."""
 
 DRIFT_FEATURES: Final = (
-    "score", "margin", "support_share", "region_row_px", "region_column_px", "region_area_px", "faithfulness_percent",
+    "score", "margin", "brightness", "sharpness", "noise", "support_share", "region_row_px", "region_column_px",
+    "region_area_px", "region_mass", "energy_in_roi", "faithfulness_percent",
 )  # fmt: skip
-"""What is watched for drift: the judged label's score, the network's margin, and of explained parts how much of the
-picture the map covers, where its heaviest region lies and how large it is, and how much more of the score goes with
-what the map marks than with blobs of the same area."""
+"""What is watched for drift: the judged label's score, the network's margin, three image statistics; and of explained
+parts how much of the picture the map covers, where its heaviest region lies, how large it is and how much of the map it
+holds, the map's share inside the region of interest, and how much more of the score goes with what the map marks than
+with blobs of the same area."""
+
+EMBEDDING_SIZE: Final = 16
+"""Numbers of an embedding (maths/embedding.py makes them, `PictureSignal` keeps them)."""
 
 _AT_A_TIME: Final = 64  # rows on their way from the database
 
@@ -83,6 +88,50 @@ class StoredMap:
     faithfulness: dict[str, float]
     score_spread: float | None
     fused: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewedScore:
+    """A model's probability of a defect, whether a person called it one, and the chance the part had to be reviewed."""
+
+    probability: float
+    is_defect: bool
+    chance: float
+
+
+def _chance_of_defect(scores: Sequence[Sequence[float | None]], model: StoredModel) -> NDArray[np.float64]:
+    """One less what goes to the OK labels; without one, the highest score."""
+    if not scores:
+        return np.empty(0)
+    table = np.nan_to_num(np.array(scores, dtype=np.float64))
+    good = [model.card["labels"].index(label) for label in model.card["ok_labels"]]
+    found = 1 - table[:, good].sum(axis=1) if good else table.max(axis=1)
+    return np.asarray(np.clip(found, 0, 1))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Watched:
+    """What is watched of some parts.
+
+    Attributes:
+        ids: (n,) of their inspections.
+        values: (n, features) in the order of `DRIFT_FEATURES`; NaN where a part has none.
+        embeddings: (n, 16); rows of NaN likewise.
+    """
+
+    ids: NDArray[np.int64]
+    values: NDArray[np.float64]
+    embeddings: NDArray[np.float32]
+
+
+def _watched(rows: Sequence[Sequence[Any]]) -> Watched:
+    nothing = np.full(EMBEDDING_SIZE, np.nan, dtype=np.float32)
+    given = [nothing if row[1] is None else np.frombuffer(row[1], "<f4") for row in rows]
+    return Watched(
+        np.array([row[0] for row in rows]),
+        np.array([row[2:] for row in rows], dtype=np.float64),  # None becomes NaN
+        np.array([each if each.size == EMBEDDING_SIZE else nothing for each in given], dtype=np.float32),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +224,8 @@ class Figures:
                 for row in connection.execute(query)
             ]
 
-    def features(self, start: datetime, end: datetime, *, most: int) -> dict[tuple[str, str], NDArray[np.float64]]:
-        """Per line and station the values of `DRIFT_FEATURES`, (n, features), NaN where a part has none.
+    def features(self, start: datetime, end: datetime, *, most: int) -> dict[tuple[str, str, str], Watched]:
+        """What is watched of the parts of each line, station and shift.
 
         Args:
             start: First moment of capture.
@@ -185,8 +234,10 @@ class Figures:
         """
         region = ExplanationRegion
         columns = (
-            Capture.line, Capture.station, Inspection.score, Inspection.margin, Explanation.support_share,
-            region.top_px + region.height_px / 2.0, region.left_px + region.width_px / 2.0, region.area_px,
+            Capture.line, Capture.station, Capture.shift, Inspection.id, PictureSignal.embedding, Inspection.score,
+            Inspection.margin, PictureSignal.brightness, PictureSignal.sharpness, PictureSignal.noise,
+            Explanation.support_share, region.top_px + region.height_px / 2.0, region.left_px + region.width_px / 2.0,
+            region.area_px, region.mass, Explanation.energy_in_roi,
             Explanation.deletion_percent_random - Explanation.deletion_percent,
         )  # fmt: skip
         parts = (
@@ -195,19 +246,67 @@ class Figures:
         query = (
             select(*columns)
             .join(Capture, Capture.id == Inspection.capture_id)
+            .outerjoin(PictureSignal, PictureSignal.inspection_id == Inspection.id)
             .outerjoin(Explanation, Explanation.inspection_id == Inspection.id)
             .outerjoin(region, and_(region.explanation_id == Explanation.id, region.position == 0))
             .where(*self._during(start, end), Inspection.failure_kind == "")
+            .order_by(Capture.captured_at, Inspection.id)
         )
-        found: dict[tuple[str, str], list[list[float]]] = {}
+        found: dict[tuple[str, str, str], list[Any]] = {}
         with database.reading(self._engine) as connection:
             count = connection.execute(parts).scalar_one()
             if count > most:
                 query = query.where(_drawn(most / count))
-            for line, station, *values in connection.execute(query.order_by(Capture.captured_at, Inspection.id)):
-                numbers = [math.nan if value is None else float(value) for value in values]
-                found.setdefault((line, station), []).append(numbers)
-        return {place: np.array(rows) for place, rows in sorted(found.items())}
+            for line, station, shift, *rest in connection.execute(query):
+                found.setdefault((line, station, shift), []).append(rest)
+        return {place: _watched(rows) for place, rows in sorted(found.items())}
+
+    def defect_scores(
+        self, start: datetime, end: datetime, *, model: StoredModel
+    ) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
+        """What a model said of the parts it judged: probability of a defect (n,), and the verdicts (n,)."""
+        query = (
+            select(Inspection.scores, Inspection.verdict)
+            .join(Capture, Capture.id == Inspection.capture_id)
+            .join(Model, Model.id == Inspection.model_id)
+            .where(*self._during(start, end), Model.fingerprint == model.fingerprint, Inspection.scores.is_not(None))
+            .order_by(Capture.captured_at, Inspection.id)
+        )
+        with database.reading(self._engine) as connection:
+            rows = connection.execute(query).all()
+        return _chance_of_defect([row.scores for row in rows], model), np.array(
+            [row.verdict for row in rows], dtype=str
+        )
+
+    def reviewed_scores(self, start: datetime, end: datetime, *, model: StoredModel) -> list[ReviewedScore]:
+        """The same of the parts that a person called OK or NG, each with the chance it had to be reviewed."""
+        newest = select(func.max(Review.id)).where(Review.inspection_id == Inspection.id).correlate(Inspection)
+        query = (
+            select(Inspection.scores, Inspection.verdict, Inspection.explained_because, Review.verdict, Run.settings)
+            .join(Capture, Capture.id == Inspection.capture_id)
+            .join(Model, Model.id == Inspection.model_id)
+            .join(Run, Run.id == Inspection.run_id)
+            .join(Review, Review.id == newest.scalar_subquery())
+            .where(*self._during(start, end), Model.fingerprint == model.fingerprint, Inspection.scores.is_not(None))
+            .where(Review.decision != Decision.UNDECIDED, Review.verdict.in_((VerdictCode.OK, VerdictCode.NG)))
+            .order_by(Capture.captured_at, Inspection.id)
+        )
+        with database.reading(self._engine) as connection:
+            rows = connection.execute(query).all()
+        chances = _chance_of_defect([row[0] for row in rows], model)
+        found = []
+        for (_, verdict, because, said, settings), chance in zip(rows, chances, strict=True):
+            share = settings.get("ok_share") if verdict == VerdictCode.OK else 1.0
+            if verdict != VerdictCode.OK or (because == "sample" and isinstance(share, int | float) and share > 0):
+                found.append(ReviewedScore(float(chance), said == VerdictCode.NG, float(share)))
+        return found
+
+    def slower_than(self, start: datetime, end: datetime, *, window_ms: float) -> int:
+        """How many inspections took longer than that."""
+        query = select(func.count()).select_from(Inspection).join(Capture, Capture.id == Inspection.capture_id)
+        with database.reading(self._engine) as connection:
+            found = connection.execute(query.where(*self._during(start, end), Inspection.duration_ms > window_ms))
+            return int(found.scalar_one())
 
     def run_settings(self, run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """By which settings each run worked."""

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, bindparam, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from inspect_xai.errors import StoreError
-from inspect_xai.records import Capture, Explanation, Inspection
+from inspect_xai.records import Capture, Explanation, Inspection, PictureSignal
 from inspect_xai.storage import tables
 from inspect_xai.storage.blobs import Blob, Precision, encode
 from inspect_xai.storage.blobstore import BlobStore
@@ -124,15 +124,19 @@ class Recorder:
         ids, made = all_found_or_made(self._connection, tables.Inspection, key, rows)
         recorded = []
         explained: list[tuple[int, Explanation, EncodedMaps]] = []
+        signals: list[dict[str, Any]] = []
         for inspection, row, encoded in zip(inspections, rows, maps, strict=True):
             number = ids[tuple(row[name] for name in key)]
             is_new = number in made
             made.discard(number)  # the same picture twice in a chunk is new once
             recorded.append(RecordedInspection(number, is_new))
+            if is_new and inspection.signal is not None:
+                signals.append({"inspection_id": number} | _signal_facts(inspection, inspection.signal))
             if is_new and inspection.explanation is not None and encoded is not None:
                 explained.append((number, inspection.explanation, encoded))
         if explained:
             self._explanations(explained)
+        _insert(self._connection, tables.PictureSignal, signals)
         return recorded
 
     def _rows(self, inspections: Sequence[Inspection]) -> list[dict[str, Any]]:
@@ -252,6 +256,12 @@ def _facts(inspection: Inspection) -> dict[str, Any]:
         "failure_message": failure.message if failure else "",
         "duration_ms": float(inspection.duration_ms),
     }
+
+
+def _signal_facts(inspection: Inspection, signal: PictureSignal) -> dict[str, Any]:
+    seen = inspection.explanation.embedding if inspection.explanation else ()
+    packed = np.asarray(seen, dtype="<f4")
+    return dataclasses.asdict(signal) | {"embedding": packed.tobytes() if np.isfinite(packed).all() and seen else None}
 
 
 def _explanation_facts(explanation: Explanation) -> dict[str, Any]:

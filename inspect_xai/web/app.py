@@ -16,7 +16,7 @@ from inspect_xai import __version__
 from inspect_xai.errors import DatabaseAwayError, InspectXaiError, NotFoundError
 from inspect_xai.settings import ServeSettings
 from inspect_xai.storage.store import open_store
-from inspect_xai.web import api, images, pages, studies
+from inspect_xai.web import api, images, pages, reports, studies
 from inspect_xai.web.guard import HEADERS, Guard
 from inspect_xai.web.site import RefusedError, SignInNeededError, Site, site_of
 from inspect_xai.web.words import catalogue
@@ -66,6 +66,7 @@ def create_app(store_url: str, settings: ServeSettings | None = None, *, blob_st
     app.state.site = site
     app.include_router(pages.router)
     app.include_router(studies.router)
+    app.include_router(reports.router)
     app.include_router(images.router)
     app.include_router(api.router)
     app.mount("/static", _Static(packages=[("inspect_xai.web", "static")]))

@@ -1,0 +1,170 @@
+"""`inspect-xai drift`, `alarm` and `calibrate`: what the quality department sets and answers for."""
+
+from datetime import date, datetime
+from typing import Annotated
+from zoneinfo import ZoneInfo
+
+import typer
+
+from inspect_xai.cli.console import ByOption, DatabaseOption, JsonOption, SettingsOption, print_json, store_of, who
+
+_DAYS = ["%Y-%m-%d"]
+SinceOption = Annotated[datetime, typer.Option("--since", formats=_DAYS, help="First day, in the plant's zone.")]
+UntilOption = Annotated[datetime, typer.Option("--until", formats=_DAYS, help="Last day.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    drift = typer.Typer(no_args_is_help=True, help="What later days are held against.")
+    drift.command("baseline")(baseline)
+    app.add_typer(drift, name="drift")
+    alarms = typer.Typer(no_args_is_help=True, help="Alarms of the reports: which there are, and who looks after them.")
+    alarms.command("list")(list_)
+    alarms.command("acknowledge")(acknowledge)
+    app.add_typer(alarms, name="alarm")
+    app.command()(calibrate)
+
+
+def baseline(
+    since: SinceOption,
+    until: UntilOption,
+    by: ByOption = "",
+    db: DatabaseOption = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Learn what quiet days look like, and hold every later day against them.
+
+    A month is usual; at least 10 days with 30 parts are needed, per station, and per shift for a shift to be watched by
+    itself. The baseline stands in the database until another is set; the ledger says who chose it.
+
+    Example: inspect-xai drift baseline --since 2026-10-01 --until 2026-10-31 --by "Ada, quality"
+    """
+    from inspect_xai.errors import StudyError
+    from inspect_xai.maths.drift import FEWEST_DAYS
+    from inspect_xai.reports.period import Period
+    from inspect_xai.reports.watch import learn_from, to_plain
+    from inspect_xai.settings import load_settings
+    from inspect_xai.storage.figures import Figures
+    from inspect_xai.storage.watchbook import Watchbook
+
+    chosen = load_settings(settings, db=db)
+    first, last = since.date(), until.date()
+    period = Period(first, last, ZoneInfo(chosen.report.time_zone))
+    with store_of(chosen) as store:
+        learnt, most = learn_from(Figures(store), period, first=first, last=last)
+        if not learnt.quiet:
+            raise StudyError(
+                f"no station has more than {most} days with 30 parts from {first} to {last}",
+                expected=f"{FEWEST_DAYS}",
+                remedy="choose a longer period",
+            )
+        Watchbook(store).set_baseline(first, last, content=to_plain(learnt), by=who(by))
+    strata = sorted({cell.stratum for cell in learnt.quiet})
+    if as_json:
+        print_json({"first": first, "last": last, "cells": len(learnt.quiet), "strata": strata})
+        return
+    typer.echo(f"{len(learnt.quiet)} features learnt from {first} to {last}:")
+    for stratum in strata:
+        typer.echo(f"  {' '.join(stratum)}: {', '.join(c.feature for c in learnt.quiet if c.stratum == stratum)}")
+
+
+def list_(
+    db: DatabaseOption = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the alarms of the newest reports, with their owner and who acknowledged them.
+
+    Example: inspect-xai alarm list --settings line.toml
+    """
+    from inspect_xai.pipeline.shelf import reports_in
+    from inspect_xai.settings import load_settings
+    from inspect_xai.storage.watchbook import Watchbook
+
+    chosen = load_settings(settings, db=db)
+    with store_of(chosen) as store:
+        seen = Watchbook(store).acknowledged()
+    alarms = {alarm["alarm_id"]: alarm for each in reports_in(chosen.report.out) for alarm in each.alarms}
+    if as_json:
+        print_json([alarm | {"seen": seen.get(name)} for name, alarm in alarms.items()])
+        return
+    for name, alarm in alarms.items():
+        told = f"seen by {seen[name].by}: {seen[name].note}" if name in seen else "open"
+        typer.echo(f"{name}  {alarm['owner']}  {told}\n    {alarm['text']}")
+
+
+def acknowledge(
+    alarm_id: Annotated[str, typer.Argument(help="As the report shows it.")],
+    note: Annotated[str, typer.Option("--note", help="What comes of it.")] = "",
+    by: ByOption = "",
+    db: DatabaseOption = None,
+    settings: SettingsOption = None,
+) -> None:
+    """Say that somebody looks after an alarm; it goes to the ledger, and later reports show it.
+
+    Example: inspect-xai alarm acknowledge 3f9a0c12b7de --note "lamp ordered" --by "Bob, maintenance"
+    """
+    from inspect_xai.errors import NotFoundError
+    from inspect_xai.pipeline.shelf import reports_in
+    from inspect_xai.settings import load_settings
+    from inspect_xai.storage.watchbook import Watchbook
+
+    chosen = load_settings(settings, db=db)
+    known = {alarm["alarm_id"] for each in reports_in(chosen.report.out) for alarm in each.alarms}
+    if alarm_id not in known:
+        raise NotFoundError(
+            f"no report in {chosen.report.out} has an alarm {alarm_id}", remedy="see: inspect-xai alarm list"
+        )
+    with store_of(chosen) as store:
+        made = Watchbook(store).acknowledge(alarm_id, by=who(by), note=note)
+    typer.echo(f"{alarm_id} acknowledged by {made.by}")
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(help="Fingerprint of a registered model, or its beginning.")],
+    since: SinceOption,
+    until: Annotated[datetime | None, typer.Option("--until", formats=_DAYS, help="Last day. Default: today.")] = None,
+    by: ByOption = "",
+    db: DatabaseOption = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit a model's scores to what people said, so that 0.9 means nine in ten; kept with the model.
+
+    Reports then say how many escapes are to be expected without any label. Fitted on flagged parts with an answer and
+    the random share of the OK parts, each weighed by its chance to be reviewed: a rising curve from 200 reviews of each
+    kind, one temperature with fewer, and none below 20.
+
+    Example: inspect-xai calibrate 8c1f02 --since 2026-10-01 --until 2026-10-31
+    """
+    import numpy as np
+
+    from inspect_xai.reports.expected import calibrate as fitted
+    from inspect_xai.reports.period import Period
+    from inspect_xai.settings import load_settings
+    from inspect_xai.storage.figures import Figures
+    from inspect_xai.storage.watchbook import Watchbook
+
+    chosen = load_settings(settings, db=db)
+    zone = ZoneInfo(chosen.report.time_zone)
+    last: date = until.date() if until else datetime.now(zone).date()
+    period = Period(since.date(), last, zone)
+    with store_of(chosen) as store:
+        registered = store.model(model)
+        found = Figures(store).reviewed_scores(*period.span, model=registered)
+        content = fitted(
+            np.array([each.probability for each in found]),
+            np.array([each.is_defect for each in found], dtype=np.bool_),
+            weights=np.array([1 / each.chance for each in found]),
+        )
+        content |= {"since": period.first.isoformat(), "until": period.last.isoformat()}
+        Watchbook(store).set_calibration(registered.fingerprint, content, by=who(by))
+    if as_json:
+        print_json(content)
+        return
+    typer.echo(
+        f"{registered.name} {registered.version}: {content['kind']} on {content['reviews']} reviews "
+        f"({content['defects']} defects); expected calibration error {100 * content['expected_error_before']:.2f} % "
+        f"before, {100 * content['expected_error']:.2f} % after"
+    )
