@@ -140,23 +140,23 @@ class TestPerturbation:
     black = np.zeros((2, 2, 1), dtype=np.float32)
 
     def test_deletion_by_hand(self):
-        curve = [float(p.sum()) for p in metrics.deletion(self.picture, self.rank, fill=self.black, steps=2)]
+        curve = [float(p.sum()) for p in metrics.exchanged(self.picture, self.black, self.rank, steps=2)]
         assert curve == pytest.approx([1.0, 0.3, 0.0])
         assert metrics.area_under(curve) == pytest.approx(0.4)
 
     def test_insertion_by_hand(self):
-        curve = [float(p.sum()) for p in metrics.insertion(self.picture, self.rank, fill=self.black, steps=2)]
+        curve = [float(p.sum()) for p in metrics.exchanged(self.black, self.picture, self.rank, steps=2)]
         assert curve == pytest.approx([0.0, 0.7, 1.0])
         assert metrics.area_under(curve) == pytest.approx(0.6)
 
     def test_the_default_curve_has_51_pictures_of_even_steps(self, rng):
         picture = np.ones((20, 30, 3), dtype=np.float32)
         rank = ranked(rng.random((20, 30)))
-        left = [int(p[..., 0].sum()) for p in metrics.deletion(picture, rank, fill=np.zeros_like(picture))]
+        left = [int(p[..., 0].sum()) for p in metrics.exchanged(picture, np.zeros_like(picture), rank)]
         assert left == [600 - 12 * step for step in range(51)]
 
     def test_more_steps_than_pixels_go_pixel_by_pixel(self):
-        curve = [float(p.sum()) for p in metrics.deletion(self.picture, self.rank, fill=self.black, steps=8)]
+        curve = [float(p.sum()) for p in metrics.exchanged(self.picture, self.black, self.rank, steps=8)]
         assert curve == pytest.approx([1, 1, 0.6, 0.6, 0.3, 0.3, 0.1, 0.1, 0])
 
     def test_the_fill_stands_where_pixels_go(self):
@@ -175,8 +175,8 @@ class TestPerturbation:
     @given(maps, st.integers(1, 60))
     def test_deletion_and_insertion_mirror_each_other(self, fused, steps: int):
         picture, fill = np.full((6, 7, 1), 5, dtype=np.float32), np.full((6, 7, 1), 2, dtype=np.float32)
-        gone = list(metrics.deletion(picture, ranked(fused), fill=fill, steps=steps))
-        come = list(metrics.insertion(picture, ranked(fused), fill=fill, steps=steps))
+        gone = list(metrics.exchanged(picture, fill, ranked(fused), steps=steps))
+        come = list(metrics.exchanged(fill, picture, ranked(fused), steps=steps))
         assert len(gone) == len(come) == steps + 1
         assert all(np.all(a + b == 7) for a, b in zip(gone, come, strict=True))
         assert np.array_equal(gone[0], picture)

@@ -149,39 +149,26 @@ def keep_top(
     return np.where(top_k(rank, share_of(rank.size, share))[..., np.newaxis], picture, fill)
 
 
-def deletion(
-    picture: NDArray[np.float32], rank: NDArray[np.integer], *, fill: NDArray[np.float32], steps: int = 50
+def exchanged(
+    before: NDArray[np.float32], after: NDArray[np.float32], rank: NDArray[np.integer], *, steps: int = 50
 ) -> Iterator[NDArray[np.float32]]:
-    """Yield the picture, then with ever more of its top pixels replaced, until only the fill is left.
+    """Yield one picture with ever more of its top pixels exchanged for another's, until only the other is left.
+
+    From the picture to the fill this is deletion, from the fill to the picture it is insertion.
 
     Args:
-        picture: (H, W, C).
-        rank: (H, W) rank map.
-        fill: (H, W, C).
+        before: (H, W, C) to start from.
+        after: (H, W, C) to end with.
+        rank: (H, W) rank map: the order in which pixels change.
         steps: Equal ones, as far as pixels can be divided.
 
     Yields:
         steps + 1 pictures (H, W, C).
+
+    Source: Petsiuk et al., "RISE" (BMVC 2018), section 4.1.
     """
     for step in range(steps + 1):
-        yield np.where(top_k(rank, step * rank.size // steps)[..., np.newaxis], fill, picture)
-
-
-def insertion(
-    picture: NDArray[np.float32], rank: NDArray[np.integer], *, fill: NDArray[np.float32], steps: int = 50
-) -> Iterator[NDArray[np.float32]]:
-    """Yield the fill, then with ever more of the picture's top pixels put in, until the picture is whole.
-
-    Args:
-        picture: (H, W, C).
-        rank: (H, W) rank map.
-        fill: (H, W, C).
-        steps: Equal ones, as far as pixels can be divided.
-
-    Yields:
-        steps + 1 pictures (H, W, C).
-    """
-    yield from deletion(fill, rank, fill=picture, steps=steps)
+        yield np.where(top_k(rank, step * rank.size // steps)[..., np.newaxis], after, before)
 
 
 def road(

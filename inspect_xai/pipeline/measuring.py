@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from inspect_xai.maths import metrics, sise, tiles, whereabouts
 from inspect_xai.model.engine import Engine
-from inspect_xai.pipeline.explain import Look
+from inspect_xai.pipeline.explain import Explainer, Look
 from inspect_xai.pipeline.faithful import in_window, order_of
-from inspect_xai.records import Baseline, Explanation, Tile
+from inspect_xai.records import Baseline, Channels, Explanation, Tile
 
 CLOSED_REACH = 1 / 100
 """How far beyond its mask a defect is closed, as a share of the window's shorter side: masks are drawn tight."""
@@ -24,6 +24,14 @@ NEAR_REACH = 1 / 14
 
 ELSEWHERE_SHARE = 0.02
 """Least share of the window that is closed elsewhere, to compare with closing the defect."""
+
+
+NUMBERS = (
+    "aupro", "aupro_window", "ebpg", "bbox", "miou", "pointing", "near", "inside", "border", "elsewhere_drop", "road",
+    "adcc", "coherency", "complexity",
+    *(f"{name}_{fill}" for name in ("drop", "increase", "insertion", "deletion") for fill in Baseline),
+)  # fmt: skip
+"""All that can be measured of an explanation, by name; a column each in an audit's table."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,7 +104,8 @@ def measure(engine: Engine, scene: Scene, explanation: Explanation, *, steps: in
 
     Returns:
         Numbers by name: ebpg, miou, bbox, pointing, aupro, near (with truth), border, inside, road, elsewhere_drop
-        (with truth) and, for each fill, drop_, increase_, insertion_ and deletion_.
+        (with truth), aupro_window (with truth in the window) and, for each fill, drop_, increase_, insertion_ and
+        deletion_.
     """
     fused, rank = explanation.fused, explanation.rank
     numbers = {
@@ -120,8 +129,8 @@ def measure(engine: Engine, scene: Scene, explanation: Explanation, *, steps: in
             engine,
             [
                 metrics.keep_top(scene.window, seen, fill=hidden),
-                *metrics.insertion(scene.window, seen, fill=hidden, steps=steps),
-                *metrics.deletion(scene.window, seen, fill=hidden, steps=steps),
+                *metrics.exchanged(hidden, scene.window, seen, steps=steps),
+                *metrics.exchanged(scene.window, hidden, seen, steps=steps),
             ],
             scene.target,
         )
@@ -134,8 +143,49 @@ def measure(engine: Engine, scene: Scene, explanation: Explanation, *, steps: in
     removed = list(metrics.road(scene.window, seen, seed=seed))
     numbers["road"] = metrics.road_combined(_scores(engine, removed, scene.target))
     if scene.truth_seen is not None:
+        if scene.truth_seen.any():
+            numbers["aupro_window"] = metrics.aupro(seen, scene.truth_seen)
         numbers["elsewhere_drop"] = _elsewhere_drop(engine, scene, seen, seed=seed)
     return numbers
+
+
+def measure_adcc(explainer: Explainer, scene: Scene, explanation: Explanation) -> dict[str, float]:
+    """Compute ADCC and its parts: is the map coherent, sparse, and does what it lets through keep the score?
+
+    Costs one more explanation, of the window seen through its own map. What the map hides is the mean colour: ADCC's
+    authors multiply the network's input tensor, whose 0 that is.
+
+    Args:
+        explainer: With the method that made the explanation.
+        scene: From `open_scene`.
+        explanation: Of the scene's class.
+
+    Returns:
+        adcc, coherency and complexity, each 0 to 1.
+
+    Source: Poppi et al., "Revisiting the Evaluation of Class Activation Mapping" (CVPRW 2021), section 4.
+    """
+    engine, spec = explainer.engine, explainer.card.input
+    hidden = sise.baseline_picture(scene.window, Baseline.MEAN, mean=engine.mean_px)
+    fused = in_window(explanation.fused, scene.tile, spec, outside=0).astype(np.float32)
+    shown = metrics.shown_through(scene.window, fused, fill=hidden)
+    look = explainer.look(_as_taken(np.clip(np.rint(shown), 0, 255).astype(np.uint8), spec.channels))
+    again = explainer.explain(look, target=explainer.card.labels[scene.target]).fused
+    drop = float(metrics.drop_percent(scene.full, look.scores[0, scene.target])) / 100
+    coherency, complexity = metrics.coherency(fused, again), metrics.complexity(fused)
+    value = metrics.adcc(coherency=coherency, complexity=complexity, drop=drop)
+    return {"adcc": value, "coherency": coherency, "complexity": complexity}
+
+
+def _as_taken(window: NDArray[np.uint8], channels: Channels) -> NDArray[np.uint8]:
+    """Turn a window (H, W, C) in the network's order back into a picture as a camera's: (H, W), or RGB."""
+    match channels:
+        case Channels.GRAY:
+            return window[..., 0]
+        case Channels.BGR:
+            return window[..., ::-1]
+        case Channels.RGB:
+            return window
 
 
 def _elsewhere_drop(engine: Engine, scene: Scene, rank: NDArray[np.int32], *, seed: int) -> float:
