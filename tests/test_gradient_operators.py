@@ -119,6 +119,10 @@ def ints(*numbers: int) -> np.ndarray:
     return np.array(numbers, np.int64)
 
 
+def scales(*numbers: float) -> np.ndarray:
+    return np.array(numbers, np.float32)
+
+
 def group_norm(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return functional.group_norm(x, 2, scale, bias)
 
@@ -205,6 +209,22 @@ CASES = {
     "layer norm over three axes": Case("LayerNormalization", X, noise(4, 6, 7), noise(4, 6, 7), axis=1),
     "instance norm": Case("InstanceNormalization", X, noise(4), noise(4), epsilon=1e-3),
     "group norm": Case("GroupNormalization", X, noise(4), noise(4), num_groups=2, opset=21, oracle=group_norm),
+    "resize to sizes": Case("Resize", X, None, None, ints(2, 4, 9, 5), mode="linear"),
+    "resize by scales": Case("Resize", X, None, scales(1, 1, 2, 1.5), mode="linear"),
+    "resize, some axes": Case("Resize", X, None, scales(1.7, 0.5), mode="linear", axes=[3, 2]),
+    "resize, corners aligned": Case(
+        "Resize", X, None, None, ints(2, 4, 9, 1), mode="linear", coordinate_transformation_mode="align_corners"
+    ),
+    "resize, asymmetric": Case(
+        "Resize", X, None, scales(1, 1, 2, 2), mode="linear", coordinate_transformation_mode="asymmetric"
+    ),
+    "resize, torch's pixel": Case(
+        "Resize", X, None, None, ints(2, 4, 1, 9), mode="linear", coordinate_transformation_mode="pytorch_half_pixel"
+    ),
+    "resize nearest": Case("Resize", X, None, scales(1, 1, 2, 3)),
+    "resize nearest, floor": Case(
+        "Resize", X, None, scales(1, 1, 2.5, 0.5), nearest_mode="floor", coordinate_transformation_mode="asymmetric"
+    ),
     "lrn": Case("LRN", X, size=3, alpha=0.4, beta=0.6, bias=1.5, oracle=lrn),
     "reduce mean": Case("ReduceMean", X, ints(2, 3)),
     "reduce mean, dropped axes": Case("ReduceMean", X, ints(-1, -2), keepdims=0),

@@ -18,6 +18,7 @@ from onnx.inliner import inline_local_functions
 from inspect_xai.errors import UnsupportedModelError
 from inspect_xai.model.gradient_arrays import EVERY_INPUT, FIRST_INPUT
 from inspect_xai.model.gradient_layers import LAYERS, SLOPES
+from inspect_xai.model.gradient_resize import resize
 from inspect_xai.model.tape import FLOATS, Step, Value, Writer, captured_names
 
 LOWEST_OPSET = 18  # ScatterElements adds up from here on; model files of older opsets are converted when they are read
@@ -79,7 +80,7 @@ def input_gradient(step: Step, index: int) -> Value:
         step.refuse(f"it belongs to the operator set {step.node.domain!r}")
     if op in EVERY_INPUT:
         return EVERY_INPUT[op](step, index)
-    rule = LAYERS.get(op) or FIRST_INPUT.get(op)
+    rule = resize if op == "Resize" else LAYERS.get(op) or FIRST_INPUT.get(op)
     if rule is None and op not in SLOPES:
         step.refuse("no rule for this operator is known")
     if index:
