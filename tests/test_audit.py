@@ -210,7 +210,7 @@ class TestRows:
         for found in rows[0].measured:
             fills = {f"{name}_{fill}" for name in ("drop", "increase", "insertion", "deletion") for fill in
                      ("black", "mean", "blur")}  # fmt: skip
-            located = {"ebpg", "miou", "bbox", "pointing", "near", "aupro"}
+            located = {"ebpg", "miou", "bbox", "pointing", "near", "aupro", "aupro_window"}
             assert set(found.numbers) == fills | located | {"border", "inside", "road", "elsewhere_drop"}
             assert all(np.isfinite(list(found.numbers.values())))
             assert found.passes > 0
