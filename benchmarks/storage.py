@@ -1,6 +1,6 @@
 """What the record costs: milliseconds per inspection, bytes per explanation, and the queries people wait for.
 
-    python -m benchmarks.storage                             100,000 inspections on both databases (about half an hour)
+    python -m benchmarks.storage                             100,000 inspections on both databases (20 minutes)
     python -m benchmarks.storage --inspections 5000          a quick look
     python -m benchmarks.storage --bundle DIR --pictures DIR bytes and share of the time on real explanations, too
 
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from inspect_xai.records import Decision, Explanation, Inspection, Review, VerdictCode
 from inspect_xai.storage import database, schema
 from inspect_xai.storage.desk import Desk
+from inspect_xai.storage.figures import Figures
 from inspect_xai.storage.store import Store, open_store
 from inspect_xai.storage.waiting import QueueFilter
 from tests import postgres, stored
@@ -163,7 +164,7 @@ def print_plan(store: Store, run: Callable[[], object]) -> None:
 
 def measure_queries(store: Store, number: int) -> None:
     """The queries people wait for, with their plans."""
-    desk = Desk(store)
+    desk, figures = Desk(store), Figures(store)
     begun = time.perf_counter()
     taken = desk.take_in()
     print(f"desk took in {taken} of {number} in {time.perf_counter() - begun:.1f} s")
@@ -174,8 +175,13 @@ def measure_queries(store: Store, number: int) -> None:
         "queue, first page": (lambda: desk.queue(QueueFilter()), True),
         "queue, one station": (lambda: desk.queue(QueueFilter(station="S1")), True),
         "trace of a part": (lambda: store.trace(f"SN{number // 4:06d}"), True),
-        "day's report: statistics by station": (lambda: store.stats(*day), True),
-        "day's report: all its inspections": (lambda: store.day(*day), True),
+        "day's report: counts by station and verdict": (
+            lambda: figures.tally(*day, by=("line", "station", "verdict", "reviewed_verdict")),
+            True,
+        ),
+        "day's report: all its inspections": (lambda: figures.rows(*day), True),
+        "statistics of the day by station": (lambda: store.stats(*day), False),
+        "flagged parts that wait, by age": (lambda: figures.waiting(day[1]), False),
         "one inspection with its maps": (lambda: store.get(number // 2 // FLAGGED * FLAGGED + 1, maps=True), False),
         "find by label": (lambda: store.find(label="crack", verdict="NG"), False),
         "find by region": (lambda: store.find(near_px=(2.5, 4, 1)), False),
