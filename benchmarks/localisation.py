@@ -15,6 +15,7 @@ to masked windows are kept, so that a killed run goes on where it stood and a ta
 
 import argparse
 import hashlib
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -96,9 +97,7 @@ def main() -> None:
             with engine, Explainer(
                 engine, profile=options.profile, max_passes=options.max_passes, faithfulness=False
             ) as explainer:  # fmt: skip
-                rows = [
-                    row for part in chosen_parts(shared, name, options) for row in measured(explainer, part, options)
-                ]
+                rows = measured_rows(explainer, chosen_parts(shared, name, options), options)
             for label in [*dict.fromkeys(row.label for row in rows), "all"]:
                 print_table(name, label, [row for row in rows if label in (row.label, "all")])
 
@@ -121,6 +120,21 @@ def chosen_parts(shared: Path, name: str, options: argparse.Namespace) -> list[R
     parts = [part for split in options.split.split(",") for part in defective_parts(shared, name, split=split)]
     order = np.random.default_rng(options.seed).permutation(len(parts))
     return [parts[index] for index in order]
+
+
+def measured_rows(explainer: Explainer, parts: list[RealPart], options: argparse.Namespace) -> list[Row]:
+    """Measure picture after picture, until as many as were asked for were judged right."""
+    rows: list[Row] = []
+    pictures = 0
+    for part in parts:
+        found = list(measured(explainer, part, options))
+        rows += found
+        pictures += bool(found)
+        if found:
+            print(f"\r{pictures} pictures", end="", file=sys.stderr, flush=True)
+        if pictures == options.pictures:
+            break
+    return rows
 
 
 def measured(explainer: Explainer, part: RealPart, options: argparse.Namespace) -> Iterator[Row]:
