@@ -1,34 +1,40 @@
 """How fast the review desk answers: many browsers at once on a large database.
 
     python benchmarks/desk.py --inspections 100000 --clients 50 --seconds 20
+    python benchmarks/desk.py --postgresql
 
-Every client waits for its answer and then asks again after a pause, as people do. Prints one line per page with
-settings, versions, median, 95th percentile and spread in milliseconds.
+Every client waits for its answer and then asks again after a pause, as people do. The clients (and PostgreSQL) run on
+the same cores as the desk. Prints one line per page with settings, versions, median, 95th percentile and spread in
+milliseconds.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import os
 import platform
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import numpy as np
+from sqlalchemy import text
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from inspect_xai.records import VerdictCode
+from inspect_xai.storage.database import open_engine
+from inspect_xai.storage.schema import upgrade_schema
 from inspect_xai.storage.store import open_store
+from inspect_xai.storage.tables import Base
 from tests import desk as making
+from tests import postgres
 
 _RECORDED = 2000  # by the store; the rest are copies of them
 _SHIFT = 10_000
@@ -60,33 +66,36 @@ def fill(url: str, folder: Path, count: int) -> None:
             )
             chunk.append(dataclasses.replace(given, capture=capture, inspected_at=moment))
         store.record(chunk)
-    _multiply(Path(url.removeprefix("sqlite:///")), count // recorded)
+    _multiply(url, count // recorded)
 
 
-def _multiply(file: Path, times: int) -> None:
+def _multiply(url: str, times: int) -> None:
     """Copy all that was recorded, as other parts on other days: SQL alone is a hundred times faster than recording."""
     changed = {
-        "part": {"serial": "serial || '-' || :k"},
-        "capture": {"part_id": "part_id + :shift", "sha256": "printf('%04x', :k) || substr(sha256, 5)"},
+        "part": {"serial": "serial || :suffix"},
+        "capture": {"part_id": "part_id + :shift", "sha256": ":prefix || substr(sha256, 5)"},
         "inspection": {"capture_id": "capture_id + :shift"},
         "explanation": {"inspection_id": "inspection_id + :shift"},
         "explanation_region": {"explanation_id": "explanation_id + :shift"},
         "explanation_tile": {"explanation_id": "explanation_id + :shift"},
         "block_map": {"explanation_id": "explanation_id + :shift"},
     }
-    with closing(sqlite3.connect(file)) as database, database:
-        last = database.execute("SELECT max(id) FROM inspection").fetchone()[0]
+    engine = open_engine(url)
+    with engine.begin() as database:
+        last = database.execute(text("SELECT max(id) FROM inspection")).scalar_one()
         for table, changes in changed.items():
-            columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
+            columns = [column.name for column in Base.metadata.tables[table].columns]
             changes = ({"id": "id + :shift"} if "id" in columns else {}) | changes
             values = ", ".join(changes.get(column, column) for column in columns)
             first = "id" if "id" in columns else "explanation_id"
+            names = ", ".join(columns)
+            copy = text(f"INSERT INTO {table} ({names}) SELECT {values} FROM {table} WHERE {first} <= :last")  # noqa: S608  names of our own
             for k in range(1, times):
-                database.execute(
-                    f"INSERT INTO {table} SELECT {values} FROM {table} WHERE {first} <= :last",  # noqa: S608  names of our own
-                    {"k": k, "shift": k * _SHIFT, "last": last},
-                )
-        database.execute("ANALYZE")
+                given = {"suffix": f"-{k}", "prefix": f"{k:04x}", "shift": k * _SHIFT, "last": last}
+                used = {name: value for name, value in given.items() if f":{name}" in copy.text}
+                database.execute(copy, used)
+        database.execute(text("ANALYZE"))
+    engine.dispose()
 
 
 def visit(
@@ -110,7 +119,9 @@ def visit(
 
 
 def _load(base: str, given: argparse.Namespace) -> dict[str, list[float]]:
-    flagged = [f"/inspections/{1 + _SHIFT * (n % (given.inspections // _RECORDED)) + 10 * n}" for n in range(40)]
+    flagged = [
+        f"/inspections/{1 + _SHIFT * (n % (max(1, given.inspections // _RECORDED))) + 10 * n}" for n in range(40)
+    ]
     pages = flagged + ["/queue", "/queue?line=L1&station=S3", "/queue?verdict=NG&label=crack"] * 13
     told: dict[str, list[float]] = {"queue": [], "inspections": []}
     stop = threading.Event()
@@ -135,12 +146,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--pause", type=float, default=5.0, help="mean seconds a person looks at a page")
     parser.add_argument("--folder", type=Path, help="where the database is kept for the next time")
+    parser.add_argument("--postgresql", action="store_true", help="on a throw-away server instead of an SQLite file")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = given.folder or Path(temporary)
+    with contextlib.ExitStack() as stack:
+        folder = given.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         url = f"sqlite:///{folder}/desk-{given.inspections}.db"
-        if not (folder / f"desk-{given.inspections}.db").exists():
+        is_there = (folder / f"desk-{given.inspections}.db").exists() and not given.postgresql
+        if given.postgresql:
+            url = stack.enter_context(postgres.cluster()).create()
+            upgrade_schema(url)
+        if not is_there:
             fill(url, folder / "archive", given.inspections)
         command = [sys.executable, "-m", "inspect_xai", "serve", "--db", url, "--port", "0", "--archive", str(folder)]
         # A process of its own: 50 threads of clients must not stand in the server's way.
@@ -154,7 +170,7 @@ def main() -> None:
         print(
             f"{page} inspections={given.inspections} clients={given.clients} pause_s={given.pause} n={len(times)} "
             f"median_ms={median:.0f} p95_ms={late:.0f} spread_ms={min(times):.0f}..{max(times):.0f} "
-            f"sqlite python={platform.python_version()}"
+            f"{url.partition(':')[0]} python={platform.python_version()} cores={os.cpu_count()}"
         )
 
 
