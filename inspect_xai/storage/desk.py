@@ -9,9 +9,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, func, select, update
 from sqlalchemy.orm import aliased
 
 from inspect_xai.errors import NotFoundError
@@ -28,6 +29,7 @@ from inspect_xai.storage.tables import (
     Part,
 )
 from inspect_xai.storage.triage import TIERS, State, Why, share_of, take_in
+from inspect_xai.storage.types import Real, Whole
 from inspect_xai.storage.waiting import Overview, QueueEntry, QueueFilter, Standing
 from inspect_xai.storage.writing import inserting
 
@@ -127,8 +129,7 @@ class Desk:
         added = 0
         while True:
             with database.reading(self._engine) as connection:
-                seen = connection.execute(select(DeskMark.seen_id)).scalar() or 0
-                newest = connection.execute(select(func.max(Inspection.id))).scalar() or 0
+                seen, newest = connection.execute(_marks()).one()
             if newest <= seen:
                 return added
             with database.writing(self._engine) as connection:
@@ -256,30 +257,26 @@ class Desk:
         with database.reading(self._engine) as connection:
             return [reading.summary(row) for row in connection.execute(query)]
 
+    def history_of(self, inspection_id: int, *, limit: int = 8) -> list[InspectionSummary]:
+        """What else was inspected of the same part, newest first."""
+        values = {"number": inspection_id, "limit": limit}
+        with database.reading(self._engine) as connection:
+            return [reading.summary(row) for row in connection.execute(_history(), values)]
+
     def similar_to(self, given: StoredInspection, *, limit: int = 6) -> list[InspectionSummary]:
         """Inspections that lately showed the same defect at the same place of a part at the same station."""
         explanation = given.explanation
         if explanation is None or not explanation.regions or given.verdict.code is VerdictCode.OK:
             return []
         capture, region = given.capture, explanation.regions[0]
-        radius = max(capture.height_px, capture.width_px) / 10
-        near = reading.region_near(region.top_px + region.height_px / 2, region.left_px + region.width_px / 2, radius)
-        lately = (
-            select(Inspection.id)
-            .where(Inspection.label == given.verdict.label, Inspection.id != given.inspection_id)
-            .order_by(Inspection.inspected_at.desc())
-            .limit(_LATELY)
-        )
-        query = (
-            reading.summaries()
-            .where(Inspection.id.in_(lately.subquery().select()), near, ~waiting.waits_blind())
-            .where(Capture.line == capture.line, Capture.station == capture.station)
-            .where(reading.column("product") == capture.part.product)
-            .order_by(Inspection.inspected_at.desc())
-            .limit(limit)
-        )
+        values = {
+            "number": given.inspection_id, "label": given.verdict.label, "product": capture.part.product,
+            "line": capture.line, "station": capture.station, "limit": limit,
+            "row_px": region.top_px + region.height_px / 2, "column_px": region.left_px + region.width_px / 2,
+            "radius_px": max(capture.height_px, capture.width_px) / 10,
+        }  # fmt: skip
         with database.reading(self._engine) as connection:
-            return [reading.summary(row) for row in connection.execute(query)]
+            return [reading.summary(row) for row in connection.execute(_similar(), values)]
 
     def good_part_like(self, inspection_id: int) -> int | None:
         """The newest inspection that was judged OK at the same station on the same product."""
@@ -329,6 +326,46 @@ class Desk:
             or share_of(sha256, "second") < self._second_share
         )
         return Why.SECOND_LOOK if a_second_is_wanted else None
+
+
+@cache
+def _marks() -> Select[Any]:
+    """Up to which inspection the desk has looked, and which is the newest."""
+    seen, newest = select(func.max(DeskMark.seen_id)), select(func.max(Inspection.id))
+    return select(*(func.coalesce(each.scalar_subquery(), 0) for each in (seen, newest)))
+
+
+@cache
+def _history() -> Select[Any]:
+    here = aliased(Capture)
+    part = select(here.part_id).join(Inspection, Inspection.capture_id == here.id)
+    mine = part.where(Inspection.id == bindparam("number")).correlate(None).scalar_subquery()
+    return (
+        reading.summaries()
+        .where(Capture.part_id == mine, Inspection.id != bindparam("number"))
+        .order_by(Inspection.inspected_at.desc(), Inspection.id.desc())
+        .limit(bindparam("limit", type_=Whole))
+    )
+
+
+@cache
+def _similar() -> Select[Any]:
+    """Lately inspected parts with a region of the same label near a pixel; made once, as in waiting.py."""
+    lately = (
+        select(Inspection.id)
+        .where(Inspection.label == bindparam("label"), Inspection.id != bindparam("number"))
+        .order_by(Inspection.inspected_at.desc())
+        .limit(_LATELY)
+    )
+    place = (bindparam(name, type_=Real) for name in ("row_px", "column_px", "radius_px"))
+    return (
+        reading.summaries()
+        .where(Inspection.id.in_(lately.subquery().select()), reading.region_near(*place), ~waiting.waits_blind())
+        .where(Capture.line == bindparam("line"), Capture.station == bindparam("station"))
+        .where(reading.column("product") == bindparam("product"))
+        .order_by(Inspection.inspected_at.desc())
+        .limit(bindparam("limit", type_=Whole))
+    )
 
 
 def _under_key(connection: Connection, key: str) -> Row[Any] | None:

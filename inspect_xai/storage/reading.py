@@ -159,7 +159,7 @@ def stats(connection: Connection, start: datetime, end: datetime, *, by: Sequenc
     ]
 
 
-def region_near(row_px: float, column_px: float, radius_px: float) -> ColumnElement[bool]:
+def region_near(row_px: Any, column_px: Any, radius_px: Any) -> ColumnElement[bool]:
     """Whether the explanation has a region whose middle lies within the radius of that pixel."""
     region = tables.ExplanationRegion
     down = region.top_px + region.height_px / 2.0 - row_px

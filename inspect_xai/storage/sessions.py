@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import Select, bindparam, delete, select, update
 
 from inspect_xai.storage import database
 from inspect_xai.storage.store import Store
@@ -38,9 +39,8 @@ class Sessions:
 
     def find(self, id_sha256: str) -> StoredSession | None:
         """The live session under an id; None: there is none. That it was used is written now and then."""
-        query = select(DeskSession.__table__).where(DeskSession.id_sha256 == id_sha256)
         with database.reading(self._engine) as connection:
-            row = connection.execute(query).one_or_none()
+            row = connection.execute(_session(), {"wanted": id_sha256}).one_or_none()
         now = self._clock()
         if row is None or now - row.used_at > self._idle:
             return None
@@ -72,3 +72,9 @@ class Sessions:
         """Sign everybody out, whichever process of the desk they talk to."""
         with database.writing(self._engine) as connection:
             connection.execute(delete(DeskSession))
+
+
+@cache
+def _session() -> Select[Any]:
+    """Made once: it is asked with every page."""
+    return select(DeskSession.__table__).where(DeskSession.id_sha256 == bindparam("wanted"))

@@ -245,18 +245,18 @@ def queue(
     desk.take_in()
     wanted = QueueFilter(line=line, station=station, label=label, verdict=verdict)
     found = desk.queue(wanted, after=asked.place_in(after), limit=limit)
-    covered = site.covered(person, [each.summary.inspection_id for each in found])
+    covered = site.covered(person, [each.inspection_id for each in found if each.is_blind])
     items = [
         QueueItem(
-            inspection=without_verdict(each.summary) if each.summary.inspection_id in covered else each.summary,
-            why=BLIND if each.summary.inspection_id in covered else each.why,
+            inspection=without_verdict(each.summary) if each.inspection_id in covered else each.summary,
+            why=BLIND if each.inspection_id in covered else each.why,
             claimed_by=each.claimed_by,
             claimed_until=each.claimed_until,
             judged_by=each.judged_by,
         )
         for each in found
     ]
-    last = f"{found[-1].tier}-{found[-1].summary.inspection_id}" if len(found) == limit else None
+    last = f"{found[-1].tier}-{found[-1].inspection_id}" if len(found) == limit else None
     return Queue(waiting=desk.overview().total, items=items, after=last)
 
 

@@ -2,7 +2,7 @@
 
 import secrets
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Path, Request
@@ -132,7 +132,7 @@ def queue(request: Request) -> Response:
         is_first=after is None,
         more=more,
         may_judge=person.may(Role.OPERATOR),
-        covered=site.covered(person, [entry.summary.inspection_id for entry in entries]),
+        covered=site.covered(person, [entry.inspection_id for entry in entries if entry.is_blind]),
         done=_done(site, request, person),
         shown=shown,
     )
@@ -256,7 +256,7 @@ def _inspection_page(
         drawn=shown.drawing(given, request.query_params, is_blind=is_covered, archive=site.archive),
         sheet=shown.sheet(given, site.words(request)),
         reasons=site.store.reasons(),
-        history=[] if is_covered else site.shown(person, _history(site, given)),
+        history=[] if is_covered else site.shown(person, site.desk.history_of(inspection_id)),
         similar=[] if is_covered else site.desk.similar_to(given),
         compare=compare,
         good=site.store.get(good) if good else None,
@@ -287,12 +287,6 @@ def _stage(entry: Standing | None, person: Person, *, is_covered: bool) -> shown
     if entry.second_by:
         return shown.Stage.THIRD
     return shown.Stage.SECOND if entry.judged_by else shown.Stage.FIRST
-
-
-def _history(site: Site, given: StoredInspection) -> list[Any]:
-    part_ = given.capture.part
-    found = site.store.find(serial=part_.serial, lot=part_.lot, product=part_.product, limit=9)
-    return [each for each in found if each.inspection_id != given.inspection_id][:8]
 
 
 def _to_next(site: Site, request: Request, form: Form, *, done: int | None = None) -> Response:

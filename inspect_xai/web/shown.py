@@ -126,7 +126,7 @@ def sheet(given: StoredInspection, words: Words) -> Sheet:
 
 def place_of(entry: QueueEntry) -> str:
     """A place in the queue as it stands in addresses (`asked.place_in` reads it)."""
-    return f"{entry.tier}-{entry.summary.inspection_id}"
+    return f"{entry.tier}-{entry.inspection_id}"
 
 
 def waited(moment: datetime, now: datetime) -> timedelta:
