@@ -439,3 +439,60 @@ def test_a_file_url_leaves_files_in_place(tmp_path: Path) -> None:
 def test_a_url_that_cannot_be_listed_is_refused(url: str) -> None:
     with pytest.raises(IntakeError), open_source(url) as source:
         source.claim(1)
+
+
+# --- manifests
+
+
+def test_a_manifest_says_which_parts_pictures_show(tmp_path: Path) -> None:
+    for name in ("L1/S1/a.png", "L1/b.png", "L1/c.png", "d.png"):
+        write(tmp_path / name)
+    (tmp_path / "manifest.csv").write_text("file,serial,lot\nL1/b.png,far,\nd.png,SN4,LOT2\nL1/S1/a.png,SN1,LOT1\n")
+    (tmp_path / "L1/manifest.csv").write_text(
+        "\ufefffile;serial;captured_at;note\r\nb.png;SN2;2026-11-22T06:15:00Z;x\r\n"
+    )
+    (tmp_path / "L1/c.json").write_text('{"serial": "SN3"}')
+    with FolderSource(tmp_path, settle_s=0) as source:
+        found = {}
+        for claim in source.claim(10):
+            told = source.sidecar(claim)
+            found[claim.file_name] = PathPattern("{serial}").identify(claim.file_name, modified_at=NOON, sidecar=told)
+        (tmp_path / "L1/manifest.csv").write_text("file,serial\nb.png,SN9\n")  # written anew: read anew
+        (again,) = (claim for claim in source.claim(10) or [Claim("L1/b.png", "nowhere/b.png", NOON)])
+        assert source.sidecar(again) == b'{"serial": "SN9"}'
+    assert {name: each.part.serial for name, each in found.items()} == {
+        "L1/S1/a.png": "SN1", "L1/b.png": "SN2", "L1/c.png": "SN3", "d.png": "SN4",
+    }  # fmt: skip
+    assert (found["d.png"].part.lot, found["L1/b.png"].part.lot) == ("LOT2", "")
+    assert found["L1/b.png"].captured_at == datetime(2026, 11, 22, 6, 15, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "the columns none"),
+        (b"name,serial\na.png,1\n", "the columns name, serial"),
+        (b"file,serial\na.png,1\na.png,2\n", "names a.png twice"),
+        (b"file,serial\na.png,1\n./a.png,2\n", "names a.png twice"),
+        (b"file,serial\n\xff\xfe,1\n", "no table"),
+        (b'file,serial\n"a.png,1\n', "no table"),
+        (b"x" * 20_000_000, "at most"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read_leaves_its_pictures_unknown(tmp_path: Path, content: bytes, words: str) -> None:
+    write(tmp_path / "a.png")
+    (tmp_path / "manifest.csv").write_bytes(content)
+    with FolderSource(tmp_path, settle_s=0) as source:
+        (claim,) = source.claim(10)
+        with pytest.raises(PictureError, match=words):
+            source.sidecar(claim)
+
+
+def test_a_manifest_that_is_a_link_or_a_pipe_is_not_read(tmp_path: Path) -> None:
+    write(tmp_path / "L1/a.png"), write(tmp_path / "L2/b.png")
+    (tmp_path / "L1/manifest.csv").symlink_to("/etc/passwd")
+    os.mkfifo(tmp_path / "L2/manifest.csv")
+    with FolderSource(tmp_path, settle_s=0) as source:
+        for claim in source.claim(10):
+            with pytest.raises(PictureError, match=r"symbolic link|no ordinary file"):
+                source.sidecar(claim)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from inspect_xai.settings import Settings
 
 _WATCH_EVERY_S = 1.0
+_LIST_EVERY_S = 15.0  # of a URL: every listing is a request, or many
 
 
 def register(app: typer.Typer) -> None:
@@ -77,7 +78,8 @@ def line(
         },
     )  # fmt: skip
     with open_source_of(chosen) as pictures:
-        if watch and pictures.keep:
+        watch_every_s = _WATCH_EVERY_S if isinstance(pictures, FolderSource) else _LIST_EVERY_S
+        if watch and pictures.keep and isinstance(pictures, FolderSource):
             raise SettingsError(
                 "--watch on a source whose files stay in place", expected="a folder whose files may be moved",
                 remedy="run the command again for new pictures, or drop --keep",
@@ -89,7 +91,7 @@ def line(
                 opened,
                 pictures,
                 chunk=chosen.line.chunk,
-                watch_every_s=_WATCH_EVERY_S if watch else None,
+                watch_every_s=watch_every_s if watch else None,
                 stop=stop,
                 on_progress=lambda: progress.advance(task),
             )

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from inspect_xai.errors import IntakeError, PictureError
 from inspect_xai.pipeline.identity import HASH_DIGITS
+from inspect_xai.pipeline.manifest import MAX_MANIFEST_BYTES, Manifests
 from inspect_xai.pipeline.pictures import DEFAULT_LIMITS, PICTURE_SUFFIXES, PictureLimits, decode_picture, too_long
 
 _log = logging.getLogger(__name__)
@@ -109,6 +110,10 @@ class FolderSource:
         self.keep = keep
         if not self.folder.is_dir():
             raise IntakeError(f"{folder} is no folder", expected="the folder that the cameras write into")
+        self._manifests = Manifests(
+            stamp_of=lambda path: _stamp(self.folder / path),
+            read=lambda path: _read_own(self.folder / path, MAX_MANIFEST_BYTES),
+        )
         self._claims: Path | None = None
         self._lock: IO[str] | None = None
         if not keep:
@@ -137,15 +142,15 @@ class FolderSource:
         return _read_own(Path(claim.location), limits.max_bytes)
 
     def sidecar(self, claim: Claim) -> bytes | None:
-        """Return the content of the JSON file beside a claimed picture, if there is one.
+        """Return what is said beside a claimed picture: its JSON file, else its row in a manifest, if there is one.
 
         Raises:
             PictureError: If there is one and it cannot be read.
         """
         path = Path(claim.location).with_suffix(".json")
-        if not os.path.lexists(path):
-            return None
-        return _read_own(path, MAX_SIDECAR_BYTES)
+        if os.path.lexists(path):
+            return _read_own(path, MAX_SIDECAR_BYTES)
+        return self._manifests.sidecar_of(claim.file_name)
 
     def destination(self, claim: Claim, *, captured_at: datetime, sha256: str, rejected: bool) -> str:
         """Say where a file will lie once it is recorded; the same file always gets the same place.

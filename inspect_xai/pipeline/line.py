@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -37,7 +38,7 @@ from inspect_xai.pipeline.intake import Claim
 from inspect_xai.pipeline.outcome import LineSummary, Outcome
 from inspect_xai.pipeline.pictures import decode_picture, hash_of_pixels
 from inspect_xai.pipeline.policy import LineRules, explainer_for
-from inspect_xai.pipeline.remote import Source
+from inspect_xai.pipeline.remote import Source, UrlSource
 from inspect_xai.records import (
     Capture,
     Explanation,
@@ -50,6 +51,7 @@ from inspect_xai.records import (
     Verdict,
     VerdictCode,
 )
+from inspect_xai.storage.claims import Claims
 from inspect_xai.storage.overturned import overturned_labels
 from inspect_xai.storage.store import open_store
 from inspect_xai.storage.stored import RecordedInspection
@@ -189,6 +191,21 @@ class Line:
             _log.info("%s is inspection %d: %s", draft.claim.file_name, row.inspection_id, verdict, extra=facts)
         return outcomes
 
+    def sharing(self, source: Source | ArchiveSource) -> AbstractContextManager[None]:
+        """Share a URL with other workers inside the block; a folder is shared by renaming, and an archive is not."""
+        if not isinstance(source, UrlSource):
+            return nullcontext()
+        return source.shared(
+            Claims(
+                self._store,
+                source.url,
+                fingerprint=self.fingerprint,
+                policy_version=self.rules.version,
+                owner=self.run.run_id,
+                lease_s=source.lease_s,
+            )
+        )
+
     def close(self) -> None:
         """Free the engine and the database."""
         self._explainer.close()
@@ -255,9 +272,8 @@ class Line:
 
     def _within_region(self, explanation: Explanation, draft: _Draft) -> Explanation:
         """Measure which share of the map's energy lies where the policy says that parts are inspected."""
-        where = self.rules.plan and self.rules.plan.inside(
-            station=draft.identity.station, view=draft.identity.view, size_px=draft.size_px
-        )
+        plan, identity = self.rules.plan, draft.identity
+        where = plan.inside(station=identity.station, view=identity.view, size_px=draft.size_px) if plan else None
         if where is None or not explanation.fused.any():  # a map of zeros lies neither inside nor outside
             return explanation
         energy = {"energy_in_roi": ebpg(explanation.fused, where)}
@@ -362,14 +378,15 @@ def drain(
         return line.inspect(source, claims, after_each=after_each)
 
     inspect_chunk = inspect or inspect_here
-    while not stop.is_set():
-        claims = source.claim(chunk)
-        if claims:
-            summary = summary.plus(inspect_chunk(claims))
-        elif watch_every_s is None:
-            break
-        else:
-            stop.wait(watch_every_s)
+    with line.sharing(source):
+        while not stop.is_set():
+            claims = source.claim(chunk)
+            if claims:
+                summary = summary.plus(inspect_chunk(claims))
+            elif watch_every_s is None:
+                break
+            else:
+                stop.wait(watch_every_s)
     return replace(summary, seconds=time.perf_counter() - start)
 
 

@@ -1,7 +1,10 @@
 """Pictures from a place that fsspec can list, read in place; and what opens a source or an archive of either kind."""
 
 import hashlib
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -10,7 +13,7 @@ from typing import Any, Self
 
 import fsspec
 
-from inspect_xai.errors import IntakeError, PictureError
+from inspect_xai.errors import IntakeError, PictureError, StoreError
 from inspect_xai.pipeline.intake import (
     MAX_SIDECAR_BYTES,
     Claim,
@@ -22,16 +25,22 @@ from inspect_xai.pipeline.intake import (
     read_picture,
     utc,
 )
+from inspect_xai.pipeline.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifests
 from inspect_xai.pipeline.pictures import PictureLimits, decode_picture, too_long
+from inspect_xai.storage.claims import Claims
+
+_LOOK_AHEAD = 1000  # names whose claims are looked up at once
 
 
 class UrlSource:
     """A place that fsspec can list, read in place: memory://, file://, s3://bucket/folder.
 
-    Nothing is moved or claimed; the database's uniqueness is the guard.
+    Nothing is moved. Several workers share it through claims in the database (`shared`), which also say what is
+    recorded, so that a file is not fetched again; without them the database's uniqueness is the guard.
 
     Args:
         url: The place.
+        lease_s: Claims of a worker that gave no sign of life for this long are taken over.
 
     Raises:
         IntakeError: If fsspec does not know the protocol or its package is not installed.
@@ -39,25 +48,56 @@ class UrlSource:
 
     keep = True
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, lease_s: float = 600.0) -> None:
         try:
             self._files, self._root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError, OSError) as error:
             raise IntakeError(
                 f"{url} cannot be opened: {error}", expected="a URL that fsspec knows, with its package installed"
             ) from error
+        self.url = str(self._files.unstrip_protocol(self._root))
+        self.lease_s = lease_s
+        self._claims: Claims | None = None
+        self._renewed_at = 0.0
+        self._recorded: list[str] = []
+        self._beside: dict[str, str] = {}  # of what is claimed: sidecars that the listing showed
+        self._manifest_stamps: dict[str, str] = {}
+        self._manifests = Manifests(stamp_of=self._manifest_stamps.get, read=self._read_manifest)
+        self._ahead: list[_Listed] = []
         self._walk = self._pictures()
 
+    @contextmanager
+    def shared(self, claims: Claims) -> Iterator[None]:
+        """Share the place with other workers inside the block; what is still claimed at its end is given back."""
+        self._claims, self._renewed_at = claims, time.monotonic()
+        try:
+            yield
+        finally:
+            self._claims = None
+            with suppress(StoreError):  # leases end by themselves
+                claims.recorded(self._recorded)
+                claims.release()
+            self._recorded.clear()
+
     def claim(self, limit: int) -> list[Claim]:
-        """Return up to `limit` files not returned before; none when all were.
+        """Return up to `limit` files that nobody else has, and that were not returned before; none when all were.
 
         Raises:
             IntakeError: If the place cannot be listed.
         """
         try:
-            return list(islice(self._walk, limit))
+            if self._claims is None:
+                return [self._entry(listed) for listed in islice(self._walk, limit)]
+            self._claims.recorded(self._recorded)
+            self._recorded.clear()
+            claims = self._claim_along_walk(self._claims, limit)
+            if not claims:
+                self._files.invalidate_cache()
+                self._walk = self._pictures()  # what came since the last walk began, and what dead workers left
+                claims = self._claim_along_walk(self._claims, limit)
         except OSError as error:
             raise IntakeError(f"{self._root} cannot be listed: {error}", remedy="check the URL") from error
+        return claims
 
     def read(self, claim: Claim, *, limits: PictureLimits) -> bytes:
         """Return the whole content of a file.
@@ -66,36 +106,33 @@ class UrlSource:
             PictureError: If it is too long, may not be read, or is gone.
             IntakeError: If the place cannot be reached; the picture is as good as before.
         """
-        try:
-            with self._files.open(claim.location, "rb") as file:
-                data: bytes = file.read(limits.max_bytes + 1)
-        except (FileNotFoundError, PermissionError) as error:
-            raise PictureError(f"the file cannot be read: {error}", remedy="check that it is still there") from error
-        except OSError as error:
-            raise IntakeError(f"{claim.location} cannot be reached: {error}", remedy="run it again later") from error
-        if len(data) > limits.max_bytes:
-            raise too_long(len(data), limits.max_bytes)
-        return data
+        if self._claims is not None and time.monotonic() - self._renewed_at > self.lease_s / 3:
+            self._claims.renew()
+            self._renewed_at = time.monotonic()
+        return self._fetch(claim.location, limits.max_bytes)
 
     def sidecar(self, claim: Claim) -> bytes | None:
-        """Return the content of the JSON file beside a picture, if there is one."""
-        beside = str(PurePosixPath(claim.location).with_suffix(".json"))
-        try:
-            with self._files.open(beside, "rb") as file:
-                content: bytes = file.read(MAX_SIDECAR_BYTES)
-        except FileNotFoundError:
-            return None
-        return content
+        """Return what is said beside a picture: its JSON file, else its row in a manifest, if there is one.
+
+        Raises:
+            PictureError: If there is one and it cannot be read.
+            IntakeError: If the place cannot be reached.
+        """
+        beside = self._beside.pop(claim.location, None)
+        if beside is not None:
+            return self._fetch(beside, MAX_SIDECAR_BYTES)
+        return self._manifests.sidecar_of(claim.file_name)
 
     def destination(self, claim: Claim, *, captured_at: datetime, sha256: str, rejected: bool) -> str:  # noqa: ARG002
         """Return the file's URL: it stays where it is."""
         return str(self._files.unstrip_protocol(claim.location))
 
-    def move(self, claim: Claim, *, destination: str) -> None:
-        """Leave the file where it is."""
+    def move(self, claim: Claim, *, destination: str) -> None:  # noqa: ARG002
+        """Leave the file where it is; it is recorded, which is written down with the next claim."""
+        self._recorded.append(claim.file_name)
 
     def release(self, claim: Claim) -> None:
-        """Nothing is claimed, so nothing is given back."""
+        """Leave the file to any worker; that is written down when the place is no longer shared."""
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -108,15 +145,64 @@ class UrlSource:
     ) -> None:
         self.close()
 
-    def _pictures(self) -> Iterator[Claim]:
+    def _claim_along_walk(self, shared: Claims, limit: int) -> list[Claim]:
+        claims: list[Claim] = []
+        while len(claims) < limit:
+            self._ahead += islice(self._walk, _LOOK_AHEAD - len(self._ahead))
+            if not self._ahead:
+                break
+            stamps = {listed.file_name: listed.stamp for listed in self._ahead}
+            taken = shared.take(stamps, most=limit - len(claims))
+            claims += [self._entry(listed) for listed in self._ahead if listed.file_name in taken]
+            full = len(claims) == limit
+            last = max((n for n, listed in enumerate(self._ahead) if listed.file_name in taken), default=0)
+            self._ahead = self._ahead[last + 1 :] if full else []
+        return claims
+
+    def _entry(self, listed: "_Listed") -> Claim:
+        if listed.sidecar:
+            self._beside[listed.location] = listed.sidecar
+        return Claim(listed.file_name, listed.location, listed.changed_at)
+
+    def _pictures(self) -> Iterator["_Listed"]:
         for _, folders, files in self._files.walk(self._root, detail=True, on_error="raise"):
             for name in [name for name in folders if is_passed_over(name)]:
                 del folders[name]
+            if MANIFEST in files:
+                self._manifest_stamps[self._below(files[MANIFEST])] = _stamp_of(files[MANIFEST])
             for name, found in sorted(files.items()):
                 if is_picture(name):
-                    path = found["name"]
-                    below = path.removeprefix(self._root).lstrip("/")
-                    yield Claim(as_text(below), path, _changed_at(found))
+                    sidecar = files.get(str(PurePosixPath(name).with_suffix(".json")), {}).get("name", "")
+                    yield _Listed(self._below(found), found["name"], _changed_at(found), _stamp_of(found), sidecar)
+
+    def _below(self, found: dict[str, Any]) -> str:
+        return as_text(str(found["name"]).removeprefix(self._root).lstrip("/"))
+
+    def _read_manifest(self, path: str) -> bytes:
+        return self._fetch(f"{self._root.rstrip('/')}/{path}", MAX_MANIFEST_BYTES)
+
+    def _fetch(self, location: str, max_bytes: int) -> bytes:
+        try:
+            with self._files.open(location, "rb") as file:
+                data: bytes = file.read(max_bytes + 1)
+        except (FileNotFoundError, PermissionError) as error:
+            raise PictureError(f"the file cannot be read: {error}", remedy="check that it is still there") from error
+        except OSError as error:
+            raise IntakeError(f"{location} cannot be reached: {error}", remedy="run it again later") from error
+        if len(data) > max_bytes:
+            raise too_long(len(data), max_bytes)
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """A picture as a listing shows it: path below the source, where it lies, and where its sidecar does."""
+
+    file_name: str
+    location: str
+    changed_at: datetime
+    stamp: str
+    sidecar: str
 
 
 Source = FolderSource | UrlSource
@@ -129,7 +215,7 @@ def open_source(location: str, *, settle_s: float = 1.0, lease_s: float = 600.0,
         IntakeError: If it cannot be opened.
     """
     if "://" in location:
-        return UrlSource(location)
+        return UrlSource(location, lease_s=lease_s)
     return FolderSource(Path(location), settle_s=settle_s, lease_s=lease_s, keep=keep)
 
 
@@ -180,6 +266,12 @@ def locate_archived(archived_to: str, archive: Path | None = None) -> str:
         if candidate.is_relative_to(top) and candidate.is_file():
             return str(candidate)
     return archived_to
+
+
+def _stamp_of(found: dict[str, Any]) -> str:
+    """Return what changes when a listed file does, as far as its backend says."""
+    known = (found.get(key) for key in ("ETag", "mtime", "LastModified", "last_modified", "created"))
+    return f"{found.get('size')} {next((each for each in known if each), '')}"
 
 
 def _changed_at(found: dict[str, Any]) -> datetime:

@@ -1,7 +1,8 @@
 """Files of a URL source shared out among workers: who has claimed which, until when, and which are recorded."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, select, update
@@ -44,25 +45,21 @@ class Claims:
                 "policy_id": connection.execute(policy_id).scalar_one(),
             }
 
-    def take(self, files: Mapping[str, str]) -> set[str]:
+    def take(self, files: Mapping[str, str], *, most: int) -> set[str]:
         """Claim what nobody holds and nobody has recorded.
 
         Args:
             files: Stamp (size and time of change) by file name; a recorded file with another stamp is a new one.
+            most: How many are wanted; the first ones that are free.
 
         Returns:
             The names that are this worker's now.
         """
-        taken: set[str] = set()
         with database.writing(self._store._engine) as connection:
             now = self._store._clock()
             held = {name: row for part in _parts(list(files)) for name, row in self._rows(connection, part)}
-            for name, stamp in files.items():
-                row = held.get(name)
-                is_recorded = row is not None and row.held_until is None and row.stamp == stamp
-                is_held = row is not None and row.held_until is not None and row.held_until > now
-                if not is_recorded and not is_held:
-                    taken.add(name)
+            free = (name for name, stamp in files.items() if _is_free(held.get(name), stamp, now))
+            taken = set(islice(free, most))
             rows = [
                 {
                     **self._work,
@@ -90,17 +87,18 @@ class Claims:
 
     def recorded(self, names: Sequence[str]) -> None:
         """Say that files are recorded: nobody reads them again for this model and policy."""
+        if not names:
+            return
         with database.writing(self._store._engine) as connection:
             for part in _parts(names):
                 connection.execute(
                     update(Claim).where(*self._mine(), Claim.file_name.in_(part)).values(held_until=None)
                 )
 
-    def release(self, names: Sequence[str]) -> None:
-        """Give files back for any worker to take."""
+    def release(self) -> None:
+        """Give back what is not recorded, for any worker to take."""
         with database.writing(self._store._engine) as connection:
-            for part in _parts(names):
-                connection.execute(delete(Claim).where(*self._mine(), Claim.file_name.in_(part)))
+            connection.execute(delete(Claim).where(*self._mine(), Claim.held_until.is_not(None)))
 
     def _mine(self) -> list[ColumnElement[bool]]:
         return [*self._here(), Claim.owner == self._owner]
@@ -112,6 +110,12 @@ class Claims:
         query = select(Claim.file_name, Claim.stamp, Claim.held_until).where(*self._here(), Claim.file_name.in_(names))
         for row in connection.execute(query):
             yield row.file_name, row
+
+
+def _is_free(held: Row[Any] | None, stamp: str, now: datetime) -> bool:
+    if held is None:
+        return True
+    return bool(held.stamp != stamp if held.held_until is None else held.held_until <= now)
 
 
 def _parts(names: Sequence[str]) -> Iterator[Sequence[str]]:
