@@ -5,6 +5,7 @@ Needs the extra `dask`. Without a cluster, processes of this machine are started
 python -m flows.inspect_burst line.toml 4
 """
 
+import logging
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect_dask import DaskTaskRunner
 
 from flows.rules import gpu_slot, leave_behind, tried_again
 from inspect_xai.cli.line import open_line_of, open_source_of
@@ -32,6 +32,9 @@ def inspect_burst(settings: str, workers: int = 2, cluster: str = "") -> dict[st
     Returns:
         The counts of a line's summary, added up.
     """
+    from prefect_dask import DaskTaskRunner  # the other flows are deployed where it is not installed
+
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     here = {"n_workers": workers, "threads_per_worker": 1}
     runner = DaskTaskRunner(address=cluster) if cluster else DaskTaskRunner(cluster_kwargs=here)
     added: Counter[str] = Counter()

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from inspect_xai.errors import DatabaseAwayError
+from inspect_xai.pipeline import doctor
 from inspect_xai.pipeline import line as line_module
-from inspect_xai.storage.store import Store
+from inspect_xai.storage.store import Store, open_store
 from tests import spots
 from tests.test_line import rows, write
 
@@ -95,7 +96,11 @@ def test_a_gpu_has_one_turn_at_a_time_and_a_cpu_needs_none() -> None:
             assert taken() == 0
         with gpu_slot("CUDAExecutionProvider"):
             assert taken() == 1
+            idle, slots = doctor.ask_prefect(str(client.api_url))
         assert taken() == 0
+    assert (idle.ok, "0 scheduled" in idle.found) == (False, True)
+    assert (slots.ok, slots.found) == (False, f"{name} taken while no run is at work")
+    assert not next(doctor.ask_prefect("http://127.0.0.1:9/api")).ok
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -144,3 +149,53 @@ def test_prefects_reports_to_its_makers_are_off_before_it_is_imported() -> None:
 
     assert os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
     assert os.environ["DO_NOT_TRACK"] == "1"
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_upkeep_checks_the_golden_set_and_deletes_only_when_told(settings: Path, tmp_path: Path, bundle: Path) -> None:
+    from flows.golden_check import golden_check
+    from flows.inspect_line import inspect_line
+    from flows.retention import retention
+    from inspect_xai.errors import GoldenSetError
+    from inspect_xai.pipeline.explain import Explainer
+    from inspect_xai.pipeline.golden import make_golden
+    from inspect_xai.storage.retention import DataKind, Retention, Rule
+
+    db = f"sqlite:///{tmp_path / 'line.db'}"
+    inspect_line(str(settings))
+    pictures = [write(tmp_path / f"golden{number}.png", number, spot_px=10 * number) for number in range(2)]
+    with Explainer(bundle, device="cpu") as explainer:
+        make_golden(explainer, pictures, out=tmp_path / "golden")
+    settings.write_text(settings.read_text().replace("[line]\n", f'[line]\ngolden = "{tmp_path / "golden"}"\n'))
+    assert golden_check(str(settings))["holds"]
+    manifest = tmp_path / "golden/manifest.json"
+    expected = json.loads(manifest.read_text())
+    expected["pictures"][0]["scores"] = [[1 - p for p in row] for row in expected["pictures"][0]["scores"]]
+    manifest.write_text(json.dumps(expected))
+    with pytest.raises(GoldenSetError, match="1 of 2"):
+        golden_check(str(settings))
+
+    with open_store(db) as store:
+        Retention(store).set_rule(Rule("", DataKind.PICTURE, 0), by="quality")
+    archived = sorted((tmp_path / "in/_archive").rglob("*.png"))
+    assert len(archived) == 5
+    assert retention(str(settings))["pictures"] == 5
+    assert all(path.exists() for path in archived)
+    assert retention(str(settings), carry_out=True)["carried_out"]
+    assert not any(path.exists() for path in archived)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_an_audit_runs_as_a_flow_and_leaves_its_answer(tmp_path: Path, bundle: Path) -> None:
+    from flows.audit_model import audit_model
+
+    lines = ["image,label"]
+    for number in range(4):
+        write(tmp_path / f"part{number}.png", number, spot_px=10 * (number % 2))
+        lines.append(f"part{number}.png,{'spot' if number % 2 else 'free'}")
+    (tmp_path / "parts.csv").write_text("\n".join(lines) + "\n")
+    options = {"methods": "grad-cam", "sanity": 0, "steps": 2}
+    answer = audit_model(str(bundle), str(tmp_path / "parts.csv"), str(tmp_path / "audit"), options=options)
+    left = {artifact.key: artifact.data for artifact in artifacts()}
+    assert answer["answer"] in left["audit-model-summary"]
+    assert (tmp_path / "audit/report.html").as_uri() in left["audit-model-page"]

@@ -20,6 +20,7 @@ from inspect_xai.records import ModelStatus
 
 if TYPE_CHECKING:
     from inspect_xai.pipeline.golden import GoldenReport
+    from inspect_xai.settings import Settings
     from inspect_xai.storage.stored import StoredModel
 
 commands = typer.Typer(help="Register, verify, approve and retire models.", no_args_is_help=True)
@@ -215,6 +216,27 @@ def _verify(bundle: Path, golden: Path | None, device: str) -> "GoldenReport":
         )
     with Explainer(bundle, device=device, faithfulness=False) as explainer:
         return verify_golden(explainer, folder)
+
+
+def verify_golden_of(settings: "Settings", *, by: str) -> "GoldenReport":
+    """Compute the golden set of the settings' bundle anew on their device, and keep the result with the model.
+
+    Args:
+        settings: Which bundle (and golden set, under `[line] golden`), device and database.
+        by: Who asks, for the ledger.
+
+    Raises:
+        SettingsError: If no bundle is named.
+        GoldenSetError: If there is no golden set.
+    """
+    from inspect_xai.pipeline.golden import keep_result
+
+    if settings.bundle is None:
+        raise SettingsError("no bundle is named", remedy="set `bundle` in the settings")
+    report = _verify(settings.bundle, settings.line.golden, settings.device)
+    with store_of(settings) as store:
+        keep_result(store, report, by=by, note="verified")
+    return report
 
 
 def _fingerprint(model: str) -> str:

@@ -1,5 +1,6 @@
 """`inspect-xai doctor` and `inspect-xai bench`: is this machine fit, and is it fast enough?"""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,7 +46,7 @@ def doctor(
     else:
         premises = Premises(
             chosen.bundle, chosen.device, chosen.db, chosen.line.source, chosen.line.keep, chosen.line.lease_s,
-            chosen.report.out, chosen.line.policy,
+            chosen.report.out, chosen.line.policy, os.environ.get("PREFECT_API_URL", ""),
         )  # fmt: skip
         findings = [Finding("settings", ok=True, found="they can be read"), *examine(premises)]
     if as_json:
@@ -113,7 +114,9 @@ def _print(report: "BenchReport", night: "Night | None") -> None:
     for rate in report.shared:
         chosen = "  <- faster together" if rate.per_s == max(each.per_s for each in report.shared) else ""
         spread = f"({rate.slowest_per_s:.1f} to {rate.fastest_per_s:.1f})"
-        typer.echo(f"processes {rate.processes:>2} with {rate.threads:>2} threads  {rate.per_s:>8.1f}  {spread}{chosen}")
+        typer.echo(
+            f"processes {rate.processes:>2} with {rate.threads:>2} threads  {rate.per_s:>8.1f}  {spread}{chosen}"
+        )
     typer.echo(f"one picture of {report.windows} windows is judged in {report.look_s * 1e3:.0f} ms")
     for each in report.expected:
         line = f"{each.profile:<6}  {each.passes:>6} passes, about {each.seconds:.2f} s an explained window"

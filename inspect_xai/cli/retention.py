@@ -1,5 +1,6 @@
 """`inspect-xai retention`: how long what is kept, what must be kept, and the deleting of the rest."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -90,21 +91,39 @@ def apply(
     Example: inspect-xai retention apply --db sqlite:///inspections.db --archive incoming --yes
     """
     from inspect_xai.settings import load_settings
-    from inspect_xai.storage.retention import Retention
 
-    chosen = load_settings(settings, db=db)
-    with store_of(chosen) as store:
-        retention = Retention(store)
-        found = retention.plan()
-        if yes and not found.is_empty:
-            folders = _folders(chosen, archive or [])
-            _refuse_outside(found, folders)
-            retention.carry_out(found, by=who(by), remove_picture=_remove)
+    found = apply_retention(load_settings(settings, db=db), carry_out=yes, archive=archive or (), by=who(by))
     if as_json:
         print_json({"carried_out": yes, "plan": found})
         return
     _tell(found)
     typer.echo("deleted" if yes else "dry run: nothing was deleted; say --yes to delete")
+
+
+def apply_retention(settings: "Settings", *, carry_out: bool, archive: Sequence[Path] = (), by: str) -> "Plan":
+    """Find what the rules would delete now, and delete it where `carry_out` says so.
+
+    Args:
+        settings: Which database, and the line's source.
+        carry_out: Delete; else a dry run.
+        archive: Folders below which pictures may be deleted; none: the line's source.
+        by: Who deletes, for the ledger.
+
+    Returns:
+        What was, or would be, deleted.
+
+    Raises:
+        SettingsError: If a picture that is due lies in none of the folders; nothing is deleted then.
+    """
+    from inspect_xai.storage.retention import Retention
+
+    with store_of(settings) as store:
+        retention = Retention(store)
+        found = retention.plan()
+        if carry_out and not found.is_empty:
+            _refuse_outside(found, _folders(settings, archive))
+            retention.carry_out(found, by=by, remove_picture=_remove)
+    return found
 
 
 @commands.command()
@@ -167,7 +186,7 @@ def release(
         typer.echo("no holds stand")
 
 
-def _folders(settings: "Settings", named: list[Path]) -> list[Path]:
+def _folders(settings: "Settings", named: Sequence[Path]) -> list[Path]:
     source = settings.line.source
     folders = named or ([Path(source)] if source and "://" not in source else [])
     return [folder.resolve() for folder in folders]

@@ -1,13 +1,16 @@
 """Is this machine fit to inspect tonight? Every answer comes from trying, not from asking what should work."""
 
+import json
 import os
 import shutil
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from inspect_xai.errors import InspectXaiError
 from inspect_xai.model.bundle import ModelBundle, load_bundle
@@ -24,6 +27,7 @@ from inspect_xai.storage.tables import REVISION
 _LEAST_FREE_BYTES = 2 * 10**9
 _LEAST_FREE_SHARE = 0.05
 _CLOCKS_APART_S = 5.0
+_PREFECT_WAIT_S = 5.0
 _BUILT = datetime(2026, 1, 1, tzinfo=UTC)  # a clock that lost its battery starts again long before
 
 
@@ -39,7 +43,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Premises:
-    """What is to be looked at; an empty source or no bundle is a finding."""
+    """What is to be looked at; an empty source or no bundle is a finding. `prefect` is its API's URL, or empty."""
 
     bundle: Path | None
     device: str
@@ -49,6 +53,7 @@ class Premises:
     lease_s: float
     reports: Path
     policy: Path | None = None
+    prefect: str = ""
 
 
 def examine(premises: Premises) -> list[Finding]:
@@ -67,6 +72,8 @@ def examine(premises: Premises) -> list[Finding]:
         findings += _tried("policy", lambda: _policy(premises.policy or Path(), bundle))
     findings += _tried("database", lambda: _database(premises.db, bundle))
     findings += _tried("source", lambda: _source(premises))
+    if premises.prefect:
+        findings += ask_prefect(premises.prefect)
     return findings + list(_places(premises)) + list(_clock(premises))
 
 
@@ -129,7 +136,7 @@ def _approval(store: Store, fingerprint: str) -> Finding:
     approved = status == ModelStatus.APPROVED.value
     return Finding(
         "model", ok=approved, found=f"{fingerprint[:12]} is {status}",
-        remedy="" if approved else "have quality approve it before parts are judged by it",
+        remedy="" if approved else f"have quality say: inspect-xai model approve {fingerprint[:12]} --db URL",
     )  # fmt: skip
 
 
@@ -147,6 +154,38 @@ def _source(premises: Premises) -> Iterator[Finding]:
         found=f"{len(left)} lines that are gone left files claimed" + (f": {left[0]}" if left else ""),
         remedy="run the line: it takes them over" if left else "",
     )  # fmt: skip
+
+
+def ask_prefect(api: str) -> Iterator[Finding]:
+    """Ask the orchestrator what it will start next, and whether a GPU's turn is held by a run that is gone."""
+    try:
+        scheduled = _asked(api, "flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}})
+        running = _asked(api, "flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}})
+        limits = _asked(api, "v2/concurrency_limits/filter", {})
+    except (OSError, ValueError) as error:
+        yield Finding("prefect", ok=False, found=f"{api} does not answer: {error}", remedy="start its server")
+        return
+    yield Finding(
+        "prefect", ok=bool(scheduled), found=f"{len(running)} runs at work, {len(scheduled)} scheduled",
+        remedy="" if scheduled else "nothing will start by itself: deploy deploy/prefect.yaml, or restart its server",
+    )  # fmt: skip
+    held = [limit["name"] for limit in limits if limit["name"].startswith("gpu-") and limit["active_slots"] > 0]
+    if held:
+        stale = not running
+        yield Finding(
+            "prefect's slots", ok=not stale, found=f"{', '.join(held)} taken" + (" while no run is at work" * stale),
+            remedy=f"they free themselves after five minutes; at once: prefect gcl update {held[0]} --active-slots 0"
+            if stale else "",
+        )  # fmt: skip
+
+
+def _asked(api: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    request = urllib.request.Request(  # noqa: S310  the plant's own server, from its settings
+        f"{api.rstrip('/')}/{path}", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=_PREFECT_WAIT_S) as answer:  # noqa: S310
+        found: list[dict[str, Any]] = json.loads(answer.read())
+    return found
 
 
 def _places(premises: Premises) -> Iterator[Finding]:

@@ -1,0 +1,49 @@
+"""Does a model look at the defect? The audit as a flow, for a model that is to be approved or a monthly check.
+
+python -m flows.audit_model tile.bundle parts.csv audits/tile
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from flows.rules import leave_behind, tried_again
+from inspect_xai.cli.audit import audit
+
+
+@flow(name="audit-model")
+def audit_model(
+    bundle: str, manifest: str, out: str, db: str | None = None, options: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Audit a model; a run that was cut short goes on where it ended when it is started again.
+
+    Args:
+        bundle: The bundle folder.
+        manifest: CSV of pictures: image,label[,mask][,boxes][,part][,station].
+        out: Folder for the report.
+        db: Database to keep the numbers in, beside the model.
+        options: Further options of `inspect-xai audit` by name, as {"methods": "sise,grad-cam", "sample": 200}.
+    """
+    measure(bundle, manifest, out, db, options or {})
+    answer: dict[str, Any] = json.loads((Path(out) / "audit.json").read_text(encoding="utf-8"))["answer"]
+    said = f"Looks at the defect: **{answer['answer']}** ({'; '.join(answer['reasons'])})"
+    leave_behind("audit-model", answer, summary=said, page=Path(out) / "report.html")
+    return answer
+
+
+@tried_again("measure")
+def measure(bundle: str, manifest: str, out: str, db: str | None, options: dict[str, Any]) -> None:
+    """Do what the command does; a `no` is an answer, and no failure of the flow."""
+    from typer import Exit
+
+    try:
+        audit(Path(bundle), Path(manifest), Path(out), db=db, **options)
+    except Exit:
+        return
+
+
+if __name__ == "__main__":
+    audit_model(*sys.argv[1:4])
