@@ -100,6 +100,14 @@ def prove(subject: Subject) -> dict[str, float]:
     if subject.has_gradients:
         errors |= _gradients(subject, trace)
     for name, error in errors.items():
+        if np.isinf(error):
+            raise BundleError(
+                f"proof {name} cannot be made: on {len(_SEEDS)} made-up pictures the output does not depend on a block "
+                "end, as all units behind it are dead on them",
+                expected="a network that answers to patches of grey with noise on them",
+                remedy="check scale, mean and std of the card: wrong ones put every picture outside what the network "
+                "knows; or name other block ends with [explain] blocks",
+            )
         bound = subject.bounds[name]
         if not error <= bound:  # so written, NaN fails too
             raise BundleError(
@@ -215,8 +223,8 @@ def _slope_errors(
 ) -> list[float]:
     """Compare those channels of one block that have the largest alphas, on one made-up picture; errors ascend."""
     alphas = start[f"alpha_{block}"][0].astype(np.float64)
-    largest = max(float(np.abs(alphas).max()), 1e-12)
-    reach = float(np.ptp(start[f"feature_{block}"]))
+    largest = float(np.abs(alphas).max())
+    reach = float(np.ptp(start[f"feature_{block}"])) or 1.0  # a dead block end is flat
     errors = []
     for channel in np.argsort(-np.abs(alphas))[:_CHANNELS]:
         error = float("inf")
@@ -226,7 +234,9 @@ def _slope_errors(
                 for sign in (1, -1)
             )
             slope = (above - below) / (2 * step * reach)
-            error = min(error, abs(slope - float(alphas[channel])) / largest)
+            off = abs(slope - float(alphas[channel]))
+            # Dead units: the raise itself wakes them, so that the slope is theirs and says nothing of the gradient.
+            error = min(error, off / largest if largest else float("inf") if off else 0.0)
             if error <= bound:
                 break
         errors.append(error)
