@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import io
+import json
 import re
 import shutil
 import time
@@ -15,7 +16,9 @@ import cv2
 import httpx
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from inspect_xai.cli import app as cli
 from inspect_xai.maths import sise
 from inspect_xai.records import Failure, Status, VerdictCode
 from inspect_xai.settings import ServeSettings
@@ -500,6 +503,17 @@ def test_a_monitor_reads_what_was_inspected_and_only_new_rows_are_added(opened: 
         max(row.inspected_at for row in rows).timestamp()
     )
     assert families["inspect_xai_explanations"].samples[0].labels["explained"] == "explained"
+
+
+def test_the_command_line_writes_the_very_documents_of_the_interface(opened: Open) -> None:
+    desk = opened(flagged=2, good=1)
+    url = desk.store._engine.url.render_as_string()
+    told = [desk.client().get(f"/api/v1/inspections/{number}").json() for number in (1, 2, 3)]
+    shown = CliRunner().invoke(cli, ["show", "2", "--db", url, "--json"])
+    assert json.loads(shown.stdout) == told[1]
+    found = CliRunner().invoke(cli, ["find", "--whole", "--db", url])
+    lines = [json.loads(line) for line in found.stdout.splitlines()]
+    assert sorted(lines, key=lambda line: line["inspection_id"]) == told
 
 
 def test_the_description_of_the_interface_names_every_route(opened: Open) -> None:

@@ -42,13 +42,17 @@ def find(
     since: SinceOption = None,
     until: UntilOption = None,
     limit: Annotated[int, typer.Option("--limit", help="At most so many.", min=1)] = 100,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Everything about each, as JSON, one a line: to be copied elsewhere.")
+    ] = False,
     db: DatabaseOption = None,
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find inspections that fit everything given, newest first.
 
-    From a picture's, a map's or a model's hash it leads back to the parts.
+    From a picture's, a map's or a model's hash it leads back to the parts. --whole writes the same documents as the
+    desk's JSON interface (docs/api.md).
 
     Example: inspect-xai find --lot LOT7 --label crack --region-near 120 80 20 --since 2026-11-01
     """
@@ -59,6 +63,12 @@ def find(
             serial=part, lot=lot, product=product, label=label, verdict=verdict, fingerprint=model,
             since=as_utc(since), until=as_utc(until), near_px=region_near, sha256=picture, map_sha256=map_, limit=limit,
         )  # fmt: skip
+        if whole:
+            from inspect_xai.web.documents import document
+
+            for row in found:
+                typer.echo(document(store.get(row.inspection_id)).model_dump_json())
+            return
     if as_json:
         print_json(found)
         return

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, print_json, store_of
+from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, store_of
 from inspect_xai.records import ModelStatus
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ def show(
 ) -> None:
     """Show one inspection: picture, verdict, what the model said, explanation, provenance, reviews.
 
+    With --json: the very document that the desk's JSON interface gives (docs/api.md).
+
     Example: inspect-xai show 17 --db sqlite:///inspections.db
     """
     from inspect_xai.settings import load_settings
@@ -31,7 +33,9 @@ def show(
     with store_of(load_settings(settings, db=db)) as store:
         found = store.get(inspection_id)
     if as_json:
-        print_json(found)
+        from inspect_xai.web.documents import document
+
+        typer.echo(document(found).model_dump_json(indent=2))
     else:
         _print(found)
 

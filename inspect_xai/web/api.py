@@ -1,9 +1,6 @@
 """The JSON interface for quality systems and MES: OpenAPI at /api/v1/openapi.json, field names in docs/api.md."""
 
-import dataclasses
 import io
-import math
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -14,12 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from inspect_xai.errors import InspectXaiError, NotFoundError
-from inspect_xai.records import Capture, Decision, Failure, Region, Verdict
+from inspect_xai.records import Decision
 from inspect_xai.storage.desk import Answer, Conflict
-from inspect_xai.storage.stored import InspectionSummary, StoredInspection, StoredModel, StoredReview
+from inspect_xai.storage.stored import InspectionSummary, StoredModel, StoredReview
 from inspect_xai.storage.waiting import BLIND, QueueFilter
 from inspect_xai.web import asked
 from inspect_xai.web.access import Person, Role
+from inspect_xai.web.documents import InspectionOut, document
 from inspect_xai.web.metrics import CONTENT_TYPE, exposition
 from inspect_xai.web.site import RefusedError, SignInNeededError, site_of, without_verdict
 
@@ -53,43 +51,6 @@ def _writer(request: Request) -> Person:
 
 Reader = Annotated[Person, Depends(_reader)]
 Writer = Annotated[Person, Depends(_writer)]
-
-
-class ExplanationOut(BaseModel):
-    """How the explanation map was made and what it marks; the map itself is at `/inspections/{id}/map`."""
-
-    status: str
-    settings: dict[str, Any] = Field(description="all of them: the same on the same model give the same map")
-    passes: int
-    provider: str
-    duration_ms: float
-    notes: tuple[str, ...]
-    faithfulness: dict[str, float | None]
-    support_share: float
-    regions: tuple[Region, ...]
-    has_map: bool
-
-
-class InspectionOut(BaseModel):
-    """One inspection with everything that belongs to it."""
-
-    inspection_id: int
-    capture: Capture
-    model_fingerprint: str
-    model_name: str
-    model_version: str
-    model_status: str = Field(description="of the model when the verdict was recorded")
-    policy_version: str
-    run_id: str
-    inspected_at: datetime
-    recorded_at: datetime
-    verdict: Verdict
-    scores: dict[str, float | None] = Field(description="by label; empty: the picture did not reach the network")
-    explanation: ExplanationOut | None
-    explained_because: str
-    failure: Failure | None
-    duration_ms: float
-    reviews: tuple[StoredReview, ...]
 
 
 class Inspections(BaseModel):
@@ -169,7 +130,7 @@ def inspections(
 def inspection(request: Request, person: Reader, inspection_id: InspectionId) -> InspectionOut:
     """One inspection with everything that belongs to it."""
     site_of(request).check_uncovered(person, inspection_id)
-    return _inspection(site_of(request).store.get(inspection_id))
+    return document(site_of(request).store.get(inspection_id))
 
 
 @router.get(
@@ -197,7 +158,11 @@ def reviews(request: Request, person: Reader, inspection_id: InspectionId) -> li
 
 
 @router.post(
-    f"{_V1}/inspections/{{inspection_id}}/reviews", responses=_FAULTS | {409: {"model": Fault}}, status_code=201
+    f"{_V1}/inspections/{{inspection_id}}/reviews",
+    status_code=201,
+    response_model=ReviewOut,
+    responses=_FAULTS
+    | {200: {"model": ReviewOut, "description": "it stood there under this key"}, 409: {"model": Fault}},
 )
 def add_review(
     request: Request,
@@ -315,45 +280,3 @@ def metrics(request: Request, _: Reader) -> PlainTextResponse:
     site = site_of(request)
     site.desk.take_in()
     return PlainTextResponse(exposition(site.totals.now(), site.desk.overview()), media_type=CONTENT_TYPE)
-
-
-def _inspection(given: StoredInspection) -> InspectionOut:
-    explanation = given.explanation
-    prediction = given.prediction
-    return InspectionOut(
-        inspection_id=given.inspection_id,
-        capture=given.capture,
-        model_fingerprint=given.model.fingerprint,
-        model_name=given.model.name,
-        model_version=given.model.version,
-        model_status=given.model_status,
-        policy_version=given.policy_version,
-        run_id=given.run.run_id,
-        inspected_at=given.inspected_at,
-        recorded_at=given.recorded_at,
-        verdict=given.verdict,
-        scores=_finite(dict(zip(given.model.card["labels"], prediction.scores, strict=False))) if prediction else {},
-        explanation=ExplanationOut(
-            status=explanation.status,
-            settings=dataclasses.asdict(explanation.settings),
-            passes=explanation.passes,
-            provider=explanation.provider,
-            duration_ms=explanation.duration_ms,
-            notes=explanation.notes,
-            faithfulness=_finite(explanation.faithfulness),
-            support_share=explanation.support_share,
-            regions=explanation.regions,
-            has_map=not explanation.maps_deleted,
-        )
-        if explanation
-        else None,
-        explained_because=given.explained_because,
-        failure=given.failure,
-        duration_ms=given.duration_ms,
-        reviews=given.reviews,
-    )
-
-
-def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN."""
-    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
