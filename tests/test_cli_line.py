@@ -85,7 +85,7 @@ def test_from_folder_to_report(cli: Run, incoming: Path, bundle: Path, tmp_path:
     assert sum(text.startswith("The same picture with") for text in alternatives) == 2
     assert sum(text.startswith("Overlay of part") for text in alternatives) == 2  # those that deserve a look
     assert len(alternatives) == 6
-    assert Path(said["parquet"][0]).is_file()
+    assert [each.name for each in Path(said["parquet"][0]).rglob("*.parquet")] == ["inspections.parquet"]
 
     number = recorded["SN2"].inspection_id
     code, out, _ = cli("show", number, "--db", db)

@@ -205,7 +205,7 @@ def test_writing_again_replaces_the_day_and_leaves_nothing_beside(store: Store, 
         "2026-11-23/report.html",
         "2026-11-23/report.json",
         "2026-11-23/summary.txt",
-        "inspections/day=2026-11-23/inspections.parquet",
+        "inspections/day=2026-11-23/on_line=L1/inspections.parquet",
     ]
     manifest = json.loads((report.page.parent / "manifest.json").read_text())
     assert manifest["inspections"] == 1
@@ -271,7 +271,7 @@ def test_pandas_reads_what_was_recorded(store: Store, tmp_path: Path, rng: np.ra
         stored.of_part(stored.inspection(2, code=VerdictCode.OK), "2" * 64, file_name="emoji \N{HAMMER}\n.png"),
     ])  # fmt: skip
     rows = store.day(stored.NOON, stored.NOON + timedelta(days=1), by="captured_at")
-    frame = read(write_parquet(rows, day=DAY, out=tmp_path))
+    frame = read(write_parquet(rows, day=DAY, out=tmp_path) / "on_line=L1" / "inspections.parquet")
     assert list(frame.columns) == [field.name for field in dataclasses.fields(rows[0])]
     assert frame["verdict"].tolist() == ["NG", "OK"]
     assert frame["file_name"].tolist() == ["L1/S3/SN00001.png", "emoji \N{HAMMER}\n.png"]

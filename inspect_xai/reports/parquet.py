@@ -53,12 +53,14 @@ def write_parquet(rows: Sequence[InspectionSummary], *, day: date, out: Path) ->
 
 
 def _folder_of(line: str) -> str:
-    """Return the partition of a line.
+    """Return the partition of a line. Its first character is a letter or quoted: readers take 007 for the number 7.
 
-    >>> _folder_of("L 1/a"), _folder_of("")
-    ('on_line=L 1%2Fa', 'on_line=unknown')
+    >>> _folder_of("L 1/a"), _folder_of("007"), _folder_of("")
+    ('on_line=L 1%2Fa', 'on_line=%3007', 'on_line=unknown')
     """
     name = f"on_line={quote(line, safe=' ') or 'unknown'}"
+    if line and line[0].isascii() and not line[0].isalpha() and not name.startswith("on_line=%"):
+        name = f"on_line=%{ord(line[0]):02X}{quote(line[1:], safe=' ')}"
     if len(name) <= _LONGEST:
         return name
     return f"{name[: _LONGEST - 13]}-{hashlib.sha256(line.encode()).hexdigest()[:12]}"
