@@ -54,6 +54,8 @@ def test_answers_are_as_described(schema: Any, operation: str, mode: str) -> Non
     from schemathesis.specs.openapi.checks import positive_data_acceptance
 
     method, path = operation.split()
+    if mode == "negative" and path.rpartition("/")[2] in ("models", "reasons"):
+        return  # they take nothing that could be wrong
     # What an answer may say rests on the plant's reasons, the model's labels and the picture's size too.
     excluded = [positive_data_acceptance] if method == "POST" else []
 
