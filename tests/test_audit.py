@@ -3,12 +3,16 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 import scipy.stats
 from onnx import TensorProto, helper, numpy_helper
@@ -20,14 +24,17 @@ from inspect_xai.cli import app
 from inspect_xai.errors import PictureError, SettingsError
 from inspect_xai.maths import likeness, tiles, whereabouts
 from inspect_xai.model.bundle import ModelBundle, build_bundle
+from inspect_xai.model.card import read_card
 from inspect_xai.model.engine import Engine
 from inspect_xai.model.randomise import HEAD, randomised_copy, stages
 from inspect_xai.pipeline import findings
-from inspect_xai.pipeline.audit import Audit, AuditRow, AuditSettings, Measured, open_audit, read_rows, run_audit
+from inspect_xai.pipeline.audit import Audit, AuditSettings, open_audit, run_audit
 from inspect_xai.pipeline.compare import Tolerances, compare_audits, read_tolerances
 from inspect_xai.pipeline.explain import Explainer
 from inspect_xai.pipeline.faithful import in_window
+from inspect_xai.pipeline.frames import read_frames
 from inspect_xai.pipeline.labelled import LabelledPicture, read_labelled, read_truth
+from inspect_xai.pipeline.rows import AuditRow, Measured, read_rows
 from inspect_xai.pipeline.sanity import check_sanity
 from inspect_xai.records import Channels, Fit, InputSpec, Method, ModelCard, Tile
 from inspect_xai.reports.audit import MOST_BYTES, write_audit
@@ -165,38 +172,78 @@ class TestPlantedShortcuts:
 
     def test_a_station_mark_on_rendered_surfaces_is_found(self, tmp_path: Path):
         """The mark is the only blue thing on the parts; a network that asks for blue asks for the mark."""
-        condition = Condition(shortcut="mark", shortcut_label="pit")
-        lines = ["image,label,mask,station"]
-        for number in range(5):
-            picture = render(5, number, label="pit", surface="steel", condition=condition)
-            cv2.imwrite(str(tmp_path / f"p{number}.png"), cv2.cvtColor(picture.rgb, cv2.COLOR_RGB2BGR))
-            cv2.imwrite(str(tmp_path / f"m{number}.png"), picture.mask.astype(np.uint8) * 255)
-            lines.append(f"p{number}.png,pit,m{number}.png,S{number % 2}")
-        (tmp_path / "parts.csv").write_text("\n".join(lines))
-        model = hand_built("bright")
-        colour = numpy_helper.from_array(np.array([[[[-1.0]], [[0.0]], [[1.0]]]] * 2, np.float32), "w1")
-        for tensor in model.graph.initializer:
-            if tensor.name == "w1":
-                tensor.CopyFrom(colour)
-            if tensor.name == "b1":
-                tensor.CopyFrom(numpy_helper.from_array(np.array([-0.1, -9], np.float32), "b1"))
-            if tensor.name == "wh":
-                tensor.CopyFrom(numpy_helper.from_array(np.array([[9e3, -9e3], [0, 0]], np.float32), "wh"))
-        shape = model.graph.input[0].type.tensor_type.shape
-        for axis, size in zip(shape.dim[1:], (3, 64, 96), strict=True):
-            axis.dim_value = size
-        onnx.save(model, tmp_path / "blue.onnx")
-        card = ModelCard("blue", "1", LABELS, InputSpec(64, 96, fit=Fit.STRETCH), ok_labels=("free",))
-        bundle = build_bundle(tmp_path / "blue.onnx", card, tmp_path / "bundle")
-
-        with Explainer(bundle, device="cpu", threads=1) as explainer:
-            audit = run_audit(
-                explainer, tmp_path / "parts.csv", tmp_path / "out", settings=AuditSettings((Method.SISE,), steps=2)
-            )
-        report = findings.find(audit)
+        table = rendered(tmp_path, Condition(shortcut="mark", shortcut_label="pit"))
+        blue = np.array([[[[-1.0]], [[0.0]], [[1.0]]]] * 2, np.float32)
+        weights = {
+            "w1": blue, "b1": np.array([-0.1, -9], np.float32),
+            "wh": np.array([[9e3, -9e3], [0, 0]], np.float32),
+        }  # fmt: skip
+        report = audited(colour_bundle(tmp_path, weights), table, tmp_path / "out")
 
         assert report.right.count == 5
         assert report.answer.answer == findings.NO, [suspect.why for suspect in report.suspects]
+
+    def test_a_lighting_gradient_on_rendered_surfaces_is_found(self, tmp_path: Path):
+        """The lamp of the pitted parts falls off to the right; a network that asks for that asks for the lamp."""
+        table = rendered(tmp_path, Condition(shortcut="gradient", shortcut_label="pit"))
+        grey = np.full((2, 3, 1, 1), 1 / 3, np.float32)
+        grey[1] *= -1
+        head = np.zeros((2, 16, 24), np.float32)
+        head[0, :, :6], head[1, :, -6:] = 1, 1  # bright on the left, dark on the right
+        weights = {
+            "w1": grey, "b1": np.array([-0.3, 0.5], np.float32),
+            "wh": np.stack([head.ravel(), -head.ravel()], axis=1), "bh": np.array([-9, 9], np.float32),
+        }  # fmt: skip
+        report = audited(colour_bundle(tmp_path, weights, pooled=False), table, tmp_path / "out")
+
+        assert report.right.count == 5
+        assert report.answer.answer == findings.NO, [suspect.why for suspect in report.suspects]
+        assert report.answer.counted.count == 0
+
+    def test_an_honest_network_is_not_accused_for_a_mark_on_its_parts(self, tmp_path: Path):
+        """The sample network never saw the mark while it learnt; now it is on every pitted part and says nothing."""
+        table = rendered(tmp_path, Condition(shortcut="mark", shortcut_label="pit"), count=6)
+        sample = Path(__file__).parent.parent / "examples" / "sample"
+        bundle = build_bundle(sample / "model.onnx", read_card(sample / "card.toml"), tmp_path / "sample")
+        report = audited(bundle, table, tmp_path / "out")
+
+        assert report.explained >= 5
+        assert report.answer.answer == findings.YES, [suspect.why for suspect in report.suspects]
+        assert not any(suspect.accused for suspect in report.suspects)
+
+
+def rendered(folder: Path, condition: Condition, *, count: int = 5) -> Path:
+    """Pitted steel parts with their masks, and the table of them."""
+    lines = ["image,label,mask,station"]
+    for number in range(count):
+        picture = render(5, number, label="pit", surface="steel", condition=condition)
+        cv2.imwrite(str(folder / f"p{number}.png"), cv2.cvtColor(picture.rgb, cv2.COLOR_RGB2BGR))
+        cv2.imwrite(str(folder / f"m{number}.png"), picture.mask.astype(np.uint8) * 255)
+        lines.append(f"p{number}.png,pit,m{number}.png,S{number % 2}")
+    (folder / "parts.csv").write_text("\n".join(lines))
+    return folder / "parts.csv"
+
+
+def colour_bundle(folder: Path, weights: dict[str, np.ndarray], *, pooled: bool = True) -> ModelBundle:
+    """The network by hand for pictures of 64 x 96 in colour, with other weights; not pooled, its head sees places."""
+    model = hand_built("bright")
+    for tensor in model.graph.initializer:
+        if tensor.name in weights:
+            tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name].astype(np.float32), tensor.name))
+    if not pooled:
+        (pool,) = [node for node in model.graph.node if node.op_type == "GlobalAveragePool"]
+        pool.op_type = "Identity"
+    for axis, size in zip(model.graph.input[0].type.tensor_type.shape.dim[1:], (3, 64, 96), strict=True):
+        axis.dim_value = size
+    onnx.save(model, folder / "colour.onnx")
+    card = ModelCard("colour", "1", LABELS, InputSpec(64, 96, fit=Fit.STRETCH), ok_labels=("free",))
+    return build_bundle(folder / "colour.onnx", card, folder / "colour")
+
+
+def audited(bundle: ModelBundle, table: Path, out: Path) -> findings.AuditReport:
+    settings = AuditSettings((Method.SISE,), steps=2)
+    with Explainer(bundle, device="cpu", threads=1, profile="quick") as explainer:
+        return findings.find(run_audit(explainer, table, out, settings=settings))
 
 
 class TestRows:
@@ -253,6 +300,24 @@ class TestRows:
         assert found is not None
         assert found.numbers["aupro"] > 0.9
 
+    def test_the_region_can_be_a_mask(self, bundles, table: Path, tmp_path: Path):
+        mask = np.zeros((SIDE, SIDE), np.uint8)
+        mask[:24, :24] = 255
+        cv2.imwrite(str(tmp_path / "region.png"), mask)
+        inside = {}
+        with Explainer(bundles["honest"], device="cpu", threads=1) as explainer:
+            for name, region in (("mask", str(tmp_path / "region.png")), ("box", "0,0,24,24"), ("all", "picture")):
+                settings = AuditSettings((Method.GRAD_CAM,), steps=2, sample=2, region=region)
+                audit = run_audit(explainer, table, tmp_path / name, settings=settings)
+                inside[name] = [found.numbers["inside"] for row in audit.rows for found in row.measured]
+            mask_of_other_size = AuditSettings((Method.GRAD_CAM,), steps=2, region=str(tmp_path / "small.png"))
+            cv2.imwrite(str(tmp_path / "small.png"), mask[:8])
+            wrong = run_audit(explainer, table, tmp_path / "wrong", settings=mask_of_other_size)
+
+        assert inside["mask"] == inside["box"]
+        assert max(inside["mask"]) < 1 == min(inside["all"])
+        assert "8 x 32 px" in wrong.rows[0].error
+
     def test_a_sample_is_the_same_every_time(self, bundles, table: Path, tmp_path: Path):
         drawn = []
         with Explainer(bundles["honest"], device="cpu", threads=1) as explainer:
@@ -278,8 +343,8 @@ class TestKilledAudits:
         with Explainer(bundles["honest"], device="cpu", threads=1) as explainer:
             with pytest.raises(KeyboardInterrupt):
                 run_audit(explainer, table, tmp_path / "out", settings=QUICK, on_row=pull_the_plug)
-            rows = tmp_path / "out" / "rows.jsonl"
-            rows.write_bytes(rows.read_bytes() + b'{"image": "p3.png", "lab')  # the kill came while a line was written
+            torn = tmp_path / "out" / "rows" / "000001.parquet.part"
+            torn.write_bytes(b"PAR1 half a file")  # the kill came while a file was written
             resumed: list[int] = []
             audit = run_audit(
                 explainer, table, tmp_path / "out", settings=QUICK, on_row=lambda *counts: resumed.append(counts[0])
@@ -290,6 +355,44 @@ class TestKilledAudits:
         assert [row.image for row in audit.rows] == [row.image for row in audits["honest"].rows]
         for mine, whole in zip(audit.rows, audits["honest"].rows, strict=True):
             assert [found.numbers for found in mine.measured] == [found.numbers for found in whole.measured]
+
+    def test_a_kill_that_nothing_can_catch_costs_one_piece(self, bundles, table: Path, tmp_path: Path, audits):
+        """SIGKILL between two files: what was written stays, what was not is measured again, nothing comes twice."""
+        out, code = tmp_path / "out", (
+            "import sys, time\n"
+            "from pathlib import Path\n"
+            "from inspect_xai.pipeline import rows\n"
+            "from inspect_xai.pipeline.audit import AuditSettings, run_audit\n"
+            "from inspect_xai.pipeline.explain import Explainer\n"
+            "from inspect_xai.records import Method\n"
+            "rows.PIECE_PICTURES = 2\n"
+            "with Explainer(sys.argv[1], device='cpu', threads=1) as explainer:\n"
+            "    settings = AuditSettings((Method.SISE, Method.GRAD_CAM), steps=4, sanity=0)\n"
+            "    wait = lambda done, total: time.sleep(600) if done == 5 else None\n"
+            "    run_audit(explainer, Path(sys.argv[2]), Path(sys.argv[3]), settings=settings, on_row=wait)\n"
+        )  # fmt: skip
+        run = subprocess.Popen([sys.executable, "-c", code, str(bundles["honest"].folder), str(table), str(out)])
+        try:
+            ends = time.monotonic() + 60
+            while not (out / "maps" / "000004.npz").exists() and time.monotonic() < ends:
+                time.sleep(0.05)
+        finally:
+            run.kill()
+            run.wait()
+        assert [row.image for row in read_rows(out / "rows")] == ["p0.png", "p1.png", "p2.png", "p3.png"]
+        with Explainer(bundles["honest"], device="cpu", threads=1) as explainer:
+            done = run_audit(explainer, table, out, settings=QUICK)
+
+        assert [row.image for row in done.rows] == [f"p{number}.png" for number in range(9)]
+        for mine, whole in zip(open_audit(out).rows, audits["honest"].rows, strict=True):
+            assert [found.numbers for found in mine.measured] == [found.numbers for found in whole.measured]
+
+    def test_any_reader_takes_the_rows_as_one_table(self, audits: dict[str, Audit]):
+        table = pd.concat(read_frames(sorted((audits["honest"].folder / "rows").glob("*.parquet"))))
+
+        assert len(table) == 6 * 4 + 3, "four methods on six parts, and three good ones"
+        assert table.loc[table.method == "sise", "aupro"].mean() > 0.9
+        assert table.loc[table.label == "free", "aupro"].isna().all()
 
     def test_other_settings_are_refused_in_the_same_folder(self, bundles, table: Path, audits):
         with (
@@ -490,6 +593,44 @@ class TestTables:
         assert report.confusion == {("free", "free"): 2, ("free", "pit"): 1, ("pit", "free"): 1, ("pit", "pit"): 1}
 
 
+class TestSignificance:
+    def test_chances_by_hand_and_corrected(self):
+        steps = np.array([1.0, 2.0, 3.0, -0.5])  # of 16 sign patterns only this and the one with all plus sum to 5.5
+
+        assert findings._chance_of(steps, seed=0) == 2 / 16
+        assert findings._holm({Method.RISE: 0.02, Method.GRAD_CAM: 0.01}) == {Method.RISE: 0.02, Method.GRAD_CAM: 0.02}
+
+    def test_many_pictures_agree_with_scipy(self):
+        steps = np.random.default_rng(0).normal(0.25, 1, 40)
+        oracle = scipy.stats.permutation_test(
+            (steps, np.zeros(40)), lambda a, b: (a - b).mean(), permutation_type="samples", alternative="greater",
+            n_resamples=9999, rng=1,
+        )  # fmt: skip
+
+        assert findings._chance_of(steps, seed=0) == pytest.approx(oracle.pvalue, abs=0.015)
+
+    def test_five_pictures_prove_nothing_among_five_methods_and_forty_do(self):
+        rng = np.random.default_rng(2)
+        methods = (Method.SISE, Method.GRAD_CAM, Method.RISE, Method.RANDOM, Method.CENTRE)
+
+        def row(number: int) -> AuditRow:
+            level = {method: 0.9 - 0.1 * place for place, method in enumerate(methods)}
+            found = [
+                Measured(method, "explained", {"aupro": level[method] + 0.01 * rng.random()}, 1, 1.0, ())
+                for method in methods
+            ]
+            return AuditRow(f"{number}.png", "pit", measured=tuple(found))
+
+        rows = [row(number) for number in range(40)]
+        few, many = (
+            [summary.cells["aupro"].is_worse for summary in findings.summarise(rows[:count], methods, seed=0)]
+            for count in (5, 40)
+        )
+
+        assert few == [False] * 5
+        assert many == [False, True, True, True, True]
+
+
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
     folder = tmp_path_factory.mktemp("learnt")
@@ -560,6 +701,31 @@ class TestForgetting:
         assert [change.name for change in looked.changes] == ["5 % brighter", "shifted by 1 px", "JPEG quality 90"]
         assert all(change.correlation > 0.3 for change in looked.changes)
         assert steps[-1] == (len(looked.steps) + 4, len(looked.steps) + 4)
+
+    def test_killed_sanity_checks_go_on_where_they_were(self, learnt: ModelBundle, tmp_path: Path):
+        cv2.imwrite(str(tmp_path / "0.png"), np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8))
+        parts, keep = [(tmp_path / "0.png", "pit")], tmp_path / "sanity.json"
+        total = len(stages(learnt)) + 4
+
+        def pull_the_plug(done: int, _: int) -> None:
+            if done == 2:
+                raise KeyboardInterrupt
+
+        with Explainer(learnt, device="cpu", threads=1, profile="quick") as explainer:
+            with pytest.raises(KeyboardInterrupt):
+                check_sanity(explainer, parts, method=Method.GRAD_CAM, seed=0, keep=keep, on_step=pull_the_plug)
+            counts: list[list[int]] = [[], [], []]
+            found = [
+                check_sanity(
+                    explainer, parts, method=Method.GRAD_CAM, seed=seed, keep=path,
+                    on_step=lambda done, _, seen=seen: seen.append(done),
+                )
+                for path, seed, seen in ((keep, 0, counts[0]), (None, 0, counts[1]), (keep, 1, counts[2]))
+            ]  # fmt: skip
+
+        assert counts[0] == list(range(2, total + 1))
+        assert counts[1] == counts[2] == list(range(total + 1)), "another seed is another check"
+        assert found[0] == found[1]
 
 
 def visible(page: str) -> str:
@@ -633,7 +799,7 @@ class TestCommands:
         assert cheat.exit_code == 1
         assert json.loads(cheat.output)["answer"]["answer"] == "no"
         assert {path.name for path in (tmp_path / "honest").iterdir()} == {
-            "settings.json", "rows.jsonl", "maps", "audit.json", "report.html",
+            "settings.json", "rows", "maps", "audit.json", "report.html",
         }  # fmt: skip
 
     def test_the_gate_holds_a_new_model_back(self, run, tmp_path: Path):

@@ -1,13 +1,24 @@
 """Faithfulness with every explanation: against the network by hand, beside chance, switched off, on several windows."""
 
+import dataclasses
+from datetime import timedelta
+
 import numpy as np
 import pytest
+from sqlalchemy import text
 
 from inspect_xai.maths import metrics, sise
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.pipeline.explain import Explainer
 from inspect_xai.pipeline.faithful import PASSES, order_of, random_blobs
-from inspect_xai.records import Method, Status
+from inspect_xai.records import Inspection, Method, Status
+from inspect_xai.reports import words
+from inspect_xai.storage import database
+from inspect_xai.storage.desk import Desk
+from inspect_xai.storage.figures import Figures
+from inspect_xai.storage.store import open_store
+from inspect_xai.storage.triage import Why
+from tests import stored
 from tests.test_audit import SIDE, bundle_of
 
 
@@ -106,3 +117,53 @@ def test_random_blobs_know_nothing_and_take_exactly_as_many_pixels():
 
 def test_ties_and_gaps_make_a_whole_rank_map():
     assert order_of(np.array([[7, 3], [3, 90]])).tolist() == [[2, 0], [1, 3]]
+
+
+def recorded(number: int, faithfulness: dict[str, float]) -> Inspection:
+    explained = dataclasses.replace(
+        stored.explanation(np.random.default_rng(number)), faithfulness=faithfulness, notes=()
+    )
+    given = stored.inspection(number, explained=explained)
+    return dataclasses.replace(given, verdict=dataclasses.replace(given.verdict, score=0.99), explained_because="ng")
+
+
+def numbers(drop: float, drop_random: float, deletion: float, deletion_random: float) -> dict[str, float]:
+    return {
+        "drop_percent": drop, "drop_percent_random": drop_random, "increase_percent": 0.0,
+        "increase_percent_random": 100.0, "deletion_percent": deletion, "deletion_percent_random": deletion_random,
+        "passes": 8.0,
+    }  # fmt: skip
+
+
+def test_numbers_are_columns_of_the_record_and_wait_on_the_desk(database_url: str):
+    true, chance = numbers(10, 90, 5.5, 80), numbers(90, 90, 80.25, 80)
+    with open_store(database_url) as store:
+        stored.prepared(store)
+        store.record([recorded(1, true), recorded(2, chance), recorded(3, {})])
+        rows = {row.inspection_id: row for row in store.find()}
+        with database.reading(store._engine) as connection:
+            columns = connection.execute(text("SELECT * FROM explanation ORDER BY id")).mappings().all()
+            overview = connection.execute(text("SELECT * FROM inspection_overview ORDER BY inspection_id")).mappings()
+            overview = overview.all()
+        found = Figures(store).features(stored.NOON, stored.NOON + timedelta(days=1), most=100)
+        Desk(store).take_in()
+        with database.reading(store._engine) as connection:
+            why = dict(connection.execute(text("SELECT inspection_id, why FROM desk_item")).tuples().all())
+
+    assert rows[1].deletion_percent == 5.5
+    assert (rows[2].drop_percent, rows[2].deletion_percent_random) == (90, 80)
+    assert rows[3].drop_percent is None
+    assert [row["faithfulness_passes"] for row in columns] == [8, 8, None]
+    assert [row["increase_percent_random"] for row in columns] == [100, 100, None]
+    assert overview[0]["deletion_percent"] == 5.5
+    assert [values[0, -1] for values in found.values()][1:] == [74.5, -0.25]
+    assert why == {1: Why.NG, 2: Why.WEAK_EXPLANATION, 3: Why.NG}
+
+
+def test_the_words_say_which_it_is():
+    assert words.faithfulness_in_words({}) == ""
+    assert words.faithfulness_in_words(numbers(10, 90, 5.5, 80)) == (
+        "without what the map marks 6 % of the score is left (as much anywhere: 80 %); "
+        "its top 15 % alone keep 90 % (anywhere: 10 %)"
+    )
+    assert words.faithfulness_in_words(numbers(90, 90, 80.25, 80)).startswith("no better than chance: ")

@@ -48,9 +48,15 @@ def audit(
         bool, typer.Option("--all", help="Explain defective pictures judged wrong too, by their true label.")
     ] = False,
     region: Annotated[
-        str, typer.Option("--region", help="Where the part is: auto, picture, or top,left,height,width in pixels.")
+        str,
+        typer.Option(
+            "--region", help="Where the part is: auto, picture, top,left,height,width in px, or a mask file."
+        ),
     ] = "auto",
     sanity: Annotated[int, typer.Option("--sanity", help="Pictures for the sanity checks; 0: none.")] = 3,
+    adcc: Annotated[
+        bool, typer.Option("--adcc", help="Measure ADCC too: one more explanation for each picture and method.")
+    ] = False,
     db: Annotated[
         str | None, typer.Option("--db", help="Database to keep the numbers in, beside the model.", show_default=False)
     ] = None,
@@ -60,8 +66,8 @@ def audit(
 ) -> None:
     """Measure whether a network looks at the defect, on pictures whose truth is known.
 
-    Writes report.html, audit.json, rows.jsonl and maps into --out. Kill it and run it again: it goes on.
-    Exit code 0: the answer is yes, mostly or undecided. 1: it is no.
+    Writes report.html, audit.json, rows and maps into --out. Kill it and run it again: it goes on.
+    Exit code 0: the answer is yes, mostly or undecided. 1: it is no, or the sanity check failed.
 
     Example: inspect-xai audit tile.bundle --manifest parts.csv --methods sise,grad-cam --out audit --sample 200
     """
@@ -72,7 +78,7 @@ def audit(
 
     settings = AuditSettings(
         _methods(methods), profile, mu, baseline, sample, seed, steps, only_right=not every, region=region,
-        sanity=sanity,
+        sanity=sanity, adcc=adcc,
     )  # fmt: skip
     with (
         Explainer(bundle, device=device, profile=profile, mu=mu, baseline=baseline, threads=threads) as explainer,
@@ -98,7 +104,7 @@ def audit(
         _print(report, measured)
         typer.echo(f"page     {written.page}")
         typer.echo(f"numbers  {written.numbers}")
-    if report.answer.answer == NO:
+    if report.answer.answer == NO or (checked is not None and not checked.passed):
         raise typer.Exit(_FINDINGS)
 
 
@@ -146,7 +152,10 @@ def _checked(explainer: "Explainer", audit: "Audit", settings: "AuditSettings", 
         return None
     step = max(1, len(explained) // settings.sanity)
     parts = [(audit.pictures / row.image, row.target) for row in explained[::step][: settings.sanity]]
-    return check_sanity(explainer, parts, method=settings.methods[0], seed=settings.seed, on_step=on_step)  # type: ignore[arg-type]
+    return check_sanity(
+        explainer, parts, method=settings.methods[0], seed=settings.seed, keep=audit.folder / "sanity.json",
+        on_step=on_step,  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
 def _command(bundle: Path, manifest: Path, out: Path, settings: "AuditSettings") -> str:
@@ -154,7 +163,9 @@ def _command(bundle: Path, manifest: Path, out: Path, settings: "AuditSettings")
     for name in ("profile", "mu", "baseline", "sample", "seed", "steps", "region", "sanity"):
         value = getattr(settings, name)
         words += [] if value is None else [f"--{name}", str(value)]
-    return " ".join([*words, *([] if settings.only_right else ["--all"]), "--out", str(out)])
+    words += ["--adcc"] if settings.adcc else []
+    words += [] if settings.only_right else ["--all"]
+    return " ".join([*words, "--out", str(out)])
 
 
 def _keep(db: str, bundle: "ModelBundle", audit: "Audit", report: "AuditReport") -> None:

@@ -1,18 +1,18 @@
 """A bundle and labelled pictures -> rows of numbers on disk, one line for each picture, as soon as it is measured.
 
     OUT/settings.json   what the rows were made with; a run with other settings refuses to go on here
-    OUT/rows.jsonl      one line for each picture: what the network said, and each method's numbers
+    OUT/rows/*.parquet  what the network said of each picture, and each method's numbers (`rows.py`)
     OUT/maps/*.npz      the maps, reduced, one file for each picture and one array for each method
 
-A killed audit is run again and goes on behind its last whole line. What the rows amount to: `findings.py`.
+A killed audit is run again and goes on behind its last file of rows. What the rows amount to: `findings.py`.
 """
 
 import json
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from inspect_xai.errors import InspectXaiError, SettingsError
+from inspect_xai.errors import InspectXaiError, PictureError, SettingsError
 from inspect_xai.maths import whereabouts
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.pipeline.explain import Explainer, Look
 from inspect_xai.pipeline.folder import versions
 from inspect_xai.pipeline.intake import read_picture
-from inspect_xai.pipeline.labelled import LabelledPicture, read_labelled, read_truth, table_sha256
-from inspect_xai.pipeline.measuring import measure, open_scene
+from inspect_xai.pipeline.labelled import MASK_LEVEL, LabelledPicture, read_labelled, read_truth, table_sha256
+from inspect_xai.pipeline.measuring import measure, measure_adcc, open_scene
+from inspect_xai.pipeline.rows import AuditRow, Measured, RowWriter, read_rows
 from inspect_xai.records import Baseline, Explanation, Method, Profile
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CHANCE = (Method.RANDOM, Method.CENTRE)
 """Methods that know nothing; every audit has them, so that its numbers mean something."""
 
@@ -51,8 +52,10 @@ class AuditSettings:
         seed: Of everything random.
         steps: Of the insertion and deletion curves.
         only_right: Explain only pictures judged right; else every defective picture, by its true label.
-        region: Where the part is: "auto" (told from the background), "picture", or "top,left,height,width".
+        region: Where the part is: "auto" (told from the background), "picture", "top,left,height,width", or the path of
+            a picture that is bright where the part is.
         sanity: So many pictures go through the sanity checks; 0: none.
+        adcc: Measure ADCC too, for one more explanation of each picture by each method.
     """
 
     methods: tuple[Method, ...] = (Method.SISE, Method.ADA_SISE, Method.GRAD_CAM, Method.LAYER_CAM)
@@ -65,67 +68,12 @@ class AuditSettings:
     only_right: bool = True
     region: str = "auto"
     sanity: int = 3
+    adcc: bool = False
 
     @property
     def compared(self) -> tuple[Method, ...]:
         """The methods and those that know nothing."""
         return (*self.methods, *(method for method in CHANCE if method not in self.methods))
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One method on one picture."""
-
-    method: Method
-    status: str
-    numbers: dict[str, float]
-    passes: int
-    seconds: float
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class AuditRow:
-    """One picture: the truth, what the network said, and what each method made of that.
-
-    Attributes:
-        image: As it stands in the table.
-        label: Its true label.
-        part: Serial of the part.
-        station: Where it was taken.
-        predicted: The label the network put first.
-        score: Its probability.
-        verdict: OK, NG or UNSURE.
-        target: The label that was explained; empty where nothing was.
-        closed_drop: Share of the score that closing the defect takes; None where its place is not known.
-        truth_share: Share of the picture that the defect covers; None likewise.
-        measured: By method; empty where nothing was explained.
-        map_file: Below the audit's folder; empty likewise.
-        error: Why the picture could not be measured; empty where it could.
-    """
-
-    image: str
-    label: str
-    part: str = ""
-    station: str = ""
-    predicted: str = ""
-    score: float = 0.0
-    verdict: str = ""
-    target: str = ""
-    closed_drop: float | None = None
-    truth_share: float | None = None
-    measured: tuple[Measured, ...] = ()
-    map_file: str = ""
-    error: str = ""
-
-    @property
-    def is_right(self) -> bool:
-        """Whether the network put the true label first."""
-        return not self.error and self.predicted == self.label
-
-    def of(self, method: Method) -> Measured | None:
-        """What a method found; None where it was not asked."""
-        return next((found for found in self.measured if found.method is method), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,18 +139,17 @@ def run_audit(
     _check_settings(settings)
     header = _header(explainer.engine.bundle, table, settings, chosen, provider=explainer.engine.provider)
     _open_folder(out, header)
-    done = {row.image: row for row in read_rows(out)}
+    done = {row.image: row for row in read_rows(out / "rows")}
     report = on_row or (lambda *_: None)
     report(len(done), len(chosen))
     (out / "maps").mkdir(exist_ok=True)
-    with (out / "rows.jsonl").open("a", encoding="utf-8") as file:
+    explainer.faithfulness = False  # an audit measures more than that
+    with RowWriter(out / "rows") as writer:
         for number, labelled in enumerate(chosen):
             if labelled.image in done:
                 continue
             row = _measure_picture(explainer, labelled, out, number=number, settings=settings)
-            file.write(json.dumps(asdict(row), allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            writer.add(row)
             done[row.image] = row
             report(len(done), len(chosen))
     return Audit(out, header, tuple(done[labelled.image] for labelled in chosen))
@@ -225,27 +172,7 @@ def open_audit(folder: Path) -> Audit:
             f"{folder} has audit schema {header.get('schema_version')}", expected=str(SCHEMA_VERSION),
             remedy="run the audit again with this version",
         )  # fmt: skip
-    return Audit(folder, header, tuple(read_rows(folder)))
-
-
-def read_rows(folder: Path) -> list[AuditRow]:
-    """Read the whole lines of rows.jsonl; half a line at its end, left by a kill, is cut off the file."""
-    path = folder / "rows.jsonl"
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        os.truncate(path, len(whole))
-    return [_as_row(json.loads(line)) for line in whole.splitlines()]
-
-
-def _as_row(found: dict[str, Any]) -> AuditRow:
-    measured = tuple(
-        Measured(**entry | {"method": Method(entry["method"]), "notes": tuple(entry["notes"])})
-        for entry in found["measured"]
-    )
-    return AuditRow(**found | {"measured": measured})
+    return Audit(folder, header, tuple(read_rows(folder / "rows")))
 
 
 def _sampled(pictures: Sequence[LabelledPicture], settings: AuditSettings) -> list[LabelledPicture]:
@@ -263,7 +190,8 @@ def _check_settings(settings: AuditSettings) -> None:
         raise SettingsError(
             f"methods are {', '.join(settings.methods) or 'none'}", expected="one or more, each once"
         )  # fmt: skip
-    _region(settings.region, np.zeros((1, 1), np.uint8))
+    if settings.region not in ("auto", "picture") and not Path(settings.region).is_file():
+        _box(settings.region)
 
 
 def _header(
@@ -280,6 +208,9 @@ def _header(
         "table": str(table.resolve()),
         "table_sha256": table_sha256(table),
         "pictures": len(chosen),
+        "region_sha256": sha256(Path(settings.region).read_bytes()).hexdigest()
+        if Path(settings.region).is_file()
+        else "",
         "settings": plain,
         "provider": provider,
         "versions": versions(),
@@ -331,6 +262,8 @@ def _measure_picture(
         measured, maps = [], {}
         for method, found, seconds in _explain_all(explainer, look, labelled.label, settings):
             numbers = measure(explainer.engine, scene, found, steps=settings.steps, seed=settings.seed)
+            if settings.adcc:
+                numbers |= measure_adcc(explainer, scene, found)
             measured.append(Measured(method, str(found.status), numbers, found.passes, seconds, found.notes))
             maps[str(method)] = _reduced(found.fused)
         map_file = f"maps/{number:06d}.npz"
@@ -360,13 +293,23 @@ def _region(said: str, picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
         return whereabouts.part_region(picture)
     if said == "picture":
         return np.ones(size, np.bool_)
+    if Path(said).is_file():
+        mask = cv2.imread(said, cv2.IMREAD_GRAYSCALE)
+        if mask is None or mask.shape != size:
+            found = "no picture" if mask is None else f"{mask.shape[0]} x {mask.shape[1]} px"
+            raise PictureError(f"region {said} is {found}", expected=f"{size[0]} x {size[1]} px, as the pictures")
+        return np.asarray(mask) > MASK_LEVEL
+    return whereabouts.boxes_mask((_box(said),), size)
+
+
+def _box(said: str) -> tuple[int, int, int, int]:
     try:
         top, left, height, width = (int(number) for number in said.split(","))
     except ValueError as error:
         raise SettingsError(
-            f"region is {said!r}", expected="auto, picture, or top,left,height,width in pixels"
+            f"region is {said!r}", expected="auto, picture, top,left,height,width in pixels, or the path of a mask"
         ) from error
-    return whereabouts.boxes_mask(((top, left, height, width),), size)
+    return top, left, height, width
 
 
 def _reduced(fused: NDArray[np.float32]) -> NDArray[np.float16]:

@@ -12,8 +12,9 @@ from scipy.stats import binomtest
 from inspect_xai.errors import SettingsError
 from inspect_xai.maths.likeness import rank_correlation
 from inspect_xai.maths.metrics import Average, average
-from inspect_xai.pipeline.audit import CHANCE, Audit, AuditRow
+from inspect_xai.pipeline.audit import CHANCE, Audit
 from inspect_xai.pipeline.findings import METRICS
+from inspect_xai.pipeline.rows import AuditRow
 from inspect_xai.records import Method, VerdictCode
 
 

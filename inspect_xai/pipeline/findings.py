@@ -7,11 +7,13 @@ from itertools import pairwise
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from statsmodels.stats.multitest import multipletests
 
 from inspect_xai.maths import cohort
 from inspect_xai.maths.metrics import Average, average
 from inspect_xai.maths.quality import Rate, rate
-from inspect_xai.pipeline.audit import CHANCE, Audit, AuditRow
+from inspect_xai.pipeline.audit import CHANCE, Audit
+from inspect_xai.pipeline.rows import AuditRow
 from inspect_xai.pipeline.sanity import Sanity
 from inspect_xai.records import Baseline, Method, Status, VerdictCode
 
@@ -36,7 +38,11 @@ RULE = (
     "notice a network that forgot everything: undecided."
 )
 
+SIGNIFICANCE = 0.05
+"""A method is called worse than the best below this chance, after Holm's correction within a metric."""
+
 _COHORT_SIZE = (64, 64)
+_EXACT = 13  # pictures up to which every pattern of signs is tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +56,13 @@ class Metric:
 
 METRICS = (
     Metric("aupro", "AUPRO@0.3", True),  # noqa: FBT003  named by the class above
+    Metric("aupro_window", "AUPRO@0.3 in its window", True),  # noqa: FBT003
     Metric("ebpg", "EBPG", True),  # noqa: FBT003
     Metric("bbox", "Bbox", True),  # noqa: FBT003
     Metric("miou", "mIoU@20 %", True),  # noqa: FBT003
     Metric("pointing", "pointing game", True),  # noqa: FBT003
     Metric("road", "ROAD", True),  # noqa: FBT003
+    Metric("adcc", "ADCC", True),  # noqa: FBT003
     *(Metric(f"drop_{fill}", f"Drop % {fill}", False) for fill in Baseline),  # noqa: FBT003
     *(Metric(f"increase_{fill}", f"Increase % {fill}", True) for fill in Baseline),  # noqa: FBT003
     *(Metric(f"insertion_{fill}", f"insertion {fill}", True) for fill in Baseline),  # noqa: FBT003
@@ -71,10 +79,13 @@ class Cell:
     Attributes:
         average: With its bootstrap interval.
         behind: How much worse than the best method, picture by picture, with its interval; None for the best itself.
+        p: How often as large a difference comes about when best and other are swapped at random picture by picture,
+            times Holm's factor for the methods compared in this metric; 1 for the best itself.
     """
 
     average: Average
     behind: Average | None
+    p: float
 
     @property
     def is_best(self) -> bool:
@@ -83,8 +94,8 @@ class Cell:
 
     @property
     def is_worse(self) -> bool:
-        """Whether the difference to the best cannot be chance."""
-        return self.behind is not None and self.behind.low > 0
+        """Whether the difference to the best is hardly chance."""
+        return self.p < SIGNIFICANCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,10 +265,33 @@ def summarise(rows: Sequence[AuditRow], methods: Sequence[Method], *, seed: int)
         best = max(
             (method for method in values if method not in CHANCE), key=lambda method: sign * values[method].mean()
         )
+        steps = {method: sign * (values[best] - numbers) for method, numbers in values.items() if method is not best}
+        chances = _holm({method: _chance_of(step, seed=seed) for method, step in steps.items()})
         for method, numbers in values.items():
-            behind = None if method is best else average(sign * (values[best] - numbers), seed=seed)
-            cells[method][metric.key] = Cell(average(numbers, seed=seed), behind)
+            behind = None if method is best else average(steps[method], seed=seed)
+            cells[method][metric.key] = Cell(average(numbers, seed=seed), behind, chances.get(method, 1.0))
     return tuple(_summary(rows, method, cells[method]) for method in methods)
+
+
+def _chance_of(steps: NDArray[np.float64], *, seed: int) -> float:
+    """How often a mean at least as large comes about with random signs: a one-sided paired permutation test.
+
+    Exact up to 2^13 sign patterns; beyond that as many random ones, counting the one that was found.
+    """
+    total = steps.sum() - 1e-12 * np.abs(steps).sum()  # the same sum in another order is the same sum
+    if steps.size <= _EXACT:
+        signs = 1 - 2 * (np.arange(2**steps.size)[:, None] >> np.arange(steps.size) & 1)
+        return float((signs @ steps >= total).mean())
+    signs = np.random.default_rng(seed).choice(np.array([-1, 1], np.int8), (2**_EXACT - 1, steps.size))
+    return float((1 + (signs @ steps >= total).sum()) / 2**_EXACT)
+
+
+def _holm(chances: dict[Method, float]) -> dict[Method, float]:
+    """Correct for having compared so many: the chance of one false finding among them stays what it says."""
+    if not chances:
+        return {}
+    corrected = multipletests(list(chances.values()), method="holm")[1]
+    return dict(zip(chances, map(float, corrected), strict=True))
 
 
 def _values(rows: Sequence[AuditRow], methods: Sequence[Method], key: str) -> dict[Method, NDArray[np.float64]]:

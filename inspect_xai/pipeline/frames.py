@@ -30,4 +30,8 @@ def write_frame(path: Path, frame: pd.DataFrame) -> None:
 
 def read_frames(paths: Sequence[Path]) -> list[pd.DataFrame]:
     """Read tables, one for each file."""
-    return [fastparquet.ParquetFile(str(path)).to_pandas() for path in paths]
+    frames = []
+    for path in paths:
+        with path.open("rb") as file:  # given a path, fastparquet leaves the file open
+            frames.append(fastparquet.ParquetFile(file).to_pandas())
+    return frames

@@ -26,7 +26,8 @@ from inspect_xai.maths.whereabouts import boxes_mask
 
 Box = tuple[int, int, int, int]
 _COLUMNS = ("image", "label", "mask", "boxes", "part", "station")
-_MASK_LEVEL = 127
+MASK_LEVEL = 127
+"""A mask's pixels brighter than this are marked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ def read_truth(labelled: LabelledPicture, size: tuple[int, int]) -> NDArray[np.b
         if mask is None or mask.shape != size:
             found = "no picture" if mask is None else f"{mask.shape[0]} x {mask.shape[1]} px"
             raise PictureError(f"mask {labelled.mask} is {found}", expected=f"{size[0]} x {size[1]} px, as its picture")
-        truth = np.asarray(mask) > _MASK_LEVEL
+        truth = np.asarray(mask) > MASK_LEVEL
     elif labelled.boxes:
         truth = boxes_mask(labelled.boxes, size)
     else:

@@ -4,11 +4,12 @@ Does a map change when the network forgets what it learnt (it must); does it hol
 way that does not matter (it should); is it the same when it is made again (it must be).
 """
 
+import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -97,40 +98,86 @@ def check_sanity(
     *,
     method: Method,
     seed: int,
+    keep: Path | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Sanity:
-    """Run the checks.
+    """Run the checks, or what is left of them.
 
     Args:
         explainer: Opened on the bundle.
         parts: Pictures and the label to explain, at least one.
         method: To check.
         seed: Of the shuffled weights.
+        keep: JSON file of the steps done, written after each; what it holds of the same checks is not done again.
         on_step: Called with the steps done and their total.
 
     Raises:
         UnsupportedModelError: If the network's weights are not stored in its graph.
     """
-    explainer.method = method
-    pictures = [(_strongest_window(explainer, read_picture(path).pixels, label), label) for path, label in parts]
-    before = [_maps(explainer, picture, label) for picture, label in pictures]
+    explainer.method, explainer.faithfulness = method, False
     order = list(reversed(stages(explainer.engine.bundle)))
+    settings = (method, explainer.profile, explainer.mu, explainer.baseline, seed)
+    shown = [[str(path), label] for path, label in parts]
+    kept = _Kept.open(keep, of=[explainer.engine.bundle.fingerprint, *settings, shown])
     report = on_step or (lambda *_: None)
     total = len(order) + len(_CHANGES) + 1
-    steps: list[Step] = []
+    report(kept.count, total)
+    pictures, before = list[tuple[Picture, str]](), list[_Maps]()
+    if kept.count < total:
+        pictures = [(_strongest_window(explainer, read_picture(path).pixels, label), label) for path, label in parts]
+        before = [_maps(explainer, picture, label) for picture, label in pictures]
     for downto in order:
-        steps.append(_forget(explainer, pictures, before, downto=downto, seed=seed))
-        report(len(steps), total)
-    changes = []
+        if downto not in kept.steps:
+            kept.steps[downto] = _forget(explainer, pictures, before, downto=downto, seed=seed)
+            kept.write()
+            report(kept.count, total)
     for name in _CHANGES:
-        changes.append(_change(explainer, pictures, before, name))
-        report(len(steps) + len(changes), total)
-    again = [_maps(explainer, picture, label) for picture, label in pictures]
-    repeat = max(float(np.abs(one.fused - two.fused).max()) for one, two in zip(before, again, strict=True))
-    report(total, total)
-    return Sanity(
-        method, len(pictures), tuple(steps), steps[-1].correlation[FUSED] < GATE, tuple(changes), repeat
-    )  # fmt: skip
+        if name not in kept.changes:
+            kept.changes[name] = _change(explainer, pictures, before, name)
+            kept.write()
+            report(kept.count, total)
+    if kept.repeat is None:
+        again = [_maps(explainer, picture, label) for picture, label in pictures]
+        kept.repeat = max(float(np.abs(one.fused - two.fused).max()) for one, two in zip(before, again, strict=True))
+        kept.write()
+        report(total, total)
+    steps = tuple(kept.steps[downto] for downto in order)
+    changes = tuple(kept.changes[name] for name in _CHANGES)
+    return Sanity(method, len(parts), steps, steps[-1].correlation[FUSED] < GATE, changes, kept.repeat)
+
+
+@dataclass(slots=True)
+class _Kept:
+    """The checks done so far, and where they are written down."""
+
+    path: Path | None
+    of: list[Any]
+    steps: dict[str, Step] = field(default_factory=dict)
+    changes: dict[str, Change] = field(default_factory=dict)
+    repeat: float | None = None
+
+    @classmethod
+    def open(cls, path: Path | None, *, of: list[Any]) -> Self:
+        """Take up what the file holds if it is of the same checks."""
+        if path is None or not path.exists():
+            return cls(path, of)
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["of"] != of:
+            return cls(path, of)
+        steps = {name: Step(**step) for name, step in found["steps"].items()}
+        return cls(path, of, steps, {name: Change(**each) for name, each in found["changes"].items()}, found["repeat"])
+
+    @property
+    def count(self) -> int:
+        """Checks done."""
+        return len(self.steps) + len(self.changes) + (self.repeat is not None)
+
+    def write(self) -> None:
+        """Write down what is done: the file is there whole or not at all."""
+        if self.path is not None:
+            draft = self.path.with_name(f"{self.path.name}.part")
+            draft.write_text(json.dumps(asdict(self) | {"path": None}, allow_nan=False), encoding="utf-8")
+            draft.replace(self.path)
 
 
 def _forget(
@@ -141,7 +188,7 @@ def _forget(
         copy = randomised_copy(explainer.engine.bundle, Path(scratch) / "copy", downto=downto, seed=seed)
         with Explainer(
             copy, device=explainer.engine.device, method=explainer.method, mu=explainer.mu,
-            baseline=explainer.baseline, profile=explainer.profile, threads=explainer.threads,
+            baseline=explainer.baseline, profile=explainer.profile, threads=explainer.threads, faithfulness=False,
         ) as other:  # fmt: skip
             after = [_maps(other, picture, label) for picture, label in pictures]
     names = [*dict.fromkeys(name for found in before for name in found.blocks), FUSED]

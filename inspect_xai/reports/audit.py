@@ -55,10 +55,13 @@ ANSWERS = {
 }
 
 _TABLES = (
-    ("Does the map lie on the defect?", ("aupro", "ebpg", "bbox", "miou", "pointing", "inside", "border")),
+    (
+        "Does the map lie on the defect?",
+        ("aupro", "aupro_window", "ebpg", "bbox", "miou", "pointing", "inside", "border"),
+    ),
     (
         "Does the score live where the map says?",
-        ("road", *(f"drop_{f}" for f in Baseline), *(f"increase_{f}" for f in Baseline)),
+        ("road", "adcc", *(f"drop_{f}" for f in Baseline), *(f"increase_{f}" for f in Baseline)),
     ),
     (
         "Pixel by pixel: area under the curves",
