@@ -1,6 +1,6 @@
 """Sixteen numbers that say what the deepest block saw, small enough to be kept of every explained part."""
 
-import zlib
+import hashlib
 from functools import lru_cache
 from typing import Final
 
@@ -15,7 +15,7 @@ def embed(features: NDArray[np.floating]) -> NDArray[np.float32]:
     """Project a block's mean features onto 16 fixed directions.
 
     Random signs keep distances well enough to see a cloud of parts move (Johnson and Lindenstrauss), and signs made
-    from a checksum are the same on every machine and in every version.
+    from a hash are the same on every machine and in every version.
 
     Args:
         features: (C, h, w).
@@ -49,5 +49,6 @@ def distances(
 @lru_cache(maxsize=8)
 def _signs(channels: int) -> NDArray[np.float64]:
     """(C, 16) of 1 and -1."""
-    bits = [[zlib.crc32(f"{c},{k}".encode()) >> 7 & 1 for k in range(SIZE)] for c in range(channels)]
-    return 2.0 * np.array(bits) - 1.0
+    digests = [hashlib.sha256(str(channel).encode()).digest()[: SIZE // 8] for channel in range(channels)]
+    bits = np.unpackbits(np.frombuffer(b"".join(digests), np.uint8)).reshape(channels, SIZE)
+    return 2.0 * bits - 1.0

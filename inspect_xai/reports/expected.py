@@ -85,6 +85,8 @@ def calibrate(
         mine = np.arange(scores.size) % 2 == half
         calibrated[mine] = _fit(kind, scores[~mine], defect[~mine], weights[~mine]).apply(scores[mine])
     before, after = (reliability(p, defect, weights=weights) for p in (scores, np.clip(calibrated, 0, 1)))
+    if after.brier > before.brier:  # it made things worse for parts it had not seen
+        kind, after = "none", before
     fitted = _fit(kind, scores, defect, weights)
     return {
         "kind": kind,
@@ -142,6 +144,8 @@ def expected_of(figures: Figures, period: Period, models: Sequence[StoredModel])
 def _fit(
     kind: str, scores: NDArray[np.float64], defect: NDArray[np.bool_], weights: NDArray[np.float64]
 ) -> Calibration:
+    if kind == "none":
+        return Calibration(1.0, None)
     if kind == "isotonic":
         return Calibration(1.0, fit_isotonic(scores, defect, weights=weights))
     return Calibration(fit_temperature(_pairs(scores), defect.astype(int), weights=weights), None)
