@@ -137,7 +137,7 @@ class ServeSettings(BaseModel):
     Attributes:
         host: Address to listen on. Beyond loopback only with `people` or `proxy_header`.
         port: TCP port; 0: a free one.
-        archive: Folders below which pictures may lie; a picture elsewhere is not shown.
+        archive: Folders, or URLs that fsspec knows, below which pictures may lie; a picture elsewhere is not shown.
         reports: Folder of the reports that are listed. Default: report.out.
         people: TOML file of who may sign in, with which role and token (see: inspect-xai token).
         proxy_header: Header in which a sign-on proxy tells the user's name, for instance X-Forwarded-User.
@@ -159,7 +159,7 @@ class ServeSettings(BaseModel):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65_535)
-    archive: tuple[Path, ...] = ()
+    archive: tuple[Path | str, ...] = ()
     reports: Path | None = None
     people: Path | None = None
     proxy_header: str = ""

@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import cv2
+import fsspec
 import httpx
 import numpy as np
 import pytest
@@ -346,6 +347,31 @@ def test_pictures_and_maps_are_what_was_recorded(opened: Open, tmp_path: Path) -
     overlay = picture_of(ada.get("/inspections/2/overlay.png"))
     free = share == 0
     assert np.array_equal(overlay[free][:, 0], photograph[free]) or overlay.shape == (*photograph.shape, 3)
+
+
+def test_pictures_of_an_archive_elsewhere_are_shown_too(sqlite_template: Path, tmp_path: Path) -> None:
+    shutil.copy(sqlite_template, tmp_path / "desk.db")
+    url = f"sqlite:///{tmp_path}/desk.db"
+    elsewhere = fsspec.filesystem("memory")
+    given = [making.inspection(tmp_path / "camera", number) for number in (1, 2)]
+    elsewhere.pipe("/plant/archive/SN00001.png", (tmp_path / "camera" / "SN00001.png").read_bytes())
+    with open_store(url) as store:
+        making.prepared(store).record(
+            [
+                dataclasses.replace(
+                    each, capture=dataclasses.replace(each.capture, archived_to=f"memory://plant/archive/SN0000{n}.png")
+                )
+                for n, each in enumerate(given, 1)
+            ]
+        )
+    with serving(url, ServeSettings(archive=("memory://plant/archive",))) as desk:
+        ada = desk.client("Ada")
+        picture = ada.get("/inspections/1/picture.png")
+        assert picture.headers["content-type"] == "image/png"
+        shown = cv2.imdecode(np.frombuffer(picture.content, np.uint8), cv2.IMREAD_GRAYSCALE)
+        assert np.array_equal(shown, making.surface(1, with_defect=True))
+        assert ada.get("/inspections/2/picture.png").status_code == 404  # gone meanwhile
+        assert ada.get("/inspections/2").status_code == 200
 
 
 def test_a_picture_is_kept_by_browsers_for_ever_only_under_the_name_of_its_content(opened: Open) -> None:

@@ -473,7 +473,7 @@ def test_no_page_but_the_archive_reaches_a_file(tmp_path: Path) -> None:
     (inside / "link.png").symlink_to(outside / "key.png")
     (inside / "folder").symlink_to(outside)
     archive = Archive([inside])
-    assert archive.locate("part.png") == archive.locate(str(inside / "part.png")) == inside / "part.png"
+    assert archive.locate("part.png") == archive.locate(str(inside / "part.png")) == str(inside / "part.png")
     hostile = (
         "folder/../part.png",
         "../secret/key.png",
@@ -494,6 +494,31 @@ def test_no_page_but_the_archive_reaches_a_file(tmp_path: Path) -> None:
             archive.locate(path)
     with pytest.raises(MissingPictureError, match="no_archive"):
         Archive([]).locate(str(inside / "part.png"))
+
+
+def test_no_url_but_the_archives_own_is_fetched() -> None:
+    archive = Archive(["memory://plant/archive", "s3://bucket/line1/"])
+    for good in ("memory://plant/archive/a/part.png", "s3://bucket/line1/part 7.png"):
+        assert archive.locate(good) == good
+    hostile = (
+        "memory://plant/archive",
+        "memory://plant/archive-secret/key.png",
+        "memory://plant/archive/../secret/key.png",
+        "memory://plant/archive/%2e%2e/secret/key.png",
+        "memory://plant/archive/..\\secret\\key.png",
+        "memory://plant/archive//key.png",
+        "memory://plant/archive/x.zip::file:///etc/passwd",
+        "zip://key.png::memory://plant/archive/x.zip",
+        "file:///etc/passwd",
+        "http://169.254.169.254/latest/meta-data",
+        "s3://bucket/line10/part.png",
+        "S3://bucket/line1/part.png",
+        "/etc/passwd",
+        "part.png",
+    )
+    for url in hostile:
+        with pytest.raises(MissingPictureError):
+            archive.locate(url)
 
 
 def test_addresses_that_climb_find_nothing(desk: Desk, visitors: dict[str, Visitor]) -> None:

@@ -26,7 +26,7 @@ def serve(
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on; default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option("--port", help="TCP port; default: 8080; 0: a free one.")] = None,
     archive: Annotated[
-        list[Path] | None, typer.Option("--archive", help="Folder with the pictures; default: the line's source.")
+        list[str] | None, typer.Option("--archive", help="Folder or URL of the pictures; default: the line's source.")
     ] = None,
     people: Annotated[
         Path | None, typer.Option("--people", help="TOML file of who may sign in (see: inspect-xai token).")
@@ -106,9 +106,7 @@ def token(
 def _with_archive(settings: "Settings") -> "ServeSettings":
     """Where no archive is named, the line's own source folder is: it holds _archive and _rejected."""
     serve_, source = settings.serve, settings.line.source
-    if serve_.archive or not source or "://" in source:
-        return serve_
-    return serve_.model_copy(update={"archive": (Path(source),)})
+    return serve_ if serve_.archive or not source else serve_.model_copy(update={"archive": (source,)})
 
 
 def _run(settings: "Settings", desk: "ServeSettings") -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from inspect_xai.errors import NotFoundError, PictureError
 from inspect_xai.maths import colour, sise, tiles
 from inspect_xai.maths.regions import marked_pixels
 from inspect_xai.pipeline.pictures import DEFAULT_LIMITS, decode_picture
+from inspect_xai.pipeline.remote import read_archived_bytes
 from inspect_xai.records import Region, Status
 from inspect_xai.storage.stored import StoredExplanation, StoredInspection
 
@@ -37,25 +39,34 @@ class MissingPictureError(NotFoundError):
 
 
 class Archive:
-    """Reads pictures from the folders the desk was given, and from nowhere else.
+    """Reads pictures from the places the desk was given, and from nowhere else.
 
     Args:
-        folders: Where pictures may lie; an inspection's `archived_to` is a path, absolute or below one of them.
+        places: Folders, or URLs that fsspec knows, where pictures may lie; an inspection's `archived_to` is a URL, or
+            a path, absolute or below one of the folders.
     """
 
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self._folders = [folder.resolve() for folder in folders]
+    def __init__(self, places: Sequence[Path | str]) -> None:
+        self._folders = [Path(place).resolve() for place in places if "://" not in str(place)]
+        self._urls = [str(place).rstrip("/") + "/" for place in places if "://" in str(place)]
 
-    def locate(self, archived_to: str) -> Path:
-        """The file of a picture.
+    def locate(self, archived_to: str) -> str:
+        """The file of a picture: a path, or a URL, where it is not known before reading whether it is there.
 
         Raises:
             MissingPictureError: There is none that may be shown.
         """
-        if not self._folders:
+        if not self._folders and not self._urls:
             raise MissingPictureError("no_archive")
         if "\x00" in archived_to:
             raise MissingPictureError("outside")
+        if "://" in archived_to:
+            # Chained URLs ("zip://x::file://y") and whatever a backend reads as "one up" lead out of the place.
+            below = next((archived_to[len(url) :] for url in self._urls if archived_to.startswith(url)), "")
+            is_plain = not {"", ".", ".."} & set(unquote(below).replace("\\", "/").split("/")) and "::" not in below
+            if not is_plain:
+                raise MissingPictureError("outside")
+            return archived_to
         # resolve() follows links, so a link out of the archive is found out as well as "..".
         candidates = [Path(archived_to).resolve()]
         candidates += [(folder / archived_to).resolve() for folder in self._folders]
@@ -64,7 +75,7 @@ class Archive:
             raise MissingPictureError("outside")
         for path in inside:
             if path.is_file():
-                return path
+                return str(path)
         raise MissingPictureError("missing")
 
     def fault(self, inspection: StoredInspection) -> str:
@@ -81,19 +92,32 @@ class Archive:
         Raises:
             MissingPictureError: There is none that may be shown.
         """
-        path = self.locate(inspection.capture.archived_to)
+        place = self.locate(inspection.capture.archived_to)
+        data = _fetched(place) if "://" in place else _read(Path(place))
         try:
-            if path.stat().st_size > DEFAULT_LIMITS.max_bytes:
-                raise MissingPictureError("unreadable")
-            data = path.read_bytes()
             pixels = decode_picture(data)
         except PictureError as error:
             raise MissingPictureError("unreadable") from error
-        except OSError as error:
-            raise MissingPictureError("missing") from error
         if hashlib.sha256(data).hexdigest() != inspection.capture.sha256:
             raise MissingPictureError("changed")
         return pixels
+
+
+def _read(path: Path) -> bytes:
+    # Not by fsspec: it takes "::" in a file's name for a chain of URLs.
+    try:
+        if path.stat().st_size > DEFAULT_LIMITS.max_bytes:
+            raise MissingPictureError("unreadable")
+        return path.read_bytes()
+    except OSError as error:
+        raise MissingPictureError("missing") from error
+
+
+def _fetched(url: str) -> bytes:
+    try:
+        return read_archived_bytes(url, limits=DEFAULT_LIMITS)
+    except PictureError as error:
+        raise MissingPictureError("missing") from error
 
 
 class Kept:
