@@ -108,7 +108,12 @@ def count_reads(source: UrlSource, monkeypatch: pytest.MonkeyPatch) -> list[str]
     """Note what is fetched."""
     fetched: list[str] = []
     fetch = source._fetch
-    monkeypatch.setattr(source, "_fetch", lambda location, most: fetched.append(location) or fetch(location, most))
+
+    def noting(location: str, most: int) -> bytes:
+        fetched.append(location)
+        return fetch(location, most)
+
+    monkeypatch.setattr(source, "_fetch", noting)
     return fetched
 
 
@@ -191,7 +196,7 @@ def test_a_manifest_is_read_where_the_listing_shows_one(bundle: Path, db: str) -
 
 @pytest.mark.slow
 def test_an_s3_store_is_drained_by_two_workers(bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    moto_server = pytest.importorskip("moto.server", reason="pip install 'inspect-xai[s3]' 'moto[server]'")
+    moto_server = pytest.importorskip("moto.server", reason="pip install 'inspect-xai[stores]'")
     pytest.importorskip("s3fs")
     server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
