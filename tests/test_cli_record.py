@@ -401,6 +401,11 @@ def test_find_trace_and_stats(cli: Run, db: str, bundle: Path) -> None:
         back = json.loads(cli("find", option, step[key], "--db", db, "--json")[1])
         assert [row["serial"] for row in back] == ["SN2"]
     assert len(json.loads(cli("find", "--model", step["fingerprint"][:10], "--db", db, "--json")[1])) == 3
+    for file in (step["model_file_sha256"], step["model_file_sha256"][:12]):
+        back = json.loads(cli("find", "--model-file", file, "--db", db, "--json")[1])
+        assert {row["serial"] for row in back} == {"SN0", "SN1", "SN2"}
+    assert cli("find", "--model-file", "0" * 64, "--db", db)[1] == "0 found\n"
+    assert step["known_from"] == "path"
     assert f"map_sha256   {step['map_sha256']}" in cli("trace", "SN2", "--db", db)[1]
 
     code, out, _ = cli("stats", "--by", "lot,verdict", "--db", db, "--json")

@@ -36,7 +36,12 @@ def find(
         tuple[float, float, float] | None,
         typer.Option("--region-near", metavar="ROW COLUMN RADIUS", help="Explained by a region near this pixel."),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="The model's fingerprint, or its beginning.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Fingerprint of the model's bundle, or its beginning.")
+    ] = None,
+    model_file: Annotated[
+        str | None, typer.Option("--model-file", help="sha256 of the model's .onnx file, or its beginning.")
+    ] = None,
     picture: Annotated[str | None, typer.Option("--picture", help="sha256 of the picture's file.")] = None,
     map_: Annotated[str | None, typer.Option("--map", help="sha256 of a stored map.")] = None,
     since: SinceOption = None,
@@ -51,8 +56,8 @@ def find(
 ) -> None:
     """Find inspections that fit everything given, newest first.
 
-    From a picture's, a map's or a model's hash it leads back to the parts. --whole writes the same documents as the
-    desk's JSON interface (docs/api.md).
+    From the hash of a picture, map, model or model file it leads back to the parts. --whole writes the same documents
+    as the desk's JSON interface (docs/api.md).
 
     Example: inspect-xai find --lot LOT7 --label crack --region-near 120 80 20 --since 2026-11-01
     """
@@ -61,7 +66,8 @@ def find(
     with store_of(load_settings(settings, db=db)) as store:
         found = store.find(
             serial=part, lot=lot, product=product, label=label, verdict=verdict, fingerprint=model,
-            since=as_utc(since), until=as_utc(until), near_px=region_near, sha256=picture, map_sha256=map_, limit=limit,
+            model_file=model_file, since=as_utc(since), until=as_utc(until), near_px=region_near, sha256=picture,
+            map_sha256=map_, limit=limit,
         )  # fmt: skip
         if whole:
             from inspect_xai.web.documents import document

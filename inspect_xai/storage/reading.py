@@ -181,6 +181,12 @@ def has_map(sha256: str) -> ColumnElement[bool]:
     return (Explanation.fused_blob_id == blob) | block.correlate(Explanation).exists()
 
 
+def runs_of_file(connection: Connection, sha256: str) -> list[int]:
+    """Ids of the runs whose model file has this hash, or one that begins so. Lines are opened rarely: runs are few."""
+    rows = connection.execute(select(Run.id, Run.settings))
+    return [row.id for row in rows if sha256 and str(row.settings.get("model_sha256", "")).startswith(sha256)]
+
+
 def inspections(
     connection: Connection, ids: Sequence[int], fetch: FetchMap | None = None
 ) -> list[stored.StoredInspection]:

@@ -294,6 +294,7 @@ class Store:
         label: str | None = None,
         verdict: str | None = None,
         fingerprint: str | None = None,
+        model_file: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
         near_px: tuple[float, float, float] | None = None,
@@ -309,7 +310,8 @@ class Store:
             product: Its product.
             label: The defect label the verdict speaks of.
             verdict: OK, NG or UNSURE.
-            fingerprint: Of the model, or its beginning.
+            fingerprint: Of the model's bundle, or its beginning.
+            model_file: sha256 of the network's file, or its beginning.
             since: Inspected at or after.
             until: Inspected before.
             near_px: (row, column, radius): a region of the explanation has its middle within `radius` of that pixel.
@@ -340,6 +342,8 @@ class Store:
         if map_sha256 is not None:
             query = query.where(reading.has_map(map_sha256))
         with database.reading(self._engine) as connection:
+            if model_file is not None:
+                query = query.where(tables.Inspection.run_id.in_(reading.runs_of_file(connection, model_file)))
             newest = query.order_by(tables.Inspection.inspected_at.desc(), tables.Inspection.id.desc()).limit(limit)
             return [reading.summary(row) for row in connection.execute(newest)]
 
@@ -366,7 +370,8 @@ class Store:
     def trace(self, serial: str, *, lot: str | None = None, product: str | None = None) -> list[StoredInspection]:
         """Everything known of a part, from its pictures to the reviews and the model file's hash; oldest first.
 
-        Empty where no part has that serial. The other direction is `find` by `fingerprint`, `sha256` or `map_sha256`.
+        Empty where no part has that serial. The other direction is `find` by the hash of a picture, map,
+        model or model file.
         """
         found = self.find(serial=serial, lot=lot, product=product, limit=10_000)
         with database.reading(self._engine) as connection:

@@ -1,4 +1,5 @@
--- From a model file's hash to the parts it judged: for a recall. Put the fingerprint, or its beginning, in the first line.
+-- From a model's fingerprint to the parts it judged: for a recall. Put the fingerprint, or its beginning, in the first
+-- line. (From the hash of the .onnx file: inspect-xai find --model-file.)
 WITH asked AS (SELECT 'ffff' AS fingerprint)
 SELECT v.product, v.lot, v.serial, v.verdict, v.label, v.inspected_at, v.reviewed_verdict
 FROM inspection_overview v
