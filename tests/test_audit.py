@@ -593,6 +593,28 @@ class TestTables:
         assert report.confusion == {("free", "free"): 2, ("free", "pit"): 1, ("pit", "free"): 1, ("pit", "pit"): 1}
 
 
+def test_shares_by_label_and_station_by_hand(tmp_path: Path):
+    def row(name: str, label: str, station: str, numbers: dict[str, float]) -> AuditRow:
+        found = Measured(Method.SISE, "explained", numbers, 1, 1.0, ())
+        return AuditRow(name, label, predicted=label, target=label, station=station, measured=(found,))
+
+    rows = (
+        row("a", "pit", "S1", {"inside": 1.0, "ebpg": 0.5, "border": 0.0}),
+        row("b", "pit", "S2", {"inside": 0.5, "ebpg": 0.25, "border": 0.5}),
+        row("c", "crack", "", {"inside": 0.25, "border": 0.75}),
+    )
+    header = {"labels": ["pit", "crack"], "ok_labels": [], "methods": ["sise"], "settings": {"seed": 0}}
+    found = findings.find(Audit(tmp_path, header, rows)).shares
+
+    assert [(each.kind, each.name, each.pictures) for each in found] == [
+        ("label", "crack", 1), ("label", "pit", 2), ("station", "S1", 1), ("station", "S2", 1),
+    ]  # fmt: skip
+    assert found[0].on_defect is None
+    assert (found[0].on_part.mean, found[0].on_border.mean) == (0.25, 0.75)
+    assert found[1].on_defect is not None
+    assert (found[1].on_part.mean, found[1].on_defect.mean, found[1].on_border.mean) == (0.75, 0.375, 0.25)
+
+
 class TestSignificance:
     def test_chances_by_hand_and_corrected(self):
         steps = np.array([1.0, 2.0, 3.0, -0.5])  # of 16 sign patterns only this and the one with all plus sum to 5.5

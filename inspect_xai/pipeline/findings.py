@@ -1,6 +1,6 @@
 """What an audit's rows amount to: the answer and the rule that gave it, tables with intervals, the parts to look at."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -41,6 +41,10 @@ RULE = (
 SIGNIFICANCE = 0.05
 """A method is called worse than the best below this chance, after Holm's correction within a metric."""
 
+_GROUPS: tuple[tuple[str, Callable[[AuditRow], str]], ...] = (
+    ("label", lambda row: row.target),
+    ("station", lambda row: row.station),
+)
 _COHORT_SIZE = (64, 64)
 _EXACT = 13  # pictures up to which every pattern of signs is tried
 
@@ -133,6 +137,27 @@ class Suspect:
 
 
 @dataclass(frozen=True, slots=True)
+class Shares:
+    """Where the first method's maps lie, by label or station: means over pictures with their intervals.
+
+    Attributes:
+        kind: "label" or "station".
+        name: Which one.
+        pictures: That were explained.
+        on_part: Share of the map on the part.
+        on_defect: On the defect; None where no picture tells its place.
+        on_border: On the picture's border.
+    """
+
+    kind: str
+    name: str
+    pictures: int
+    on_part: Average
+    on_defect: Average | None
+    on_border: Average
+
+
+@dataclass(frozen=True, slots=True)
 class AuditReport:
     """All that an audit says.
 
@@ -146,6 +171,7 @@ class AuditReport:
         right: Pictures whose label the network put first, of all.
         methods: In the order of the audit.
         suspects: The worst parts, worst first.
+        shares: Where the maps lie, by label and then by station.
         sanity: None where it was not asked for.
         explained: Pictures that were explained.
         errors: Pictures that could not be measured, with the reason.
@@ -160,6 +186,7 @@ class AuditReport:
     right: Rate
     methods: tuple[MethodSummary, ...]
     suspects: tuple[Suspect, ...]
+    shares: tuple[Shares, ...]
     sanity: Sanity | None
     explained: int
     errors: tuple[tuple[str, str], ...]
@@ -205,6 +232,7 @@ def find(audit: Audit, *, sanity: Sanity | None = None, most_suspects: int = 10)
         right=rate(sum(row.is_right for row in rows), len(rows)),
         methods=summarise(explained, audit.methods, seed=audit.header["settings"]["seed"]),
         suspects=_suspects(explained, first)[:most_suspects],
+        shares=tuple(_shares(explained, first, seed=audit.header["settings"]["seed"])),
         sanity=sanity,
         explained=len(explained),
         errors=tuple((row.image, row.error) for row in audit.rows if row.error),
@@ -335,6 +363,20 @@ def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
+def _shares(rows: Sequence[AuditRow], method: Method, *, seed: int) -> Iterator[Shares]:
+    for kind, named in _GROUPS:
+        for name in sorted({named(row) for row in rows} - {""}):
+            found = [measured.numbers for row in rows if named(row) == name and (measured := row.of(method))]
+            if found:
+                on_defect = [numbers["ebpg"] for numbers in found if "ebpg" in numbers]
+                yield Shares(
+                    kind, name, len(found),
+                    average([numbers["inside"] for numbers in found], seed=seed),
+                    average(on_defect, seed=seed) if on_defect else None,
+                    average([numbers["border"] for numbers in found], seed=seed),
+                )  # fmt: skip
+
+
 def _suspects(rows: Sequence[AuditRow], method: Method) -> tuple[Suspect, ...]:
     """Sort parts by how much their evidence lies elsewhere, those that do not count for the network first."""
     found = [Suspect(row, not counts_for_network(row, method), _why(row, method)) for row in rows]
@@ -368,12 +410,8 @@ def _why(row: AuditRow, method: Method) -> str:
 def cohort_maps(audit: Audit) -> list[CohortMap]:
     """Average the first method's maps per label and per station, all brought to one size."""
     first = str(audit.methods[0])
-    kinds: tuple[tuple[str, Callable[[AuditRow], str]], ...] = (
-        ("label", lambda row: row.target),
-        ("station", lambda row: row.station),
-    )
     found = []
-    for kind, named in kinds:
+    for kind, named in _GROUPS:
         for name in sorted({named(row) for row in audit.rows if row.map_file and named(row)}):
             members = (row for row in audit.rows if row.map_file and named(row) == name)
             gathered = cohort.gather((_to_cohort(audit.maps(row)[first]) for row in members), _COHORT_SIZE)

@@ -70,6 +70,12 @@ _TABLES = (
 )
 
 
+_REGIONS = {
+    "auto": "told from the background where the picture's edge shows one, else the whole picture",
+    "picture": "the whole picture",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class WrittenAudit:
     """Where an audit's page and numbers are."""
@@ -156,6 +162,7 @@ def _render(audit: Audit, report: AuditReport, *, command: str) -> str:
         cohorts=[(cohort, _cohort_picture(cohort)) for cohort in cohorts[:_MOST_COHORTS]],
         more_cohorts=max(0, len(cohorts) - _MOST_COHORTS),
         no_cause=words.NO_CAUSE,
+        region=_REGIONS.get(audit.header["settings"]["region"], f"where {audit.header['settings']['region']} says"),
         notes=_notes(audit),
         command=command,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
