@@ -30,11 +30,25 @@ class Cluster:
         self.folder = folder
         self.port = port
 
-    def create(self, *, template: str = "template1") -> str:
+    def create(self, *, template: str = "template1", tablespace: Path | None = None) -> str:
+        """A new database; with `tablespace` its files lie in that folder."""
         name = f"t{secrets.token_hex(6)}"
-        with psycopg.connect(f"postgresql://postgres@127.0.0.1:{self.port}/postgres", autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        with self._connected() as connection:
+            where = ""
+            if tablespace is not None:
+                connection.execute(f"CREATE TABLESPACE {tablespace.name} LOCATION '{tablespace}'")
+                where = f" TABLESPACE {tablespace.name}"
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}{where}")
         return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
+
+    def drop(self, url: str, *, tablespace: Path) -> None:
+        """Remove a database and the tablespace it was made in."""
+        with self._connected() as connection:
+            connection.execute(f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
+            connection.execute(f"DROP TABLESPACE {tablespace.name}")
+
+    def _connected(self) -> psycopg.Connection:
+        return psycopg.connect(f"postgresql://postgres@127.0.0.1:{self.port}/postgres", autocommit=True)
 
     def start(self) -> None:
         # fsync off: the cluster does not outlive the test run

@@ -148,8 +148,13 @@ def test_several_processes_may_make_one_file_at_once(tmp_path: Path) -> None:
     assert [process.wait() for process in processes] == [0, 0, 0]
 
 
-def test_a_migration_that_is_killed_leaves_nothing_half_done(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def test_a_migration_that_is_killed_leaves_nothing_half_done(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     url = f"sqlite:///{tmp_path}/store.db"
+    if kind == "postgresql":
+        url = request.getfixturevalue("postgres_server").create()
     # The statement that fills the version table never returns: everything before it has been run, nothing committed.
     program = (
         "import time\n"
@@ -178,5 +183,6 @@ def test_a_migration_that_is_killed_leaves_nothing_half_done(tmp_path: Path) -> 
     with engine.connect() as connection:
         assert inspect(connection).get_table_names() == []
     engine.dispose()
+    assert schema.upgrade_schema(url) == ""
     open_store(url).close()
     assert time.monotonic() - begun < 20

@@ -1,22 +1,31 @@
 """What the store survives: kill -9, two writers on the same pictures, a server that goes away, a full disk."""
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, event, text
 
 from inspect_xai.errors import DatabaseAwayError, StoreError
+from inspect_xai.pipeline import line as line_module
+from inspect_xai.pipeline.intake import FolderSource
+from inspect_xai.pipeline.line import Line, drain
+from inspect_xai.records import Inspection
 from inspect_xai.storage import database, schema
 from inspect_xai.storage.store import Store, open_store
+from inspect_xai.storage.stored import RecordedInspection
 from inspect_xai.storage.tables import VERSION_TABLE
-from tests import recorder, stored
+from tests import hostile, recorder, spots, stored
 from tests.conftest import ROOT
 from tests.postgres import Cluster
 from tests.stored import NOON
@@ -138,24 +147,141 @@ def test_a_server_that_goes_away_and_comes_back(postgres_server: Cluster, postgr
 
 
 @pytest.mark.postgres
-def test_a_connection_cut_in_the_middle_of_a_chunk(postgres_server: Cluster, postgres_template: str) -> None:
+@pytest.mark.parametrize("statement", [1, 12, 30])
+def test_a_chunk_whose_connection_is_cut_leaves_nothing_of_it(
+    postgres_server: Cluster, postgres_template: str, statement: int
+) -> None:
     url = postgres_server.create(template=postgres_template)
-    with open_store(url) as store:
+    chunk = [stored.inspection(number, explained=recorder.explanation_of(number)) for number in range(4)]
+    with open_store(url) as store, closing(psycopg.connect(url, autocommit=True)) as other:
         stored.prepared(store)
-        chunk = [stored.inspection(number) for number in range(4)]
-        engine = database.open_engine(url)
+        count = 0
 
-        def cut_off() -> None:
-            with database.writing(store._engine) as connection:
-                pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
-                with engine.begin() as other:
-                    other.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
-                connection.execute(text("SELECT 1"))
+        def cut(connection: Connection, *_: object) -> None:
+            nonlocal count
+            count += 1
+            if count == statement:
+                pid = connection.connection.driver_connection.info.backend_pid  # type: ignore[union-attr]
+                other.execute("SELECT pg_terminate_backend(%s)", [pid])
 
-        with pytest.raises(DatabaseAwayError):
-            cut_off()
-        engine.dispose()
-        assert all(each.is_new for each in store.record(chunk))
+        event.listen(store._engine, "before_cursor_execute", cut)
+        with pytest.raises(DatabaseAwayError, match="is away"):
+            store.record(chunk)
+        assert count == statement
+        event.remove(store._engine, "before_cursor_execute", cut)
+        assert store.day(NOON, FAR) == []
+        assert [each.is_new for each in store.record(chunk)] == [True] * 4
+        check_whole(store, 4)
+
+
+@pytest.mark.postgres
+def test_a_line_goes_on_when_its_server_comes_back(
+    postgres_server: Cluster, postgres_template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_module, "_TRY_AGAIN_AFTER_S", (0.2,) * 100)
+    url = postgres_server.create(template=postgres_template)
+    for number in range(6):
+        picture = tmp_path / f"in/L1/S3/SN{number}_LOT1_CAM1_top_early_20261123T120000Z.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes(hostile.encoded(spots.part(number, spot_px=10)))
+    back = threading.Timer(1.0, postgres_server.start)
+    with (
+        Line(spots.spot_bundle(tmp_path), url, device="cpu") as line,
+        FolderSource(tmp_path / "in", settle_s=0) as source,
+    ):
+        record, chunks = line._store.record, 0
+
+        def away_before_the_second(inspections: list[Inspection]) -> list[RecordedInspection]:
+            nonlocal chunks
+            chunks += 1
+            if chunks == 2:
+                postgres_server.stop()
+                back.start()
+            return record(inspections)
+
+        monkeypatch.setattr(line._store, "record", away_before_the_second)
+        try:
+            summary = drain(line, source, chunk=2)
+        finally:
+            back.join()
+    assert (summary.inspected, summary.already_known) == (6, 0)
+    assert chunks > 3  # the second was tried again
+    with open_store(url) as store:
+        assert sorted(row.serial for row in store.find()) == [f"SN{number}" for number in range(6)]
+        assert store.verify_ledger().holds
+    assert list((tmp_path / "in/_claimed").rglob("*.png")) == []
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own with room for `size`; skips where that may not be mounted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("no small file system can be mounted here: that takes root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path, *, but_for: int) -> Path:
+    """A file that leaves so many bytes."""
+    filler = folder / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(folder).free - but_for))
+    return filler
+
+
+def test_a_file_system_that_runs_full_under_the_database(tmp_path: Path, sqlite_template: Path) -> None:
+    many = [stored.inspection(number, explained=recorder.explanation_of(number)) for number in range(60)]
+    with small_disk(tmp_path / "disk", "8m") as disk:
+        shutil.copy(sqlite_template, disk / "store.db")
+        with open_store(f"sqlite:///{disk}/store.db") as store:
+            stored.prepared(store).record(many[:1])
+            filler = fill(disk, but_for=100_000)
+            with pytest.raises(StoreError, match="its disk is full"):
+                store.record(many)
+            assert len(store.day(NOON, FAR)) == 1  # what is there can be read all the same
+            filler.unlink()
+            assert sum(each.is_new for each in store.record(many)) == 59
+            check_whole(store, 60)
+
+
+def test_a_file_system_that_runs_full_under_the_maps(database_url: str, tmp_path: Path) -> None:
+    many = [stored.inspection(number, explained=recorder.explanation_of(number)) for number in range(20)]
+    with small_disk(tmp_path / "disk", "1m") as disk, open_store(database_url, blob_store=f"{disk}/maps") as store:
+        stored.prepared(store)
+        filler = fill(disk, but_for=40_000)
+        with pytest.raises(DatabaseAwayError, match="No space left on device"):
+            store.record(many)
+        assert store.day(NOON, FAR) == []
+        assert list(disk.rglob("*.part")) == []
+        filler.unlink()
+        store.record(many)
+        check_whole(store, 20)
+        assert store.sweep_blobs(older_than=timedelta(hours=-1)) == []
+
+
+@pytest.mark.postgres
+def test_a_file_system_that_runs_full_under_the_server(
+    postgres_server: Cluster, postgres_template: str, tmp_path: Path
+) -> None:
+    many = [stored.inspection(number, explained=recorder.explanation_of(number)) for number in range(200)]
+    with small_disk(postgres_server.folder / "small", "48m") as disk:
+        shutil.chown(disk, "postgres", "postgres")
+        url = postgres_server.create(template=postgres_template, tablespace=disk)
+        try:
+            with open_store(url) as store:
+                stored.prepared(store).record(many[:1])
+                filler = fill(disk, but_for=30_000)
+                with pytest.raises(StoreError, match="its disk is full"):
+                    store.record(many)
+                assert len(store.day(NOON, FAR)) == 1
+                filler.unlink()
+                assert sum(each.is_new for each in store.record(many)) == 199
+                check_whole(store, 200)
+        finally:
+            postgres_server.drop(url, tablespace=disk)
 
 
 def test_another_writer_is_waited_for_and_then_told_of(
