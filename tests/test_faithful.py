@@ -15,7 +15,7 @@ from inspect_xai.records import Inspection, Method, Status
 from inspect_xai.reports import words
 from inspect_xai.storage import database
 from inspect_xai.storage.desk import Desk
-from inspect_xai.storage.figures import Figures
+from inspect_xai.storage.figures import DRIFT_FEATURES, Figures
 from inspect_xai.storage.store import open_store
 from inspect_xai.storage.triage import Why
 from tests import stored
@@ -156,7 +156,8 @@ def test_numbers_are_columns_of_the_record_and_wait_on_the_desk(database_url: st
     assert [row["faithfulness_passes"] for row in columns] == [8, 8, None]
     assert [row["increase_percent_random"] for row in columns] == [100, 100, None]
     assert overview[0]["deletion_percent"] == 5.5
-    assert [values[0, -1] for values in found.values()][1:] == [74.5, -0.25]
+    watched = [each.values[0, DRIFT_FEATURES.index("faithfulness_percent")] for each in found.values()]
+    assert watched[1:] == [74.5, -0.25], "of the stations S1 and S2"
     assert why == {1: Why.NG, 2: Why.WEAK_EXPLANATION, 3: Why.NG}
 
 
