@@ -49,9 +49,9 @@ def test_a_study_is_judged_in_its_stored_order_and_analysed_with_the_model(store
             assert task.place == len(orders.setdefault((who, task.trial), [])) + 1
             orders[who, task.trial].append(task.inspection_id)
             assert studies.answer(task, said, by=by)
-    assert orders["", 0] == list(range(1, 9))
+    assert orders["", 0] != list(range(1, 9))  # flagged parts first would tell what the model said
     assert all(sorted(order) == list(range(1, 9)) for order in orders.values())
-    assert len({tuple(order) for order in orders.values()}) == 5  # the reference's, and four that were drawn
+    assert len({tuple(order) for order in orders.values()}) == 5  # all of them drawn
     found = {each.appraiser: each for each in analyse(studies.rows(study.study_id)).appraisals}
     assert (found["Ada"].effectiveness.count, found["Ada"].within.count) == (8, 8)
     assert (found["Bob"].effectiveness.count, found["Bob"].within.count) == (7, 7)

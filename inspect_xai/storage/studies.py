@@ -155,7 +155,9 @@ class Studies:
                 f"{len(ids)} parts, {len(appraisers)} appraisers and {trials} trials",
                 expected=f"two parts or more, and at most {MOST_TASKS} answers",
             )
-        turns = {_REFERENCE: list(range(len(ids)))} | orders(len(ids), appraisers, trials=trials, seed=seed)
+        turns = orders(len(ids), appraisers, trials=trials, seed=seed)
+        # Drawn too: flagged parts first would tell whoever gives the reference what the model said.
+        turns[_REFERENCE] = [int(at) for at in np.random.default_rng([seed, 2]).permutation(len(ids))]
         now = self._clock()
         with database.writing(self._engine) as connection:
             if connection.execute(select(tables.Study.id).where(tables.Study.name == name)).first():

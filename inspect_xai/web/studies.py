@@ -99,6 +99,7 @@ def judge(request: Request, study_id: StudyId) -> Response:
         "study_judge.html",
         study=found,
         task=task,
+        serial="" if task.trial else given.capture.part.serial,  # the experts fetch the part itself
         begins=task.place == 1 and task.trial > 1,
         size=(given.capture.height_px, given.capture.width_px),
         missing=site.archive.fault(given),
