@@ -1,18 +1,26 @@
 """How many false alarms a quiet year gives, and how many days a planted change takes to be seen.
 
-    python benchmarks/drift.py                 the whole table (about ten minutes on one idle core)
-    python benchmarks/drift.py --years 1 --runs 4
+    python -m benchmarks.drift                 the whole table (about ten minutes on one idle core)
+    python -m benchmarks.drift --years 1 --runs 4
+    python -m benchmarks.drift --rendered      pictures through the sample network instead (about five minutes)
 
 A simulated plant: 4 stations x 2 shifts x 12 features, some hundred parts a day in each. Parts scatter with sigma 1;
 days scatter too, by 0.2 sigma, half of it shared by a stratum's features, and resemble the day before (0.5): what a
 test that counts parts takes for drift. The first 30 days are the baseline.
+
+Rendered: one station that sees castings, 12 days of 30 pictures as the baseline, 5 quiet days, and for each trouble
+4 days with it. Watched are the score, the margin and the image statistics of every picture; nothing is explained.
 """
 
 import argparse
 import itertools
 import platform
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import scipy
@@ -20,6 +28,13 @@ import statsmodels
 from numpy.typing import NDArray
 
 from inspect_xai.maths.drift import Alarm, Cell, Comparison, DriftRules, Quiet, Rule, compare_day, find_alarms, learn
+from inspect_xai.maths.optics import picture_statistics
+from inspect_xai.model.bundle import build_bundle
+from inspect_xai.pipeline.explain import Explainer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+from surfaces import OK_LABEL, Condition, render
+from surfaces.picture import ORDINARY
 
 STATIONS, SHIFTS = ("S1", "S2", "S3", "S4"), ("early", "late")
 FEATURES = (
@@ -144,17 +159,74 @@ def planted(runs: int, *, parts: int, rules: DriftRules, horizon: int = 60) -> N
         )
 
 
+TROUBLES: dict[str, tuple[Condition, str | None]] = {
+    "lamp at 85 %": (Condition(lamp=0.85), None),
+    "lamp darker by 3 % a day": (Condition(lamp=0.97), None),
+    "dirt on the lens": (Condition(lens_dirt=1.0), None),
+    "fixture moved by 9 and 14 px": (Condition(shift_px=(9.0, 14.0)), None),
+    "half of the defects are dents, a new kind": (ORDINARY, "dent"),
+}
+SEEN = ("score", "margin", "brightness", "sharpness", "noise")
+
+
+def rendered(*, quiet_days: int = 12, calm_days: int = 5, bad_days: int = 4, parts: int = 30) -> None:
+    """Print what is seen of planted troubles on rendered pictures, judged by the sample network."""
+    sample = Path(__file__).resolve().parent.parent / "examples" / "sample"
+    rules = DriftRules()
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = build_bundle(sample / "model.onnx", sample / "card.toml", Path(folder) / "sample.bundle")
+        with Explainer(bundle, device="cpu") as explainer:
+            count = itertools.count()
+
+            def day(condition: Condition = ORDINARY, kind: str | None = None) -> dict[Cell, NDArray[np.float64]]:
+                rows = [_judged(explainer, next(count), condition, kind) for _ in range(parts)]
+                columns = np.array(rows).T
+                return {Cell(("S2",), name): column for name, column in zip(SEEN, columns, strict=True)}
+
+            usual = [day() for _ in range(quiet_days)]
+            quiet = {cell: learn([each[cell] for each in usual], rules=rules) for cell in usual[0]}
+            calm = [compare_day(day(), quiet, rules=rules) for _ in range(calm_days)]
+            print(
+                f"rendered: {calm_days} quiet days  false alarms {len(find_alarms(calm, quiet, rules=rules))}",
+                flush=True,
+            )
+            for name, (condition, kind) in TROUBLES.items():
+                days = []
+                for since in range(bad_days):
+                    now = replace(condition, lamp=condition.lamp ** (since + 1)) if "a day" in name else condition
+                    days.append(compare_day(day(now, kind), quiet, rules=rules))
+                alarms = [a for a in find_alarms([*calm, *days], quiet, rules=rules) if a.day >= calm_days]
+                told = ", ".join(f"{a.cell.feature} on day {a.day - calm_days + 1}" for a in alarms) or "not seen"
+                largest = max(days[-1].items(), key=lambda pair: pair[1].distance)
+                print(
+                    f"rendered: {name:42} {told}  (last day: {largest[0].feature} {largest[1].distance:.2f})",
+                    flush=True,
+                )
+
+
+def _judged(explainer: Explainer, index: int, condition: Condition, kind: str | None) -> tuple[float, ...]:
+    picture = render(11, index, surface="cast", condition=condition)
+    if kind and picture.label != OK_LABEL and index % 2:
+        picture = render(11, index, label=kind, surface="cast", condition=condition)
+    look, seen = explainer.look(picture.rgb), picture_statistics(picture.rgb)
+    return look.verdict.score, look.prediction.margin, seen.brightness, seen.sharpness, seen.noise
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--years", type=int, default=3)
     parser.add_argument("--runs", type=int, default=8)
     parser.add_argument("--parts", type=int, default=300)
+    parser.add_argument("--rendered", action="store_true")
     options = parser.parse_args()
     rules = DriftRules()
     print(
         f"{rules}\npython {platform.python_version()}  scipy {scipy.__version__}  statsmodels {statsmodels.__version__}"
     )
+    if options.rendered:
+        rendered()
+        return
     quiet_years(options.years, parts=options.parts, rules=rules)
     planted(options.runs, parts=options.parts, rules=rules)
 

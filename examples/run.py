@@ -2,8 +2,8 @@
 
     python examples/run.py --out run
 
-Twelve days of a line on which things go wrong: a lamp grows darker, a fixture moves, a new kind of defect appears. Every
-step is a command of the product, printed before it runs, so that it can be repeated by hand.
+Twelve days of a line on which things go wrong: a lamp grows darker, a fixture moves, a new kind of defect appears.
+Every step is a command of the product, printed before it runs, so that it can be repeated by hand.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 LAST = date(2026, 11, 22)
 DAYS = 12
-PER_DAY = 24
+PER_DAY = 18
 SEED = 7
 EVENTS = ("lamp:S1:8", "fixture:S2:10", "dent:S3:10")
 

@@ -82,7 +82,7 @@ def test_features_of_a_day_by_station(store: Store) -> None:
 def test_what_waits_by_age(store: Store) -> None:
     figures = Figures(store)
     soon = figures.waiting(NOON + timedelta(hours=1))
-    assert (soon.total, soon.by_age, soon.oldest_at) == (3, (3, 0, 0, 0), NOON + timedelta(seconds=4))
+    assert (soon.total, soon.by_age, soon.oldest_at) == (3, (3, 0, 0, 0), NOON + timedelta(seconds=3))
     assert figures.waiting(NOON + timedelta(days=2)).by_age == (0, 3, 0, 0)
     assert figures.waiting(NOON + timedelta(days=30)).by_age == (0, 0, 0, 3)
     assert figures.waiting(NOON).total == 0

@@ -40,7 +40,8 @@ Cli = Callable[..., tuple[int, str, str]]
 def filled(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Path:
     """15 days of 40 EARLY and 40 LATE parts at S1, LATE always darker; EARLY dims on the last two days.
 
-    The network is too sure: of what it calls a defect by 0.9 seven in ten are, of the others three; four days are reviewed.
+    The network is too sure: of what it calls a defect by 0.9 seven in ten are, of the others three. Four days have
+    reviews.
     """
     file = tmp_path_factory.mktemp("book") / "line.db"
     shutil.copy(sqlite_template, file)

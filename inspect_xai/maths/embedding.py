@@ -51,4 +51,4 @@ def _signs(channels: int) -> NDArray[np.float64]:
     """(C, 16) of 1 and -1."""
     digests = [hashlib.sha256(str(channel).encode()).digest()[: SIZE // 8] for channel in range(channels)]
     bits = np.unpackbits(np.frombuffer(b"".join(digests), np.uint8)).reshape(channels, SIZE)
-    return 2.0 * bits - 1.0
+    return 2.0 * bits.astype(np.float64) - 1.0

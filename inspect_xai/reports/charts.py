@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from inspect_xai.maths.control import ParetoRow
-from inspect_xai.reports.numbers import Chart, Point
+from inspect_xai.reports.numbers import LEAST_DAYS, Chart, Point
 
 _WIDTH, _HEIGHT = 640, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 40
@@ -15,9 +15,11 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 40
 
 def control_chart(chart: Chart) -> Markup:
     """Draw the share of flagged parts day by day, with limits as steps; a signal is a filled diamond with its share."""
-    points = [point for point in chart.points if point.share is not None]
+    known = [n for n, point in enumerate(chart.points) if point.share is not None]
+    shown = chart.points[max(0, min([*known, len(chart.points) - LEAST_DAYS])) :]  # before the first there is nothing
+    points = [point for point in shown if point.share is not None]
     highest = max([0.01, *(max(point.share or 0, point.high or 0) for point in points)]) * 1.08
-    wide = (_WIDTH - _LEFT - _RIGHT) / max(len(chart.points), 1)
+    wide = (_WIDTH - _LEFT - _RIGHT) / max(len(shown), 1)
 
     def x(index: int) -> float:
         return _LEFT + (index + 0.5) * wide
@@ -25,7 +27,7 @@ def control_chart(chart: Chart) -> Markup:
     def y(share: float) -> float:
         return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - share / highest)
 
-    places = {point.day: x(index) for index, point in enumerate(chart.points)}
+    places = {point.day: x(index) for index, point in enumerate(shown)}
     body = [_share_axis(highest, y)]
     if chart.centre is not None:
         body.append(_line(_LEFT, y(chart.centre), _WIDTH - _RIGHT, y(chart.centre), "centre"))
@@ -37,10 +39,10 @@ def control_chart(chart: Chart) -> Markup:
     path = " ".join(f"{places[p.day]:.1f},{y(p.share or 0):.1f}" for p in points)
     body.append(f'<polyline class="trend" points="{path}"/>')
     body += [_dot(point, places[point.day], y(point.share or 0)) for point in points]
-    step = max(1, round(len(chart.points) / 8))
+    step = max(1, round(len(shown) / 8))
     body += [
-        _text(x(n), _HEIGHT - _BOTTOM + 14, f"{chart.points[n].day:%d %b}")
-        for n in range((len(chart.points) - 1) % step, len(chart.points), step)
+        _text(x(n), _HEIGHT - _BOTTOM + 14, f"{shown[n].day:%d %b}")
+        for n in range((len(shown) - 1) % step, len(shown), step)
     ]
     parts = [point.total for point in points]
     counted = f"{min(parts)} to {max(parts)} parts a day" if parts else "no parts"

@@ -315,13 +315,19 @@ class Figures:
             return {row.run_id: dict(row.settings) for row in connection.execute(query)}
 
     def waiting(self, moment: datetime) -> Waiting:
-        """Flagged parts inspected before `moment` that have no answer today."""
+        """Flagged parts captured before `moment` that have no answer today."""
         answered = select(Review.id).where(Review.inspection_id == Inspection.id).correlate(Inspection).exists()
         age_limits = [moment - age for age in AGES]
-        newer = [func.sum(case((Inspection.inspected_at >= limit, 1), else_=0)) for limit in age_limits]
-        query = select(func.count(), func.min(Inspection.inspected_at), *newer).where(
-            Inspection.verdict.in_((VerdictCode.NG, VerdictCode.UNSURE)), Inspection.inspected_at < moment, ~answered
+        newer = [func.sum(case((Capture.captured_at >= limit, 1), else_=0)) for limit in age_limits]
+        query = (
+            select(func.count(), func.min(Capture.captured_at), *newer)
+            .select_from(Inspection)
+            .join(Capture, Capture.id == Inspection.capture_id)
+            .where(Inspection.verdict.in_((VerdictCode.NG, VerdictCode.UNSURE)), Capture.captured_at < moment)
+            .where(~answered)
         )
+        if self._shift is not None:
+            query = query.where(Capture.shift == self._shift)
         with database.reading(self._engine) as connection:
             total, oldest, *counts = connection.execute(query).one()
         steps = [0, *(int(count or 0) for count in counts), int(total)]
