@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -19,7 +20,7 @@ from inspect_xai.records import Decision, Review, VerdictCode
 from inspect_xai.storage.ledger import chained
 from inspect_xai.storage.retention import Retention
 from inspect_xai.storage.store import Store, open_store
-from tests import spots
+from tests import spots, stored
 from tests.test_ledger import tamper
 from tests.test_line import write
 
@@ -379,6 +380,24 @@ def test_retention_from_rule_to_deletion(cli: Run, db: str, recorded: Path, tmp_
     assert (code, out) == (0, "no holds stand\n")
     with open_store(db) as store:
         assert Retention(store).holds() == []
+
+
+def test_pictures_at_a_url_are_deleted_below_the_url_that_is_named(cli: Run, tmp_path: Path) -> None:
+    files, db = fsspec.filesystem("memory"), f"sqlite:///{tmp_path / 'line.db'}"
+    with open_store(db) as store:
+        stored.prepared(store)
+        for number, place in enumerate(("/plant/in/a.png", "/plant/in/b.png", "/plant/inner/c.png")):
+            files.pipe_file(place, b"picture")
+            files.pipe_file(place.replace(".png", ".json"), b"sidecar")
+            store.record([stored.of_part(stored.inspection(number), f"{number:064x}", archived_to=f"memory:/{place}")])
+    assert cli("retention", "rule", "--kind", "picture", "--days", "0", "--db", db)[0] == 0
+    apply = ["retention", "apply", "--yes", "--db", db]
+    code, _, err = cli(*apply, "--archive", "memory://plant/in")
+    assert code != 0
+    assert "memory://plant/inner/c.png lies in none of the archive folders" in err
+    assert len(files.find("/plant")) == 6
+    code, _, err = cli(*apply, "--archive", "memory://plant/in/", "--archive", "memory://plant/inner")
+    assert (code, files.find("/plant")) == (0, []), err
 
 
 # Questions

@@ -75,8 +75,10 @@ def plan(db: DatabaseOption = None, settings: SettingsOption = None, as_json: Js
 def apply(
     yes: Annotated[bool, typer.Option("--yes", help="Delete. Without it this is a dry run.")] = False,
     archive: Annotated[
-        list[Path] | None,
-        typer.Option("--archive", help="Folder below which pictures may be deleted; default: the line's source."),
+        list[str] | None,
+        typer.Option(
+            "--archive", help="Folder or URL below which pictures may be deleted; default: the line's source."
+        ),
     ] = None,
     by: ByOption = "",
     db: DatabaseOption = None,
@@ -100,7 +102,7 @@ def apply(
     typer.echo("deleted" if yes else "dry run: nothing was deleted; say --yes to delete")
 
 
-def apply_retention(settings: "Settings", *, carry_out: bool, archive: Sequence[Path] = (), by: str) -> "Plan":
+def apply_retention(settings: "Settings", *, carry_out: bool, archive: Sequence[str] = (), by: str) -> "Plan":
     """Find what the rules would delete now, and delete it where `carry_out` says so.
 
     Args:
@@ -115,14 +117,15 @@ def apply_retention(settings: "Settings", *, carry_out: bool, archive: Sequence[
     Raises:
         SettingsError: If a picture that is due lies in none of the folders; nothing is deleted then.
     """
+    from inspect_xai.pipeline.archive import remove_archived
     from inspect_xai.storage.retention import Retention
 
     with store_of(settings) as store:
         retention = Retention(store)
         found = retention.plan()
         if carry_out and not found.is_empty:
-            _refuse_outside(found, _folders(settings, archive))
-            retention.carry_out(found, by=by, remove_picture=_remove)
+            _refuse_outside(found, archive or [settings.line.source])
+            retention.carry_out(found, by=by, remove_picture=remove_archived)
     return found
 
 
@@ -186,30 +189,22 @@ def release(
         typer.echo("no holds stand")
 
 
-def _folders(settings: "Settings", named: Sequence[Path]) -> list[Path]:
-    source = settings.line.source
-    folders = named or ([Path(source)] if source and "://" not in source else [])
-    return [folder.resolve() for folder in folders]
-
-
-def _refuse_outside(plan: "Plan", folders: list[Path]) -> None:
+def _refuse_outside(plan: "Plan", archive: Sequence[str]) -> None:
     """Refuse to delete files the row names but no archive folder holds: a row is data, and may say anything.
 
     Raises:
         SettingsError: If a picture that is still there lies outside.
     """
+    from inspect_xai.pipeline.archive import lies_below
+
     for _, place in plan.pictures:
-        path = Path(place).resolve()
-        if "://" in place or (path.exists() and not any(path.is_relative_to(folder) for folder in folders)):
+        is_gone = "://" not in place and not Path(place).exists()
+        if not is_gone and not any(lies_below(place, folder) for folder in archive):
             raise SettingsError(
-                f"the picture {place} lies in none of the archive folders", remedy="name its folder with --archive"
+                f"the picture {place} lies in none of the archive folders",
+                expected=f"a place below {' or '.join(archive) or 'a folder that is named'}",
+                remedy="name its folder, or the beginning of its URL, with --archive",
             )
-
-
-def _remove(place: str) -> None:
-    path = Path(place)
-    path.unlink(missing_ok=True)
-    path.with_suffix(".json").unlink(missing_ok=True)  # the sidecar moved with it
 
 
 def _tell(plan: "Plan") -> None:

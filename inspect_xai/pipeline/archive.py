@@ -1,14 +1,17 @@
 """The archive as a source: recorded pictures are read again where they lie, as the parts they were recorded for."""
 
+import contextlib
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from inspect_xai.errors import PictureError
+import fsspec
+
+from inspect_xai.errors import IntakeError, PictureError
 from inspect_xai.pipeline.intake import Claim
 from inspect_xai.pipeline.pictures import DEFAULT_LIMITS, PictureLimits
 from inspect_xai.pipeline.remote import locate_archived, read_archived_bytes
@@ -17,6 +20,35 @@ from inspect_xai.storage.stored import InspectionSummary
 
 _log = logging.getLogger(__name__)
 _IDENTITY = ("serial", "product", "lot", "line", "station", "camera", "view", "shift")
+
+
+def lies_below(place: str, folder: str) -> bool:
+    """Say whether an archived picture lies below a folder or URL.
+
+    >>> lies_below("s3://plant/in/L1/a.png", "s3://plant/in"), lies_below("s3://plant/in/../b.png", "s3://plant/in")
+    (True, False)
+    """
+    if ("://" in place) != ("://" in folder) or not folder:
+        return False
+    if "://" not in place:
+        return Path(place).resolve().is_relative_to(Path(folder).resolve())
+    return place.startswith(f"{folder.rstrip('/')}/") and ".." not in place.split("/")
+
+
+def remove_archived(place: str) -> None:
+    """Delete a picture and its sidecar, in a folder or at a URL; what is gone already is fine.
+
+    Raises:
+        IntakeError: If it cannot be deleted.
+    """
+    picture = PurePosixPath(place)
+    try:
+        files, path = fsspec.core.url_to_fs(place)
+        for each in (path, path.removesuffix(picture.suffix) + ".json"):
+            with contextlib.suppress(FileNotFoundError):
+                files.rm_file(each)
+    except (OSError, ImportError, ValueError) as error:
+        raise IntakeError(f"the picture {place} cannot be deleted: {error}", remedy="see that it may be") from error
 
 
 class ArchiveSource:
