@@ -29,7 +29,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from benchmarks.real import SETS, real_card, real_model, shared_folder
-from inspect_xai.model import engine
+from inspect_xai.model import engine, session
 from inspect_xai.model.bundle import build_bundle
 from inspect_xai.model.session import open_session
 from inspect_xai.pipeline.intake import FolderSource
@@ -72,7 +72,7 @@ def overhead(scratch: Path, options: argparse.Namespace) -> None:
             {"verdicts": ["NG", "UNSURE"], "ok_share": 0.0, "max_passes": options.max_passes},
         ),
     }
-    session = open_session(model)
+    bare = open_session(model)
     for kind, (pictures, rule) in kinds.items():
         rules = LineRules(plan=policy_from({"version": "bench", "explain": rule}))
         ratios, shares = [], []
@@ -81,13 +81,13 @@ def overhead(scratch: Path, options: argparse.Namespace) -> None:
             fill(folder, pictures)
             with forwards_noted() as noted:
                 summary = one_chunk(folder, bundle, f"sqlite:///{folder}.db", rules, chunk=count)
-            bare = bare_forwards(session, noted.windows)
-            ratios.append(summary.seconds / bare)
+            forwards_s = bare_forwards(bare, noted.windows)
+            ratios.append(summary.seconds / forwards_s)
             shares.append(summary.seconds / noted.seconds)
             print(
                 f"overhead, {kind}: {summary.inspected} pictures, {summary.explained} explained, "
                 f"{sum(noted.windows)} forwards in {len(noted.windows)} runs: line {summary.seconds:.2f} s, "
-                f"in the network {noted.seconds:.2f} s, bare forwards {bare:.2f} s, outside the network "
+                f"in the network {noted.seconds:.2f} s, bare forwards {forwards_s:.2f} s, outside the network "
                 f"{1e3 * (summary.seconds - noted.seconds) / summary.inspected:.2f} ms a picture",
                 flush=True,
             )
@@ -109,20 +109,20 @@ class Noted:
 @contextmanager
 def forwards_noted() -> Iterator[Noted]:
     """Note every run of the network inside the block, whatever asks for it."""
-    noted, run = Noted(), engine.run
+    noted, run = Noted(), session.run
 
-    def noting(session: Any, outputs: Any, feeds: Any) -> Any:
+    def noting(opened: Any, outputs: Any, feeds: Any, **held: Any) -> Any:
         start = time.perf_counter()
-        arrays = run(session, outputs, feeds)
+        arrays = run(opened, outputs, feeds, **held)
         noted.seconds += time.perf_counter() - start
         noted.windows.append(len(feeds["maps"] if "maps" in feeds else next(iter(feeds.values()))))
         return arrays
 
-    engine.run = noting
+    engine.run = noting  # type: ignore[assignment, attr-defined]
     try:
         yield noted
     finally:
-        engine.run = run
+        engine.run = run  # type: ignore[attr-defined]
 
 
 def real_pictures(shared: Path) -> tuple[list[Path], list[Path]]:
@@ -149,16 +149,16 @@ def one_chunk(folder: Path, bundle: Path, db: str, rules: LineRules, *, chunk: i
         return drain(line, source, chunk=chunk)
 
 
-def bare_forwards(session: ort.InferenceSession, windows: list[int]) -> float:
+def bare_forwards(opened: ort.InferenceSession, windows: list[int]) -> float:
     """Seconds for as many plain forward passes in batches of the same sizes, with the network as it came."""
-    name, shape = session.get_inputs()[0].name, session.get_inputs()[0].shape[1:]
+    name, shape = opened.get_inputs()[0].name, opened.get_inputs()[0].shape[1:]
     rng = np.random.default_rng(7)
     batch = np.repeat(rng.standard_normal((1, *shape)).astype(np.float32), max(windows), axis=0)
     for size in set(windows):
-        session.run(None, {name: batch[:size]})
+        opened.run(None, {name: batch[:size]})
     start = time.perf_counter()
     for size in windows:
-        session.run(None, {name: batch[:size]})
+        opened.run(None, {name: batch[:size]})
     return time.perf_counter() - start
 
 
@@ -259,9 +259,9 @@ def small_bundle(scratch: Path) -> Path:
     from onnx import TensorProto, helper, numpy_helper
 
     rng = np.random.default_rng(5)
-    weights = {
-        "w1": rng.standard_normal((8, 3, 3, 3)).astype(np.float32) / 5,
-        "w2": rng.standard_normal((16, 8, 3, 3)).astype(np.float32) / 8,
+    weights: dict[str, NDArray[np.float32]] = {
+        "w1": (rng.standard_normal((8, 3, 3, 3)) / 5).astype(np.float32),
+        "w2": (rng.standard_normal((16, 8, 3, 3)) / 8).astype(np.float32),
         "w3": rng.standard_normal((2, 16)).astype(np.float32),
     }
     nodes = [
