@@ -1,7 +1,10 @@
 """Faithfulness with every explanation: against the network by hand, beside chance, switched off, on several windows."""
 
 import dataclasses
+import shutil
 from datetime import timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -18,8 +21,13 @@ from inspect_xai.storage.desk import Desk
 from inspect_xai.storage.figures import DRIFT_FEATURES, Figures
 from inspect_xai.storage.store import open_store
 from inspect_xai.storage.triage import Why
+from inspect_xai.web import shown
+from inspect_xai.web.shown import sheet
+from inspect_xai.web.words import Words
 from tests import stored
 from tests.test_audit import SIDE, bundle_of
+
+UTC = ZoneInfo("UTC")
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +176,36 @@ def test_the_words_say_which_it_is():
         "its top 15 % alone keep 90 % (anywhere: 10 %)"
     )
     assert words.faithfulness_in_words(numbers(90, 90, 80.25, 80)).startswith("no better than chance: ")
+
+
+@pytest.mark.parametrize(
+    ("language", "true", "chance"),
+    [
+        ("en", "leaves 5.5% of the score, taking away as much anywhere 80%", "Weak map: what it marks"),
+        ("de", "bleiben 5,5% des Werts; ohne ebenso viel irgendwo 80%", "Schwache Karte: Was sie markiert"),
+    ],
+)
+def test_the_inspection_page_says_it_in_one_line(
+    language: str, true: str, chance: str, tmp_path: Path, sqlite_template: Path
+):
+    shutil.copy(sqlite_template, tmp_path / "store.db")
+    with open_store(f"sqlite:///{tmp_path}/store.db") as store:
+        stored.prepared(store)
+        store.record([
+            recorded(1, numbers(10, 90, 5.5, 80)), recorded(2, numbers(90, 90, 80.25, 80)), recorded(3, {}),
+        ])  # fmt: skip
+        sheets = [sheet(store.get(number), Words(language, UTC)) for number in (1, 2, 3)]
+
+    assert true in sheets[0].faithful.replace("\xa0", " ").replace(" %", "%")
+    assert sheets[1].faithful.startswith(chance)
+    assert sheets[2].faithful == ""
+    assert [each.is_faithful for each in sheets] == [True, False, True]
+
+
+def test_notes_of_every_method_have_words_in_both_languages():
+    for language in ("en", "de"):
+        for code in ("scores_predicted", "stride_grid", "not_settled", "knows_nothing", "bucket_halved_to_4",
+                     "head_passes_49", "low_score_spread"):  # fmt: skip
+            said = shown._note(code, Words(language, UTC))
+            assert code not in said
+            assert "{" not in said
