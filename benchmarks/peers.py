@@ -63,6 +63,7 @@ INTERPRETERS = {
     "openvino_xai": "INSPECT_XAI_OPENVINO_PYTHON", "dianna": "INSPECT_XAI_DIANNA_PYTHON",
     **dict.fromkeys(("grad-cam", "torchcam", "captum"), "INSPECT_XAI_TORCH_PYTHON"),
 }  # fmt: skip
+GFLOP = {"magnetic-tile": 0.77, "ball-screw": 0.77, "resnet18": 3.63, "resnet50": 8.18}  # one forward pass, 224 x 224
 WORKER = Path(__file__).with_name("peer_worker.py")
 REPEATS = 3
 
@@ -153,16 +154,27 @@ def main() -> None:
     cases = resnet_cases(options.store) if options.resnets else real_cases(options.store, options.windows)
     methods = options.methods or (ON_RESNETS if options.resnets else METHODS)
     if not options.print_only:
+        if not options.untimed:
+            (options.store / "peak.json").write_text(json.dumps(peak_gflops()))
         measure(cases, methods, options)
     if not options.resnets:
         judge(cases, methods, options.store)
     lines = list(table(cases, methods, options.store, judged=not options.resnets))
+    lines += ["", *bars(cases, options.store)]
     print("\n".join(lines))
     if options.docs:
-        name = "performance-resnets" if options.resnets else "performance"
-        (options.docs / f"{name}-table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write(options.docs / "performance.md", lines, mark="resnets" if options.resnets else "peers")
         if not options.resnets:
-            plot(cases, methods, options.store, options.docs / f"{name}.svg")
+            plot(cases, methods, options.store, options.docs / "performance.svg")
+
+
+def write(path: Path, lines: list[str], *, mark: str) -> None:
+    """Put the lines between a page's two marks, in the place of what stood there."""
+    page = path.read_text(encoding="utf-8")
+    before, rest = page.split(f"<!-- {mark} -->\n")
+    _, after = rest.split(f"<!-- /{mark} -->\n")
+    text = "\n".join([before + f"<!-- {mark} -->", *lines, f"<!-- /{mark} -->\n"])
+    path.write_text(text + after, encoding="utf-8")
 
 
 def real_cases(store: Path, count: int) -> list[Case]:
@@ -281,6 +293,17 @@ def judge(cases: list[Case], methods: tuple[str, ...], store: Path) -> None:
                     path.write_text(json.dumps(answer))
 
 
+def peak_gflops(side: int = 2048, rounds: int = 6) -> float:
+    """The best rate of a float32 matrix product on this machine, in GFLOP/s: what no explanation can beat."""
+    one = np.random.default_rng(0).random((side, side), dtype=np.float32)
+    spent = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        one @ one
+        spent.append(time.perf_counter() - began)
+    return 2 * side**3 / min(spent) / 1e9
+
+
 def answers(cases: list[Case], method: str, store: Path) -> list[dict[str, object]]:
     """What a method answered, of the windows that it answered."""
     paths = (kept(store, case, method) for case in cases)
@@ -328,6 +351,49 @@ def per_pass_ms(found: list[dict[str, object]]) -> float | None:
     """Median over what was timed of milliseconds per pass."""
     rates = [1e3 * second / each["passes"] for each in found for second in each["seconds"]]  # type: ignore
     return float(np.median(rates)) if rates else None
+
+
+def bars(cases: list[Case], store: Path) -> Iterator[str]:
+    """What was promised, window by window, as ratios of what was measured in the same turn."""
+    peak = float((store / "peak.json").read_text()) if (store / "peak.json").exists() else None
+    for network in dict.fromkeys(case.network for case in cases):
+        some = [case for case in cases if case.network == network]
+        for what, ours, theirs in (
+            ("per explanation", "inspect-xai:sise:exact", "grad-cam:ScoreCAM"),
+            ("per pass", "inspect-xai:sise:exact", "grad-cam:ScoreCAM"),
+            ("peak memory", "inspect-xai:sise:exact", "grad-cam:ScoreCAM"),
+            ("per explanation", "inspect-xai:sise:quick", "openvino_xai:AISE"),
+        ):
+            pairs = [(answers([case], ours, store), answers([case], theirs, store)) for case in some]
+            ratios = [ratio(what, one[0], other[0]) for one, other in pairs if one and other]
+            found = [each for each in ratios if each is not None]
+            if found:
+                yield (
+                    f"- {network}: {theirs} / {ours} {what}: median {np.median(found):.2f}"
+                    f" ({min(found):.2f} to {max(found):.2f})"
+                )
+        for method in ("inspect-xai:sise:exact", "grad-cam:ScoreCAM"):
+            shares = [share_of_peak(each, network, peak) for each in answers(some, method, store)] if peak else []
+            if shares and None not in shares:
+                yield f"- {network}: {method} at {100 * np.median(shares):.0f} % of {peak:.0f} GFLOP/s"  # type: ignore
+
+
+def share_of_peak(answer: dict[str, object], network: str, peak: float) -> float | None:
+    """What the network's own arithmetic makes of the machine's best rate, best time of the answer."""
+    seconds = answer["seconds"]
+    return GFLOP[network] * int(answer["passes"]) / min(seconds) / peak if seconds else None  # type: ignore
+
+
+def ratio(what: str, ours: dict[str, object], theirs: dict[str, object]) -> float | None:
+    """How many times ours the other's number is; None where one of them was not timed."""
+    if what == "peak memory":
+        return float(theirs["peak_mb"]) / float(ours["peak_mb"])  # type: ignore[arg-type]
+    if not ours["seconds"] or not theirs["seconds"]:
+        return None
+    mine, other = (float(np.median(each["seconds"])) for each in (ours, theirs))  # type: ignore[call-overload]
+    if what == "per pass":
+        mine, other = mine / int(ours["passes"]), other / int(theirs["passes"])  # type: ignore[call-overload]
+    return other / mine
 
 
 def plot(cases: list[Case], methods: tuple[str, ...], store: Path, path: Path) -> None:

@@ -58,6 +58,27 @@ def test_a_row_is_medians_and_the_highest_peak() -> None:
     )
 
 
+def test_ratios_are_the_peers_over_ours() -> None:
+    ours = an_answer([2.0, 4.0, 3.0], passes=100, peak_mb=300, faithful=[])
+    theirs = an_answer([60.0], passes=400, peak_mb=1500, faithful=[])
+    untimed = an_answer([], passes=400, peak_mb=600, faithful=[])
+
+    assert peers.ratio("per explanation", ours, theirs) == 20
+    assert peers.ratio("per pass", ours, theirs) == pytest.approx(5)
+    assert peers.ratio("peak memory", ours, untimed) == 2
+    assert peers.ratio("per pass", ours, untimed) is None
+
+
+def test_only_what_stands_between_the_marks_is_written(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text("above\n<!-- peers -->\nold\nolder\n<!-- /peers -->\nbelow\n")
+
+    peers.write(page, ["new"], mark="peers")
+    peers.write(page, ["newer"], mark="peers")
+
+    assert page.read_text() == "above\n<!-- peers -->\nnewer\n<!-- /peers -->\nbelow\n"
+
+
 def test_what_was_not_timed_says_so() -> None:
     answers = [an_answer([], passes=10, peak_mb=50, faithful=[])]
 
