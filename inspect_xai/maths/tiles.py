@@ -103,15 +103,21 @@ def cut(picture: NDArray[np.uint8], tile: Tile, spec: InputSpec) -> NDArray[np.f
     Returns:
         (height, width, C) of the network, in pixel units, 0 to 255.
     """
-    rows = np.arange(tile.top_px, tile.top_px + tile.height_px)
-    columns = np.arange(tile.left_px, tile.left_px + tile.width_px)
     if spec.fit is Fit.LETTERBOX:
         window = np.empty((tile.height_px, tile.width_px, picture.shape[2]), dtype=np.uint8)
         window[:] = np.clip(np.rint(np.asarray(spec.mean) * spec.scale), 0, 255).astype(np.uint8)
         window[-tile.top_px :, -tile.left_px :][: picture.shape[0], : picture.shape[1]] = picture
     else:
-        window = picture[np.ix_(_mirrored(rows, picture.shape[0]), _mirrored(columns, picture.shape[1]))]
+        rows = _places(tile.top_px, tile.height_px, picture.shape[0])
+        window = picture[rows][:, _places(tile.left_px, tile.width_px, picture.shape[1])]
     return _resized(window, (spec.height, spec.width)).astype(np.float32)
+
+
+def _places(start: int, count: int, length: int) -> slice | NDArray[np.intp]:
+    """Say which rows or columns a window takes: a slice where it lies inside, which copies nothing."""
+    if start >= 0 and start + count <= length:
+        return slice(start, start + count)
+    return _mirrored(np.arange(start, start + count), length)
 
 
 def _mirrored(places: NDArray[np.intp], length: int) -> NDArray[np.intp]:

@@ -4,10 +4,11 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, Select, bindparam, select
 
 from inspect_xai.errors import NotFoundError, StoreError
 from inspect_xai.records import Inspection, ModelCard, ModelStatus, Part, Review, Run
@@ -30,6 +31,19 @@ Clock = Callable[[], datetime]
 def utc_now() -> datetime:
     """The wall clock, in UTC."""
     return datetime.now(UTC)
+
+
+@cache
+def _known() -> Select[tuple[str, int]]:
+    """The line asks this for every picture: making the statement took longer than running it."""
+    return (
+        select(tables.Capture.sha256, tables.Inspection.id)
+        .join(tables.Inspection, tables.Inspection.capture_id == tables.Capture.id)
+        .join(tables.Model, tables.Model.id == tables.Inspection.model_id)
+        .join(tables.Policy, tables.Policy.id == tables.Inspection.policy_id)
+        .where(tables.Model.fingerprint == bindparam("fingerprint"), tables.Policy.version == bindparam("version"))
+        .where(tables.Capture.sha256.in_(bindparam("sha256s", expanding=True)))
+    )
 
 
 def open_store(url: str, *, create: bool = True, blob_store: str = "", clock: Clock = utc_now) -> "Store":
@@ -234,18 +248,11 @@ class Store:
 
     def known(self, sha256s: Sequence[str], fingerprint: str, policy_version: str) -> dict[str, int]:
         """Which pictures this model has judged under this policy already: inspection ids by sha256."""
-        query = (
-            select(tables.Capture.sha256, tables.Inspection.id)
-            .join(tables.Inspection, tables.Inspection.capture_id == tables.Capture.id)
-            .join(tables.Model, tables.Model.id == tables.Inspection.model_id)
-            .join(tables.Policy, tables.Policy.id == tables.Inspection.policy_id)
-            .where(tables.Model.fingerprint == fingerprint, tables.Policy.version == policy_version)
-        )
         found: dict[str, int] = {}
         with database.reading(self._engine) as connection:
             for start in range(0, len(sha256s), 500):  # databases bound the number of parameters
-                part = query.where(tables.Capture.sha256.in_(sha256s[start : start + 500]))
-                found |= {row.sha256: row.id for row in connection.execute(part)}
+                given = {"fingerprint": fingerprint, "version": policy_version, "sha256s": sha256s[start : start + 500]}
+                found |= {row.sha256: row.id for row in connection.execute(_known(), given)}
         return found
 
     def get(self, inspection_id: int, *, maps: bool = False) -> StoredInspection:
