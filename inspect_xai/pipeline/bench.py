@@ -17,6 +17,7 @@ from inspect_xai.maths import sise, tiles
 from inspect_xai.model.bundle import ModelBundle, load_bundle
 from inspect_xai.model.engine import Engine, Trace
 from inspect_xai.model.session import physical_cores
+from inspect_xai.pipeline import sufficient
 from inspect_xai.pipeline.explain import PROFILE_SHARE
 from inspect_xai.pipeline.scoring import OVERHEAD_PASSES, Limit
 from inspect_xai.records import Method, Profile, SelectionRule
@@ -217,7 +218,7 @@ def _rates(
 
 
 def _passes(bundle: ModelBundle, trace: Trace, profile: Profile) -> int:
-    """Count the forward passes that SISE takes for one window under a profile."""
+    """Count the forward passes that SISE, or the variant on the card, takes for one window under a profile."""
     spec = bundle.card.explain
     rule = SelectionRule.ADA if spec.method is Method.ADA_SISE else SelectionRule.MU
     mu = spec.mu if profile is Profile.EXACT else 0.0
@@ -226,7 +227,10 @@ def _passes(bundle: ModelBundle, trace: Trace, profile: Profile) -> int:
     for name, features in trace.features.items():
         kept = sise.select(trace.alphas[name], rule=rule, mu=mu).kept
         masks += int(sise.with_contrast(features[kept], size).sum())
-    return OVERHEAD_PASSES + Limit(PROFILE_SHARE[profile], None, None).masks(masks)
+    limit, asks = Limit(PROFILE_SHARE[profile], None, None), False
+    if spec.method is Method.GRAD_SISE:
+        limit, asks = sufficient.reserve(limit, masks)
+    return OVERHEAD_PASSES + limit.masks(masks) + (sufficient.PASSES if asks else 0)
 
 
 def _expect(
