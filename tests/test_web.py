@@ -76,7 +76,7 @@ def test_an_operator_judges_the_whole_queue_without_javascript(opened: Open) -> 
 
     page = ada.follow(ada.answer(1, decision="confirm", on_defect="yes", label="crack"))
     assert page.url.path == "/inspections/3"
-    assert "Saved: part SN00001, agrees with the model." in text_of(page.text)
+    assert "Saved: part SN00001 NG, agrees with the model." in text_of(page.text)
     page = ada.follow(
         ada.answer(3, decision="overturn", reason="DUST", box_top="10", box_left="20", box_height="5", box_width="6")
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from inspect_xai.records import VerdictCode
 from inspect_xai.settings import ServeSettings
 from inspect_xai.storage.store import open_store
 from inspect_xai.storage.studies import Studies
@@ -257,7 +258,19 @@ def test_axe_finds_nothing_on_any_page(opened: Open, sit_down: Any, theme: str) 
         "/parts?serial=SN00001",
         "/models",
         "/help",
+        "/studies",
+        "/studies/1",
+        "/studies/1/judge",
+        "/studies/2",
+        "/studies/3/judge?reference=1",
     )
+    studies = Studies(desk.store)
+    studies.create("first", appraisers=["Ada"], trials=1, by="Quinn", inspection_ids=[1, 4])
+    done = studies.create("done", appraisers=["Bert"], trials=1, by="Quinn", inspection_ids=[1, 4])
+    studies.create("open", appraisers=["Bert"], trials=1, by="Quinn", inspection_ids=[1, 4])
+    for who in ("", "Bert"):
+        while task := studies.next_task(done.study_id, who):
+            studies.answer(task, VerdictCode.OK if task.inspection_id == 4 else VerdictCode.NG, by=who or "Quinn")
     for path in paths:
         page.goto(desk.base + path)
         violations = Axe().run(page).response["violations"]
@@ -305,13 +318,14 @@ def test_a_small_study_is_judged_by_keyboard(opened: Open, sit_down: Any) -> Non
     quinn.fill("[name=trials]", "2")
     quinn.click("main button")
     quinn.wait_for_url("**/studies/1")
-    quinn.keyboard.press("Enter")  # the reference: part 1 is defective
+    quinn.keyboard.press("Enter")  # the reference: inspection 1 is defective
     quinn.wait_for_url("**/judge?reference=1")
-    for key, place in (("d", 1), ("g", 2)):
-        quinn.wait_for_selector(f"h1:has-text('Part {place} of 2')")
-        quinn.keyboard.press(key)
-    quinn.wait_for_url("**/studies/1")
     studies = Studies(desk.store)
+    for place in (1, 2):
+        quinn.wait_for_selector(f"h1:has-text('Part {place} of 2')")
+        task = studies.task(int(quinn.get_attribute("[name=task]", "value")))
+        quinn.keyboard.press("d" if task.inspection_id == 1 else "g")
+    quinn.wait_for_url("**/studies/1")
     for who in ("Ada", "Bob"):
         page = sit_down(desk, who)
         page.goto(f"{desk.base}/studies/1")
