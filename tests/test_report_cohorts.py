@@ -115,6 +115,29 @@ def test_the_page_shows_them_and_says_when_chance_could_do_it(store: Store, tmp_
     record(store, [(110, 126)] * 3)
     page = write_report(store, first=DAY, last=DAY, out=tmp_path / "out").page.read_text()
     assert 'alt="Where evidence for crack gathers"' in page
-    assert "Against 3 maps before:" in page
+    assert "Against 3 maps in the period before:" in page
     assert "the centre 10 px lower and 6 px further right." in page
     assert "Few maps: chance alone moves this much." in page
+
+
+def test_a_cohort_is_held_against_the_baseline_s_days(store: Store) -> None:
+    record(store, [(100, 120)] * 3, day=-20)
+    record(store, [(200, 60)] * 3, day=-1)
+    record(store, [(110, 120)] * 3)
+    long_ago = Period(DAY - timedelta(days=25), DAY - timedelta(days=15), ZoneInfo("UTC"))
+    [only], _ = cohorts_of(Figures(store), TODAY, photograph_of=no_photograph, against=long_ago)
+    assert only.numbers.maps_before == 3
+    assert only.numbers.down_px == pytest.approx(10, abs=0.5)
+    assert only.numbers.right_px == pytest.approx(0, abs=0.5)
+
+
+def test_a_large_cohort_is_drawn_from_a_sample(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inspect_xai.reports.cohorts.MOST_MAPS", 4)
+    record(store, [(100, 120)] * 8)  # their hashes begin with zeros: each of them is in any sample
+    explained = dataclasses.replace(stored.explanation(np.random.default_rng(1)), fused=spot(0, 0), regions=())
+    where = {"station": "S1", "height_px": SIZE[0], "width_px": SIZE[1]}
+    for n in (20, 21):  # and these in none
+        store.record([stored.of_part(stored.inspection(n, explained=explained), f"f{n:063x}", **where)])
+    [only], _ = cohorts_of(Figures(store), TODAY, photograph_of=no_photograph)
+    assert (only.numbers.maps, only.numbers.parts) == (8, 10)
+    assert only.numbers.row_px == pytest.approx(100, abs=0.5)

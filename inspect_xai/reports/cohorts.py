@@ -45,7 +45,7 @@ class CohortNumbers:
         row_px: Centre of the evidence in the picture.
         column_px: The same.
         spread_px: Root of the mean squared distance between a part's centre of evidence and the cohort's.
-        maps_before: Maps with evidence in the period before.
+        maps_before: Maps with evidence in what it is compared with.
         moved: Share of the evidence that lies elsewhere than before, 0 to 1.
         down_px: Way of the centre downwards, negative upwards.
         right_px: To the right, negative to the left.
@@ -89,7 +89,7 @@ PhotographOf = Callable[[str], NDArray[np.uint8] | None]
 
 
 def cohorts_of(
-    figures: Figures, period: Period, *, photograph_of: PhotographOf, most_odd: int = 8
+    figures: Figures, period: Period, *, photograph_of: PhotographOf, against: Period | None = None, most_odd: int = 8
 ) -> tuple[tuple[CohortPicture, ...], tuple[Odd, ...]]:
     """Add up the maps of the largest cohorts, one map in memory at a time.
 
@@ -97,14 +97,18 @@ def cohorts_of(
         figures: Restricted to the period's shift.
         period: What the report speaks of.
         photograph_of: Gives the picture that a cohort's evidence is drawn on.
+        against: What cohorts are compared with, the baseline's days for instance; None: the period before.
         most_odd: Parts named at the most.
 
     Returns:
         The cohorts, the largest first, and the parts unlike theirs.
     """
     pictures, odd = [], list[Odd]()
+    earlier = against or period.before
+    before = dict(figures.cohorts(*earlier.span))
     for key, parts in figures.cohorts(*period.span)[:MOST_COHORTS]:
-        picture, strange = _cohort(figures, period, key, photograph_of, parts=parts)
+        compared = _gathered(figures, key, earlier, parts=before.get(key, 0))
+        picture, strange = _cohort(figures, period, key, photograph_of, parts=parts, before=compared)
         if picture is not None and picture.numbers.maps >= FEWEST_DRAWN:
             pictures.append(picture)
         odd += strange
@@ -115,8 +119,21 @@ def cohorts_of(
     return tuple(pictures), tuple(heapq.nsmallest(most_odd, worst.values(), key=lambda o: (-o.weight, o.inspection_id)))
 
 
+def _gathered(figures: Figures, key: CohortKey, period: Period, *, parts: int) -> maths.Cohort:
+    """What a cohort looked like in another period."""
+    size = _small(key.size)
+    maps = figures.maps(key, *period.span, share=min(1.0, MOST_MAPS / parts)) if parts else ()
+    return maths.gather((small for _, small in _pairs(maps, size)), size)
+
+
 def _cohort(
-    figures: Figures, period: Period, key: CohortKey, photograph_of: PhotographOf, *, parts: int
+    figures: Figures,
+    period: Period,
+    key: CohortKey,
+    photograph_of: PhotographOf,
+    *,
+    parts: int,
+    before: maths.Cohort,
 ) -> tuple[CohortPicture | None, list[Odd]]:
     size = _small(key.size)
     share = min(1.0, MOST_MAPS / parts)
@@ -124,8 +141,6 @@ def _cohort(
     now = maths.gather((small for _, small in given), size)
     if not now.maps:
         return None, []
-    earlier = _pairs(figures.maps(key, *period.before.span, share=share), size)
-    before = maths.gather((small for _, small in earlier), size)
     centre = _centre(now.mean)
     facts: list[_Fact] = []
     squares = 0.0

@@ -46,6 +46,7 @@ from inspect_xai.storage.watchbook import Watchbook
 SCHEMA_VERSION = 3
 _MOST_PICTURE_BYTES = 2_200_000  # of the flagged parts, as written on the page
 _OF_THE_PICTURE = frozenset({"brightness", "sharpness", "noise"})  # drift of these is seen without a map
+_MOST_BARS = 62
 _CODES = (VerdictCode.OK, VerdictCode.NG, VerdictCode.UNSURE)
 
 
@@ -126,10 +127,12 @@ def write_report(
     seen = _look_through(figures, period, out=out, most=thumbnails)
     book, models = Watchbook(store), store.models()
     numbers = numbers_of(figures, period, models={each.fingerprint: each for each in models}, window_ms=window_ms)
-    drift = drift_of(figures, period, baseline=book.baseline())
+    baseline = book.baseline()
+    drift = drift_of(figures, period, baseline=baseline)
     alarms = alarms_of(numbers, period, drift, rules=rules, seen=book.acknowledged())
     expected = expected_of(figures, period, models)
-    cohorts, odd = cohorts_of(figures, period, photograph_of=photograph_at)
+    against = None if baseline is None else Period(baseline.first, baseline.last, period.zone, shift)
+    cohorts, odd = cohorts_of(figures, period, photograph_of=photograph_at, against=against)
     cards = _cards(store, seen.flagged, period.zone)
     counts = {each.name: each.count for each in numbers.headline}
     report = Report(
@@ -195,7 +198,7 @@ class _Seen:
 
 def _look_through(figures: Figures, period: Period, *, out: Path, most: int) -> _Seen:
     seen = _Seen([], [], Counter(), set(), set())
-    by_hour = period.first == period.last
+    unit = _bar_unit(period)
     for day in period.days:
         rows = figures.rows(*period.span_of(day))
         if not period.shift:
@@ -205,7 +208,9 @@ def _look_through(figures: Figures, period: Period, *, out: Path, most: int) -> 
         seen.reasons |= {row.reason for row in flagged}
         seen.statuses |= {row.explanation_status for row in rows}
         for row in rows:
-            slot = row.captured_at.astimezone(period.zone).hour if by_hour else day
+            slot = row.captured_at.astimezone(period.zone).hour if unit == "hour" else day
+            if unit == "month":
+                slot = day.replace(day=1)
             seen.slots[slot, row.verdict] += 1
     return seen
 
@@ -266,8 +271,8 @@ def _render(
         least_days=LEAST_DAYS,
         written=_local(datetime.now(UTC), period.zone),
         version=__version__,
-        bars=_bars(seen.slots, by_hour=len(period.days) == 1),
-        bar_unit="hour" if len(period.days) == 1 else "day",
+        bars=_bars(seen.slots, unit=_bar_unit(period)),
+        bar_unit=_bar_unit(period),
         cohorts=cohorts,
         odd=odd,
         drift=drift,
@@ -278,15 +283,21 @@ def _render(
     )
 
 
-def _bars(slots: Counter[tuple[Any, str]], *, by_hour: bool) -> list[dict[str, Any]]:
-    """Return one bar per hour (or day) from the first to the last with pictures, heights as shares of the highest."""
+def _bar_unit(period: Period) -> str:
+    """What one bar stands for: so many that each can be read."""
+    days = (period.last - period.first).days + 1
+    return "hour" if days == 1 else "day" if days <= _MOST_BARS else "month"
+
+
+def _bars(slots: Counter[tuple[Any, str]], *, unit: str) -> list[dict[str, Any]]:
+    """Return one bar per hour, day or month, from the first to the last with pictures, as shares of the highest."""
     present = sorted({key for key, _ in slots})
     if not present:
         return []
-    shown: list[Any] = list(range(present[0], present[-1] + 1)) if by_hour else present
+    shown: list[Any] = list(range(present[0], present[-1] + 1)) if unit == "hour" else present
     highest = max(sum(slots[key, code] for code in _CODES) for key in shown)
     return [
-        {"name": f"{key:02d}" if by_hour else f"{key:%d %b}", "highest": highest}
+        {"name": f"{key:02d}" if unit == "hour" else f"{key:%d}" if unit == "day" else f"{key:%b}", "highest": highest}
         | {code.value.lower(): slots[key, code] for code in _CODES}
         | {f"{code.value.lower()}_share": slots[key, code] / highest for code in _CODES}
         for key in shown
