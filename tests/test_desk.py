@@ -191,6 +191,8 @@ def test_similar_parts_a_good_part_and_what_was_recorded_since(store: Store, tmp
     store.record([same_place, elsewhere])
     assert [each.serial for each in desk.similar_to(store.get(2))] == ["SN9"]
     assert desk.similar_to(store.get(6)) == []
+    assert [each.inspection_id for each in desk.history_of(2)] == [8]  # the same part at another station
+    assert desk.history_of(1) == []
     assert desk.good_part_like(6) is None
     good = making.inspection(tmp_path / "archive", 12, VerdictCode.OK)  # L1/S1, where part 6 was
     store.record([good])

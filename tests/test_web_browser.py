@@ -208,6 +208,7 @@ def test_without_javascript_everything_works_too(opened: Open, sit_down: Any) ->
     page = sit_down(desk, "Ada", java_script_enabled=False)
     page.click("text=Judge the next part")
     page.locator("#opacity").wait_for(state="hidden")
+    page.locator("[data-zoom=in]").wait_for(state="hidden")  # what needs a script is not offered
     page.click("text=Block 2")
     page.click("text=weaker")
     assert "block-2.png" in page.locator("#map").get_attribute("href")

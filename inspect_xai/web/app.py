@@ -113,7 +113,8 @@ async def _failed(request: Request, error: Exception) -> Response:
     status, key = _status_of(error)
     detail = str(error) if isinstance(error, InspectXaiError) and status in (404, 422) else ""
     if _is_for_machines(request):
-        response: Response = JSONResponse({"error": type(error).__name__, "message": detail or key}, status_code=status)
+        kind = key if isinstance(error, RefusedError) else type(error).__name__
+        response: Response = JSONResponse({"error": kind, "message": detail or key}, status_code=status)
     else:
         response = site.page(request, "error.html", status=status, message=site.words(request)(key), detail=detail)
     if status == 500:  # made outside of the guard; the server's log has the trace
