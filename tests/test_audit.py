@@ -200,6 +200,7 @@ class TestPlantedShortcuts:
         assert report.answer.answer == findings.NO, [suspect.why for suspect in report.suspects]
         assert report.answer.counted.count == 0
 
+    @pytest.mark.slow
     def test_an_honest_network_is_not_accused_for_a_mark_on_its_parts(self, tmp_path: Path):
         """The sample network never saw the mark while it learnt; now it is on every pitted part and says nothing."""
         table = rendered(tmp_path, Condition(shortcut="mark", shortcut_label="pit"), count=6)
@@ -307,7 +308,7 @@ class TestRows:
         inside = {}
         with Explainer(bundles["honest"], device="cpu", threads=1) as explainer:
             for name, region in (("mask", str(tmp_path / "region.png")), ("box", "0,0,24,24"), ("all", "picture")):
-                settings = AuditSettings((Method.GRAD_CAM,), steps=2, sample=2, region=region)
+                settings = AuditSettings((Method.GRAD_CAM,), steps=2, region=region)
                 audit = run_audit(explainer, table, tmp_path / name, settings=settings)
                 inside[name] = [found.numbers["inside"] for row in audit.rows for found in row.measured]
             mask_of_other_size = AuditSettings((Method.GRAD_CAM,), steps=2, region=str(tmp_path / "small.png"))
@@ -315,7 +316,8 @@ class TestRows:
             wrong = run_audit(explainer, table, tmp_path / "wrong", settings=mask_of_other_size)
 
         assert inside["mask"] == inside["box"]
-        assert max(inside["mask"]) < 1 == min(inside["all"])
+        assert min(inside["mask"]) < 0.8
+        assert min(inside["all"]) == pytest.approx(1)
         assert "8 x 32 px" in wrong.rows[0].error
 
     def test_a_sample_is_the_same_every_time(self, bundles, table: Path, tmp_path: Path):
