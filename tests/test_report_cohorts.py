@@ -140,4 +140,4 @@ def test_a_large_cohort_is_drawn_from_a_sample(store: Store, monkeypatch: pytest
         store.record([stored.of_part(stored.inspection(n, explained=explained), f"f{n:063x}", **where)])
     [only], _ = cohorts_of(Figures(store), TODAY, photograph_of=no_photograph)
     assert (only.numbers.maps, only.numbers.parts) == (8, 10)
-    assert only.numbers.row_px == pytest.approx(100, abs=0.5)
+    assert only.numbers.row_px == pytest.approx(100, abs=0.1)

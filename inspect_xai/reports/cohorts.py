@@ -166,8 +166,8 @@ def _cohort(
         now.maps,
         parts,
         now.empty,
-        centre[0] * scale,
-        centre[1] * scale,
+        (centre[0] + 0.5) * scale - 0.5,  # a small pixel stands for the middle of several
+        (centre[1] + 0.5) * scale - 0.5,
         math.sqrt(squares / now.maps) * scale,
         before.maps,
         None if change is None else change.moved,
