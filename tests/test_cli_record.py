@@ -425,13 +425,13 @@ def test_find_trace_and_stats(cli: Run, db: str, bundle: Path) -> None:
         assert {row["serial"] for row in back} == {"SN0", "SN1", "SN2"}
     assert cli("find", "--model-file", "0" * 64, "--db", db)[1] == "0 found\n"
     assert step["known_from"] == "path"
-    assert f"map_sha256   {step['map_sha256']}" in cli("trace", "SN2", "--db", db)[1]
+    assert f"  map_sha256         {step['map_sha256']}" in cli("trace", "SN2", "--db", db)[1]
 
     code, out, _ = cli("stats", "--by", "lot,verdict", "--db", db, "--json")
     assert [(row["lot"], row["verdict"], row["inspections"], row["reviewed"]) for row in json.loads(out)] == [
         ("LOT7", "OK", 1, 0), ("LOT7", "UNSURE", 1, 0), ("LOT8", "NG", 1, 1),
     ]  # fmt: skip
-    assert "LOT8  1  0  1" in cli("stats", "--by", "lot", "--db", db)[1]
+    assert "LOT8  1            0   1" in cli("stats", "--by", "lot", "--db", db)[1]
 
 
 # The line's part of it

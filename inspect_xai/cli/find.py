@@ -1,5 +1,6 @@
 """`inspect-xai find`, `trace` and `stats`: the questions people ask the record."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,13 +79,17 @@ def find(
     if as_json:
         print_json(found)
         return
-    for row in found:
-        typer.echo(
-            f"{row.inspection_id:>8}  {row.inspected_at:%Y-%m-%d %H:%M:%S}  {row.verdict:<6} {row.label or '-'} "
-            f"{row.score:.3f}  {row.serial}  lot {row.lot or '-'}  {row.line or '-'}/{row.station or '-'}  "
-            f"{row.model_name} {row.model_version}{'' if row.model_status == 'approved' else ' (not approved)'}"
-            f"{f'  reviewed: {row.reviewed_verdict}' if row.review_decision else ''}"
-        )
+    _print_table(
+        [
+            (
+                str(row.inspection_id), f"{row.inspected_at:%Y-%m-%d %H:%M:%S}", row.verdict, row.label or "-",
+                f"{row.score:.3f}", row.serial, f"lot {row.lot or '-'}", f"{row.line or '-'}/{row.station or '-'}",
+                f"{row.model_name} {row.model_version}{'' if row.model_status == 'approved' else ' (not approved)'}",
+                f"reviewed: {row.reviewed_verdict}" if row.review_decision else "",
+            )
+            for row in found
+        ]
+    )  # fmt: skip
     typer.echo(f"{len(found)} found" + (", perhaps more: raise --limit" if len(found) == limit else ""))
 
 
@@ -110,9 +115,14 @@ def trace(
         print_json(steps)
     for step in [] if as_json else steps:
         typer.echo(f"inspection {step['inspection_id']}: {step['verdict']}")
-        for name, value in step.items():
-            for each in value if isinstance(value, list) else [value]:
-                typer.echo(f"  {name:<12} {each}")
+        told = {name: value for name, value in step.items() if name not in ("inspection_id", "verdict")}
+        _print_table(
+            [
+                (f"  {name}", str(each) or "-")
+                for name, value in told.items()
+                for each in (value if isinstance(value, list) else [value])
+            ]
+        )
     if not steps:
         typer.echo(f"no part has the serial {part!r}", err=True)
         raise typer.Exit(1)
@@ -149,9 +159,15 @@ def stats(
         print_json([dict(zip(names, row.group, strict=True)) | _counts(row) for row in rows])
         return
     columns = ("inspections", "ok", "ng", "unsure", "failed", "explained", "reviewed", "overkill", "escapes")
-    typer.echo("  ".join([*names, *columns]))
+    counts = [(*(value or "-" for value in row.group), *(str(getattr(row, each)) for each in columns)) for row in rows]
+    _print_table([(*names, *columns), *counts])
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows with their columns below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        typer.echo("  ".join([*(str(value) or "-" for value in row.group), *(str(getattr(row, c)) for c in columns)]))
+        typer.echo("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _counts(row: Any) -> dict[str, Any]:
