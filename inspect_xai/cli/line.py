@@ -98,6 +98,8 @@ def line(
     if as_json:
         print_json(summary)
     else:
+        if stop.is_set():
+            typer.echo("stopped when asked: the picture at work is recorded, the rest given back")
         print_summary(summary, chosen)
 
 
@@ -172,8 +174,11 @@ def stopped_by_signals() -> Iterator[threading.Event]:
 
 def print_summary(summary: "LineSummary", settings: "Settings") -> None:
     """Say in a few lines what a line did."""
+    if not summary.seen:
+        typer.echo("no picture is waiting")
+        return
     typer.echo(
-        f"{summary.inspected} pictures inspected in {summary.seconds:.1f} s on {summary.provider}: "
+        f"{summary.inspected} picture{'' if summary.inspected == 1 else 's'} inspected in {summary.seconds:.1f} s on {summary.provider}: "
         f"{summary.ok} OK, {summary.ng} NG, {summary.unsure} UNSURE"
     )
     typer.echo(f"{summary.explained} explained with {summary.passes} forward passes")
@@ -184,7 +189,7 @@ def print_summary(summary: "LineSummary", settings: "Settings") -> None:
             f"{summary.under_another_part} have the very bytes of a picture recorded for another part: see the log"
         )
     if summary.failed:
-        typer.echo(f"{summary.failed} could not be judged or explained: the report says why")
+        typer.echo(f"{summary.failed} could not be judged or explained: the log above and the report say why")
     typer.echo(f"run {summary.run_id} in {_without_password(settings.db)}")
 
 
