@@ -271,7 +271,7 @@ def _notes(way: Ways, ends: Sequence[str]) -> tuple[str, ...]:
         raise UnsupportedModelError(
             "no convolution with an output larger than 1x1 stands between picture and class scores",
             expected="a convolutional classifier",
-            remedy="explain this network by a method that needs no blocks",
+            remedy="a bundle needs convolutional blocks: explain this network with a tool for transformers",
         )
     deepest = way.maker[ends[-1]]
     attention = any(
@@ -283,7 +283,7 @@ def _notes(way: Ways, ends: Sequence[str]) -> tuple[str, ...]:
         raise UnsupportedModelError(
             f"attention follows the only convolutional block {ends[0]!r}: the network is a transformer",
             expected="a convolutional classifier",
-            remedy="explain this network by a method that needs no blocks",
+            remedy="a bundle needs convolutional blocks: explain this network with a tool for transformers",
         )
     notes = ["single_block"] if len(ends) == 1 else []
     return (*notes, "attention_behind_the_last_block") if attention else tuple(notes)

@@ -170,7 +170,7 @@ def _check_nodes(model: onnx.ModelProto) -> None:
             raise UnsupportedModelError(
                 f"{named(node)} makes this a recurrent network",
                 expected="a convolutional classifier",
-                remedy="explain it by a method that needs no blocks",
+                remedy="export its convolutional part alone as a classifier; nothing here explains recurrent networks",
             )
         for attribute in node.attribute:
             if attribute.name in _COUNTED:
