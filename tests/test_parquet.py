@@ -1,6 +1,8 @@
 """The day's Parquet files as other people's readers see them: DuckDB, pyarrow, and pandas through both engines."""
 
+import dataclasses
 import gc
+import re
 import shutil
 import warnings
 from datetime import date, timedelta
@@ -14,6 +16,7 @@ from inspect_xai.reports.parquet import write_parquet
 from inspect_xai.storage.store import open_store
 from inspect_xai.storage.stored import InspectionSummary
 from tests import stored
+from tests.conftest import ROOT
 from tests.stored import NOON
 
 LINES = ("L1", "L1", "L 2/\N{LATIN SMALL LETTER U WITH DIAERESIS}=%", "", "007", "../" * 60)
@@ -117,3 +120,10 @@ def test_a_write_that_fails_leaves_the_day_as_it_was(folder: Path, days: Days, m
         write_parquet(days[DAYS[0]], day=DAYS[0], out=folder.parent)
     assert {path: path.read_bytes() for path in folder.rglob("*.parquet")} == before
     assert len(list(folder.iterdir())) == 2
+
+
+def test_every_column_is_documented() -> None:
+    table = (ROOT / "docs" / "record.md").read_text(encoding="utf-8").partition("## Parquet")[2]
+    named = set(re.findall(r"\w+", table))
+    absent = {each.name for each in dataclasses.fields(InspectionSummary)} - named
+    assert {each.removesuffix("_random") for each in absent} <= named, absent
