@@ -18,14 +18,16 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
 from benchmarks.real import real_card, real_model, shared_folder
-from inspect_xai.model.bundle import ModelBundle, build_bundle, load_bundle
+from inspect_xai.model.bundle import ModelBundle, add_int8, build_bundle, load_bundle
 from inspect_xai.model.engine import Engine
+from inspect_xai.model.int8 import quantise_scoring
 from inspect_xai.pipeline.explain import Explainer
 from inspect_xai.records import InputSpec, ModelCard
 
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=["lite0", "resnet18", "resnet50"])
     parser.add_argument("--burst", type=float, default=0.8)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--mu", nargs="+", type=float, default=[0.0, 0.3], help="of the whole explanations")
     parser.add_argument("--only-start", metavar="BUNDLE", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only_start:
@@ -79,7 +82,9 @@ def measure(name: str, bundle: ModelBundle, options: argparse.Namespace) -> None
         )
     cost = forward / rates["trace"]
     print(f"{name:9} trace                {np.median(cost):7.2f} forwards   spread {spread(cost)}  (bar 6)")
-    whole(name, bundle, window.astype(np.uint8), options)
+    for mu in options.mu:
+        whole(name, bundle, window.astype(np.uint8), mu)
+    in_8_bits(name, bundle, window, options)
     started = subprocess.run(
         [sys.executable, "-m", "benchmarks.engine", "--only-start", str(bundle.folder)],
         capture_output=True, text=True, check=True,
@@ -87,9 +92,49 @@ def measure(name: str, bundle: ModelBundle, options: argparse.Namespace) -> None
     print(f"{name:9} start of a line      {started.stdout.strip()}  (bar 3 s)", flush=True)
 
 
-def whole(name: str, bundle: ModelBundle, picture: np.ndarray, options: argparse.Namespace) -> None:
-    """A whole exact explanation at mu 0 against its passes at the bare rate plus one trace, in turn."""
-    with Explainer(bundle, device="cpu", mu=0.0, bucket=BUCKET) as explainer:
+def in_8_bits(name: str, bundle: ModelBundle, window: np.ndarray, options: argparse.Namespace) -> None:
+    """Scoring in 8 bits against float scoring, per mask and per explanation; how faithful it is, this does not say."""
+    hidden = np.zeros_like(window)
+    picture = {"picture": nchw(window), "baseline": nchw(hidden)}
+    with Engine(bundle, device="cpu", bucket=BUCKET) as engine, tempfile.TemporaryDirectory() as scratch:
+        features = engine.trace(window).features.values()
+        feeds = [picture | {"maps": maps[:BUCKET, None]} for maps in features]
+        sizes = sorted({end.height for end in bundle.blocks})
+        draft = add_int8(
+            bundle, quantise_scoring(bundle, feeds), Path(scratch) / "int8", facts={"largest_px": sizes[-1]}
+        )
+        maps = list(features)[-1][:BUCKET]
+        with Engine(draft, device="cpu", bucket=BUCKET) as whole_numbers:
+            engines = {"float": engine, "int8": whole_numbers}
+            rates = in_turn(
+                {key: lambda e=each: e.score_masks(window, maps, baseline=hidden) for key, each in engines.items()},
+                burst=options.burst, rounds=options.rounds,
+            )  # fmt: skip
+            ratio = rates["int8"] / rates["float"]
+            print(f"{name:9} int8 per mask         {np.median(ratio):7.2f} of float   spread {spread(ratio)}")
+            for size in (sizes[0], sizes[-1]):
+                whole_numbers.int8_px = size
+                took: dict[str, list[float]] = {key: [] for key in engines}
+                for _ in range(3):
+                    for key, each in engines.items():
+                        explainer = Explainer(each, faithfulness=False)
+                        look = explainer.look(window.astype(np.uint8))
+                        took[key].append(timed(partial(explainer.explain, look, target=look.prediction.label)))
+                gain = np.array(took["float"]) / np.array(took["int8"])
+                which = "all blocks" if size == sizes[-1] else "deepest"
+                print(
+                    f"{name:9} int8 exact, {which:10} {np.median(gain):7.2f} x as fast   spread {spread(gain)}",
+                    flush=True,
+                )
+
+
+def nchw(window: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(window, -1, 0)[None], np.float32)
+
+
+def whole(name: str, bundle: ModelBundle, picture: np.ndarray, mu: float) -> None:
+    """A whole exact explanation against its passes at the bare rate plus one trace, in turn."""
+    with Explainer(bundle, device="cpu", mu=mu, bucket=BUCKET, faithfulness=False) as explainer:
         look = explainer.look(picture)
         engine = explainer.engine
         feed = {"picture": np.zeros((BUCKET, 3, *picture.shape[:2]), np.float32)}
@@ -105,7 +150,7 @@ def whole(name: str, bundle: ModelBundle, picture: np.ndarray, options: argparse
             ratios.append(took / (explanation.passes * bare + trace))
             shares.append(trace / took)
     print(
-        f"{name:9} exact explanation    {np.median(ratios):7.3f} of passes at bare rate + trace  {spread(ratios)}"
+        f"{name:9} exact, mu {mu:.1f}        {np.median(ratios):7.3f} of passes at bare rate + trace  {spread(ratios)}"
         "  (bar 1.10)"
     )
     print(f"{name:9} its trace            {100 * np.median(shares):7.1f} % of {explanation.passes} passes  (bar 2 %)")

@@ -10,6 +10,7 @@ import pytest
 from inspect_xai.errors import DeviceError, ExplanationError, SettingsError
 from inspect_xai.model.bundle import ModelBundle, build_bundle
 from inspect_xai.model.engine import Engine
+from inspect_xai.model.session import hold, open_session, run
 from inspect_xai.records import InputSpec, ModelCard
 from tests.toys import CLASSES, TOYS, toy_model
 
@@ -110,7 +111,48 @@ def test_cuda_gives_the_cpus_numbers(bundle: ModelBundle, windows: np.ndarray) -
         np.testing.assert_allclose(cuda.predict(windows), cpu.predict(windows), atol=1e-4)
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:x", "CPU", ""])
+@pytest.mark.gpu
+def test_cuda_scores_masks_as_the_cpu_does(bundle: ModelBundle, windows: np.ndarray) -> None:
+    try:
+        cuda = Engine(bundle, device="cuda", bucket=4)
+    except DeviceError as error:
+        pytest.skip(f"no CUDA device: {error}")
+    maps = np.random.default_rng(3).random((9, 4, 4)).astype(np.float32)
+    with cuda, Engine(bundle, device="cpu") as cpu:
+        ours, theirs = (engine.score_masks(windows[0], maps, baseline=windows[1]) for engine in (cuda, cpu))
+        np.testing.assert_allclose(ours.probabilities, theirs.probabilities, atol=1e-4)
+
+
+def test_inputs_that_lie_on_the_device_count_like_those_that_are_copied(
+    bundle: ModelBundle, windows: np.ndarray
+) -> None:
+    session = open_session(bundle.graph("score"), threads=1)
+    picture, baseline = (np.ascontiguousarray(np.moveaxis(window, -1, 0)[None]) for window in windows[:2])
+    maps = np.random.default_rng(3).random((3, 1, 4, 4)).astype(np.float32)
+    outputs = ["probabilities", "minimum", "span"]
+
+    held = {"picture": hold(picture, device="cpu"), "baseline": hold(baseline, device="cpu")}
+    bound = run(session, outputs, {"maps": maps}, held=held)
+    again = run(session, outputs, {"maps": maps[::-1].copy()}, held=held)
+    copied = run(session, outputs, {"picture": picture, "baseline": baseline, "maps": maps})
+
+    for one, other, turned in zip(bound, copied, again, strict=True):
+        assert np.array_equal(one, other)
+        assert np.array_equal(turned[::-1], one)
+    with pytest.raises(DeviceError, match="maps"):
+        run(session, outputs, {}, held=held)
+
+
+@pytest.mark.parametrize("device", ["tensorrt", "tensorrt:1"])
+def test_tensorrt_is_passed_through_and_never_replaced(device: str, bundle: ModelBundle) -> None:
+    with Engine(bundle, device="auto") as engine:
+        if engine.provider != "CPUExecutionProvider":
+            pytest.skip("this machine has a device that runs")
+    with pytest.raises(DeviceError, match="not TensorrtExecutionProvider"):
+        Engine(bundle, device=device)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "CPU", "", "tensorrt:"])
 def test_a_device_nobody_knows_is_refused(device: str, bundle: ModelBundle) -> None:
     with pytest.raises(SettingsError, match="is unknown"):
         Engine(bundle, device=device)

@@ -278,6 +278,24 @@ def test_a_bound_on_passes_is_kept_and_one_that_binds_nothing_changes_nothing(to
     assert np.array_equal(ample.fused, full.fused)
 
 
+@pytest.mark.parametrize("bound", [{"max_passes": 40}, {"budget_s": 1e-6}])
+def test_a_bound_that_is_too_little_for_all_windows_goes_to_the_strongest(bound, toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    height, width = TOYS["resnet18"].shape[1:]
+    bundle = toy_bundle("resnet18")
+    lenient = VerdictSpec(0.5, 0.499)  # every window is flagged
+    with Explainer(bundle, device="cpu", verdict=lenient, faithfulness=False, **bound) as explainer:
+        look = explainer.look(picture_of((height * 2 + 5, width)))
+        explanation = explainer.explain(look, target="pit")
+
+    flagged = np.flatnonzero(look.scores[:, 0] >= 0.5 - 0.499)
+    strongest = flagged[np.argsort(-look.scores[flagged, 0])]
+    most = 2 if "max_passes" in bound else 1
+    assert len(flagged) > most
+    assert {tile.tile.index for tile in explanation.tiles} == set(strongest[:most])
+    assert "windows_left_out" in explanation.notes
+    assert explanation.passes <= 40
+
+
 def test_a_budget_in_seconds_ends_the_scoring_early(toy_bundle) -> None:  # type: ignore[no-untyped-def]
     picture = picture_of(TOYS["resnet18"].shape[1:])
     bundle = toy_bundle("resnet18")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from inspect_xai.errors import BundleError, DeviceError, ExplanationError, UnsupportedModelError
 from inspect_xai.model.bundle import INT8_GRAPH, ModelBundle
-from inspect_xai.model.session import OutOfDeviceMemoryError, open_session, run
+from inspect_xai.model.session import OutOfDeviceMemoryError, hold, open_session, run
 from inspect_xai.records import ModelCard, Scoring
 
 MOST_PROBABLE = -1
@@ -57,8 +57,8 @@ class Engine:
 
     Args:
         bundle: A loaded bundle.
-        device: "auto" (CUDA if it runs a forward pass, else the CPU), "cpu", "cuda" or "cuda:N". Never falls back
-            from a device that was named.
+        device: "auto" (CUDA if it runs a forward pass, else the CPU), "cpu", "cuda" or "cuda:N", "tensorrt" or
+            "tensorrt:N" (gradients then run on CUDA). Never falls back from a device that was named.
         threads: Threads inside one operator; default: all cores.
         bucket: Windows or masks per run; default 8 on a CPU, 64 on CUDA, 1 where the network's batch size is fixed.
         scoring: What masked pictures are scored with; default: the card's.
@@ -114,16 +114,15 @@ class Engine:
         start = 0
         while start < len(windows):
             try:
-                (scores,) = run(
-                    self._session("predict"),
-                    ["probabilities"],
-                    {"picture": _nchw(windows[start : start + self.bucket])},
-                )
+                batch = windows[start : start + self.bucket]
+                feeds = {"picture": self._filled(_nchw(batch), _power_of_two(len(batch)))}
+                (scores,) = run(self._session("predict"), ["probabilities"], feeds)
             except OutOfDeviceMemoryError:
+                feeds.clear()  # on a CPU the same memory: the smaller batch needs room beside it
                 self._halve_bucket()
                 continue
-            chunks.append(scores)
-            start += len(scores)
+            chunks.append(scores[: len(batch)])
+            start += len(batch)
         return _finite(np.concatenate(chunks), "probabilities")
 
     def trace(
@@ -189,19 +188,20 @@ class Engine:
         classes = len(self.card.labels)
         probabilities = np.empty((len(maps), classes), np.float32)
         minimum, span = np.empty(len(maps), np.float32), np.empty(len(maps), np.float32)
-        feeds = {"picture": _nchw(window[None]), "baseline": _nchw(baseline[None])}
+        shown = {"picture": _nchw(window[None]), "baseline": _nchw(baseline[None])}
+        held = {name: hold(array, device=self.device) for name, array in shown.items()}
         graph = INT8_GRAPH if max(maps.shape[1:]) <= self.int8_px else "score"
         start = 0
         while start < len(maps):
             chunk = maps[start : start + self.bucket, None]
             size = len(chunk)
-            if self.device != "cpu" and size < self.bucket:  # a GPU tunes every new shape: keep to one
-                chunk = np.concatenate([chunk, np.repeat(chunk[-1:], self.bucket - size, axis=0)])
+            chunk = self._filled(chunk, self.bucket)
             try:
                 scores = run(
                     self._session(graph),
                     ["probabilities", "minimum", "span"],
-                    feeds | {"maps": np.ascontiguousarray(chunk)},
+                    {"maps": np.ascontiguousarray(chunk)},
+                    held=held,
                 )
             except OutOfDeviceMemoryError:
                 self._halve_bucket()
@@ -299,7 +299,9 @@ class Engine:
 
     def _session(self, graph: str) -> ort.InferenceSession:
         if graph not in self._sessions:
-            self._sessions[graph] = open_session(self.bundle.graph(graph), device=self.device, threads=self._threads)
+            # TensorRT takes no scatter with duplicate indices, which gradients of pooling need.
+            device = self.device.replace("tensorrt", "cuda") if graph == "trace" else self.device
+            self._sessions[graph] = open_session(self.bundle.graph(graph), device=device, threads=self._threads)
         return self._sessions[graph]
 
     def _choose_device(self, wanted: str) -> str:
@@ -317,6 +319,12 @@ class Engine:
             else:
                 return device
         raise AssertionError("the CPU either ran or raised")
+
+    def _filled(self, batch: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+        """Fill a batch up to `size` with its last member: a GPU tunes itself for every new shape, so there are few."""
+        if self.device == "cpu" or len(batch) >= min(size, self.bucket):
+            return batch
+        return np.concatenate([batch, np.repeat(batch[-1:], min(size, self.bucket) - len(batch), axis=0)])
 
     def _halve_bucket(self) -> None:
         """Step down the out-of-memory ladder, and say so.
@@ -341,6 +349,11 @@ def _largest_int8(bundle: ModelBundle, scoring: Scoring) -> int:
             remedy=f"inspect-xai bundle quantize {bundle.folder} --calibration DIR",
         )
     return int(bundle.manifest["int8"]["largest_px"])
+
+
+def _power_of_two(count: int) -> int:
+    """Return the next power of two: a lone window must not cost a whole bucket."""
+    return 1 << (count - 1).bit_length()
 
 
 def _nchw(windows: NDArray[np.generic]) -> NDArray[np.float32]:

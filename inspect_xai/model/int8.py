@@ -29,7 +29,6 @@ Feeds = Mapping[str, NDArray[Any]]
 _OPERATORS = ("Conv", "MatMul", "Add", "Concat", "Clip", "Relu", "LeakyRelu", "MaxPool", "AveragePool")
 _QUANTISED = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger"})
 _REFUSALS: tuple[type[Exception], ...] = (*ORT_ERRORS, RuntimeError, ValueError, TypeError, KeyError)
-_AT_ONCE = 4  # runs whose activations the calibrator holds before it takes their ranges
 
 
 def quantise_scoring(bundle: ModelBundle, feeds: Sequence[Feeds]) -> bytes:
@@ -86,7 +85,7 @@ def _run_quantiser(source: Path, target: Path, feeds: Sequence[Feeds], kept_floa
         weight_type=quantization.QuantType.QInt8,
         nodes_to_exclude=list(kept_float),
         calibrate_method=quantization.CalibrationMethod.MinMax,
-        extra_options={"CalibMaxIntermediateOutputs": _AT_ONCE, "MatMulConstBOnly": True},
+        extra_options={"MatMulConstBOnly": True},
     )
 
 

@@ -28,6 +28,7 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_state.NoSuchFile,
     ort_state.RuntimeException,
 )
+_RUN_ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, RuntimeError)  # a bound run raises the plain kind
 _OUT_OF_MEMORY = re.compile(r"failed to allocate memory|out of memory|bad_alloc|BFCArena", re.IGNORECASE)
 _FATAL_ONLY = 4  # a missing CUDA library is reported by us, once, not by the runtime's log
 
@@ -46,12 +47,12 @@ def open_session(model: Path | bytes, *, device: str = "cpu", threads: int | Non
 
     Args:
         model: Path of a graph, or the serialised graph.
-        device: "cpu", "cuda" or "cuda:N".
+        device: "cpu", "cuda", "cuda:N", "tensorrt" or "tensorrt:N".
         threads: Threads inside one operator; default: all cores this process may use.
 
     Raises:
         SettingsError: For a device name that does not exist.
-        DeviceError: If CUDA was asked for and ONNX Runtime would run on something else.
+        DeviceError: If a GPU was asked for and ONNX Runtime would run on something else.
         ModelFileError: If ONNX Runtime cannot load the graph.
     """
     options = ort.SessionOptions()
@@ -70,11 +71,11 @@ def open_session(model: Path | bytes, *, device: str = "cpu", threads: int | Non
             f"ONNX Runtime cannot load {name}: {first_line(error)}",
             remedy="rebuild the bundle with this version of inspect-xai",
         ) from error
-    active = session.get_providers()[0]
-    if device != "cpu" and active == "CPUExecutionProvider":
+    active, wanted = session.get_providers()[0], _name_of(providers[0])
+    if active != wanted:
         raise DeviceError(
-            f"device {device} was asked for but ONNX Runtime {ort.__version__} loaded {active} only",
-            expected="CUDA 13 and cuDNN 9 libraries and a CUDA device",
+            f"device {device} was asked for but ONNX Runtime {ort.__version__} loaded {active}, not {wanted}",
+            expected="CUDA 13 and cuDNN 9 libraries (for tensorrt: TensorRT's too) and a CUDA device",
             remedy="install the extra `gpu` and a driver, or say --device cpu",
         )
     return session
@@ -83,37 +84,70 @@ def open_session(model: Path | bytes, *, device: str = "cpu", threads: int | Non
 def _providers(device: str) -> list[Any]:
     if device == "cpu":
         return ["CPUExecutionProvider"]
-    match = re.fullmatch(r"cuda(?::(\d+))?", device)
+    match = re.fullmatch(r"(cuda|tensorrt)(?::(\d+))?", device)
     if match is None:
-        raise SettingsError(f"device {device!r} is unknown", expected="auto, cpu, cuda or cuda:N")
+        raise SettingsError(f"device {device!r} is unknown", expected="auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N")
+    number = int(match[2] or 0)
     cuda = {
-        "device_id": int(match[1] or 0),
+        "device_id": number,
         "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE re-tunes for every new shape
         "arena_extend_strategy": "kSameAsRequested",
         "use_tf32": 0,  # rounding to 10 bits would move Otsu's split between devices
     }
-    return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
+    rest = [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
+    # TensorRT is passed through by its name; its cache and precision are set by its ORT_TENSORRT_* variables.
+    return [("TensorrtExecutionProvider", {"device_id": number}), *rest] if match[1] == "tensorrt" else rest
+
+
+def _name_of(provider: Any) -> str:
+    return str(provider if isinstance(provider, str) else provider[0])
+
+
+def hold(array: NDArray[Any], *, device: str) -> ort.OrtValue:
+    """Put an array where the sessions of a device run, to be given to several runs."""
+    if device == "cpu":
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    return ort.OrtValue.ortvalue_from_numpy(array, "cuda", int(device.partition(":")[2] or 0))
 
 
 def run(
-    session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]
+    session: ort.InferenceSession,
+    outputs: Sequence[str],
+    feeds: Mapping[str, NDArray[Any]],
+    *,
+    held: Mapping[str, ort.OrtValue] | None = None,
 ) -> list[NDArray[np.float32]]:
     """Run a session; its errors become the house's.
+
+    Args:
+        session: From `open_session`.
+        outputs: Names of the outputs wanted.
+        feeds: Inputs by name, copied to the device for this run.
+        held: Inputs that lie on the device already.
 
     Raises:
         OutOfDeviceMemoryError: If the batch does not fit.
         DeviceError: If ONNX Runtime fails for another reason.
     """
     try:
-        arrays: list[NDArray[np.float32]] = session.run(list(outputs), dict(feeds))
-    except ORT_ERRORS as error:
+        if held is None:
+            return list(session.run(list(outputs), dict(feeds)))
+        binding = session.io_binding()
+        for name, value in held.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, array)
+        for name in outputs:
+            binding.bind_output(name)
+        session.run_with_iobinding(binding)
+        return list(binding.copy_outputs_to_cpu())
+    except _RUN_ERRORS as error:
         if _OUT_OF_MEMORY.search(str(error)):
             raise OutOfDeviceMemoryError(
                 f"no memory for a batch of shapes { {name: value.shape for name, value in feeds.items()} }",
                 remedy="use a smaller bucket",
             ) from error
         raise DeviceError(f"ONNX Runtime failed: {first_line(error)}") from error
-    return arrays
 
 
 def first_line(error: BaseException) -> str:

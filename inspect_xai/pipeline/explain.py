@@ -106,8 +106,9 @@ class Explainer:
         baseline: What stands where a mask hides the picture; default: the card's.
         profile: How many masks are scored by a forward pass of their own; default: the card's. "fast" and "quick"
             approximate the map of mu = 0, and take that mu unless another is given.
-        max_passes: Spend at most so many passes on a picture; masks beyond that get predicted scores.
-        budget_s: The same in seconds; at least a few passes are made even if they take longer.
+        max_passes: Spend at most so many passes on a picture; masks beyond that get predicted scores, and windows for
+            which nothing is left are not explained.
+        budget_s: The same in seconds; at least a few passes are made on one window even if they take longer.
         threads: Threads inside one operator; default: all cores.
         bucket: Masks per forward pass; default: chosen for the device.
         verdict: Thresholds to judge by; default: the card's.
@@ -210,18 +211,22 @@ class Explainer:
         if rival == index:
             raise SettingsError(f"target and against are both {target!r}", expected="two different labels")
         clock = _Clock()
-        chosen = self._windows_to_explain(look, target)
+        wanted = self._windows_to_explain(look, target)
+        chosen = self._within_bound(wanted, look, index)
         started, before = time.perf_counter(), self.engine.int8_masks
-        results = []
+        results: list[_Window] = []
         for number, tile in enumerate(chosen, start=1):
+            if self.budget_s is not None and results and time.perf_counter() > started + self.budget_s:
+                break
             limit = Limit(
                 PROFILE_SHARE[self.profile],
                 None if self.max_passes is None else self.max_passes // len(chosen),
                 None if self.budget_s is None else started + self.budget_s * number / len(chosen),
             )
             results.append(self._explain_window(look, tile, index, rival, limit=limit, clock=clock))
-        if self.engine.int8_masks > before:
-            results[0] = replace(results[0], notes=(*results[0].notes, "int8_scoring"))
+        results.sort(key=lambda window: window.explained.tile.index)
+        told = {"int8_scoring": self.engine.int8_masks > before, "windows_left_out": len(results) < len(wanted)}
+        results[0] = replace(results[0], notes=(*results[0].notes, *(note for note, true in told.items() if true)))
         with clock.step("maps"):
             size = (look.picture.shape[0], look.picture.shape[1])
             found = _join(results, look, settings, size=size, engine=self.engine, timings_ms=clock.spent_ms)
@@ -277,10 +282,17 @@ class Explainer:
 
     def _cut(self, picture: NDArray[np.uint8], windows: Sequence[Tile]) -> Iterator[NDArray[np.float32]]:
         """Yield the windows in bucket-sized batches, so that a huge picture is never held twice."""
+        spec = self.engine.card.input
         for start in range(0, len(windows), self.engine.bucket):
-            yield np.stack(
-                [tiles.cut(picture, tile, self.card.input) for tile in windows[start : start + self.engine.bucket]]
-            )
+            yield np.stack([tiles.cut(picture, tile, spec) for tile in windows[start : start + self.engine.bucket]])
+
+    def _within_bound(self, wanted: list[Tile], look: Look, target: int) -> list[Tile]:
+        """Under a bound take the windows that score highest first, and no more than the passes are enough for."""
+        if self.max_passes is None and self.budget_s is None:
+            return wanted
+        scores = {tile.index: float(score) for tile, score in zip(look.tiles, look.scores[:, target], strict=True)}
+        first = sorted(wanted, key=lambda tile: -scores[tile.index])
+        return first if self.max_passes is None else first[: max(1, self.max_passes // FEWEST_PASSES)]
 
     def _windows_to_explain(self, look: Look, target: str) -> list[Tile]:
         worst = look.prediction.tile

@@ -7,7 +7,7 @@ scoring. Shallow blocks have few masks and a large say, deep ones many masks and
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,15 +79,15 @@ def quantise_bundle(
     if len(pictures) < FEWEST_PICTURES:
         raise SettingsError(f"{len(pictures)} pictures", expected=f"at least {FEWEST_PICTURES}, better {MOST_PICTURES}")
     with Engine(bundle, device="cpu", threads=threads, scoring=Scoring.FLOAT) as engine:
-        explainer = Explainer(engine, method="sise", profile="exact", mu=0.0)
+        explainer = Explainer(engine, method="sise", profile="exact", mu=0.0, faithfulness=False)
         feeds = [feed for picture in pictures[::2] for feed in _feeds(explainer, picture)]
+        graph = quantise_scoring(bundle, feeds)
         truths = [found for picture in pictures[1::2] if (found := _explained(explainer, picture, advance)) is not None]
     if len(truths) < FEWEST_PICTURES // 2:
         raise SettingsError(
             f"the network has evidence for its answer on {len(truths)} of the pictures",
             remedy="give pictures with defects",
         )
-    graph = quantise_scoring(bundle, feeds)
     sizes = sorted({max(end.height, end.width) for end in bundle.blocks}, reverse=True)
     tried: list[Fidelity] = []
     with tempfile.TemporaryDirectory(prefix="inspect-xai-") as scratch:
@@ -142,19 +142,36 @@ def _nchw(window: NDArray[np.float32]) -> NDArray[np.float32]:
 def _explained(
     explainer: Explainer, picture: NDArray[np.uint8], advance: Callable[[], object]
 ) -> tuple[Look, Explanation] | None:
-    look = explainer.look(picture)
+    look = _deciding(explainer.look(picture))
     found = explainer.explain(look, target=look.prediction.label)
     advance()
     return (look, found) if found.status is Status.EXPLAINED else None
 
 
+def _deciding(look: Look) -> Look:
+    """Return the look with the deciding window alone: the windows of one picture are much alike."""
+    worst = look.prediction.tile
+    alone = replace(look.prediction, tile=0)
+    return replace(look, tiles=(look.tiles[worst],), scores=look.scores[[worst]], prediction=alone)
+
+
+def _agreement(one: Explanation, other: Explanation) -> float:
+    """Correlate two maps of one window; what lies outside the window would count as agreement."""
+    tile = one.tiles[0].tile
+    place = np.s_[
+        max(0, tile.top_px) : tile.top_px + tile.height_px, max(0, tile.left_px) : tile.left_px + tile.width_px
+    ]
+    maps = [found.fused[place].ravel() for found in (one, other)]
+    return float(np.corrcoef(maps[0], maps[1])[0, 1]) if np.ptp(maps[1]) else 0.0
+
+
 def _measured(engine: Engine, truths: Sequence[tuple[Look, Explanation]], advance: Callable[[], object]) -> Fidelity:
-    explainer = Explainer(engine, method="sise", profile="exact", mu=0.0)
+    explainer = Explainer(engine, method="sise", profile="exact", mu=0.0, faithfulness=False)
     before, masks, agree = engine.int8_masks, 0, []
     for look, truth in truths:
         found = explainer.explain(look, target=truth.settings.target)
         masks += sum(block.kept for tile in found.tiles for block in tile.blocks)
-        agree.append(float(np.corrcoef(truth.fused.ravel(), found.fused.ravel())[0, 1]) if np.ptp(found.fused) else 0.0)
+        agree.append(_agreement(truth, found))
         advance()
     blocks = sum(max(end.height, end.width) <= engine.int8_px for end in engine.bundle.blocks)
     share = (engine.int8_masks - before) / masks

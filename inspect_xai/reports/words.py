@@ -33,6 +33,8 @@ NOTES: Final = {
     "stride_grid": "the method marks a grid where the network takes every second pixel; trust regions, not single dots",
     "not_settled": "the random masks were too few for the map to settle: it is partly noise",
     "scores_predicted": "most masks' scores are predicted from those that went through the network",
+    "int8_scoring": "masks were scored in 8 bits; the bundle's manifest says how near that comes to float scoring",
+    "windows_left_out": "the bound on passes or seconds was not enough for every window; the strongest were explained",
     "knows_nothing": "the map is drawn without looking at the picture, to compare others with",
 }
 
