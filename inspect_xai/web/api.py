@@ -27,6 +27,8 @@ InspectionId = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
 
 def _reader(request: Request) -> Person:
+    if len(request.query_params.multi_items()) > len(request.query_params):
+        raise RefusedError(422, "error.422")  # a parameter given twice: a proxy in between may have read the other one
     site = site_of(request)
     person = site.access.signed_in(request)
     if person is None and site.access.is_open and site.access.bearer(request) is None:
@@ -252,9 +254,10 @@ def openapi(request: Request, _: Reader) -> JSONResponse:
     """The description of this interface."""
     app = request.app
     if app.openapi_schema is None:
-        app.openapi_schema = get_openapi(
-            title=app.title, version=app.version, summary=app.summary, routes=router.routes
-        )
+        found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=router.routes)
+        found["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        found["security"] = [{"token": []}]
+        app.openapi_schema = found
     return JSONResponse(app.openapi_schema)
 
 
