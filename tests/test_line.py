@@ -16,12 +16,15 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from inspect_xai.errors import DatabaseAwayError, SettingsError, StoreError
 from inspect_xai.pipeline import line as line_module
-from inspect_xai.pipeline.intake import FolderSource
+from inspect_xai.pipeline.explain import Look
+from inspect_xai.pipeline.intake import Claim, FolderSource
 from inspect_xai.pipeline.line import Line, drain
 from inspect_xai.pipeline.outcome import LineSummary, Outcome
+from inspect_xai.pipeline.pictures import PictureLimits, decode_picture
 from inspect_xai.pipeline.policy import ExplainRule, LineRules
 from inspect_xai.pipeline.remote import UrlSource
 from inspect_xai.records import Reason, VerdictCode
@@ -273,7 +276,7 @@ def test_an_error_nobody_foresaw_is_recorded_and_logged(
     incoming: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = iter([ZeroDivisionError("by chance"), None, None, None])
-    decode = line_module.decode_picture
+    decode = decode_picture
 
     def sometimes(data: bytes, **options: object) -> object:
         if error := next(calls):
@@ -388,6 +391,30 @@ def test_a_stop_finishes_the_picture_and_gives_the_rest_back(incoming: Path, bun
     assert summary.seen == len(rows(db)) == 1
     assert len(list(incoming.glob("L1/*/*.png"))) == 3
     assert list((incoming / "_claimed").iterdir()) == []
+
+
+def test_the_next_picture_is_read_while_one_is_with_the_network(
+    incoming: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = [threading.Event() for _ in range(5)]
+    with Line(bundle, db, device="cpu") as line, FolderSource(incoming, settle_s=0) as source:
+        read, look, looks = source.read, line._explainer.look, iter(range(4))
+
+        def noting(claim: Claim, **options: PictureLimits) -> bytes:
+            next(event for event in reading if not event.is_set()).set()
+            return read(claim, **options)
+
+        def waiting(pixels: NDArray[np.uint8]) -> Look:
+            number = next(looks)
+            assert number == 3 or reading[number + 1].wait(30)  # the read of the one behind has begun
+            assert not reading[min(4, number + 2)].is_set()  # and of no other: two are held at most
+            return look(pixels)
+
+        monkeypatch.setattr(source, "read", noting)
+        monkeypatch.setattr(line._explainer, "look", waiting)
+        claims = source.claim(4)
+        held = [draft.look.picture.size for draft in line._judged(source, claims) if draft.look]
+    assert held == [0, 0, 0, 0]  # a chunk does not hold its pictures
 
 
 def test_watching_takes_pictures_as_they_come(tmp_path: Path, bundle: Path, db: str) -> None:

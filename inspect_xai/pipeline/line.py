@@ -5,8 +5,9 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inspect_xai.errors import (
     BundleError,
@@ -171,12 +173,13 @@ class Line:
         """
         drafts: list[_Draft] = []
         self._overturned.clear()
-        for index, claim in enumerate(claims):
-            drafts.append(self._inspect_one(source, claim))
-            if after_each and after_each():
-                for rest in claims[index + 1 :]:
-                    source.release(rest)
-                break
+        with closing(self._judged(source, claims)) as judged:
+            for draft in judged:
+                drafts.append(draft)
+                if after_each and after_each():
+                    break
+        for rest in claims[len(drafts) :]:
+            source.release(rest)
         inspections = {id(draft): self._inspection(source, draft) for draft in drafts if draft.known_id is None}
         recorded = iter(self._patiently(lambda: self._store.record(list(inspections.values()))) if inspections else [])
         parts = self._patiently(lambda: self._store.parts_of([draft.sha256 for draft in drafts]))
@@ -219,12 +222,25 @@ class Line:
     ) -> None:
         self.close()
 
-    def _inspect_one(self, source: Source | ArchiveSource, claim: Claim) -> _Draft:
+    def _judged(self, source: Source | ArchiveSource, claims: Sequence[Claim]) -> Generator[_Draft, None, None]:
+        """Yield the pictures, judged, in order; while one is with the network the next is read and decoded."""
+        with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
+            ahead = [reader.submit(self._read, source, claim) for claim in claims[:1]]
+            for following in [*claims[1:], None][: len(claims)]:
+                draft, pixels = ahead.pop().result()
+                if following is not None:
+                    ahead.append(reader.submit(self._read, source, following))
+                if pixels is not None:
+                    with self._guarding(draft):
+                        self._judge(draft, pixels)
+                yield draft
+
+    @contextmanager
+    def _guarding(self, draft: _Draft) -> Iterator[None]:
+        """Write down what goes wrong with a picture; what another would meet as well goes on up."""
         start = time.perf_counter()
-        identity = self._pattern.identify(claim.file_name, modified_at=claim.modified_at)
-        draft = _Draft(claim, datetime.now(UTC), identity)
         try:
-            self._fill(draft, source)
+            yield
         except _NOT_THE_PICTURES_FAULT:
             raise
         except Exception as error:  # noqa: BLE001  the guard: no picture stops the line
@@ -232,42 +248,48 @@ class Line:
             log = _log.warning if isinstance(error, InspectXaiError) else _log.exception
             log(
                 "%s (serial %s, sha256 %s): %s: %s",
-                claim.file_name, identity.part.serial, draft.sha256 or "unknown", type(error).__name__, error,
-                extra=_facts(draft),
+                draft.claim.file_name, draft.identity.part.serial, draft.sha256 or "unknown", type(error).__name__,
+                error, extra=_facts(draft),
             )  # fmt: skip
-        draft.duration_ms = (time.perf_counter() - start) * 1e3
-        return draft
+        draft.duration_ms += (time.perf_counter() - start) * 1e3
 
-    def _fill(self, draft: _Draft, source: Source | ArchiveSource) -> None:
-        """Take one picture as far as it goes, writing down each step."""
-        claim = draft.claim
-        data = b""
-        try:
-            data = source.read(claim, limits=self.rules.limits)
-            draft.sha256 = hashlib.sha256(data).hexdigest()
-            draft.identity = self._pattern.identify(
-                claim.file_name, modified_at=claim.modified_at, sidecar=source.sidecar(claim)
-            )
-            draft.known_id = self._known(draft.sha256)
-            if draft.known_id is not None:
-                return
-            pixels = decode_picture(data, limits=self.rules.limits)
-        except PictureError:
-            draft.sha256 = _hash_of_no_picture(claim, data)
-            raise
-        draft.size_px = (pixels.shape[0], pixels.shape[1])
-        draft.pixels_sha256 = hash_of_pixels(pixels)
-        draft.signal = picture_statistics(pixels) if min(draft.size_px) >= LEAST_SIDE else None
+    def _read(self, source: Source | ArchiveSource, claim: Claim) -> tuple[_Draft, NDArray[np.uint8] | None]:
+        """Take a picture as far as its pixels; None: there are none, or what they show is known."""
+        draft = _Draft(claim, datetime.now(UTC), self._pattern.identify(claim.file_name, modified_at=claim.modified_at))
+        pixels = None
+        with self._guarding(draft):
+            data = b""
+            try:
+                data = source.read(claim, limits=self.rules.limits)
+                draft.sha256 = hashlib.sha256(data).hexdigest()
+                draft.identity = self._pattern.identify(
+                    claim.file_name, modified_at=claim.modified_at, sidecar=source.sidecar(claim)
+                )
+                draft.known_id = self._known(draft.sha256)
+                if draft.known_id is None:
+                    pixels = decode_picture(data, limits=self.rules.limits)
+            except PictureError:
+                draft.sha256 = _hash_of_no_picture(claim, data)
+                raise
+            if pixels is not None:
+                draft.size_px = (pixels.shape[0], pixels.shape[1])
+                draft.pixels_sha256 = hash_of_pixels(pixels)
+                draft.signal = picture_statistics(pixels) if min(draft.size_px) >= LEAST_SIDE else None
+        return draft, pixels if draft.error is None else None
+
+    def _judge(self, draft: _Draft, pixels: NDArray[np.uint8]) -> None:
+        """Judge a picture, and explain it where the policy asks for that, writing down each step."""
         product, explainer = draft.identity.part.product, self._explainer
         if self.rules.plan:
             explainer = explainer_for(explainer, self.rules.plan, product=product, station=draft.identity.station)
-        draft.look = explainer.look(pixels)
-        rule, verdict = self.rules.rule_of(product), draft.look.verdict
+        look = explainer.look(pixels)
+        # Kept is what is recorded or rebuilt from it: a chunk of large pictures would not fit into memory otherwise.
+        draft.look = replace(look, picture=np.empty((0, 0, 0), np.uint8))
+        rule = self.rules.rule_of(product)
         overturned = self._overturned_in(rule.overturned_days)
-        draft.because = rule.why(verdict.code, draft.sha256, label=verdict.label, overturned=overturned)
+        draft.because = rule.why(look.verdict.code, draft.sha256, label=look.verdict.label, overturned=overturned)
         if draft.because:
-            explanation = self._within_region(explainer.explain(draft.look, target=verdict.label), draft)
-            # The rest is rebuilt from what is stored; a chunk of large pictures would not fit into memory with it.
+            explanation = self._within_region(explainer.explain(look, target=look.verdict.label), draft)
             draft.explanation = replace(explanation, rank=np.empty((0, 0), np.int32), block_maps={})
 
     def _within_region(self, explanation: Explanation, draft: _Draft) -> Explanation:
