@@ -62,6 +62,7 @@ def test_the_flows_inspect_and_report(settings: Path, tmp_path: Path) -> None:
 
     said = nightly_report(str(settings), day=date(2026, 11, 22))
     assert (said["inspections"], said["ng"]) == (5, 2)
+    assert (said["alarms"], said["sent"]) == (1, {})  # the model is not approved; no channel is set up
     assert Path(said["page"]).is_file()
 
     left = {artifact.key: artifact for artifact in artifacts()}
