@@ -3,11 +3,14 @@
 import dataclasses
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import event
 
 from inspect_xai.records import Decision, Failure, PictureSignal, Review, VerdictCode
+from inspect_xai.storage import database
 from inspect_xai.storage.figures import DRIFT_FEATURES, CohortKey, Figures, Tally
 from inspect_xai.storage.store import Store, open_store
 from tests import recorder, stored
@@ -101,3 +104,17 @@ def test_maps_come_by_cohort_as_they_were_recorded(store: Store, monkeypatch: py
     fused = recorder.explanation_of(3).fused
     assert np.abs(found.fused - fused).max() <= np.ptp(fused) / 8190
     assert list(Figures(store, shift="LATE").maps(keys[0], NOON, NOON + DAY)) == []
+
+
+def test_a_day_is_looked_up_and_no_table_walked(tmp_path: Path, sqlite_template: Path) -> None:
+    """SQLite has no statistics unless somebody asks for them: the statement itself must lead to the index."""
+    (tmp_path / "store.db").write_bytes(sqlite_template.read_bytes())
+    seen: list[tuple[str, tuple[object, ...]]] = []
+    with open_store(f"sqlite:///{tmp_path}/store.db") as store:
+        event.listen(store._engine, "before_cursor_execute", lambda *given: seen.append((given[2], given[3])))
+        Figures(store).tally(NOON, NOON + DAY, by=("line", "station", "verdict", "reviewed_verdict"))
+        [(statement, parameters)] = [each for each in seen if "count(*)" in each[0]]
+        with database.reading(store._engine) as connection:
+            plan = [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+    assert any("ix_capture_captured_at" in step for step in plan)
+    assert not any(step.startswith("SCAN") for step in plan), plan
