@@ -70,7 +70,7 @@ def test_an_operator_judges_the_whole_queue_without_javascript(opened: Open) -> 
     assert page.url.path == "/inspections/1"
     seen = text_of(page.text)
     assert "UNSURE" in seen
-    assert "“crack” scores 44 %, just below its limit of 50 %" in seen
+    assert "“crack” scores 44 %, below its limit of 50 %" in seen
     assert "It shows no cause." in seen
     assert "This model was not approved" in seen
 
