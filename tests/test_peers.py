@@ -101,6 +101,17 @@ def test_a_peer_that_does_not_start_is_left_out_aloud(
     assert capsys.readouterr().out.count("LEFT OUT dianna:RISE on toy: ") == 1
 
 
+def test_peak_memory_is_the_worker_s_own_whatever_its_parent_holds() -> None:
+    held = np.ones(400 << 20, np.uint8)
+
+    done = subprocess.run(
+        [sys.executable, "-c", "import peer_worker; print(peer_worker.peak_mb())"],
+        cwd=peers.WORKER.parent, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    assert 10 < float(done.stdout) < held.nbytes / 2**20 / 2
+
+
 @pytest.mark.data
 @pytest.mark.slow
 def test_a_worker_answers(tmp_path: Path, shared_dir: Path) -> None:
