@@ -110,13 +110,13 @@ def test_told_to_stop_a_flow_gives_the_rest_of_its_chunk_back(
 ) -> None:
     from flows.inspect_line import inspect_line
 
-    explain_one = line_module.Line._inspect_one
+    read = line_module.Line._read
 
     def terminated_meanwhile(line: Any, source: Any, claim: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return explain_one(line, source, claim)
+        return read(line, source, claim)
 
-    monkeypatch.setattr(line_module.Line, "_inspect_one", terminated_meanwhile)
+    monkeypatch.setattr(line_module.Line, "_read", terminated_meanwhile)
     assert inspect_line(str(settings))["inspected"] == 1
     monkeypatch.undo()
     assert not list((tmp_path / "in/_claimed").rglob("*.png"))
