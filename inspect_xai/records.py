@@ -285,25 +285,6 @@ class PictureSignal:
 
 
 @dataclass(frozen=True, slots=True)
-class PictureSignal:
-    """What the camera did, whatever the part; all on luma in grey levels 0 to 255.
-
-    Attributes:
-        brightness: Mean.
-        contrast: Standard deviation.
-        clipped: Share of pixels at 0 or 255: under- or overexposed.
-        sharpness: Variance of the Laplacian: falls with defocus and dirt, rises with noise and texture.
-        noise: Standard deviation of the noise; texture as fine as a pixel is taken for it.
-    """
-
-    brightness: float
-    contrast: float
-    clipped: float
-    sharpness: float
-    noise: float
-
-
-@dataclass(frozen=True, slots=True)
 class Prediction:
     """What the network said of its worst window. `scores` has one probability per label, in the card's order."""
 
@@ -466,7 +447,7 @@ class Inspection:
     verdict: Verdict
     prediction: Prediction | None  # None where the picture did not reach the network
     explanation: Explanation | None
-    explained_because: str = ""  # "ng", "unsure", "sample"; empty: not asked for
+    explained_because: str = ""  # "ng", "unsure", "ok", "sample", "label", "overturned"; empty: not asked for
     failure: Failure | None = None
     duration_ms: float = 0.0
     signal: PictureSignal | None = None  # None where the picture did not decode
