@@ -163,6 +163,8 @@ def main() -> None:
     lines += ["", *bars(cases, options.store)]
     print("\n".join(lines))
     if options.docs:
+        if not options.resnets:
+            lines += ["", "![Seconds and passes against deletion AUC and AUPRO](performance.svg)"]
         write(options.docs / "performance.md", lines, mark="resnets" if options.resnets else "peers")
         if not options.resnets:
             plot(cases, methods, options.store, options.docs / "performance.svg")
