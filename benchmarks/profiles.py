@@ -1,7 +1,7 @@
 """How near do `fast` and `quick` come to the map of mu = 0, at what cost, and how near does that map come to itself?
 
     python -m benchmarks.profiles --split test --pictures 44 --store scores
-    python -m benchmarks.profiles --split val --pictures 25 --store scores --faithful
+    python -m benchmarks.profiles --split val --pictures 24 --store scores --faithful --no-noise
 
 Pictures are defective ones that the network judges right, in the one window in which their class scores highest. Every
 mask of such a window is scored exactly, once, and again with one grey level of noise on it: that is the noise floor,
@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=["train", "val", "test"])
     parser.add_argument("--store", type=Path, help="a folder to keep the exact scores in")
     parser.add_argument("--faithful", action="store_true", help="ask the network whether the maps are true to it")
+    parser.add_argument("--no-noise", action="store_true", help="leave out the noise floor and half of the passes")
     parser.add_argument("--threads", type=int, default=None)
     options = parser.parse_args()
     shared = shared_folder()
@@ -121,8 +122,8 @@ def measure_set(
             window = tiles.cut(look.picture, tile, bundle.card.input)
             path = store / f"{name}_{options.split}_{index}.npz"
             if not path.exists():
-                collect(explainer, window, target, path, seed=int(index))
-            exact, noisy = load(path, ""), load(path, "n")
+                collect(explainer, window, target, path, seed=None if options.no_noise else int(index))
+            exact, noisy = load(path, ""), None if options.no_noise else load(path, "n")
             maps, passes = variants(exact)
             rows = nearness(exact, maps, passes, noisy)
             asked = {}
@@ -132,12 +133,14 @@ def measure_set(
             yield rows, asked
 
 
-def collect(explainer: Explainer, window: NDArray[np.float32], target: int, path: Path, *, seed: int) -> None:
-    """Score every mask of a window, and of the window with noise on it, and keep the numbers."""
-    noise = np.random.default_rng(seed).normal(0, 1, window.shape[:2])[..., None]
-    noisy = np.clip(np.rint(window + noise), 0, 255).astype(np.float32)
+def collect(explainer: Explainer, window: NDArray[np.float32], target: int, path: Path, *, seed: int | None) -> None:
+    """Score every mask of a window, and with a seed of the window with noise on it, and keep the numbers."""
+    windows = {"": window}
+    if seed is not None:
+        noise = np.random.default_rng(seed).normal(0, 1, window.shape[:2])[..., None]
+        windows["n"] = np.clip(np.rint(window + noise), 0, 255).astype(np.float32)
     numbers: dict[str, NDArray[np.float32]] = {}
-    for prefix, seen in (("", window), ("n", noisy)):
+    for prefix, seen in windows.items():
         hidden = sise.baseline_picture(seen, explainer.baseline, mean=explainer.engine.mean_px)
         trace = explainer.engine.trace(seen, target=target)
         for block, (name, features) in enumerate(trace.features.items()):
@@ -151,9 +154,8 @@ def collect(explainer: Explainer, window: NDArray[np.float32], target: int, path
 
 
 def load(path: Path, prefix: str) -> Exact:
-    """Read what `collect` kept; a window kept without its noisy twin stands in for that."""
+    """Read what `collect` kept of a window, or with the prefix "n" of its noisy twin."""
     with np.load(path) as file:
-        prefix = prefix if f"{prefix}f0" in file else ""
         blocks = range(sum(key.startswith(f"{prefix}f") and key[len(prefix) + 1 :].isdigit() for key in file))
         return Exact(*([file[f"{prefix}{kind}{block}"] for block in blocks] for kind in "fas"))
 
@@ -183,10 +185,10 @@ def fuse(features: Stacks, scores: list[NDArray[np.float64]] | Stacks) -> sise.F
 
 
 def nearness(
-    exact: Exact, maps: dict[str, sise.Fusion], passes: dict[str, int], noisy: Exact
+    exact: Exact, maps: dict[str, sise.Fusion], passes: dict[str, int], noisy: Exact | None
 ) -> dict[str, tuple[float, ...]]:
     """Share of the passes, correlation and SSIM with the exact map, of every variant and of the noise floor."""
-    again = maps | {"noise floor": fuse(noisy.features, noisy.scores)}
+    again = maps | ({"noise floor": fuse(noisy.features, noisy.scores)} if noisy else {})
     whole = passes["exact"]
     return {
         key: (passes.get(key, whole) / whole, *alike(maps["exact"].fused, fusion.fused))
