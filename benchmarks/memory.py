@@ -8,7 +8,6 @@ itself and what is handed back (the map and the ranks of all its pixels, 8 bytes
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -17,9 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from benchmarks.engine import BUCKET, make_bundle
-
-MB = 1e6
+from benchmarks.engine import BUCKET, MB, make_bundle, peak_mb
 
 
 def main() -> None:
@@ -82,7 +79,7 @@ def run_child(what: str, folder: str, side: str = "0", mu: str = "0") -> None:
             ok = explainer.card.ok_labels
             # An OK label is explained in one window; a defect would be in every window that it reaches.
             passes = explainer.explain(look, target=ok[0] if ok else label).passes
-    print(passes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB)
+    print(passes, peak_mb())
 
 
 if __name__ == "__main__":
