@@ -84,7 +84,9 @@ def test_the_page_shows_counts_parts_pictures_and_what_they_mean(
     assert "inspected 5 before 0 OK 4 80.0 % before: none NG 1 20.0 % before: none UNSURE 0" in page.text
     assert "Alarms 5 parts judged by a model that was not approved at that time." in page.text
     assert "Inspections of 2026-11-23" in page.text
-    assert "NG SN00001 model not approved product housing · lot LOT0 · line L1 · station S1 · captured 2026-11-23 13:00:01" in page.text
+    assert (
+        "NG SN00001 model not approved product housing · lot LOT0 · line L1 · station S1 · captured 2026-11-23 13:00:01"
+    ) in page.text
     assert "crack scores 0.750 , NG from 0.500" in page.text
     assert "DEFECT_OVER_THRESHOLD a defect label reached its threshold." in page.text
     assert (
