@@ -176,7 +176,9 @@ def send_alerts(
         sent[channel] = tuple(gone)
     if faults:
         rest = "; ".join(str(each.found) for each in faults)
-        raise AlertError(f"alerts did not go out: {rest}", remedy="see to what is named; what was not sent goes with the next report")
+        raise AlertError(
+            f"alerts did not go out: {rest}", remedy="see to what is named; what was not sent goes with the next report"
+        )
     return Delivery(sent, known)
 
 
