@@ -764,7 +764,7 @@ class TestThePage:
         page = written.page.read_text()
         text = visible(page)
 
-        assert text.index("No: the score comes from somewhere else.") < text.index("How well does it judge?")
+        assert text.index("No: it is not the defect that the score hangs on.") < text.index("How well does it judge?")
         assert "0 of 6" in text
         assert "A part counts for the network when closing its defect" in text
         assert "elsewhere p0.png" in text

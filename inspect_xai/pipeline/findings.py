@@ -19,6 +19,9 @@ from inspect_xai.records import Baseline, Method, Status, VerdictCode
 
 YES, MOSTLY, NO, UNDECIDED = "yes", "mostly", "no", "undecided"
 YES_SHARE, MOSTLY_SHARE = 0.9, 0.6
+FEWEST_MAPS = 2
+"""Fewer maps than this are a picture, no cohort."""
+
 FEWEST_PARTS = 5
 """Fewer parts than this allow no answer."""
 
@@ -129,10 +132,18 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A part whose score comes from somewhere else, or that comes nearest to it."""
+    """A part that does not count for the network, or comes nearest to that.
+
+    Attributes:
+        row: The part.
+        accused: It does not count for the network.
+        strays: Its score was shown to hang on something else. Accused without that: nothing was shown either way.
+        why: The numbers behind it, in words.
+    """
 
     row: AuditRow
     accused: bool
+    strays: bool
     why: str
 
 
@@ -247,9 +258,19 @@ def counts_for_network(row: AuditRow, method: Method) -> bool:
     numbers = found.numbers
     if row.closed_drop is None:
         return numbers["inside"] >= 0.5 and numbers["border"] <= 0.5
-    strays = numbers["elsewhere_drop"] >= TAKES and numbers["elsewhere_drop"] > row.closed_drop
     points = numbers.get("near", 0.0) > 0 and numbers.get("aupro", 0.0) >= FOUND
-    return not strays and (row.closed_drop >= TAKES or points)
+    return not strays(row, method) and (row.closed_drop >= TAKES or points)
+
+
+def strays(row: AuditRow, method: Method) -> bool:
+    """Whether a part's score was shown to hang on something else; not so where neither that nor the defect matters."""
+    found = row.of(method)
+    if found is None:
+        return False
+    if row.closed_drop is None:
+        return found.numbers["inside"] < 0.5 or found.numbers["border"] > 0.5
+    elsewhere = found.numbers["elsewhere_drop"]
+    return elsewhere >= TAKES and elsewhere > row.closed_drop
 
 
 def answer(rows: Sequence[AuditRow], method: Method) -> Answer:
@@ -379,8 +400,10 @@ def _shares(rows: Sequence[AuditRow], method: Method, *, seed: int) -> Iterator[
 
 def _suspects(rows: Sequence[AuditRow], method: Method) -> tuple[Suspect, ...]:
     """Sort parts by how much their evidence lies elsewhere, those that do not count for the network first."""
-    found = [Suspect(row, not counts_for_network(row, method), _why(row, method)) for row in rows]
-    return tuple(sorted(found, key=lambda suspect: (not suspect.accused, -_astray(suspect.row, method))))
+    found = [Suspect(row, not counts_for_network(row, method), strays(row, method), _why(row, method)) for row in rows]
+    return tuple(
+        sorted(found, key=lambda each: (not each.accused, not each.strays, -_astray(each.row, method)))
+    )  # fmt: skip
 
 
 def _astray(row: AuditRow, method: Method) -> float:
@@ -415,7 +438,7 @@ def cohort_maps(audit: Audit) -> list[CohortMap]:
         for name in sorted({named(row) for row in audit.rows if row.map_file and named(row)}):
             members = (row for row in audit.rows if row.map_file and named(row) == name)
             gathered = cohort.gather((_to_cohort(audit.maps(row)[first]) for row in members), _COHORT_SIZE)
-            if gathered.maps:
+            if gathered.maps >= FEWEST_MAPS:
                 found.append(CohortMap(kind, name, gathered.maps, gathered.mean))
     return found
 

@@ -49,8 +49,8 @@ _DEFECT_COLOUR = (0, 229, 255)  # far from every colour of the map
 
 ANSWERS = {
     "yes": "Yes: it looks at the defect.",
-    "mostly": "Mostly: it looks at the defect on most parts, not on all.",
-    "no": "No: the score comes from somewhere else.",
+    "mostly": "Mostly: it looks at the defect on most parts; on the others it does not, or that is not shown.",
+    "no": "No: it is not the defect that the score hangs on.",
     "undecided": "Undecided: the pictures do not allow an answer.",
 }
 
@@ -116,7 +116,13 @@ def as_plain(audit: Audit, report: AuditReport) -> dict[str, Any]:
         {"label": true, "predicted": said, "pictures": count} for (true, said), count in report.confusion.items()
     ]
     found["suspects"] = [
-        {"image": suspect.row.image, "label": suspect.row.label, "accused": suspect.accused, "why": suspect.why}
+        {
+            "image": suspect.row.image,
+            "label": suspect.row.label,
+            "accused": suspect.accused,
+            "strays": suspect.strays,
+            "why": suspect.why,
+        }
         for suspect in report.suspects
     ]
     return {"schema_version": SCHEMA_VERSION, "made_with": audit.header, "rule": RULE} | found
