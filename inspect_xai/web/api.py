@@ -164,7 +164,8 @@ def reviews(request: Request, person: Reader, inspection_id: InspectionId) -> li
     status_code=201,
     response_model=ReviewOut,
     responses=_FAULTS
-    | {200: {"model": ReviewOut, "description": "it stood there under this key"}, 409: {"model": Fault}},
+    | {200: {"model": ReviewOut, "description": "it stood there under this key"}}
+    | {400: {"model": Fault, "description": "no JSON"}, 409: {"model": Fault}},
 )
 def add_review(
     request: Request,
