@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -208,9 +209,19 @@ def test_a_picture_that_is_gone_or_moved(recorded: dict[str, StoredInspection], 
         archived_picture(dataclasses.replace(stored, capture=secret), archive=tmp_path / "backup/_archive")
 
 
-@pytest.mark.parametrize("method", [Method.SISE, Method.GRAD_SISE, Method.GRAD_CAM])
-def test_a_time_budget_is_replayed_by_the_passes_it_bought(method: Method, tmp_path: Path) -> None:
-    """Two windows; the budget is over at once, so each gets a first round of masks and the rest is predicted."""
+@pytest.mark.parametrize(
+    ("method", "bound"),
+    [
+        (Method.SISE, {"budget_s": 1e-6}),
+        (Method.GRAD_SISE, {"budget_s": 1e-6}),
+        (Method.GRAD_CAM, {"budget_s": 1e-6}),
+        (Method.SISE, {"max_passes": 40}),
+    ],
+)
+def test_a_time_budget_is_replayed_by_the_passes_it_bought(
+    method: Method, bound: dict[str, Any], tmp_path: Path
+) -> None:
+    """A budget that is over at once buys a first round of masks in one window; 40 passes, in each of two."""
     onnx.save(toy_model("resnet18"), tmp_path / "toy.onnx")
     card = ModelCard(
         "toy", "1", ("pit", "crack", "stain", "dent", "free"), InputSpec(64, 64, mean=(0.5,), std=(0.25,)),
@@ -220,14 +231,18 @@ def test_a_time_budget_is_replayed_by_the_passes_it_bought(method: Method, tmp_p
     picture = np.random.default_rng(5).integers(0, 255, (64, 100, 3)).astype(np.uint8)
     data = hostile.encoded(picture)
     with (
-        Explainer(toy, device="cpu", budget_s=1e-6) as explainer,
+        Explainer(toy, device="cpu", **bound) as explainer,
         open_store(f"sqlite:///{tmp_path / 'a.db'}") as store,
     ):
         look = explainer.look(picture)
         explanation = explainer.explain(look, target=look.verdict.label)
+        as_bought = dataclasses.replace(explanation.settings, max_passes=0, budget_s=0.5)
+        explanation = dataclasses.replace(explanation, settings=as_bought)
         stored = _record(store, toy.fingerprint, card, data, picture, look, explanation)  # type: ignore[arg-type]
     assert stored.explanation is not None
-    assert len(stored.explanation.tiles) > 1
+    assert len(look.tiles) == 2
+    assert len(stored.explanation.tiles) == (2 if "max_passes" in bound else 1)
+    assert ("windows_left_out" in explanation.notes) == ("budget_s" in bound)
     predicted = sum(block.predicted for tile in stored.explanation.tiles for block in tile.blocks)
     assert (predicted > 0) == (method is not Method.GRAD_CAM)
     result = replay(stored, data, toy, device="cpu")
