@@ -49,9 +49,7 @@ def audit(
     ] = False,
     region: Annotated[
         str,
-        typer.Option(
-            "--region", help="Where the part is: auto, picture, top,left,height,width in px, or a mask file."
-        ),
+        typer.Option("--region", help="Where the part is: auto, picture, top,left,height,width in px, or a mask file."),
     ] = "auto",
     sanity: Annotated[int, typer.Option("--sanity", help="Pictures for the sanity checks; 0: none.")] = 3,
     adcc: Annotated[

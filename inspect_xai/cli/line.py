@@ -177,8 +177,9 @@ def print_summary(summary: "LineSummary", settings: "Settings") -> None:
     if not summary.seen:
         typer.echo("no picture is waiting")
         return
+    pictures = "picture" if summary.inspected == 1 else "pictures"
     typer.echo(
-        f"{summary.inspected} picture{'' if summary.inspected == 1 else 's'} inspected in {summary.seconds:.1f} s on {summary.provider}: "
+        f"{summary.inspected} {pictures} inspected in {summary.seconds:.1f} s on {summary.provider}: "
         f"{summary.ok} OK, {summary.ng} NG, {summary.unsure} UNSURE"
     )
     typer.echo(f"{summary.explained} explained with {summary.passes} forward passes")
