@@ -19,8 +19,6 @@ from inspect_xai.storage.store import Store, open_store
 from tests import spots
 from tests.test_line import rows, write
 
-pytestmark = [pytest.mark.xdist_group("prefect")]
-
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:

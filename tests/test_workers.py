@@ -15,7 +15,7 @@ from tests import spots
 from tests.test_deploy import DEPLOY, ROOT, Prefect, wait_for
 from tests.test_line import rows, write
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("prefect")]
+pytestmark = pytest.mark.slow
 
 PICTURES = 400
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["prefect"]["environment"]
