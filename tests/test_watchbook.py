@@ -242,5 +242,8 @@ def test_the_last_reports_in_the_web_app(cli: Cli, db: str, tmp_path: Path) -> N
         assert guest.get(f"/reports/{DAY}").status_code == 200
         assert '<form method="post" action="/reports' not in guest.page
         assert guest.post(f"/reports/{DAY}/alarms", {"alarm": name}).status_code == 403
+    with serving(db, ServeSettings(reports=tmp_path / "reports", open_role="operator", blind_share=0.1)) as desk:
+        judge = desk.client("Joe")  # the page would tell verdicts of parts that he is to judge blind
+        assert [judge.get(f"/reports/{DAY}{end}").status_code for end in ("", "/page")] == [200, 403]
     with open_store(db) as store:
         assert Watchbook(store).acknowledged()[name].by == "Ada"

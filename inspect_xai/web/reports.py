@@ -52,9 +52,11 @@ def report(request: Request, name: Name) -> Response:
 
 @router.get("/reports/{name}/page")
 def page(request: Request, name: Name) -> Response:
-    """Give the report's own page."""
+    """Give the report's own page; it shows verdicts, so those who judge blind do without."""
     site = site_of(request)
-    site.person(request)
+    person = site.person(request)
+    if site.settings.blind_share and person.may(Role.OPERATOR) and not person.may(Role.QUALITY):
+        raise RefusedError(403, "error.403")
     text = _named(site, name).page.read_text(encoding="utf-8")
     return HTMLResponse(text, headers={"Content-Security-Policy": _PAGE_POLICY})
 
