@@ -324,6 +324,7 @@ def test_a_small_study_is_judged_by_keyboard(opened: Open, sit_down: Any) -> Non
     studies = Studies(desk.store)
     for place in (1, 2):
         quinn.wait_for_selector(f"h1:has-text('Part {place} of 2')")
+        quinn.wait_for_load_state()  # before that no script listens to keys
         task = studies.task(int(quinn.get_attribute("[name=task]", "value")))
         quinn.keyboard.press("d" if task.inspection_id == 1 else "g")
     quinn.wait_for_url("**/studies/1")
@@ -335,6 +336,7 @@ def test_a_small_study_is_judged_by_keyboard(opened: Open, sit_down: Any) -> Non
             for place in (1, 2):
                 page.wait_for_selector(f"h1:has-text('Part {place} of 2')")
                 page.wait_for_selector(f".because:has-text('trial {trial} of 2')")
+                page.wait_for_load_state()
                 page.wait_for_function("document.querySelector('image.pixels').getBBox().width > 0")
                 task = studies.task(int(page.get_attribute("[name=task]", "value")))
                 page.keyboard.press("d" if task.inspection_id == 1 and (who, trial) != ("Bob", 2) else "g")
