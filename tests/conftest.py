@@ -2,16 +2,19 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from inspect_xai.cli import main
 from inspect_xai.storage.schema import upgrade_schema
 from tests import postgres
 
 ROOT = Path(__file__).resolve().parent.parent
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +65,19 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return str(server.create(template=request.getfixturevalue("postgres_template")))
     shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "store.db")
     return f"sqlite:///{tmp_path}/store.db"
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run `inspect-xai ...` in an empty folder; gives exit code, stdout and stderr."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["inspect-xai", *(str(argument) for argument in arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        shown = capsys.readouterr()
+        return int(ended.value.code or 0), shown.out, shown.err
+
+    return run

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import spots
-from tests.test_cli_line import Run, cli  # noqa: F401  a fixture
+from tests.conftest import Run
 from tests.test_line import rows, write
 
 
@@ -20,7 +20,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def settings(cli: Run, bundle: Path, tmp_path: Path) -> Path:  # noqa: F811
+def settings(cli: Run, bundle: Path, tmp_path: Path) -> Path:
     """A line that inspected two OK parts, an NG one and a file without a picture; the identity came from a sidecar."""
     for number, spot_px in enumerate([0, 0, 10]):
         picture = write(tmp_path / f"in/{number}.png", number, spot_px)
@@ -37,7 +37,7 @@ def settings(cli: Run, bundle: Path, tmp_path: Path) -> Path:  # noqa: F811
 
 
 def test_another_model_judges_the_archive_beside_the_old_rows(
-    cli: Run,  # noqa: F811
+    cli: Run,
     settings: Path,
     tmp_path: Path,
 ) -> None:
@@ -60,7 +60,7 @@ def test_another_model_judges_the_archive_beside_the_old_rows(
     assert json.loads(out)["summary"]["inspected"] == 0
 
 
-def test_what_lacks_an_explanation_gets_one(cli: Run, settings: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_what_lacks_an_explanation_gets_one(cli: Run, settings: Path, tmp_path: Path) -> None:
     db = f"sqlite:///{tmp_path / 'line.db'}"
     usual = ["explain-missing", "--settings", settings, "--since", "2026-01-01", "--json"]
     code, out, err = cli(*usual)
@@ -74,7 +74,7 @@ def test_what_lacks_an_explanation_gets_one(cli: Run, settings: Path, tmp_path: 
 
 
 def test_a_picture_that_was_exchanged_or_is_gone_is_passed_over_and_told(
-    cli: Run,  # noqa: F811
+    cli: Run,
     settings: Path,
     tmp_path: Path,
 ) -> None:

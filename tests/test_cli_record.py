@@ -3,16 +3,13 @@
 import hashlib
 import json
 import shutil
-import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
 
-from inspect_xai.cli import main
 from inspect_xai.pipeline.intake import FolderSource
 from inspect_xai.pipeline.line import Line, drain
 from inspect_xai.pipeline.policy import LineRules
@@ -21,10 +18,10 @@ from inspect_xai.storage.ledger import chained
 from inspect_xai.storage.retention import Retention
 from inspect_xai.storage.store import Store, open_store
 from tests import spots, stored
+from tests.conftest import Run
 from tests.test_ledger import tamper
 from tests.test_line import write
 
-Run = Callable[..., tuple[int, str, str]]
 NAME = "L1/S3/SN{0}_LOT{1}_CAM1_top_early_20261122T0615{0:02d}Z.png"
 
 
@@ -53,22 +50,6 @@ def db(recorded: Path, tmp_path: Path) -> str:
     """The URL of a copy of that database; the archive is the one copy."""
     shutil.copy(recorded / "line.db", tmp_path / "line.db")
     return f"sqlite:///{tmp_path / 'line.db'}"
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Run `inspect-xai ...` in an empty folder; gives exit code, stdout and stderr."""
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["inspect-xai", *(str(argument) for argument in arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        shown = capsys.readouterr()
-        return int(ended.value.code or 0), shown.out, shown.err
-
-    return run
 
 
 def number_of(db: str, serial: str) -> int:

@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import shutil
-import sys
-from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -12,7 +10,6 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pytest
 
-from inspect_xai.cli import main
 from inspect_xai.errors import NotFoundError, StudyError
 from inspect_xai.maths.drift import Cell
 from inspect_xai.maths.embedding import SIZE, distances, embed
@@ -27,13 +24,13 @@ from inspect_xai.storage.ledger import events
 from inspect_xai.storage.store import open_store
 from inspect_xai.storage.watchbook import Watchbook
 from tests import stored
+from tests.conftest import Run as Cli
 from tests.desk import serving
 from tests.stored import NOON
 
 DAY = date(2026, 11, 23)
 UTC = ZoneInfo("UTC")
 FIRST = DAY - timedelta(days=14)
-Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -84,17 +81,10 @@ def db(filled: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
+def cli(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
+    """The command line in the folder where the tests look for reports."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["inspect-xai", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        shown = capsys.readouterr()
-        return int(ended.value.code or 0), shown.out, shown.err
-
-    return run
+    return cli
 
 
 def test_a_shift_is_held_against_itself(db: str) -> None:
