@@ -18,7 +18,7 @@ from inspect_xai.model.session import hold
 from inspect_xai.pipeline.explain import Explainer
 from inspect_xai.pipeline.line import Line
 from tests import spots
-from tests.test_cli_line import Run, cli  # noqa: F401  a fixture
+from tests.conftest import Run
 
 _SHORT_OF_MEMORY = """
 import json, resource, sys
@@ -44,7 +44,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_line_on_a_device_that_does_not_run_never_begins(
-    cli: Run,  # noqa: F811
+    cli: Run,
     bundle: Path,
     tmp_path: Path,
 ) -> None:

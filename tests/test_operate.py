@@ -21,7 +21,7 @@ from inspect_xai.pipeline.line import Line, drain
 from inspect_xai.records import ModelStatus, Profile
 from inspect_xai.storage.store import open_store
 from tests import spots
-from tests.test_cli_line import Run, cli  # noqa: F401  a fixture
+from tests.conftest import Run
 from tests.test_line import write
 
 
@@ -124,7 +124,7 @@ def test_an_inspection_of_tomorrow_betrays_a_clock(premises: Premises, bundle: P
 
 
 def test_the_doctors_command_ends_with_one_code(
-    cli: Run,  # noqa: F811
+    cli: Run,
     premises: Premises,
     tmp_path: Path,
 ) -> None:
@@ -173,7 +173,7 @@ def test_one_process_with_all_cores_is_measured_against_several(bundle: Path) ->
     assert min(one.per_s, several.per_s) > 0
 
 
-def test_the_bench_command_says_whether_the_night_suffices(cli: Run, bundle: Path) -> None:  # noqa: F811
+def test_the_bench_command_says_whether_the_night_suffices(cli: Run, bundle: Path) -> None:
     usual = ["bench", bundle, "--device", "cpu", "--threads", 1, "--rounds", 1]
     code, out, _ = cli(*usual, "--pictures", 10, "--window", 1)
     assert code == 0

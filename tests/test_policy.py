@@ -16,7 +16,7 @@ from inspect_xai.records import Decision, Method, Profile, Review, VerdictCode
 from inspect_xai.storage.overturned import overturned_labels
 from inspect_xai.storage.store import open_store
 from tests import spots
-from tests.test_cli_line import Run, cli  # noqa: F401  a fixture
+from tests.conftest import Run
 from tests.test_line import rows, write
 
 PATTERN = "{product}/{station}/{serial}_{captured_at}"
@@ -232,7 +232,7 @@ def test_a_policy_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_the_command_takes_it_from_the_settings_and_suffers_no_second_answer(
-    cli: Run,  # noqa: F811
+    cli: Run,
     policy: Policy,
     bundle: Path,
     tmp_path: Path,
