@@ -2,9 +2,9 @@
 
     python -m benchmarks.engine --networks lite0 resnet18 resnet50
 
-`lite0` is the trained network beside the checkout; the ResNets are plain definitions with random weights (extra
-`export`). Bursts last `--burst` seconds and go round in turn, so that a busy machine slows both sides alike; a ratio is
-the median over rounds of the ratios within a round.
+`lite0` is the trained network beside the checkout, on a real tile with a defect; the ResNets are plain definitions with
+random weights (extra `export`) on random squares. Bursts last `--burst` seconds and go round in turn, so that a busy
+machine slows both sides alike; a ratio is the median over rounds of the ratios within a round.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from benchmarks.real import real_card, real_model, shared_folder
+from benchmarks.real import defective_parts, real_card, real_model, shared_folder
+from inspect_xai.maths import tiles
 from inspect_xai.model.bundle import ModelBundle, add_int8, build_bundle, load_bundle
 from inspect_xai.model.engine import Engine
 from inspect_xai.model.int8 import quantise_scoring
@@ -55,9 +56,7 @@ def main() -> None:
 
 def measure(name: str, bundle: ModelBundle, options: argparse.Namespace) -> None:
     rng = np.random.default_rng(7)
-    spec = bundle.card.input
-    window = np.repeat(rng.integers(0, 256, (spec.height // 8, spec.width // 8, 3)), 8, axis=0).repeat(8, axis=1)
-    window = window.astype(np.float32)
+    window = defective_window(bundle) if name == "lite0" else rendered_window(bundle)
     hidden = np.zeros_like(window)
     batch = np.stack([window] * BUCKET)
     shallow, deep = bundle.blocks[0], bundle.blocks[-1]
@@ -91,6 +90,25 @@ def measure(name: str, bundle: ModelBundle, options: argparse.Namespace) -> None
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     print(f"{name:9} start of a line      {started.stdout.strip()}  (bar 3 s)", flush=True)
+
+
+def rendered_window(bundle: ModelBundle) -> np.ndarray:
+    """Random squares, float32 (H, W, 3): for networks that learned nothing."""
+    spec = bundle.card.input
+    squares = np.random.default_rng(7).integers(0, 256, (spec.height // 8, spec.width // 8, 3))
+    return squares.repeat(8, axis=0).repeat(8, axis=1).astype(np.float32)
+
+
+def defective_window(bundle: ModelBundle) -> np.ndarray:
+    """The deciding window of the first tile of the test split that has a defect and is judged right."""
+    with Explainer(bundle, device="cpu", faithfulness=False) as explainer:
+        for part in defective_parts(shared_folder(), "magnetic-tile", split="test"):
+            look = explainer.look(part.path)
+            if look.prediction.label == part.label:
+                target = bundle.card.labels.index(part.label)
+                tile = look.tiles[int(np.argmax(look.scores[:, target]))]
+                return tiles.cut(look.picture, tile, bundle.card.input)
+    sys.exit("no defective tile of the test split is judged right")
 
 
 def in_8_bits(name: str, bundle: ModelBundle, window: np.ndarray, options: argparse.Namespace) -> None:
