@@ -37,7 +37,9 @@ def open_engine(url: str) -> Engine:
         event.listen(engine, "begin", _begin_sqlite)
         return engine
     return create_engine(
-        address, pool_pre_ping=True, connect_args={"options": "-c timezone=UTC", "connect_timeout": 10}
+        address,
+        pool_pre_ping=True,
+        connect_args={"options": "-c timezone=UTC -c random_page_cost=1.1", "connect_timeout": 10},
     )
 
 

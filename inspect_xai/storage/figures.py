@@ -204,7 +204,7 @@ class Figures:
         names = [each.name for each in dataclasses.fields(InspectionSummary)]
         query = _fields(names).where(*self._during(start, end)).order_by(Capture.captured_at, Inspection.id)
         with database.reading(self._engine) as connection:
-            return [InspectionSummary(*row) for row in connection.execute(query)]
+            return [InspectionSummary(*row) for row in connection.execute(query).all()]
 
     def tally(self, start: datetime, end: datetime, *, by: Sequence[str]) -> list[Tally]:
         """Count by fields of `InspectionSummary`, sorted by their values; "is_failed" is "yes" or empty.
