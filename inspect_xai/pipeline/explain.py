@@ -16,6 +16,7 @@ from inspect_xai.maths import regions, rivals, sise, tiles
 from inspect_xai.maths.embedding import embed
 from inspect_xai.model.bundle import ModelBundle, load_bundle
 from inspect_xai.model.engine import ALL_OTHERS, Engine
+from inspect_xai.model.session import cores_left_to_sessions
 from inspect_xai.pipeline import methods, sufficient
 from inspect_xai.pipeline.faithful import measure_faithfulness
 from inspect_xai.pipeline.judge import excess, judge, predict, worst_window
@@ -187,6 +188,7 @@ class Explainer:
             seen, windows, scores, predict(scores[worst], self.card, tile=worst), judge(scores[worst], self.card)
         )
 
+    @cores_left_to_sessions()
     def explain(self, look: Look, *, target: str, against: str | None = None) -> Explanation:
         """Explain why a picture's windows score for a class.
 
