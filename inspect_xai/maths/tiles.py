@@ -37,7 +37,7 @@ def as_channels(picture: NDArray[np.uint8], channels: Channels) -> NDArray[np.ui
     if channels is Channels.GRAY:
         gray = picture if is_gray else np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
         return gray[..., np.newaxis]
-    colour = np.repeat(picture[..., np.newaxis], 3, axis=2) if is_gray else picture
+    colour = np.asarray(cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB), dtype=np.uint8) if is_gray else picture
     return np.ascontiguousarray(colour[..., ::-1] if channels is Channels.BGR else colour)
 
 
@@ -108,23 +108,20 @@ def cut(picture: NDArray[np.uint8], tile: Tile, spec: InputSpec) -> NDArray[np.f
         window[:] = np.clip(np.rint(np.asarray(spec.mean) * spec.scale), 0, 255).astype(np.uint8)
         window[-tile.top_px :, -tile.left_px :][: picture.shape[0], : picture.shape[1]] = picture
     else:
-        rows = _places(tile.top_px, tile.height_px, picture.shape[0])
-        window = picture[rows][:, _places(tile.left_px, tile.width_px, picture.shape[1])]
+        window = _within(picture, tile)
     return _resized(window, (spec.height, spec.width)).astype(np.float32)
 
 
-def _places(start: int, count: int, length: int) -> slice | NDArray[np.intp]:
-    """Say which rows or columns a window takes: a slice where it lies inside, which copies nothing."""
-    if start >= 0 and start + count <= length:
-        return slice(start, start + count)
-    return _mirrored(np.arange(start, start + count), length)
-
-
-def _mirrored(places: NDArray[np.intp], length: int) -> NDArray[np.intp]:
-    """Fold places left and right of 0 .. length - 1 back into it, the edge pixel not repeated."""
-    period = max(1, 2 * (length - 1))
-    folded = places % period
-    return np.minimum(folded, period - folded) if length > 1 else np.zeros_like(places)
+def _within(picture: NDArray[np.uint8], tile: Tile) -> NDArray[np.uint8]:
+    """Take a window's pixels; a view where it lies inside the picture."""
+    rows, columns = picture.shape[:2]
+    bottom, right = tile.top_px + tile.height_px, tile.left_px + tile.width_px
+    inside = picture[max(0, tile.top_px) : bottom, max(0, tile.left_px) : right]
+    missing = max(0, -tile.top_px), max(0, bottom - rows), max(0, -tile.left_px), max(0, right - columns)
+    if not any(missing):
+        return inside
+    mirrored = cv2.copyMakeBorder(inside, *missing, cv2.BORDER_REFLECT_101)
+    return np.asarray(mirrored, dtype=np.uint8).reshape(tile.height_px, tile.width_px, picture.shape[2])
 
 
 def _resized(window: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
