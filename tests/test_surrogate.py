@@ -124,3 +124,9 @@ def test_masks_that_are_all_alike_do_not_divide_by_zero() -> None:
     predicted = surrogate.predict_scores(masks, order, np.linspace(0.2, 0.4, 16), detail=nothing_unseen(masks))
 
     assert np.isfinite(predicted).all()
+
+
+def test_a_block_without_masks_has_a_place_beside_the_others(rng: np.random.Generator) -> None:
+    nothing, some = np.zeros((0, 14, 14), np.float32), rng.random((3, 7, 7))
+    described = [surrogate.describe_masks(features, cells=(7, 7)) for features in (nothing, some)]
+    assert [each.shape for each in described] == [(0, 49), (3, 49)]

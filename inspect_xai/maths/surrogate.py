@@ -47,7 +47,7 @@ def describe_masks(features: NDArray[np.floating], *, cells: tuple[int, int]) ->
     span = features.max(axis=(1, 2), keepdims=True) - low
     masks: NDArray[np.float64] = np.divide(features - low, span, out=np.zeros(features.shape), where=span > 0)
     rows, columns = (_averaging(out, given) for out, given in zip(cells, features.shape[1:], strict=True))
-    return np.asarray((rows @ masks @ columns.T).reshape(len(features), -1))
+    return np.asarray((rows @ masks @ columns.T).reshape(len(features), cells[0] * cells[1]))
 
 
 def _averaging(size_out: int, size_in: int) -> NDArray[np.float64]:
