@@ -35,13 +35,13 @@ def baseline(
 ) -> None:
     """Learn what quiet days look like, and hold every later day against them.
 
-    A month is usual; at least 10 days with 30 parts are needed, per station, and per shift for a shift to be watched by
+    A month is usual; at least 10 days with 8 parts are needed, per station, and per shift for a shift to be watched by
     itself. The baseline stands in the database until another is set; the ledger says who chose it.
 
     Example: inspect-xai drift baseline --since 2026-10-01 --until 2026-10-31 --by "Ada, quality"
     """
     from inspect_xai.errors import StudyError
-    from inspect_xai.maths.drift import FEWEST_DAYS
+    from inspect_xai.maths.drift import FEWEST_DAYS, DriftRules
     from inspect_xai.reports.period import Period
     from inspect_xai.reports.watch import learn_from, to_plain
     from inspect_xai.settings import load_settings
@@ -55,7 +55,7 @@ def baseline(
         learnt, most = learn_from(Figures(store), period, first=first, last=last)
         if not learnt.quiet:
             raise StudyError(
-                f"no station has more than {most} days with 30 parts from {first} to {last}",
+                f"no station has more than {most} days with {DriftRules().fewest} parts from {first} to {last}",
                 expected=f"{FEWEST_DAYS}",
                 remedy="choose a longer period",
             )

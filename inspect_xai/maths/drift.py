@@ -53,11 +53,11 @@ class Rule(StrEnum):
 class DriftRules:
     """When a change becomes an alarm.
 
-    The defaults give a few false alarms a year over 96 cells with baselines of 30 days (benchmarks/drift.py).
-    One EWMA sigma less makes that some twenty to forty.
+    The defaults give few false alarms in a quiet year, with baselines of 30 days (benchmarks/drift.py).
 
     Attributes:
-        fewest: A day with fewer parts in a cell is not compared.
+        fewest: A day with fewer parts in a cell is not compared. With few parts only large changes are more than
+            chance, which the tests know; and where 30 parts a day are made, few of them are explained.
         distance: Smallest Kolmogorov-Smirnov distance that matters: the share of parts that lie elsewhere.
         q: Largest false discovery rate among a day's findings.
         days: So many compared days in a row.
@@ -66,7 +66,7 @@ class DriftRules:
         shift: Smallest EWMA of the shift that matters.
     """
 
-    fewest: int = 30
+    fewest: int = 8
     distance: float = 0.15
     q: float = 0.05
     days: int = 2

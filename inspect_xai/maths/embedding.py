@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIZE: Final = 16
-_LEAST_SPREAD: Final = 1e-6
 
 
 def embed(features: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -27,23 +26,6 @@ def embed(features: NDArray[np.floating]) -> NDArray[np.float32]:
     """
     mean = features.mean(axis=(1, 2), dtype=np.float64)
     return np.asarray(mean @ _signs(mean.size) / np.sqrt(SIZE), dtype=np.float32)
-
-
-def distances(
-    embeddings: NDArray[np.floating], *, centre: NDArray[np.floating], spread: NDArray[np.floating]
-) -> NDArray[np.float64]:
-    """How far parts lie from where parts usually lie: root mean square over the directions, in their usual spreads.
-
-    Args:
-        embeddings: (n, 16); rows of NaN where a part has none.
-        centre: (16,) usual mean.
-        spread: (16,) usual standard deviation.
-
-    Returns:
-        (n,), NaN where there is no embedding; about 1 for a usual part.
-    """
-    steps = (embeddings - centre) / np.maximum(spread, _LEAST_SPREAD)
-    return np.asarray(np.sqrt((steps.astype(np.float64) ** 2).mean(axis=1)))
 
 
 @lru_cache(maxsize=8)

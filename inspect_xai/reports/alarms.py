@@ -12,20 +12,21 @@ from inspect_xai.maths.quality import Estimate
 from inspect_xai.pipeline.alerts import Alert, AlertRule, rule_for
 from inspect_xai.reports.numbers import Numbers
 from inspect_xai.reports.period import Period
-from inspect_xai.reports.watch import EMBEDDING, Drift
+from inspect_xai.reports.watch import EMBEDDING, PICTURE, TOGETHER, Drift
 from inspect_xai.storage.watchbook import Acknowledgement
 
 FALSE_DISCOVERY_RATE: Final = 0.05
 _SIGNALS: Final = {Signal.BEYOND: "beyond its control limits", Signal.RUN: "8 days or more on one side of its centre"}
 
-
 DRIFT_WORDS: Final = {
     "score": "the defect score",
     "margin": "the network's margin",
     "brightness": "the pictures' brightness",
+    "contrast": "the pictures' contrast",
     "sharpness": "the pictures' sharpness",
     "noise": "the pictures' noise",
-    EMBEDDING: "how far the network's deepest features lie from where they did",
+    PICTURE: "how brightness, contrast, sharpness and noise of a picture go together",
+    EMBEDDING: "what the network's deepest features show",
     "region_mass": "the share of the evidence in its heaviest region",
     "energy_in_roi": "the share of the evidence in the region of interest",
     "support_share": "the share of the picture that maps cover",
@@ -34,6 +35,23 @@ DRIFT_WORDS: Final = {
     "region_area_px": "the evidence's area",
     "faithfulness_percent": "how much more of the score hangs on what maps mark than on any other place",
 }
+
+_LAMP: Final = "Check the lamp, the exposure and what else shines in."
+_FIXTURE: Final = "Check whether the fixture holds the parts where it did."
+_MAPS: Final = "Look at the maps: the network decides by something else, or the defects are others."
+DRIFT_CHECKS: Final = {
+    "score": "Look at the parts shown: other parts, another kind of defect, or other pictures?",
+    "margin": "Look at the parts shown: other parts, another kind of defect, or other pictures?",
+    "brightness": _LAMP,
+    "contrast": _LAMP,
+    "sharpness": "Check focus, lens and vibration.",
+    "noise": "Check the lamp and the camera's gain.",
+    PICTURE: "Check the lens and whether the fixture holds the parts where it did.",
+    EMBEDDING: "Look at the parts shown: a kind of part or defect that the network was never shown?",
+    "region_row_px": _FIXTURE,
+    "region_column_px": _FIXTURE,
+}
+"""What to do first about a drift; of other features `_MAPS`."""
 
 
 class Topic(StrEnum):
@@ -160,26 +178,23 @@ def _drifted(drift: Drift | None, period: Period) -> Iterable[_Finding]:
     if drift is None:
         return
     for each in (drift.alarms[at] for at in told(drift, period)):
-        way = "higher" if each.shift > 0 else "lower"
+        feature, way = each.cell.feature, "higher" if each.shift > 0 else "lower"
+        lie, creep = f"elsewhere, mostly {way}", f"creeping {way}"
+        if feature in TOGETHER:  # of many numbers together there is no higher
+            lie, creep = "elsewhere", "moving on"
         what = {
-            Rule.DAYS: f"{100 * each.size:.0f} % of the parts lie elsewhere, mostly {way}",
-            Rule.EWMA: f"creeping {way} a little every day",
+            Rule.DAYS: f"{100 * each.size:.0f} % of the parts lie {lie}",
+            Rule.EWMA: f"{creep} a little every day",
         }[each.rule]
-        place = " ".join(each.cell.stratum)
-        text = f"{place}: {DRIFT_WORDS[each.cell.feature]} drifted since {drift.days[each.since]}: {what}."
-        about = f"{each.cell.feature}|{each.rule}"
+        place, check = " ".join(each.cell.stratum), DRIFT_CHECKS.get(feature, _MAPS)
+        text = f"{place}: {DRIFT_WORDS[feature]} drifted since {drift.days[each.since]}: {what}. {check}"
+        about = f"{feature}|{each.rule}"
         yield _Finding(Topic.DRIFT, text, each.cell.stratum, about, str(drift.days[each.day]))
 
 
 def told(drift: Drift, period: Period) -> list[int]:
     """Which alarms of a drift a report tells, by their index: those that its own days raised."""
-    known = {each.cell for each in drift.alarms if each.rule is Rule.DAYS}
-    return [
-        at
-        for at, each in enumerate(drift.alarms)
-        # What moved at once is no creeping, though it drags the average along.
-        if drift.days[each.day] >= period.first and not (each.rule is Rule.EWMA and each.cell in known)
-    ]
+    return [at for at, each in enumerate(drift.alarms) if drift.days[each.day] >= period.first]
 
 
 def summary_of(numbers: Numbers, alarms: Sequence[Alarm], period: Period) -> str:

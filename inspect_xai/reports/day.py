@@ -26,6 +26,7 @@ import jinja2
 
 from inspect_xai import __version__
 from inspect_xai.errors import NotFoundError
+from inspect_xai.maths.drift import DriftRules
 from inspect_xai.pipeline.alerts import Alert, AlertRule
 from inspect_xai.pipeline.whole import replaced_folder
 from inspect_xai.records import Reason, Status, VerdictCode
@@ -37,7 +38,7 @@ from inspect_xai.reports.numbers import LEAST_DAYS, Numbers, numbers_of
 from inspect_xai.reports.parquet import write_parquet
 from inspect_xai.reports.period import Period
 from inspect_xai.reports.pictures import data_uri, photograph_at, pictures_of
-from inspect_xai.reports.watch import Drift, drift_of
+from inspect_xai.reports.watch import PICTURE, TOGETHER, Drift, drift_of
 from inspect_xai.storage.figures import Figures
 from inspect_xai.storage.store import Store
 from inspect_xai.storage.stored import InspectionSummary, StoredInspection
@@ -45,7 +46,7 @@ from inspect_xai.storage.watchbook import Watchbook
 
 SCHEMA_VERSION = 3
 _MOST_PICTURE_BYTES = 2_200_000  # of the flagged parts, as written on the page
-_OF_THE_PICTURE = frozenset({"brightness", "sharpness", "noise"})  # drift of these is seen without a map
+_OF_THE_PICTURE = frozenset({PICTURE, *TOGETHER[PICTURE]})  # drift of these is seen without a map
 _MOST_BARS = 62
 _CODES = (VerdictCode.OK, VerdictCode.NG, VerdictCode.UNSURE)
 
@@ -269,6 +270,7 @@ def _render(
         proofs=proofs,
         charts=[chart for chart in numbers.charts if chart.days > 1],
         least_days=LEAST_DAYS,
+        fewest_parts=DriftRules().fewest,
         written=_local(datetime.now(UTC), period.zone),
         version=__version__,
         bars=_bars(seen.slots, unit=_bar_unit(period)),

@@ -38,10 +38,10 @@ AGES: Final = (timedelta(days=1), timedelta(days=3), timedelta(days=7))
 """Where the waiting parts are divided by age."""
 
 DRIFT_FEATURES: Final = (
-    "score", "margin", "brightness", "sharpness", "noise", "support_share", "region_row_px", "region_column_px",
-    "region_area_px", "region_mass", "energy_in_roi", "faithfulness_percent",
+    "score", "margin", "brightness", "contrast", "sharpness", "noise", "support_share", "region_row_px",
+    "region_column_px", "region_area_px", "region_mass", "energy_in_roi", "faithfulness_percent",
 )  # fmt: skip
-"""What is watched for drift: the judged label's score, the network's margin, three image statistics; and of explained
+"""What is watched for drift: the judged label's score, the network's margin, four image statistics; and of explained
 parts how much of the picture the map covers, where its heaviest region lies, how large it is and how much of the map it
 holds, the map's share inside the region of interest, and how much more of the score goes with what the map marks than
 with blobs of the same area."""
@@ -235,7 +235,8 @@ class Figures:
         region = ExplanationRegion
         columns = (
             Capture.line, Capture.station, Capture.shift, Inspection.id, PictureSignal.embedding, Inspection.score,
-            Inspection.margin, PictureSignal.brightness, PictureSignal.sharpness, PictureSignal.noise,
+            Inspection.margin, PictureSignal.brightness, PictureSignal.contrast, PictureSignal.sharpness,
+            PictureSignal.noise,
             Explanation.support_share, region.top_px + region.height_px / 2.0, region.left_px + region.width_px / 2.0,
             region.area_px, region.mass, Explanation.energy_in_roi,
             Explanation.deletion_percent_random - Explanation.deletion_percent,
