@@ -60,6 +60,7 @@ def measure(name: str, bundle: ModelBundle, options: argparse.Namespace) -> None
     hidden = np.zeros_like(window)
     batch = np.stack([window] * BUCKET)
     shallow, deep = bundle.blocks[0], bundle.blocks[-1]
+    halves = np.arange(BUCKET) * 2 // BUCKET  # the first half of a run masks one window, the second another
     maps = {end.height: rng.random((BUCKET, end.height, end.width)).astype(np.float32) for end in (shallow, deep)}
     with Engine(bundle, device="cpu", bucket=BUCKET) as engine:
         feed = {"picture": np.ascontiguousarray(np.moveaxis(batch, -1, 1))}
@@ -71,6 +72,13 @@ def measure(name: str, bundle: ModelBundle, options: argparse.Namespace) -> None
                 for side, m in maps.items()
             },
             "trace": lambda: engine.trace(window),
+            "two windows in a run": lambda: engine.score_together(
+                np.stack([window, window[::-1]]), maps[deep.height], baselines=np.stack([hidden] * 2), image=halves
+            ),
+            "two half runs": lambda: [
+                engine.score_masks(each, maps[deep.height][halves == number], baseline=hidden)
+                for number, each in enumerate((window, window[::-1]))
+            ],
         }
         rates = in_turn(tasks, burst=options.burst, rounds=options.rounds)
     forward = BUCKET * rates["bare forwards"]
@@ -80,6 +88,8 @@ def measure(name: str, bundle: ModelBundle, options: argparse.Namespace) -> None
         print(
             f"{name:9} scoring from {side:3d} px  {np.median(ratio):7.3f} of bare    spread {spread(ratio)}  (bar 0.95)"
         )
+    gain = rates["two windows in a run"] / rates["two half runs"]
+    print(f"{name:9} two windows in a run {np.median(gain):7.3f} of half runs  spread {spread(gain)}")
     cost = forward / rates["trace"]
     print(f"{name:9} trace                {np.median(cost):7.2f} forwards   spread {spread(cost)}  (bar 6)")
     for mu in options.mu:
@@ -114,7 +124,7 @@ def defective_window(bundle: ModelBundle) -> np.ndarray:
 def in_8_bits(name: str, bundle: ModelBundle, window: np.ndarray, options: argparse.Namespace) -> None:
     """Scoring in 8 bits against float scoring, per mask and per explanation; how faithful it is, this does not say."""
     hidden = np.zeros_like(window)
-    picture = {"picture": nchw(window), "baseline": nchw(hidden)}
+    picture = {"picture": nchw(window), "baseline": nchw(hidden), "image": np.zeros(1, np.int64)}
     with Engine(bundle, device="cpu", bucket=BUCKET) as engine, tempfile.TemporaryDirectory() as scratch:
         features = engine.trace(window).features.values()
         feeds = [picture | {"maps": maps[:BUCKET, None]} for maps in features]

@@ -65,6 +65,11 @@ class RememberingEngine(Engine):
             self.traced[key] = super().trace(window, target=target, against=against, gradients=True)
         return self.traced[key]
 
+    @property
+    def windows_at_once(self) -> int:
+        """One: scores are kept window by window."""
+        return 1
+
     def score_masks(
         self, window: NDArray[np.generic], maps: NDArray[np.float32], *, baseline: NDArray[np.float32]
     ) -> MaskScores:

@@ -35,6 +35,7 @@ from inspect_xai.pipeline.explain import PROFILE_SHARE, Explainer
 from inspect_xai.pipeline.faithful import in_window
 from inspect_xai.pipeline.intake import read_picture
 from inspect_xai.pipeline.scoring import OVERHEAD_PASSES, Limit, score_within
+from inspect_xai.pipeline.sharing import Asking
 from inspect_xai.records import Profile, SelectionRule
 
 STEPS = 50
@@ -62,9 +63,15 @@ class Exact:
             for features, scores in zip(self.features, self.scores, strict=True)
             for index in range(len(features))
         }
-        scores, scored = score_within(
-            self.features, lambda maps: np.array([known[each.tobytes()] for each in maps]), Limit(share, None, None)
-        )
+
+        def look_up(maps: NDArray[np.float32]) -> Asking[NDArray[np.float64]]:
+            yield from ()  # asks nobody
+            return np.array([known[each.tobytes()] for each in maps])
+
+        try:
+            next(score_within(self.features, look_up, Limit(share, None, None)))
+        except StopIteration as end:
+            scores, scored = end.value
         return scores, int(sum(which.sum() for which in scored))
 
     def selected(self, rule: SelectionRule, mu: float) -> "Exact":

@@ -184,6 +184,8 @@ class Settings(BaseSettings):
 
     `blob_store` is a folder or URL for the explanation maps; empty: they lie in the database. `log`: how a line logs.
     `threads`: of the network; default: all cores, 1 where several lines share them (`inspect-xai bench` measures both).
+    `bucket`: masks per run; default: what `inspect-xai bench --keep` found here, else 8 on a CPU; a GPU is measured at
+    the first start. `memory_mb`: most memory that a session takes on a GPU; default: all there is.
     """
 
     model_config = SettingsConfigDict(
@@ -195,6 +197,8 @@ class Settings(BaseSettings):
     bundle: Path | None = None
     device: str = "auto"
     threads: int | None = Field(None, ge=1)
+    bucket: int | None = Field(None, ge=1, le=4096)
+    memory_mb: int | None = Field(None, ge=100)
     log: Literal["text", "json"] = "text"
     line: LineSettings = LineSettings()
     report: ReportSettings = ReportSettings()

@@ -77,7 +77,7 @@ def test_the_manifest_says_how_it_was_made(tiny_bundle: ModelBundle) -> None:
     manifest = manifest_of(tiny_bundle.folder)
 
     assert manifest == tiny_bundle.manifest
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     assert manifest["batch"] == "dynamic"
     assert manifest["gradient"] == "reverse_mode"
     assert manifest["gradient_reason"] == ""
@@ -204,7 +204,7 @@ def test_a_batch_that_cannot_be_freed_is_recorded_as_one(tmp_path: Path) -> None
     assert not bundle.dynamic_batch
     assert bundle.manifest["batch"] == 1
     assert "batch_of_two" not in bundle.manifest["proofs"]
-    assert open_session(bundle.graph("score")).get_inputs()[2].shape == [1, 1, "h", "w"]
+    assert open_session(bundle.graph("score")).get_inputs()[3].shape == [1, 1, "h", "w"]
 
 
 # Without gradients
@@ -324,10 +324,10 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest_binary": (lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe\x00"), "cannot be read"),
     "manifest_list": (lambda folder: (folder / "manifest.json").write_text("[]"), "schema None"),
     "older_schema": (
-        spoil_manifest(lambda m: m.update(schema_version=0)),
-        "bundle schema 0. .*make it anew: inspect-xai",
+        spoil_manifest(lambda m: m.update(schema_version=1)),
+        "bundle schema 1. .*make it anew: inspect-xai",
     ),
-    "newer_schema": (spoil_manifest(lambda m: m.update(schema_version=2)), "install the newer inspect-xai"),
+    "newer_schema": (spoil_manifest(lambda m: m.update(schema_version=3)), "install the newer inspect-xai"),
     "no_blocks": (spoil_manifest(lambda m: m.pop("blocks")), "lacks or garbles"),
     "odd_blocks": (spoil_manifest(lambda m: m.update(blocks=[{"tensor": "r0"}])), "lacks or garbles"),
     "other_blocks": (spoil_manifest(lambda m: m["blocks"][0].update(tensor="c0")), "records fingerprint"),  # type: ignore[index]

@@ -131,16 +131,17 @@ def test_inputs_that_lie_on_the_device_count_like_those_that_are_copied(
     maps = np.random.default_rng(3).random((3, 1, 4, 4)).astype(np.float32)
     outputs = ["probabilities", "minimum", "span"]
 
+    image = np.zeros(1, np.int64)
     held = {"picture": hold(picture, device="cpu"), "baseline": hold(baseline, device="cpu")}
-    bound = run(session, outputs, {"maps": maps}, held=held)
-    again = run(session, outputs, {"maps": maps[::-1].copy()}, held=held)
-    copied = run(session, outputs, {"picture": picture, "baseline": baseline, "maps": maps})
+    bound = run(session, outputs, {"maps": maps, "image": image}, held=held)
+    again = run(session, outputs, {"maps": maps[::-1].copy(), "image": image}, held=held)
+    copied = run(session, outputs, {"picture": picture, "baseline": baseline, "maps": maps, "image": image})
 
     for one, other, turned in zip(bound, copied, again, strict=True):
         assert np.array_equal(one, other)
         assert np.array_equal(turned[::-1], one)
     with pytest.raises(DeviceError, match="maps"):
-        run(session, outputs, {}, held=held)
+        run(session, outputs, {"image": image}, held=held)
 
 
 @pytest.mark.parametrize("device", ["tensorrt", "tensorrt:1"])

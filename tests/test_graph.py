@@ -24,6 +24,7 @@ from tests.toys import TOYS, toy_model
 
 Feeds = Mapping[str, NDArray[np.generic]]
 FAST = ("resnet18", "mobilenet_v2", "single_logit", "single_sigmoid", "multi_label", "softmax_inside", "gray")
+ONE = np.zeros(1, np.int64)  # all maps mask the first picture
 MANY = sorted(TOYS.keys() - set(FAST))
 
 
@@ -273,7 +274,7 @@ def test_a_mask_by_hand(average: Derivation) -> None:
 
     probabilities, minimum, span = run(
         score_graph(average),
-        {"picture": picture, "baseline": baseline, "maps": maps},
+        {"picture": picture, "baseline": baseline, "image": ONE, "maps": maps},
         ["probabilities", "minimum", "span"],
     )
 
@@ -288,7 +289,9 @@ def test_a_map_without_contrast_masks_everything(value: float, average: Derivati
     maps = np.full((1, 1, 3, 3), value, np.float32)
 
     probabilities, span = run(
-        score_graph(average), {"picture": picture, "baseline": baseline, "maps": maps}, ["probabilities", "span"]
+        score_graph(average),
+        {"picture": picture, "baseline": baseline, "image": ONE, "maps": maps},
+        ["probabilities", "span"],
     )
 
     assert span == 0.0
@@ -305,14 +308,15 @@ def test_a_map_without_contrast_masks_everything(value: float, average: Derivati
 def test_the_score_graph_equals_numpy_masking(
     size: tuple[int, int], count: int, seed: int, scale: float, average: Derivation
 ) -> None:
-    """Maps of any resolution and number in one graph; the oracle is the pure arithmetic of maths."""
+    """Maps of any resolution and number, each of any of three pictures; the oracle is the pure arithmetic of maths."""
     rng = np.random.default_rng(seed)
     maps = (scale * rng.normal(size=(count, *size))).astype(np.float32)
-    picture, baseline = rng.uniform(0, 255, (2, 1, 1, 6, 4)).astype(np.float32)
+    picture, baseline = rng.uniform(0, 255, (2, 3, 1, 6, 4)).astype(np.float32)
+    image = rng.integers(0, 3, count)
 
     probabilities, minimum, span = run(
         score_graph(average),
-        {"picture": picture, "baseline": baseline, "maps": maps[:, None]},
+        {"picture": picture, "baseline": baseline, "image": image, "maps": maps[:, None]},
         ["probabilities", "minimum", "span"],
     )
 
@@ -320,7 +324,7 @@ def test_the_score_graph_equals_numpy_masking(
     np.testing.assert_allclose(minimum, lowest, atol=1e-5 * scale)
     np.testing.assert_allclose(span, reach, atol=1e-5 * scale)
     for index, mask in enumerate(masks.astype(np.float64)):
-        masked = mask * picture[0, 0] + (1 - mask) * baseline[0, 0]
+        masked = mask * picture[image[index], 0] + (1 - mask) * baseline[image[index], 0]
         np.testing.assert_allclose(probabilities[index, 0], average_probability(masked), rtol=1e-4, atol=1e-6)
 
 

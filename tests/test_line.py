@@ -299,8 +299,8 @@ def test_an_explanation_that_fails_leaves_the_verdict(
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
+    monkeypatch.setattr(line_module, "explain_together", fail)
     with Line(bundle, db, device="cpu") as line, FolderSource(incoming, settle_s=0) as source:
-        monkeypatch.setattr(line._explainer, "explain", fail)
         drain(line, source)
     flagged = [row for row in rows(db) if row.verdict != "OK"]
     assert [(row.verdict, row.failure_kind) for row in flagged] == [("UNSURE", "MemoryError"), ("NG", "MemoryError")]

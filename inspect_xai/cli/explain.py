@@ -48,6 +48,9 @@ def explain(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for one folder per picture.")] = Path("explanations"),
     device: DeviceOption = "auto",
+    bucket: Annotated[
+        int | None, typer.Option("--bucket", min=1, help="Masks per run; default: measured or usual here.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Explain single pictures: where does the class get its score from?
@@ -69,6 +72,7 @@ def explain(
         Explainer(
             bundle,
             device=device,
+            bucket=bucket,
             method=method,
             mu=mu,
             baseline=baseline,

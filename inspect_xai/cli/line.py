@@ -34,6 +34,9 @@ def line(
     bundle: Annotated[Path | None, typer.Option("--bundle", help="The model: a bundle folder.")] = None,
     db: DatabaseOption = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = None,
+    bucket: Annotated[
+        int | None, typer.Option("--bucket", min=1, help="Masks per run; default: measured or usual here.")
+    ] = None,
     ok_share: Annotated[
         float | None, typer.Option("--ok-share", help="Share of the OK pictures explained too, 0 to 1.")
     ] = None,
@@ -72,6 +75,7 @@ def line(
         db=db,
         bundle=bundle,
         device=device,
+        bucket=bucket,
         line={
             "source": source, "ok_share": ok_share, "chunk": chunk, "settle_s": settle, "keep": keep, "golden": golden,
             "policy_version": policy_version,
@@ -134,7 +138,7 @@ def open_line_of(settings: "Settings", *, explain_all: bool = False) -> "Line":
     )
     return Line(
         settings.bundle, settings.db, device=settings.device, rules=rules.explaining_all() if explain_all else rules,
-        threads=settings.threads, blob_store=settings.blob_store,
+        threads=settings.threads, bucket=settings.bucket, memory_mb=settings.memory_mb, blob_store=settings.blob_store,
         golden=chosen.golden, opened_by=who(),
     )  # fmt: skip
 

@@ -73,14 +73,23 @@ def bench(
     explained: Annotated[
         float, typer.Option("--explained", min=0, max=1, help="Share of the pictures that is explained.")
     ] = 1.0,
+    memory: Annotated[
+        int, typer.Option("--memory-mb", min=1, help="How far a bucket may make the process grow on a CPU.")
+    ] = 1000,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the bucket for `line` and `explain` on this machine.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how fast a model runs here, and say whether a night's pictures fit.
 
     Every number of masks per run and of threads is measured in turn, several rounds of it; on a CPU also one process
-    with all cores against one process for each. Then: what to choose (setting `threads`), what
+    with all cores against one process for each. Then: what to choose (settings `threads` and `bucket`), what
     an explanation by the card's method takes under each profile, and with --pictures and --window whether they fit:
     exit code 1 when not, under the card's own profile.
+
+    With --keep lines and explanations on this machine take the bucket unasked: the smallest that is as fast as any, to
+    3 %, within --memory-mb.
 
     Example: inspect-xai bench tile.bundle --pictures 20000 --window 8 --explained 0.1
     """
@@ -95,7 +104,7 @@ def bench(
     loaded = load_bundle(bundle)
     report = measure(
         loaded, read_picture(picture).pixels if picture else None, device=device, threads=threads or (), rounds=rounds,
-        night=night,
+        night=night, memory_mb=memory, keep=keep,
     )  # fmt: skip
     if as_json:
         print_json(report)
@@ -111,6 +120,11 @@ def _print(report: "BenchReport", night: "Night | None") -> None:
         chosen = "  <- fastest" if rate == report.best else ""
         spread = f"({rate.slowest_per_s:.1f} to {rate.fastest_per_s:.1f})"
         typer.echo(f"threads {rate.threads:>2}  bucket {rate.bucket:>2}  {rate.per_s:>8.1f}  {spread}{chosen}")
+    for choice in report.chosen:
+        kept = f"kept in {choice.kept}" if choice.kept else "keep it with --keep, or say --bucket"
+        typer.echo(
+            f"threads {choice.threads:>2}: bucket {choice.bucket} is as fast as any; now {choice.before} ({kept})"
+        )
     for rate in report.shared:
         chosen = "  <- faster together" if rate.per_s == max(each.per_s for each in report.shared) else ""
         spread = f"({rate.slowest_per_s:.1f} to {rate.fastest_per_s:.1f})"

@@ -35,7 +35,7 @@ from inspect_xai.records import BlockEnd, ModelCard, Scoring
 
 __all__ = ["ModelBundle", "add_int8", "build_bundle", "check_bundle", "load_bundle", "read_card"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: the scoring graph takes several pictures
 RECIPE_VERSION = 1  # raised whenever the derived graphs would compute something else
 INT8_GRAPH = "score_int8"
 _MANIFEST = "manifest.json"

@@ -6,7 +6,7 @@ the card's mean and standard deviation is part of the graphs.
 
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from inspect_xai.errors import BundleError, DeviceError, ExplanationError, UnsupportedModelError
 from inspect_xai.model.bundle import INT8_GRAPH, ModelBundle
-from inspect_xai.model.session import OutOfDeviceMemoryError, hold, open_session, run
+from inspect_xai.model.session import OutOfDeviceMemoryError, hold, open_session, physical_cores, run
 from inspect_xai.records import ModelCard, Scoring
+
+Number = TypeVar("Number", bound=np.generic)
 
 MOST_PROBABLE = -1
 ALL_OTHERS = -1
@@ -50,6 +52,7 @@ class MaskScores:
     probabilities: NDArray[np.float32]
     minimum: NDArray[np.float32]
     span: NDArray[np.float32]
+    in_8_bits: bool = False
 
 
 class Engine:
@@ -62,8 +65,10 @@ class Engine:
         threads: Threads inside one operator; default: all cores.
         bucket: Windows or masks per run; default 8 on a CPU, 64 on CUDA, 1 where the network's batch size is fixed.
         scoring: What masked pictures are scored with; default: the card's.
+        memory_mb: Most memory that a CUDA session takes; default: all there is.
 
     Attributes:
+        threads: Threads inside one operator.
         int8_px: Maps with no side longer than this are scored in 8 bits; 0: none.
         int8_masks: How many were, so far.
 
@@ -80,12 +85,14 @@ class Engine:
         threads: int | None = None,
         bucket: int | None = None,
         scoring: Scoring | None = None,
+        memory_mb: int | None = None,
     ) -> None:
         self.bundle = bundle
         self.int8_px = _largest_int8(bundle, scoring or bundle.card.explain.scoring)
         self.int8_masks = 0
         self.notes: list[str] = []
-        self._threads = threads
+        self.threads = threads or physical_cores()
+        self._memory_mb = memory_mb
         self._sessions: dict[str, ort.InferenceSession] = {}
         self.device = self._choose_device(device)
         self.provider: str = self._session("predict").get_providers()[0]
@@ -96,6 +103,15 @@ class Engine:
     def card(self) -> ModelCard:
         """The card of the bundle."""
         return self.bundle.card
+
+    @property
+    def windows_at_once(self) -> int:
+        """How many windows' masks share runs.
+
+        Every block of a window ends in a run that is half empty, on the average; of windows in step it is one run for
+        all of them. More in step save little and hold more memory.
+        """
+        return max(1, self.bucket // 4)
 
     @property
     def mean_px(self) -> NDArray[np.float32]:
@@ -185,32 +201,50 @@ class Engine:
             maps: (n, h, w) float32 feature maps of any resolution.
             baseline: (H, W, C) float32 in pixel units.
         """
+        return self.score_together(
+            window[None], maps, baselines=baseline[None], image=np.zeros(len(maps), np.int64)
+        )  # fmt: skip
+
+    def score_together(
+        self,
+        windows: NDArray[np.generic],
+        maps: NDArray[np.float32],
+        *,
+        baselines: NDArray[np.float32],
+        image: NDArray[np.int64],
+    ) -> MaskScores:
+        """Score several windows seen through maps of one resolution; where one window's masks end the next's go on.
+
+        Args:
+            windows: (P, H, W, C) in pixel units.
+            maps: (n, h, w) float32 feature maps, those of one window together.
+            baselines: (P, H, W, C) float32 in pixel units.
+            image: (n,) index of the window that each map masks.
+        """
         classes = len(self.card.labels)
         probabilities = np.empty((len(maps), classes), np.float32)
         minimum, span = np.empty(len(maps), np.float32), np.empty(len(maps), np.float32)
-        shown = {"picture": _nchw(window[None]), "baseline": _nchw(baseline[None])}
+        shown = {"picture": _nchw(windows), "baseline": _nchw(baselines)}
         held = {name: hold(array, device=self.device) for name, array in shown.items()}
         graph = INT8_GRAPH if max(maps.shape[1:]) <= self.int8_px else "score"
         start = 0
         while start < len(maps):
-            chunk = maps[start : start + self.bucket, None]
-            size = len(chunk)
-            chunk = self._filled(chunk, self.bucket)
+            of = image[start : start + self.bucket]
+            feeds: dict[str, NDArray[Any]] = {
+                "maps": np.ascontiguousarray(self._filled(maps[start : start + self.bucket, None], self.bucket)),
+                "image": of[:1] if (of == of[0]).all() else self._filled(of, self.bucket),  # one is not copied n times
+            }
             try:
-                scores = run(
-                    self._session(graph),
-                    ["probabilities", "minimum", "span"],
-                    {"maps": np.ascontiguousarray(chunk)},
-                    held=held,
-                )
+                scores = run(self._session(graph), ["probabilities", "minimum", "span"], feeds, held=held)
             except OutOfDeviceMemoryError:
                 self._halve_bucket()
                 continue
-            end = start + size
-            probabilities[start:end], minimum[start:end], span[start:end] = (array[:size] for array in scores)
+            end = start + len(of)
+            probabilities[start:end], minimum[start:end], span[start:end] = (array[: len(of)] for array in scores)
             start = end
-        self.int8_masks += len(maps) if graph == INT8_GRAPH else 0
-        return MaskScores(_finite(probabilities, "scores of masked pictures"), minimum, span)
+        in_8_bits = graph == INT8_GRAPH
+        self.int8_masks += len(maps) if in_8_bits else 0
+        return MaskScores(_finite(probabilities, "scores of masked pictures"), minimum, span, in_8_bits)
 
     def score_features(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return what the layers behind the deepest block end make of its feature maps.
@@ -301,7 +335,9 @@ class Engine:
         if graph not in self._sessions:
             # TensorRT takes no scatter with duplicate indices, which gradients of pooling need.
             device = self.device.replace("tensorrt", "cuda") if graph == "trace" else self.device
-            self._sessions[graph] = open_session(self.bundle.graph(graph), device=device, threads=self._threads)
+            self._sessions[graph] = open_session(
+                self.bundle.graph(graph), device=device, threads=self.threads, memory_mb=self._memory_mb
+            )
         return self._sessions[graph]
 
     def _choose_device(self, wanted: str) -> str:
@@ -320,7 +356,7 @@ class Engine:
                 return device
         raise AssertionError("the CPU either ran or raised")
 
-    def _filled(self, batch: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    def _filled(self, batch: NDArray[Number], size: int) -> NDArray[Number]:
         """Fill a batch up to `size` with its last member: a GPU tunes itself for every new shape, so there are few."""
         if self.device == "cpu" or len(batch) >= min(size, self.bucket):
             return batch

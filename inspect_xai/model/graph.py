@@ -2,7 +2,7 @@
 
     predict   picture -> [scale] -> network -> [activation] -> probabilities
     trace     the same, with block ends, margin, and the margin's gradient to every block end
-    score     maps, picture, baseline -> [resize, min-max, mask] -> network -> [activation] -> probabilities
+    score     pictures, baselines, maps -> [resize, min-max, mask] -> network -> [activation] -> probabilities
     block_i   block end i-1 -> block end i; the first begins at the picture, the last ends at the probabilities
 
 Pictures are (N, C, H, W) in pixel units and the network's channel order; tensors of the network are called "net/..".
@@ -122,13 +122,18 @@ def trace_graph(plan: Derivation) -> tuple[onnx.ModelProto, str]:
 def score_graph(plan: Derivation) -> onnx.ModelProto:
     """The graph that scores masked pictures.
 
-    picture and baseline (1, C, H, W), maps (n, 1, h, w) of any resolution -> probabilities (n, K), and of each map
-    brought to H x W its minimum (n,) and span (n,). A map without contrast gets span 0 and masks everything.
+    picture and baseline (p, C, H, W), image (n,) int64, maps (n, 1, h, w) of any resolution -> probabilities (n, K),
+    and of each map brought to H x W its minimum (n,) and span (n,). Map i masks picture image[i]; a single index holds
+    for all maps. A map without contrast gets span 0 and masks everything.
     """
     draft = _Draft(plan)
-    one = (1, *plan.picture[1:])
-    picture, baseline = (draft.network_input(draft.take(name, one)) for name in ("picture", "baseline"))
-    count = plan.batch if plan.batch == 1 else "n"
+    several, chosen, count = ("p", "i", "n") if plan.batch != 1 else (1, 1, 1)
+    given = [draft.take(name, (several, *plan.picture[1:])) for name in ("picture", "baseline")]
+    image = draft.take("image", (chosen,), dtype=TensorProto.INT64)
+    # Scaling is affine, so masking commutes with it: scale picture and baseline, not what masking makes of them; and
+    # before they are chosen, as what is chosen is there once for every mask of a run.
+    picture, baseline = (draft.network_input(pictures) for pictures in given)
+    contrast, hidden = (value.then("Gather", image, axis=0) for value in (picture - baseline, baseline))
     maps = draft.take("maps", (count, 1, "h", "w"))
     up = maps.then(
         "Resize", None, None, [plan.spec.height, plan.spec.width], mode="linear", axes=[2, 3],
@@ -141,8 +146,7 @@ def score_graph(plan: Derivation) -> onnx.ModelProto:
     # Where the span is 0 so is its gate: the mask is 0 whatever rounding left of the map.
     gate = span.then("Greater", 0.0, dtype=TensorProto.BOOL).cast(TensorProto.FLOAT)
     mask = (up - lowest) * (gate / span.then("Max", 1e-30))
-    # Scaling is affine, so masking commutes with it: scale the two pictures once, not every masked one.
-    draft.feed(baseline + mask * (picture - baseline))
+    draft.feed(hidden + mask * contrast)
     probabilities, _ = draft.read_scores()
     flat = [value.then("Squeeze", [1, 2, 3]) for value in (lowest, span)]
     return draft.model({"probabilities": probabilities, "minimum": flat[0], "span": flat[1]})

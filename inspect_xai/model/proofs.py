@@ -169,8 +169,9 @@ def _chain_of_cuts(subject: Subject, trace: ort.InferenceSession) -> float:
 
 
 def _masking(subject: Subject, predict: ort.InferenceSession) -> float:
-    """The score graph against masks made by numpy, among them one of a map without contrast."""
-    picture, baseline = np.split(sample_pictures(subject.card, 2, seed=13), 2)
+    """The score graph against masks made by numpy, among them one of a map without contrast; alone and in one run."""
+    shown = sample_pictures(subject.card, 2, seed=13)
+    hidden, image = shown[::-1].copy(), np.array([0, 1, 0])
     maps = np.random.default_rng(14).normal(size=(3, 1, 5, 7)).astype(np.float32)
     maps[2] = 0.3
     spec = subject.card.input
@@ -178,14 +179,19 @@ def _masking(subject: Subject, predict: ort.InferenceSession) -> float:
     minimum, span = up.min(axis=(1, 2)), np.ptp(up, axis=(1, 2))
     span[2] = 0.0
     score = subject.session("score")
-    errors = []
+    outputs = ["probabilities", "minimum", "span"]
+    expected, errors = [], []
     for index, mask in enumerate((up - minimum[:, None, None]) / np.where(span > 0, span, np.inf)[:, None, None]):
-        masked = (mask * picture + (1 - mask) * baseline).astype(np.float32)
-        feeds = {"picture": picture, "baseline": baseline, "maps": maps[index : index + 1]}
-        found = run_plain(score, feeds, ["probabilities", "minimum", "span"])
-        errors.append(_error(found["probabilities"], _predict(predict, masked)))
+        own = slice(image[index], image[index] + 1)
+        expected.append(_predict(predict, (mask * shown[own] + (1 - mask) * hidden[own]).astype(np.float32)))
+        feeds = {"picture": shown[own], "baseline": hidden[own], "image": image[:1], "maps": maps[index : index + 1]}
+        found = run_plain(score, feeds, outputs)
+        errors.append(_error(found["probabilities"], expected[-1]))
         errors.append(_error(found["minimum"], minimum[index : index + 1]))
         errors.append(float(np.abs(found["span"][0] - span[index])))
+    if subject.dynamic_batch:
+        feeds = {"picture": shown, "baseline": hidden, "image": image, "maps": maps}
+        errors.append(_error(run_plain(score, feeds, outputs)["probabilities"], np.concatenate(expected)))
     return max(errors)
 
 

@@ -46,13 +46,16 @@ def physical_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def open_session(model: Path | bytes, *, device: str = "cpu", threads: int | None = None) -> ort.InferenceSession:
+def open_session(
+    model: Path | bytes, *, device: str = "cpu", threads: int | None = None, memory_mb: int | None = None
+) -> ort.InferenceSession:
     """Open a session on the device asked for.
 
     Args:
         model: Path of a graph, or the serialised graph.
         device: "cpu", "cuda", "cuda:N", "tensorrt" or "tensorrt:N".
         threads: Threads inside one operator; default: all cores this process may use.
+        memory_mb: Most memory that the session takes on a CUDA device; default: all there is.
 
     Raises:
         SettingsError: For a device name that does not exist.
@@ -68,7 +71,7 @@ def open_session(model: Path | bytes, *, device: str = "cpu", threads: int | Non
         options.add_session_config_entry("session.use_env_allocators", "1")
         # Else a session's threads wait awake for some 30 ms for work of their own, on the cores the next session needs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-    providers = _providers(device)
+    providers = _providers(device, memory_mb)
     source = str(model) if isinstance(model, Path) else model
     if device != "cpu":
         ort.set_default_logger_severity(_FATAL_ONLY)  # the provider's loader logs past the session's own level
@@ -116,7 +119,7 @@ def _share_memory() -> None:
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": _AS_REQUESTED}))
 
 
-def _providers(device: str) -> list[Any]:
+def _providers(device: str, memory_mb: int | None = None) -> list[Any]:
     if device == "cpu":
         return ["CPUExecutionProvider"]
     match = re.fullmatch(r"(cuda|tensorrt)(?::(\d+))?", device)
@@ -129,6 +132,8 @@ def _providers(device: str) -> list[Any]:
         "arena_extend_strategy": "kSameAsRequested",
         "use_tf32": 0,  # rounding to 10 bits would move Otsu's split between devices
     }
+    if memory_mb is not None:
+        cuda["gpu_mem_limit"] = memory_mb * 1_000_000
     rest = [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
     # TensorRT is passed through by its name; its cache and precision are set by its ORT_TENSORRT_* variables.
     return [("TensorrtExecutionProvider", {"device_id": number}), *rest] if match[1] == "tensorrt" else rest

@@ -18,6 +18,14 @@ from inspect_xai.model.bundle import ModelBundle, load_bundle
 from inspect_xai.model.engine import Engine, Trace
 from inspect_xai.model.session import physical_cores
 from inspect_xai.pipeline import sufficient
+from inspect_xai.pipeline.bucket import (
+    CPU_MEMORY_MB,
+    Measured,
+    choose_bucket,
+    keep_bucket,
+    kept_bucket,
+    resident_mb,
+)
 from inspect_xai.pipeline.explain import PROFILE_SHARE
 from inspect_xai.pipeline.scoring import OVERHEAD_PASSES, Limit
 from inspect_xai.records import Method, Profile, SelectionRule
@@ -29,7 +37,10 @@ _MASKS = 16  # of every measurement: the largest bucket, so that all buckets do 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Forward passes of masked pictures per second: median, slowest and fastest round; of all processes together."""
+    """Forward passes of masked pictures per second: median, slowest and fastest round; of all processes together.
+
+    `grown_mb`: how far runs of this bucket made the process grow beyond runs of one mask.
+    """
 
     threads: int
     bucket: int
@@ -37,6 +48,24 @@ class Rate:
     slowest_per_s: float
     fastest_per_s: float
     processes: int = 1
+    grown_mb: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The smallest bucket that is as fast as any within the memory, for a number of threads.
+
+    Attributes:
+        threads: Threads inside one operator.
+        bucket: Chosen now.
+        before: What a line with so many threads would have taken: kept, or the default.
+        kept: File in which the choice is kept; None: it is not.
+    """
+
+    threads: int
+    bucket: int
+    before: int
+    kept: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +89,7 @@ class BenchReport:
     Attributes:
         rates: Every combination of threads and bucket.
         best: The fastest of them.
+        chosen: The bucket for each number of threads.
         shared: One process with all cores, and as many processes as cores with one each; empty where not compared.
         look_s: Seconds to judge one picture with `best`, all its windows.
         windows: Windows of that picture.
@@ -73,6 +103,7 @@ class BenchReport:
     windows: int
     expected: tuple[Expected, ...]
     shared: tuple[Rate, ...] = ()
+    chosen: tuple[Chosen, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +124,8 @@ def bench(
     buckets: Sequence[int] = BUCKETS,
     rounds: int = 5,
     night: Night | None = None,
+    memory_mb: float = CPU_MEMORY_MB,
+    keep: bool = False,
 ) -> BenchReport:
     """Measure forward passes, all settings in turn in every round, so that a busy moment strikes none alone.
 
@@ -105,6 +138,8 @@ def bench(
         buckets: Masks per run to try; where the network's batch size is fixed only 1 is.
         rounds: How often everything is measured, after one round that does not count.
         night: What must fit.
+        memory_mb: How far a bucket may make the process grow on a CPU.
+        keep: Keep the chosen buckets for lines and explanations on this machine.
 
     Raises:
         DeviceError: If the device does not run.
@@ -120,9 +155,11 @@ def bench(
     with ExitStack() as stack:
         engines = {count: stack.enter_context(Engine(bundle, device=device, threads=count)) for count in tried}
         provider = engines[tried[0]].provider
+        before = {count: kept_bucket(each) or each.bucket for count, each in engines.items()}
         trace = engines[tried[0]].trace(window)
         rates = _rates(engines, window, trace, buckets=buckets if bundle.dynamic_batch else (1,), rounds=rounds)
         best = max(rates, key=lambda rate: rate.per_s)
+        chosen = tuple(_choose(each, rates, before[each.threads], memory_mb, keep=keep) for each in engines.values())
         engine = engines[best.threads]
         engine.bucket = best.bucket
         start = time.perf_counter()
@@ -138,7 +175,7 @@ def bench(
     cores = physical_cores()
     compared = not threads and cores > 1 and provider == "CPUExecutionProvider"
     shared = compare_processes(bundle.folder, cores, bucket=best.bucket, rounds=rounds) if compared else ()
-    return BenchReport(provider, tuple(rates), best, look_s, len(places), expected, shared)
+    return BenchReport(provider, tuple(rates), best, look_s, len(places), expected, shared, chosen)
 
 
 def compare_processes(folder: Path, cores: int, *, bucket: int, rounds: int) -> tuple[Rate, ...]:
@@ -203,18 +240,36 @@ def _rates(
     maps = np.resize(deepest, (_MASKS, *deepest.shape[1:]))
     settings = [(threads, bucket) for threads in engines for bucket in buckets]
     seconds: dict[tuple[int, int], list[float]] = {setting: [] for setting in settings}
+    grown: dict[int, float] = dict.fromkeys(buckets, 0.0)
+    for engine in engines.values():
+        engine.score_masks(window, maps[:1], baseline=window)
+    at_first_mb = resident_mb()
     for number in range(rounds + 1):
         for threads, bucket in settings:
             engine = engines[threads]
             engine.bucket = bucket
             start = time.perf_counter()
             engine.score_masks(window, maps, baseline=window)
+            grown[bucket] = max(grown[bucket], resident_mb() - at_first_mb) if not number else grown[bucket]
             if number:
                 seconds[threads, bucket].append(time.perf_counter() - start)
     return [
-        Rate(threads, bucket, _MASKS / median(spent), _MASKS / max(spent), _MASKS / min(spent))
+        Rate(
+            threads,
+            bucket,
+            _MASKS / median(spent),
+            _MASKS / max(spent),
+            _MASKS / min(spent),
+            grown_mb=max(0.0, grown[bucket]),
+        )
         for (threads, bucket), spent in seconds.items()
     ]
+
+
+def _choose(engine: Engine, rates: Sequence[Rate], before: int, memory_mb: float, *, keep: bool) -> Chosen:
+    own = {rate.bucket: Measured(rate.per_s, rate.grown_mb) for rate in rates if rate.threads == engine.threads}
+    bucket = choose_bucket(own, memory_mb=memory_mb if engine.device == "cpu" else None)
+    return Chosen(engine.threads, bucket, before, keep_bucket(engine, bucket, own) if keep else None)
 
 
 def _passes(bundle: ModelBundle, trace: Trace, profile: Profile) -> int:

@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,35 +12,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspect_xai.errors import PictureError, SettingsError
-from inspect_xai.maths import regions, rivals, sise, tiles
-from inspect_xai.maths.embedding import embed
+from inspect_xai.maths import regions, sise, tiles
 from inspect_xai.model.bundle import ModelBundle, load_bundle
 from inspect_xai.model.engine import ALL_OTHERS, Engine
 from inspect_xai.model.session import cores_left_to_sessions
-from inspect_xai.pipeline import methods, sufficient
+from inspect_xai.pipeline.bucket import settle_bucket
 from inspect_xai.pipeline.faithful import measure_faithfulness
 from inspect_xai.pipeline.judge import excess, judge, predict, worst_window
 from inspect_xai.pipeline.onpicture import BlockMapsOnPicture
-from inspect_xai.pipeline.scoring import FEWEST_PASSES, OVERHEAD_PASSES, Limit, confidence, score_within
+from inspect_xai.pipeline.scoring import FEWEST_PASSES, Limit
+from inspect_xai.pipeline.sharing import Clock, Task, run_together
+from inspect_xai.pipeline.window import WindowMaps, explain_window
 from inspect_xai.records import (
     Baseline,
-    BlockMap,
     ExplainSettings,
     Explanation,
     Method,
     ModelCard,
     Prediction,
     Profile,
-    SelectionRule,
     Status,
     Tile,
-    TileExplanation,
     Verdict,
     VerdictSpec,
 )
 
-_BLOCK_BY_BLOCK = (Method.SISE, Method.ADA_SISE, Method.GRAD_SISE)  # the others are run by methods.py
-_NO_SCORE = 1e-7  # below this a probability is rounding: float32 softmax puts 1 in front of it
 _FLAT_SPREAD = 0.05  # method notes 9.1: mask scores this close together say little
 _BASELINE_SCORES = 0.5  # method notes 9.6
 _SUPPORT_SHARE = (0.001, 0.6)  # method notes 9.11
@@ -66,31 +62,6 @@ class Look:
     verdict: Verdict
 
 
-@dataclass(slots=True)
-class _Clock:
-    """Adds up milliseconds by step."""
-
-    spent_ms: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.spent_ms[name] = self.spent_ms.get(name, 0.0) + (time.perf_counter() - start) * 1e3
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Window:
-    """The explanation of one window, the three maps (h, w) that fusing and ranking need, and which blocks have one."""
-
-    explained: TileExplanation
-    fusion: sise.Fusion
-    drawn: tuple[str, ...]
-    passes: int
-    notes: tuple[str, ...] = ()
-    embedding: tuple[float, ...] = ()
-
-
 class Explainer:
     """Judges and explains pictures with one model bundle.
 
@@ -111,7 +82,9 @@ class Explainer:
             which nothing is left are not explained.
         budget_s: The same in seconds; at least a few passes are made on one window even if they take longer.
         threads: Threads inside one operator; default: all cores.
-        bucket: Masks per forward pass; default: chosen for the device.
+        bucket: Masks per run; default: what is kept of a measurement on this machine (see `pipeline/bucket.py`), else
+            the device's.
+        memory_mb: Most memory that a CUDA session takes; default: all there is.
         verdict: Thresholds to judge by; default: the card's.
         faithfulness: Measure with every explanation whether it is true to the network, in a few passes more that count
             neither as `passes` nor against a bound (see `pipeline/faithful.py`).
@@ -135,6 +108,7 @@ class Explainer:
         budget_s: float | None = None,
         threads: int | None = None,
         bucket: int | None = None,
+        memory_mb: int | None = None,
         verdict: VerdictSpec | None = None,
         faithfulness: bool = True,
     ) -> None:
@@ -158,7 +132,8 @@ class Explainer:
             raise SettingsError(f"max_passes is {max_passes}", expected=f"at least {FEWEST_PASSES}")
         if budget_s is not None and not budget_s > 0:
             raise SettingsError(f"the budget is {budget_s} seconds", expected="more than 0")
-        self.engine = shared or Engine(loaded, device=device, threads=threads, bucket=bucket)
+        self.engine = shared or Engine(loaded, device=device, threads=threads, memory_mb=memory_mb)
+        self.bucket_from = None if shared else settle_bucket(self.engine, asked=bucket)
 
     @property
     def card(self) -> ModelCard:
@@ -188,9 +163,8 @@ class Explainer:
             seen, windows, scores, predict(scores[worst], self.card, tile=worst), judge(scores[worst], self.card)
         )
 
-    @cores_left_to_sessions()
     def explain(self, look: Look, *, target: str, against: str | None = None) -> Explanation:
-        """Explain why a picture's windows score for a class.
+        """Explain why a picture's windows score for a class; `explain_together` does it for several pictures.
 
         Explained are the windows in which the class reaches its threshold (less the card's margin), or the one window
         where it scores highest; for an OK label the worst window, which decided the verdict.
@@ -204,39 +178,7 @@ class Explainer:
             SettingsError: For a label that is not the model's.
             ExplanationError: If the network's numbers are not finite.
         """
-        settings = ExplainSettings(
-            self.method, target, against or "", self.mu, self.baseline, self.profile, self.max_passes or 0,
-            self.budget_s or 0.0,
-        )  # fmt: skip
-        index = self._class(target)
-        rival = ALL_OTHERS if against is None else self._class(against)
-        if rival == index:
-            raise SettingsError(f"target and against are both {target!r}", expected="two different labels")
-        clock = _Clock()
-        wanted = self._windows_to_explain(look, target)
-        chosen = self._within_bound(wanted, look, index)
-        started, before = time.perf_counter(), self.engine.int8_masks
-        results: list[_Window] = []
-        for number, tile in enumerate(chosen, start=1):
-            if self.budget_s is not None and results and time.perf_counter() > started + self.budget_s:
-                break
-            limit = Limit(
-                PROFILE_SHARE[self.profile],
-                None if self.max_passes is None else self.max_passes // len(chosen),
-                None if self.budget_s is None else started + self.budget_s * number / len(chosen),
-            )
-            results.append(self._explain_window(look, tile, index, rival, limit=limit, clock=clock))
-        results.sort(key=lambda window: window.explained.tile.index)
-        told = {"int8_scoring": self.engine.int8_masks > before, "windows_left_out": len(results) < len(wanted)}
-        results[0] = replace(results[0], notes=(*results[0].notes, *(note for note, true in told.items() if true)))
-        with clock.step("maps"):
-            size = (look.picture.shape[0], look.picture.shape[1])
-            found = _join(results, look, settings, size=size, engine=self.engine, timings_ms=clock.spent_ms)
-        if not self.faithfulness:
-            return found
-        with clock.step("faithfulness"):
-            measured = measure_faithfulness(self.engine, look.picture, found, target=index, against=rival)
-        return replace(found, faithfulness=measured)
+        return explain_together([Question(self, look, target, against)])[0]
 
     def __call__(
         self, picture: NDArray[np.uint8] | Path | str, target: str | int | None = None, against: str | int | None = None
@@ -307,123 +249,118 @@ class Explainer:
             flagged[int(np.argmax(over))] = True
         return [tile for tile, wanted in zip(look.tiles, flagged, strict=True) if wanted]
 
-    def _explain_window(
-        self, look: Look, tile: Tile, target: int, against: int, *, limit: Limit, clock: _Clock
-    ) -> _Window:
-        window = tiles.cut(look.picture, tile, self.card.input)
-        size = (window.shape[0], window.shape[1])
-        if self.method not in _BLOCK_BY_BLOCK:
-            hidden = sise.baseline_picture(window, self.baseline, mean=self.engine.mean_px)
-            with clock.step(str(self.method)):
-                aim = methods.Aim(window, hidden, target, against, limit)
-                return _as_window(methods.find_evidence(self.engine, aim, method=self.method), tile, size)
-        with clock.step("trace"):
-            fine = self.method is Method.GRAD_SISE
-            trace = self.engine.trace(window, target=target, against=against, gradients=fine)
-        with clock.step("baseline"):
-            hidden = sise.baseline_picture(window, self.baseline, mean=self.engine.mean_px)
-            baseline_score = float(confidence(self.engine.predict(hidden[None]), target, against)[0])
-        selected = [self._select(name, trace.features[name], trace.alphas[name], size) for name in trace.features]
 
-        def score(maps: NDArray[np.float32]) -> NDArray[np.float64]:
-            said = self.engine.score_masks(window, maps, baseline=hidden)
-            return confidence(said.probabilities, target, against)
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """One picture to explain, and as what: see `Explainer.explain`."""
 
-        asks = False
-        if fine:
-            limit, asks = sufficient.reserve(limit, sum(len(features) for _, features in selected))
-        with clock.step("masks"):
-            scores, scored = score_within([features for _, features in selected], score, limit)
-        with clock.step("maps"):
-            blocks, maps = _block_maps(selected, scores, scored, size)
-            everything = np.concatenate(scores)
-            status = Status.EXPLAINED if maps else Status.NO_EVIDENCE
-            if len(everything) and everything.max() <= _NO_SCORE:
-                status, maps = Status.NOT_EXPLAINED, {}
-            fusion = sise.fuse(list(maps.values())) if maps and not fine else _empty(size)
-        passes = OVERHEAD_PASSES + sum(int(known.sum()) for known in scored)
-        notes: tuple[str, ...] = ()
-        if maps and fine:
-            with clock.step("region"):
-                found = sufficient.fuse_sufficient(
-                    self.engine, window, trace, list(maps.values()), target=target, against=against, ask=asks
-                )  # fmt: skip
-            fusion, passes, notes = found.fusion, passes + found.passes, (found.note,)
-        otsu = dict(zip(maps, fusion.otsu, strict=True)) if fusion.otsu else {}
-        explained = TileExplanation(
-            tile, status, tuple(float(p) for p in trace.probabilities),
-            tuple(replace(block, otsu=otsu.get(block.tensor)) for block in blocks),
-            baseline_score, float(np.ptp(everything)) if len(everything) else 0.0,
+    explainer: Explainer
+    look: Look
+    target: str
+    against: str | None = None
+
+    @property
+    def windows(self) -> int:
+        """How many of its windows are to be explained."""
+        return len(self.explainer._windows_to_explain(self.look, self.target))
+
+
+@cores_left_to_sessions()
+def explain_together(questions: Sequence[Question]) -> list[Explanation]:
+    """Explain several pictures, whose masks share the network's runs.
+
+    The maps are those of each picture alone, to the rounding that the number of masks in a run makes. A picture with
+    a bound in seconds is explained for itself: its clock would run while others are at work.
+
+    Args:
+        questions: Of explainers on one engine.
+
+    Raises:
+        SettingsError: For a label that is not the model's.
+        ExplanationError: If the network's numbers are not finite, of any of the pictures.
+    """
+    jobs = [_Job(question) for question in questions]
+    free = [job for job in jobs if job.explainer.budget_s is None]
+    windows = run_together(free[0].engine, (task for job in free for task in job.begin())) if free else []
+    in_order = iter(windows)
+    return [
+        job.finish(
+            list(islice(in_order, len(job.tasks)))
+            if job.explainer.budget_s is None
+            else run_together(job.engine, job.begin(), at_once=1)
+        )
+        for job in jobs
+    ]
+
+
+class _Job:
+    """One picture on its way: what is asked of it, and the work on its windows as far as it was begun."""
+
+    def __init__(self, question: Question) -> None:
+        self.explainer, self.look = question.explainer, question.look
+        self.engine = self.explainer.engine
+        explainer, against = self.explainer, question.against
+        self.settings = ExplainSettings(
+            explainer.method, question.target, against or "", explainer.mu, explainer.baseline, explainer.profile,
+            explainer.max_passes or 0, explainer.budget_s or 0.0,
         )  # fmt: skip
-        seen = tuple(embed(trace.features[next(reversed(trace.features))]).tolist())
-        return _Window(explained, fusion, tuple(maps), passes, notes, seen)
-
-    def _select(
-        self, name: str, features: NDArray[np.float32], alphas: NDArray[np.float32], size: tuple[int, int]
-    ) -> tuple[BlockMap, NDArray[np.float32]]:
-        """Choose a block's masks; the block map comes back with its counts and nothing else yet."""
-        rule = SelectionRule.ADA if self.method is Method.ADA_SISE else SelectionRule.MU
-        selection = sise.select(alphas, rule=rule, mu=self.mu)
-        chosen = features[selection.kept]
-        varying = chosen[sise.with_contrast(chosen, size)]
-        note = "" if len(varying) else "all_constant" if len(chosen) else "no_positive_evidence"
-        block = BlockMap(
-            tensor=name, channels=len(features), positive=selection.positive, kept=len(varying),
-            constant=len(chosen) - len(varying), beta=selection.beta, threshold=selection.threshold,
-            score_min=0.0, score_max=0.0, otsu=None, note=note,
-        )  # fmt: skip
-        return block, varying
-
-
-def _as_window(found: methods.Evidence, tile: Tile, size: tuple[int, int]) -> _Window:
-    """Give a rival method's evidence the form that SISE's has, so that all maps are ranked and kept by one rule."""
-    status = Status.EXPLAINED if found.signed.max() > 0 and np.ptp(found.signed) > 0 else Status.NO_EVIDENCE
-    if len(found.scores) and found.scores.max() <= _NO_SCORE:
-        status = Status.NOT_EXPLAINED
-    fusion, maps = _empty(size), {}
-    if status is Status.EXPLAINED:
-        evidence, _ = rivals.evidence_map(found.signed, size)
-        companion = sise.upsample(found.signed, size)
-        fusion = sise.Fusion(evidence, companion, companion, ())
-        shown = {block.tensor: sise.normalised(block.sums, size) for block in found.blocks if block.sums is not None}
-        maps = {name: shown_map for name, shown_map in shown.items() if shown_map is not None}
-    spread = float(np.ptp(found.scores)) if len(found.scores) else 1.0  # nothing was masked, so nothing scored alike
-    scores = tuple(float(p) for p in found.probabilities)
-    explained = TileExplanation(tile, status, scores, found.blocks, baseline_score=0.0, score_spread=spread)
-    return _Window(explained, fusion, tuple(maps), found.passes, found.notes)
-
-
-def _block_maps(
-    selected: Sequence[tuple[BlockMap, NDArray[np.float32]]],
-    scores: Sequence[NDArray[np.float64]],
-    scored: Sequence[NDArray[np.bool_]],
-    size: tuple[int, int],
-) -> tuple[list[BlockMap], dict[str, NDArray[np.float32]]]:
-    """Weigh each block's masks; return the blocks and, of those that are not flat, the normalised maps (H, W)."""
-    blocks: list[BlockMap] = []
-    maps: dict[str, NDArray[np.float32]] = {}
-    for (block, features), said, known in zip(selected, scores, scored, strict=True):
-        if len(features):
-            sums = sise.weighted_sums(features, said, size=size)
-            normalised = sise.normalised(sums, size)
-            block = replace(
-                block, sums=sums, score_min=float(said.min()), score_max=float(said.max()),
-                predicted=int((~known).sum()), note="flat" if normalised is None else "",
+        self.target = explainer._class(question.target)
+        self.against = ALL_OTHERS if against is None else explainer._class(against)
+        if self.against == self.target:
+            raise SettingsError(
+                f"target and against are both {question.target!r}", expected="two different labels"
             )  # fmt: skip
-            if normalised is not None:
-                maps[block.tensor] = normalised
-        blocks.append(block)
-    return blocks, maps
+        self.wanted = explainer._windows_to_explain(self.look, question.target)
+        self.tasks: list[Task[WindowMaps]] = []
 
+    def begin(self) -> Iterator[Task[WindowMaps]]:
+        """Begin window after window, as long as there is time."""
+        explainer, started = self.explainer, time.perf_counter()
+        budget_s, max_passes = explainer.budget_s, explainer.max_passes
+        chosen = explainer._within_bound(self.wanted, self.look, self.target)
+        for number, tile in enumerate(chosen, start=1):
+            if budget_s is not None and self.tasks and time.perf_counter() > started + budget_s:
+                return
+            limit = Limit(
+                PROFILE_SHARE[explainer.profile],
+                None if max_passes is None else max_passes // len(chosen),
+                None if budget_s is None else started + budget_s * number / len(chosen),
+            )
+            clock = Clock()
+            work = explain_window(
+                self.engine, tiles.cut(self.look.picture, tile, self.engine.card.input), tile,
+                settings=self.settings, target=self.target, against=self.against, limit=limit, clock=clock,
+            )  # fmt: skip
+            self.tasks.append(Task(work, clock))
+            yield self.tasks[-1]
 
-def _empty(size: tuple[int, int]) -> sise.Fusion:
-    """Stand in for a map where there is no evidence: zeros, never normalised noise (method notes 2.6)."""
-    nothing = np.zeros(size, np.float32)
-    return sise.Fusion(nothing, nothing, nothing, ())
+    def finish(self, windows: list[WindowMaps]) -> Explanation:
+        """Put the windows together, and measure whether the map is true."""
+        told = {
+            "int8_scoring": any(task.in_8_bits for task in self.tasks),
+            "windows_left_out": len(windows) < len(self.wanted),
+        }
+        results = sorted(windows, key=lambda window: window.explained.tile.index)
+        results[0] = replace(results[0], notes=(*results[0].notes, *(note for note, true in told.items() if true)))
+        clock = Clock()
+        for task in self.tasks:
+            clock.add(task.clock)
+        with clock.step("maps"):
+            size = (self.look.picture.shape[0], self.look.picture.shape[1])
+            found = _join(
+                results, self.look, self.settings, size=size, engine=self.engine, timings_ms=clock.spent_ms
+            )  # fmt: skip
+        if not self.explainer.faithfulness:
+            return found
+        with clock.step("faithfulness"):
+            measured = measure_faithfulness(
+                self.engine, self.look.picture, found, target=self.target, against=self.against
+            )  # fmt: skip
+        return replace(found, faithfulness=measured)
 
 
 def _join(
-    windows: Sequence[_Window],
+    windows: Sequence[WindowMaps],
     look: Look,
     settings: ExplainSettings,
     *,
@@ -466,7 +403,7 @@ def _join(
 
 
 def _notes(
-    windows: Sequence[_Window], fused: NDArray[np.float32], settings: ExplainSettings, engine: Engine
+    windows: Sequence[WindowMaps], fused: NDArray[np.float32], settings: ExplainSettings, engine: Engine
 ) -> tuple[str, ...]:
     """Say what a reader of the map must know (method notes, section 9)."""
     explained = [window.explained for window in windows if window.explained.status is Status.EXPLAINED]

@@ -32,7 +32,7 @@ from inspect_xai.maths.metrics import ebpg
 from inspect_xai.maths.optics import LEAST_SIDE, picture_statistics
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.pipeline.archive import ArchiveSource
-from inspect_xai.pipeline.explain import Explainer, Look
+from inspect_xai.pipeline.explain import Explainer, Look, Question, explain_together
 from inspect_xai.pipeline.folder import versions
 from inspect_xai.pipeline.golden import verify_at_start
 from inspect_xai.pipeline.identity import Identity, PathPattern
@@ -63,6 +63,7 @@ T = TypeVar("T")
 
 # What another picture would meet as well: these end the line. All else is the picture's own trouble.
 _NOT_THE_PICTURES_FAULT = (StoreError, DeviceError, BundleError, SettingsError, IntakeError)
+_MOST_WAITING_BYTES = 1 << 26
 _TRY_AGAIN_AFTER_S = (0.5, 2.0, 8.0)
 
 
@@ -79,6 +80,8 @@ class _Draft:
     pixels_sha256: str = ""
     look: Look | None = None
     because: str = ""
+    question: Question | None = None
+    windows: int = 0
     explanation: Explanation | None = None
     error: Exception | None = None
     duration_ms: float = 0.0
@@ -93,6 +96,8 @@ class Line:
         db: URL of the database.
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: Of the network; default: all cores.
+        bucket: Masks per run; default: what is kept of a measurement on this machine, else the device's.
+        memory_mb: Most memory that a CUDA session takes; default: all there is.
         rules: By what rules it works.
         blob_store: Where the maps lie; empty: in the database.
         golden: Folder of the golden set that the model must reproduce on this device before it may begin.
@@ -113,6 +118,8 @@ class Line:
         *,
         device: str = "auto",
         threads: int | None = None,
+        bucket: int | None = None,
+        memory_mb: int | None = None,
         rules: LineRules | None = None,
         blob_store: str = "",
         golden: Path | None = None,
@@ -123,8 +130,9 @@ class Line:
         self._overturned: dict[int, frozenset[str]] = {}  # by days, asked once a chunk
         self._store = open_store(db, blob_store=blob_store)
         try:
-            self._explainer = Explainer(bundle, device=device, threads=threads)
-            loaded = self._explainer.engine.bundle
+            self._explainer = Explainer(bundle, device=device, threads=threads, bucket=bucket, memory_mb=memory_mb)
+            engine = self._explainer.engine
+            loaded = engine.bundle
             self.fingerprint = loaded.fingerprint
             if self.rules.plan:
                 self.rules.plan.check_against(loaded.card)
@@ -137,12 +145,15 @@ class Line:
         self.run = Run(
             run_id=uuid.uuid4().hex,
             started_at=datetime.now(UTC),
-            provider=self._explainer.engine.provider,
+            provider=engine.provider,
             versions=versions(),
             settings=asdict(self.rules)
             | {
                 "device": device,
                 "threads": threads,
+                "bucket": engine.bucket,
+                "bucket_from": self._explainer.bucket_from,
+                "memory_mb": memory_mb,
                 "bundle": str(loaded.folder),
                 "model_sha256": loaded.manifest["files"]["model.onnx"]["sha256"],
                 "golden": verified,
@@ -223,7 +234,11 @@ class Line:
         self.close()
 
     def _judged(self, source: Source | ArchiveSource, claims: Sequence[Claim]) -> Generator[_Draft, None, None]:
-        """Yield the pictures, judged, in order; while one is with the network the next is read and decoded."""
+        """Yield the pictures, judged, in order; while one is with the network the next is read and decoded.
+
+        Pictures to be explained wait for each other until their windows fill the network's runs.
+        """
+        waiting: list[_Draft] = []
         with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
             ahead = [reader.submit(self._read, source, claim) for claim in claims[:1]]
             for following in [*claims[1:], None][: len(claims)]:
@@ -233,25 +248,65 @@ class Line:
                 if pixels is not None:
                     with self._guarding(draft):
                         self._judge(draft, pixels)
-                yield draft
+                waiting.append(draft)
+                if following is None or not self._goes_on_waiting(waiting):
+                    self._explain(waiting)
+                    yield from waiting
+                    waiting = []
+
+    def _goes_on_waiting(self, drafts: Sequence[_Draft]) -> bool:
+        """Whether pictures are to be explained that another would share runs with, and are few and small enough."""
+        asked = [draft.question for draft in drafts if draft.question]
+        windows = sum(draft.windows for draft in drafts)
+        return (
+            0 < windows < self._explainer.engine.windows_at_once
+            and len(drafts) < self._explainer.engine.bucket
+            and sum(question.look.picture.nbytes for question in asked) < _MOST_WAITING_BYTES
+            and all(question.explainer.budget_s is None for question in asked)
+        )
+
+    def _explain(self, drafts: Sequence[_Draft]) -> None:
+        """Explain pictures together; where that fails, each for itself, so that each bears its own failure."""
+        asked = [draft for draft in drafts if draft.question]
+        if len(asked) > 1:
+            with self._guarding(*asked):
+                self._answer(asked)
+        for draft in asked:
+            if draft.explanation is None:
+                with self._guarding(draft):
+                    self._answer([draft])
+            draft.question = None  # with its pixels
+
+    def _answer(self, drafts: Sequence[_Draft]) -> None:
+        found = explain_together([draft.question for draft in drafts if draft.question])
+        for draft, explanation in zip(drafts, found, strict=True):
+            within = self._within_region(explanation, draft)
+            draft.explanation = replace(within, rank=np.empty((0, 0), np.int32), block_maps={})
 
     @contextmanager
-    def _guarding(self, draft: _Draft) -> Iterator[None]:
-        """Write down what goes wrong with a picture; what another would meet as well goes on up."""
+    def _guarding(self, *drafts: _Draft) -> Iterator[None]:
+        """Write down what goes wrong with a picture; what another would meet as well goes on up.
+
+        Of several it is not known whose fault it was: nothing is written down, and they are to be tried one by one.
+        """
         start = time.perf_counter()
         try:
             yield
         except _NOT_THE_PICTURES_FAULT:
             raise
         except Exception as error:  # noqa: BLE001  the guard: no picture stops the line
-            draft.error = error
             log = _log.warning if isinstance(error, InspectXaiError) else _log.exception
-            log(
-                "%s (serial %s, sha256 %s): %s: %s",
-                draft.claim.file_name, draft.identity.part.serial, draft.sha256 or "unknown", type(error).__name__,
-                error, extra=_facts(draft),
-            )  # fmt: skip
-        draft.duration_ms += (time.perf_counter() - start) * 1e3
+            for draft in drafts if len(drafts) == 1 else ():
+                draft.error = error
+                log(
+                    "%s (serial %s, sha256 %s): %s: %s",
+                    draft.claim.file_name, draft.identity.part.serial, draft.sha256 or "unknown", type(error).__name__,
+                    error, extra=_facts(draft),
+                )  # fmt: skip
+        took_ms = (time.perf_counter() - start) * 1e3
+        windows = sum(draft.windows or 1 for draft in drafts)
+        for draft in drafts:
+            draft.duration_ms += took_ms * (draft.windows or 1) / windows
 
     def _read(self, source: Source | ArchiveSource, claim: Claim) -> tuple[_Draft, NDArray[np.uint8] | None]:
         """Take a picture as far as its pixels; None: there are none, or what they show is known."""
@@ -278,7 +333,7 @@ class Line:
         return draft, pixels if draft.error is None else None
 
     def _judge(self, draft: _Draft, pixels: NDArray[np.uint8]) -> None:
-        """Judge a picture, and explain it where the policy asks for that, writing down each step."""
+        """Judge a picture, and say how it is to be explained where the policy asks for that, writing down each step."""
         product, explainer = draft.identity.part.product, self._explainer
         if self.rules.plan:
             explainer = explainer_for(explainer, self.rules.plan, product=product, station=draft.identity.station)
@@ -289,8 +344,8 @@ class Line:
         overturned = self._overturned_in(rule.overturned_days)
         draft.because = rule.why(look.verdict.code, draft.sha256, label=look.verdict.label, overturned=overturned)
         if draft.because:
-            explanation = self._within_region(explainer.explain(look, target=look.verdict.label), draft)
-            draft.explanation = replace(explanation, rank=np.empty((0, 0), np.int32), block_maps={})
+            draft.question = Question(explainer, look, look.verdict.label)
+            draft.windows = draft.question.windows
 
     def _within_region(self, explanation: Explanation, draft: _Draft) -> Explanation:
         """Measure which share of the map's energy lies where the policy says that parts are inspected."""

@@ -13,7 +13,6 @@
 
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +20,8 @@ from numpy.typing import NDArray
 
 from inspect_xai.maths import metrics, rivals, sise
 from inspect_xai.model.engine import Engine, Trace
-from inspect_xai.pipeline.scoring import FEWEST_PASSES, OVERHEAD_PASSES, Limit, confidence, score_within
+from inspect_xai.pipeline.scoring import FEWEST_PASSES, OVERHEAD_PASSES, Limit, ask, confidence, score_within
+from inspect_xai.pipeline.sharing import Asking
 from inspect_xai.records import BlockMap, Method
 
 RISE_MASKS = 4000
@@ -55,6 +55,10 @@ class Aim:
         """(H, W) of the window."""
         return self.window.shape[0], self.window.shape[1]
 
+    def ask(self, maps: NDArray[np.float32]) -> Asking[NDArray[np.float64]]:
+        """Ask for the scores (n,) of the window seen through maps (n, h, w)."""
+        return ask(self.window, maps, baseline=self.hidden, target=self.target, against=self.against)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
@@ -77,7 +81,7 @@ class Evidence:
     notes: tuple[str, ...] = ()
 
 
-def find_evidence(engine: Engine, aim: Aim, *, method: Method) -> Evidence:
+def find_evidence(engine: Engine, aim: Aim, *, method: Method) -> Asking[Evidence]:
     """Run one of the rival methods on one window.
 
     Args:
@@ -95,13 +99,13 @@ def find_evidence(engine: Engine, aim: Aim, *, method: Method) -> Evidence:
         case Method.LAYER_CAM:
             return _layer_cam(engine, aim)
         case Method.SCORE_CAM:
-            return _score_cam(engine, aim)
+            return (yield from _score_cam(engine, aim))
         case Method.RECIPRO_CAM:
             return _recipro_cam(engine, aim)
         case Method.RISE:
-            return _rise(engine, aim)
+            return (yield from _rise(engine, aim))
         case Method.OCCLUSION:
-            return _occlusion(engine, aim)
+            return (yield from _occlusion(engine, aim))
         case Method.RANDOM | Method.CENTRE:
             return _chance(engine, aim, method)
         case Method.SISE | Method.ADA_SISE | Method.GRAD_SISE:
@@ -128,7 +132,7 @@ def _layer_cam(engine: Engine, aim: Aim) -> Evidence:
     return Evidence(fused, trace.probabilities, 1, np.zeros(0), blocks, ("stride_grid",))
 
 
-def _score_cam(engine: Engine, aim: Aim) -> Evidence:
+def _score_cam(engine: Engine, aim: Aim) -> Asking[Evidence]:
     trace = engine.trace(aim.window, target=aim.target, against=aim.against)
     name = engine.bundle.blocks[-1].tensor
     features = trace.features[name]
@@ -136,7 +140,7 @@ def _score_cam(engine: Engine, aim: Aim) -> Evidence:
     if not len(varying):
         nothing = np.zeros(features.shape[1:], np.float32)
         return Evidence(nothing, trace.probabilities, 1, np.zeros(0), (_block(trace, name, nothing),))
-    (scores,), (scored,) = score_within([varying], _scorer(engine, aim), aim.limit)
+    (scores,), (scored,) = yield from score_within([varying], aim.ask, aim.limit)
     signed = rivals.score_cam(varying, scores)
     notes = () if scored.all() else ("scores_predicted",)
     return Evidence(
@@ -160,13 +164,12 @@ def _recipro_cam(engine: Engine, aim: Aim) -> Evidence:
     return Evidence(signed, trace.probabilities, 1, scores, (_block(trace, name, signed),), (note,))
 
 
-def _rise(engine: Engine, aim: Aim) -> Evidence:
-    score = _scorer(engine, aim)
+def _rise(engine: Engine, aim: Aim) -> Asking[Evidence]:
     estimate = rivals.RiseEstimate.empty(aim.size)
     scores: list[NDArray[np.float64]] = []
     count = aim.limit.masks(RISE_MASKS)
     for masks in rivals.rise_masks(aim.size, seed=_RISE_SEED, count=count, chunk=max(16, engine.bucket)):
-        scores.append(score(masks))
+        scores.append((yield from aim.ask(masks)))
         estimate = estimate.add(masks, scores[-1])
         if aim.limit.deadline is not None and time.perf_counter() > aim.limit.deadline:
             break
@@ -178,7 +181,7 @@ def _rise(engine: Engine, aim: Aim) -> Evidence:
     )
 
 
-def _occlusion(engine: Engine, aim: Aim) -> Evidence:
+def _occlusion(engine: Engine, aim: Aim) -> Asking[Evidence]:
     began = time.perf_counter()
     probabilities = engine.predict(aim.window[None])[0]
     each_s = time.perf_counter() - began
@@ -193,7 +196,10 @@ def _occlusion(engine: Engine, aim: Aim) -> Evidence:
         stride += 1  # first fewer overlaps, then larger patches: never a gap
         patch = max(patch, stride)
     masks = rivals.occlusion_masks(aim.size, patch=patch, stride=stride, chunk=engine.bucket)
-    scores = _scored(masks, _scorer(engine, aim))
+    parts = []
+    for chunk in masks:
+        parts.append((yield from aim.ask(chunk)))  # noqa: PERF401  a comprehension cannot yield
+    scores = np.concatenate(parts)
     full = float(confidence(probabilities[None], aim.target, aim.against)[0])
     signed = rivals.occlusion_map(scores, aim.size, full=full, patch=patch, stride=stride)
     return Evidence(signed, probabilities, 1 + len(scores), scores)
@@ -204,21 +210,6 @@ def _chance(engine: Engine, aim: Aim, method: Method) -> Evidence:
     seed = zlib.crc32(np.ascontiguousarray(aim.window).tobytes())
     drawn = metrics.random_map(aim.size, seed) if method is Method.RANDOM else metrics.centre_map(aim.size)
     return Evidence(drawn, engine.predict(aim.window[None])[0], 1, np.zeros(0), notes=("knows_nothing",))
-
-
-def _scorer(engine: Engine, aim: Aim) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
-    def score(maps: NDArray[np.float32]) -> NDArray[np.float64]:
-        said = engine.score_masks(aim.window, maps, baseline=aim.hidden)
-        return confidence(said.probabilities, aim.target, aim.against)
-
-    return score
-
-
-def _scored(
-    chunks: Iterable[NDArray[np.float32]], score: Callable[[NDArray[np.float32]], NDArray[np.float64]]
-) -> NDArray[np.float64]:
-    scores: Sequence[NDArray[np.float64]] = [score(chunk) for chunk in chunks]
-    return np.concatenate(scores)
 
 
 def _block(trace: Trace, name: str, signed: NDArray[np.float32]) -> BlockMap:

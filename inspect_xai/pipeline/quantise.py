@@ -124,7 +124,7 @@ def _feeds(explainer: Explainer, picture: NDArray[np.uint8]) -> list[Feeds]:
     window = tiles.cut(look.picture, look.tiles[look.prediction.tile], spec)
     hidden = sise.baseline_picture(window, explainer.baseline, mean=engine.mean_px)
     trace, rng = engine.trace(window), np.random.default_rng(_SEED)
-    shown: Feeds = {"picture": _nchw(window), "baseline": _nchw(hidden)}
+    shown: Feeds = {"picture": _nchw(window), "baseline": _nchw(hidden), "image": np.zeros(1, np.int64)}
     feeds: list[Feeds] = []
     for name, features in trace.features.items():
         maps = features[trace.alphas[name] > 0]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from inspect_xai.maths import surrogate
 from inspect_xai.model.engine import ALL_OTHERS
+from inspect_xai.pipeline.sharing import Asking, Masks
 
 OVERHEAD_PASSES = 2  # a trace and the bare baseline
 FEWEST_PASSES = 16  # a prediction from fewer scores is a guess
@@ -38,14 +39,14 @@ class Limit:
 
 def score_within(
     stacks: Sequence[NDArray[np.float32]],
-    score: Callable[[NDArray[np.float32]], NDArray[np.float64]],
+    score: Callable[[NDArray[np.float32]], Asking[NDArray[np.float64]]],
     limit: Limit,
-) -> tuple[list[NDArray[np.float64]], list[NDArray[np.bool_]]]:
+) -> Asking[tuple[list[NDArray[np.float64]], list[NDArray[np.bool_]]]]:
     """Score masks as far as the limit allows, and predict the scores of the others.
 
     Args:
         stacks: Masks of each block as feature maps (n, h, w).
-        score: Maps (n, h, w) of one resolution -> scores (n,).
+        score: Maps (n, h, w) of one resolution -> scores (n,), as `ask` does.
         limit: What it may cost.
 
     Returns:
@@ -55,9 +56,11 @@ def score_within(
     ends = np.cumsum(counts)[:-1]
     total, count = sum(counts), limit.masks(sum(counts))
     if count == total and limit.deadline is None:
-        return [score(features) if len(features) else np.zeros(0) for features in stacks], [
-            np.ones(n, bool) for n in counts
-        ]
+        every = []
+        for features in stacks:
+            said = (yield from score(features)) if len(features) else np.zeros(0)
+            every.append(said)
+        return every, [np.ones(n, bool) for n in counts]
     shapes = [(features.shape[1], features.shape[2]) for features in stacks]
     cells = surrogate.grid_of(shapes)
     masks = np.concatenate([surrogate.describe_masks(features, cells=cells) for features in stacks])
@@ -71,7 +74,7 @@ def score_within(
         chunk = order[start : start + step]
         for block in np.unique(blocks[chunk]):
             members = np.sort(chunk[blocks[chunk] == block])
-            scores[members] = score(stacks[block][members - int(sum(counts[:block]))])
+            scores[members] = yield from score(stacks[block][members - int(sum(counts[:block]))])
         known[chunk] = True
         now = time.perf_counter()
         if limit.deadline is not None and now + (now - began) > limit.deadline:
@@ -80,6 +83,19 @@ def score_within(
         scored = np.flatnonzero(known)
         scores = surrogate.predict_scores(masks, scored, scores[scored], detail=detail)
     return np.split(scores, ends), np.split(known, ends)
+
+
+def ask(
+    window: NDArray[np.float32],
+    maps: NDArray[np.float32],
+    *,
+    baseline: NDArray[np.float32],
+    target: int,
+    against: int,
+) -> Asking[NDArray[np.float64]]:
+    """Ask for the scores (n,) of the target class of a window (H, W, C) seen through maps (n, h, w)."""
+    said = yield Masks(window, maps, baseline)
+    return confidence(said.probabilities, target, against)
 
 
 def confidence(probabilities: NDArray[np.float32], target: int, against: int) -> NDArray[np.float64]:
