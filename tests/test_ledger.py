@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from inspect_xai.errors import NotFoundError, StoreError
-from inspect_xai.records import Decision, ModelStatus, Review, VerdictCode
+from inspect_xai.records import Decision, Inspection, ModelStatus, PictureSignal, Review, VerdictCode
 from inspect_xai.storage import database, documents, ledger, schema
 from inspect_xai.storage.ledger import GENESIS, chained
 from inspect_xai.storage.store import Store, open_store
@@ -151,6 +151,40 @@ def test_what_raw_sql_did_is_found(store: Store, database_url: str) -> None:
                 transaction.rollback()
     engine.dispose()
     assert store.verify_ledger().holds
+
+
+def _watched(number: int, rng: np.random.Generator) -> Inspection:
+    explained = dataclasses.replace(stored.explanation(rng), embedding=tuple(n / 8 for n in range(16)))
+    signal = PictureSignal(brightness=120.5, contrast=30.25, clipped=0.0, sharpness=80.0, noise=1.5)
+    return dataclasses.replace(stored.inspection(number, explained=explained), signal=signal)
+
+
+def test_what_is_watched_for_drift_is_vouched_for(store: Store, database_url: str, rng: np.random.Generator) -> None:
+    [row] = store.record([_watched(20, rng)])
+    sequence = store.events()[-1].sequence
+    document = store.evidence([row.inspection_id])["documents"][f"inspection/{row.inspection_id}"]
+    assert document["signal"] == {
+        "brightness": 120.5, "contrast": 30.25, "clipped": 0.0, "sharpness": 80.0, "noise": 1.5,
+        "embedding": np.arange(0, 2, 1 / 8, dtype="<f4").tobytes().hex(),
+    }  # fmt: skip
+    assert store.verify_ledger().holds
+    tamper(database_url, f"UPDATE picture_signal SET noise = 1 WHERE inspection_id = {row.inspection_id}")
+    assert kinds(store) == [(sequence, "changed")]
+    tamper(database_url, f"DELETE FROM picture_signal WHERE inspection_id = {row.inspection_id}")
+    assert kinds(store) == [(sequence, "changed")]
+
+
+def test_a_digest_from_before_signals_were_vouched_for_still_holds(store: Store, database_url: str) -> None:
+    """Such a record has a signal that its digest knows nothing of."""
+    tamper(database_url, "INSERT INTO picture_signal VALUES (1, 120.5, 30.25, 0.0, 80.0, 1.5, NULL)")
+    assert store.verify_ledger().holds
+    told = store.evidence([1])
+    assert "signal" not in told["documents"]["inspection/1"]
+    spelled = canonical(told["documents"]["inspection/1"])
+    [event] = [each for each in told["events"] if "inspection/1" in each["rows"]]
+    assert hashlib.sha256(spelled.encode()).hexdigest() == event["rows"]["inspection/1"]
+    tamper(database_url, "UPDATE inspection SET score = 0.5 WHERE id = 1")
+    assert kinds(store) == [(event["sequence"], "changed")]
 
 
 def test_digests_are_of_the_canonical_spelling(store: Store) -> None:

@@ -1,7 +1,8 @@
 """Rows as plain documents: what the ledger's digests are taken of, and what evidence is exported as.
 
 A document leaves out what is NULL, and a count that a later revision added where it is 0. So the new column changes no
-document of the rows that were there before, and their digests still hold.
+document of the rows that were there before, and their digests still hold. What is watched for drift (`signal`) came
+late into the documents: a digest that was taken before is one `without_signal`, and still vouches for the rest.
 """
 
 import hashlib
@@ -33,11 +34,18 @@ VOUCHED: Final[dict[str, type[tables.Base]]] = {
 }
 
 
-def digests(connection: Connection, kind: str, ids: Collection[int]) -> dict[int, str]:
-    """sha256 of the documents of these rows; a row that is not there is left out."""
+def digests(connection: Connection, kind: str, ids: Collection[int], *, former: bool = False) -> dict[int, str]:
+    """sha256 of the documents of these rows, or of their `former` ones; a row that is not there is left out."""
     found = documents(connection, kind, ids)
+    if former:
+        found = {number: without_signal(document) for number, document in found.items()}
     runs: dict[int, str] = {}
     return {number: hashlib.sha256(_spelled(document, runs)).hexdigest() for number, document in found.items()}
+
+
+def without_signal(document: Document) -> Document:
+    """A document as it was before it held what is watched for drift."""
+    return {name: value for name, value in document.items() if name != "signal"}
 
 
 def _spelled(document: Document, runs: dict[int, str]) -> bytes:
@@ -76,6 +84,7 @@ def _inspections(connection: Connection, ids: Sequence[int]) -> dict[int, Docume
     rows = _rows(connection, tables.Inspection, tables.Inspection.id.in_(ids))
     captures = _captures(connection, {row["capture_id"] for row in rows})
     explanations = _explanations(connection, ids)
+    signals = _signals(connection, ids)
     models = _names(connection, tables.Model, "fingerprint", {row["model_id"] for row in rows})
     policies = _names(connection, tables.Policy, "version", {row["policy_id"] for row in rows})
     runs = _by_id(_rows(connection, tables.Run, tables.Run.id.in_({row["run_id"] for row in rows})))
@@ -86,6 +95,8 @@ def _inspections(connection: Connection, ids: Sequence[int]) -> dict[int, Docume
         row["run"] = runs[row.pop("run_id")]
         if row["id"] in explanations:
             row["explanation"] = explanations[row["id"]]
+        if row["id"] in signals:
+            row["signal"] = signals[row["id"]]
     return {row["id"]: row for row in rows}
 
 
@@ -131,6 +142,16 @@ def _explanations(connection: Connection, inspection_ids: Sequence[int]) -> dict
             "blocks": blocks[number],
         }
     return found
+
+
+def _signals(connection: Connection, inspection_ids: Sequence[int]) -> dict[int, Document]:
+    """Image statistics by inspection, and the embedding of an explained one as hexadecimal digits."""
+    key = _column(tables.PictureSignal, "inspection_id")
+    rows = _rows(connection, tables.PictureSignal, key.in_(inspection_ids), key)
+    for row in rows:
+        if "embedding" in row:
+            row["embedding"] = bytes(row["embedding"]).hex()
+    return {row.pop("inspection_id"): row for row in rows}
 
 
 def _children(connection: Connection, table: type[tables.Base], ids: Collection[int]) -> dict[int, list[Document]]:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, func, select
 
-from inspect_xai.storage.documents import VOUCHED, chunks, digests, documents
+from inspect_xai.storage.documents import VOUCHED, chunks, digests, documents, without_signal
 from inspect_xai.storage.tables import LedgerEvent, Model, Review
 from inspect_xai.storage.types import canonical
 
@@ -182,7 +182,12 @@ def evidence(connection: Connection, inspection_ids: Collection[int]) -> dict[st
     judges = select(Model.id).where(Model.fingerprint.in_(fingerprints))
     found["model"] = documents(connection, "model", connection.execute(judges).scalars().all())
     named = {f"{kind}/{number}": document for kind, each in found.items() for number, document in each.items()}
-    told = [asdict(event) | {"occurred_at": _told(event.occurred_at)} for event in vouching(connection, named)]
+    events_found = vouching(connection, named)
+    vouched = {name: digest for event in events_found for name, digest in event.rows.items()}
+    for name, document in named.items():
+        if hashlib.sha256(canonical(document).encode()).hexdigest() != vouched.get(name):
+            named[name] = without_signal(document)  # as its digest was taken, before signals were vouched for
+    told = [asdict(event) | {"occurred_at": _told(event.occurred_at)} for event in events_found]
     return {"schema_version": 1, "documents": named, "events": told, "head": head(connection)}
 
 
@@ -259,8 +264,12 @@ def _of_rows(
         known = vouched.get(kind, {})
         for chunk in chunks(known):
             found = digests(connection, kind, chunk)
+            others = [number for number in chunk if number in found and found[number] != known[number][1]]
+            former = digests(connection, kind, others, former=True)
             for number in chunk:
                 sequence, digest = known[number]
+                if digest is not None and digest == former.get(number):
+                    continue  # taken before signals were vouched for
                 if digest is not None and number not in found:
                     yield Finding(sequence, "missing", f"{kind} {number} is gone without a deletion in the ledger")
                 elif digest != found.get(number):
