@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from datetime import date, timedelta
+from importlib.resources import files
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -13,11 +15,11 @@ import pytest
 from scipy.stats import fisher_exact
 
 from inspect_xai.errors import SettingsError
-from inspect_xai.maths.control import Limits, Signal
+from inspect_xai.maths.control import Limits, ParetoRow, Signal
 from inspect_xai.maths.quality import Estimate
 from inspect_xai.records import Decision, ModelStatus, Review, Run, Verdict, VerdictCode
 from inspect_xai.reports.alarms import Topic, alarms_of, estimate_in_words, summary_of
-from inspect_xai.reports.charts import control_chart, pareto_chart
+from inspect_xai.reports.charts import Bar, Priced, control_chart, cost_chart, pareto_chart, verdict_chart
 from inspect_xai.reports.day import write_report
 from inspect_xai.reports.numbers import Numbers, chart_of, numbers_of
 from inspect_xai.reports.period import Period
@@ -141,10 +143,52 @@ def test_limits_stand_only_where_enough_days_do() -> None:
     assert (few.limits, few.centre, few.days) == (None, None, 7)
     assert few.points[0].share is None
     drawn = control_chart(steady)
-    assert 'class="signal"' in drawn
-    assert "2026-11-23: 40 of 100 flagged, 40.0 %, limits " in drawn
-    assert "flagged parts (%)" in drawn
-    assert 'class="limit"' not in control_chart(few)
+    assert "<title>2026-11-23: 40 of 100 flagged, 40.0 %, limits " in drawn
+    assert drawn.count("<title>") == 12
+    assert {"flagged parts (%)", "day of capture (100 parts a day)", "40.0"} <= words_in(drawn)
+    assert dashed(drawn) > dashed(control_chart(few)) == 0  # no limits, none drawn
+
+
+def words_in(chart: str) -> set[str]:
+    return set(re.findall(r"<text[^>]*>([^<]*)</text>", chart))
+
+
+def dashed(chart: str) -> int:
+    return chart.count("stroke-dasharray")
+
+
+def test_a_chart_is_the_same_bytes_in_the_page_s_colours_whatever_the_machine_has_set() -> None:
+    """And holds nothing that reaches into the page around it, nor a name that another chart on the page has."""
+    import matplotlib as mpl
+
+    bars = [Bar("06", 8, 1, 1), Bar("07", 12, 0, 3)]
+    drawn = verdict_chart(bars, unit="hour")
+    with mpl.rc_context({"svg.fonttype": "path", "font.size": 30, "text.color": "red"}):
+        assert verdict_chart(bars, unit="hour") == drawn
+        assert mpl.rcParams["font.size"] == 30
+    assert {"OK 20", "UNSURE 4", "NG 1", "hour of capture", "parts inspected (count)", "07"} <= words_in(drawn)
+    style = files("inspect_xai.reports").joinpath("templates/day.css").read_text(encoding="utf-8")
+    assert set(re.findall(r"var\((--\w+)\)", drawn)) <= set(re.findall(r"(--\w+):", style))
+    assert not re.search(r"#[0-9a-f]{6}\b(?!\))|<style|<metadata|font-family|url\((?!#)", drawn)
+    other = verdict_chart(bars, unit="day")
+    names = [re.findall(r' id="([^"]+)"', chart) for chart in (drawn, other)]
+    assert len(set(names[0]) | set(names[1])) == len(names[0]) + len(names[1]) > 0
+
+
+def test_a_label_is_words_whatever_is_in_it() -> None:
+    row = ParetoRow("</svg><script>$x_1$ 裂纹", 3, 1.0, 1.0, 0.03, 0.06, -0.03, -0.1, 0.02, 0.5, 0.5)
+    drawn = pareto_chart([row])
+    assert "&lt;/svg&gt;&lt;script&gt;$x_1$ 裂纹" in words_in(drawn)  # no mathematics, no tags
+    assert "3 (100 % so far)" in words_in(drawn)
+
+
+def test_the_cost_of_a_method_stands_in_seconds_and_no_two_names_on_each_other() -> None:
+    given = [Priced("a", 0.1, 0.5, False), Priced("b", 0.12, 0.5, False), Priced("random", 9.0, 0.1, True)]
+    drawn = cost_chart(given, quality="AUPRO, mean over 4 pictures", front=[(0.1, 0.5)])
+    assert {"a", "b", "random", "0.1", "1", "seconds for a picture (median)"} <= words_in(drawn)
+    heights = [float(y) for y in re.findall(r' y="([\d.]+)"[^>]*>[ab]</text>', drawn)]
+    assert len(heights) == 2
+    assert abs(heights[0] - heights[1]) > 11
 
 
 def test_a_period_knows_the_one_before_and_days_of_23_hours() -> None:

@@ -5,12 +5,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from inspect_xai.records import VerdictCode
+from inspect_xai.reports.day import write_report
 from inspect_xai.settings import ServeSettings
 from inspect_xai.storage.store import open_store
 from inspect_xai.storage.studies import Studies
@@ -347,3 +349,24 @@ def test_a_small_study_is_judged_by_keyboard(opened: Open, sit_down: Any) -> Non
     assert told["Ada"][1:7] == ["100", "%", "2", "of", "2", "100"]
     assert told["Bob"][1:7] == ["50", "%", "1", "of", "2", "50"]
     assert desk.store.verify_ledger().holds
+
+
+@pytest.mark.slow
+def test_a_report_shows_its_charts_as_served_and_nothing_of_it_lies_over_the_edge_of_a4(
+    opened: Open, sit_down: Any, tmp_path: Path
+) -> None:
+    """Whatever the policy it is served with forbids would stand in the browser's console, which fails the test."""
+    desk = opened(flagged=6, good=6, reports=tmp_path / "reports")
+    day = desk.store.get(1).capture.captured_at.date()
+    written = write_report(desk.store, first=day - timedelta(days=20), last=day, out=tmp_path / "reports")
+    page = sit_down(desk, "Ada", color_scheme="dark")
+    page.goto(f"{desk.base}/reports/{written.page.parent.name}/page")
+    ink = "getComputedStyle(document.querySelector('svg.chart text')).fill"
+    assert page.evaluate(ink) == "rgb(154, 165, 177)"
+    assert "parts inspected (count)" in page.inner_text("main")
+    boxes = page.evaluate("[...document.querySelectorAll('svg.chart *')].map(e => e.getBoundingClientRect().width)")
+    assert max(boxes) > 100
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 687, "height": 1017})  # what is left of A4 between the margins
+    assert page.evaluate(ink) == "rgb(68, 68, 68)"  # a dark screen prints as light
+    assert page.evaluate("document.documentElement.scrollWidth") <= 687

@@ -6,7 +6,6 @@ OUT/audit.json    the same numbers
 
 import base64
 import json
-import math
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import cv2
 import jinja2
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from inspect_xai import __version__
@@ -27,7 +27,6 @@ from inspect_xai.pipeline.findings import (
     RULE,
     AuditReport,
     CohortMap,
-    MethodSummary,
     Suspect,
     cohort_maps,
     pareto,
@@ -37,6 +36,7 @@ from inspect_xai.pipeline.labelled import LabelledPicture, read_truth
 from inspect_xai.pipeline.sanity import FUSED, GATE
 from inspect_xai.records import Baseline
 from inspect_xai.reports import words
+from inspect_xai.reports.charts import Priced, cost_chart
 
 SCHEMA_VERSION = 1
 MOST_BYTES = 5_000_000
@@ -44,7 +44,6 @@ _THUMBNAIL_PX = (300, 380)
 _COHORT_PX = 128
 _MOST_COHORTS = 24
 _JPEG_QUALITY = 80
-_NAME_WIDE, _NAME_HIGH = 20.0, 3.6  # of a method's name in the plot of 100 x 100
 _DEFECT_COLOUR = (0, 229, 255)  # far from every colour of the map
 
 ANSWERS = {
@@ -211,41 +210,22 @@ def _notes(audit: Audit) -> list[tuple[str, str, int]]:
     return [(method, note, count) for (method, note), count in counts.items()]
 
 
-def _plot(report: AuditReport) -> dict[str, Any] | None:
-    """Lay out cost against quality: places of the methods in a box of 100 x 100, and the front as a line."""
+def _plot(report: AuditReport) -> Markup | None:
+    """Draw cost against quality by the first metric there is; the front joins those that no other beats in both."""
     key = next((key for key in ("aupro", "road") if any(key in method.cells for method in report.methods)), None)
     if key is None:
         return None
-    points = [method for method in report.methods if key in method.cells]
-    costs = [math.log10(max(method.seconds, 1e-3)) for method in points]
-    low, high = math.floor(min(costs)), math.ceil(max(costs) + 1e-9)
-    qualities = [method.cells[key].average.mean for method in points]
-    bottom, top = min(0.0, *qualities), max(qualities) * 1.08 or 1.0
-
-    def place(method: MethodSummary) -> tuple[float, float]:
-        across = (math.log10(max(method.seconds, 1e-3)) - low) / (high - low or 1)
-        return 100 * across, 100 - 100 * (method.cells[key].average.mean - bottom) / (top - bottom or 1)
-
-    serious = [method for method in points if not method.knows_nothing]
-    front = pareto((place(method)[0], -place(method)[1]) for method in serious)
-    return {
-        "name": next(metric.name for metric in METRICS if metric.key == key),
-        "points": _labelled_apart([(method, *place(method)) for method in points]),
-        "front": " ".join(f"{across:.1f},{-height:.1f}" for across, height in front),
-        "ticks": [(100 * (n - low) / (high - low or 1), f"{10.0**n:g} s") for n in range(low, high + 1)],
-        "levels": [(100 - 100 * (n / 4), f"{bottom + (top - bottom) * n / 4:.2f}") for n in range(5)],
-    }
-
-
-def _labelled_apart(
-    points: list[tuple[MethodSummary, float, float]],
-) -> list[tuple[MethodSummary, float, float, float]]:
-    """Give every point (method, across, height) a height for its name that no other name stands on."""
-    placed: list[tuple[MethodSummary, float, float, float]] = []
-    for method, across, height in sorted(points, key=lambda point: point[2]):
-        beside = [line for _, other, _, line in placed if abs(other - across) < _NAME_WIDE]
-        placed.append((method, across, height, max([height, *(line + _NAME_HIGH for line in beside)])))
-    return placed
+    measured = [method for method in report.methods if key in method.cells]
+    points = [
+        Priced(each.method.value, max(each.seconds, 1e-3), each.cells[key].average.mean, each.knows_nothing)
+        for each in measured
+    ]
+    name = next(metric.name for metric in METRICS if metric.key == key)
+    return cost_chart(
+        points,
+        quality=f"{name}, mean over {report.explained} pictures",
+        front=pareto((each.seconds, each.quality) for each in points if not each.knows_nothing),
+    )
 
 
 def _show(audit: Audit, suspect: Suspect, labelled: LabelledPicture | None) -> _Shown:

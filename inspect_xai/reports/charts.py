@@ -1,136 +1,310 @@
-"""Charts as inline SVG: sharp in print, nothing to load, a unit on every axis, readable without colour."""
+"""Charts as inline SVG: sharp in print, nothing to load, a unit on every axis, readable without colour.
 
-from collections.abc import Mapping, Sequence
+matplotlib draws them, which takes a second and 60 MB to load: it is imported when the first chart is drawn. Colours
+leave here as the variables of the page's style sheet (`var(--ink)`), so that a chart follows the page from light to
+dark and onto paper. The same numbers give the same bytes, whatever matplotlib is set up to do on the machine.
+"""
+
+import re
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import Any
+from io import StringIO
+from typing import TYPE_CHECKING, Any, Final
 
 from markupsafe import Markup
 
 from inspect_xai.maths.control import ParetoRow
 from inspect_xai.reports.numbers import LEAST_DAYS, Chart, Point
 
-_WIDTH, _HEIGHT = 640, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 40
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS: Final = {
+    "ink": "#1b1f24", "quiet": "#59636e", "line": "#d5dae0", "paper": "#ffffff",
+    "blue": "#0072b2", "good": "#009e73", "doubt": "#e69f00", "bad": "#d55e00",
+}  # fmt: skip
+"""What each variable of templates/day.css stands for in light; the last four are Okabe and Ito's, told apart by all."""
+
+_MOST_NAME = 22  # characters of a label beside its bar
+_LINE_APART = 0.055  # of the height of a chart: names of two points nearer than that would touch
+_NAME_WIDE = 0.28  # of the width of a chart, of a method's name
+_ONE_AT_A_TIME = threading.Lock()  # matplotlib's settings belong to the whole process
 
 
-def control_chart(chart: Chart) -> Markup:
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Verdicts of one hour, day or month."""
+
+    name: str
+    ok: int
+    ng: int
+    unsure: int
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """What a method costs a picture and what its maps are worth; `knows_nothing`: it is there to be beaten."""
+
+    name: str
+    seconds: float
+    quality: float
+    knows_nothing: bool
+
+
+def control_chart(chart: Chart, *, small: bool = False) -> Markup:
     """Draw the share of flagged parts day by day, with limits as steps; a signal is a filled diamond with its share."""
     known = [n for n, point in enumerate(chart.points) if point.share is not None]
     shown = chart.points[max(0, min([*known, len(chart.points) - LEAST_DAYS])) :]  # before the first there is nothing
-    points = [point for point in shown if point.share is not None]
-    highest = max([0.01, *(max(point.share or 0, point.high or 0) for point in points)]) * 1.08
-    wide = (_WIDTH - _LEFT - _RIGHT) / max(len(shown), 1)
+    parts = [point.total for point in shown if point.share is not None]
 
-    def x(index: int) -> float:
-        return _LEFT + (index + 0.5) * wide
+    def draw(axes: "Axes") -> None:
+        points = [(at, point, point.share) for at, point in enumerate(shown) if point.share is not None]
+        if chart.centre is not None:
+            axes.axhline(chart.centre, color=COLOURS["ink"], linewidth=0.8)
+            edges = [n - 0.5 for n in range(len(shown) + 1)]
+            for side in ("low", "high"):
+                limits = [_or_nan(getattr(point, side)) for point in shown]
+                axes.stairs(limits, edges, baseline=None, color=COLOURS["ink"], linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.plot([at for at, _, _ in points], [share for _, _, share in points], color=COLOURS["blue"], linewidth=1.5)
+        for at, point, share in points:
+            _dot(axes, at, share, said=_said(point, share), signal=bool(point.signals))
+        highest = max([0.01, *(max(share, point.high or 0) for _, point, share in points)])
+        axes.set(xlim=(-0.5, len(shown) - 0.5), ylim=(0, highest * 1.1))
+        step = max(1, round(len(shown) / (5 if small else 6)))
+        _ticks(axes, {at: f"{shown[at].day:%d %b}" for at in range((len(shown) - 1) % step, len(shown), step)})
+        axes.set(xlabel=f"day of capture ({_each(parts, 'day')})", ylabel="flagged parts (%)")
+        _in_percent(axes)
 
-    def y(share: float) -> float:
-        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - share / highest)
-
-    places = {point.day: x(index) for index, point in enumerate(shown)}
-    body = [_share_axis(highest, y)]
-    if chart.centre is not None:
-        body.append(_line(_LEFT, y(chart.centre), _WIDTH - _RIGHT, y(chart.centre), "centre"))
-        for side in ("low", "high"):
-            body += [
-                _line(places[p.day] - wide / 2, y(limit), places[p.day] + wide / 2, y(limit), "limit")
-                for p in points if (limit := getattr(p, side)) is not None
-            ]  # fmt: skip
-    path = " ".join(f"{places[p.day]:.1f},{y(p.share or 0):.1f}" for p in points)
-    body.append(f'<polyline class="trend" points="{path}"/>')
-    body += [_dot(point, places[point.day], y(point.share or 0)) for point in points]
-    step = max(1, round(len(shown) / 8))
-    body += [
-        _text(x(n), _HEIGHT - _BOTTOM + 14, f"{shown[n].day:%d %b}")
-        for n in range((len(shown) - 1) % step, len(shown), step)
-    ]
-    parts = [point.total for point in points]
-    counted = f"{min(parts)} to {max(parts)} parts a day" if parts else "no parts"
-    body.append(_text((_LEFT + _WIDTH) / 2, _HEIGHT - 6, f"day of capture ({counted})"))
-    body.append(_upright("flagged parts (%)"))
-    return _svg(f"Share of flagged parts per day, {' '.join(chart.names) or 'all stations'}", body)
-
-
-def _dot(point: Point, x: float, y: float) -> str:
-    said = f"{point.day}: {point.count} of {point.total} flagged, {100 * (point.share or 0):.1f} %"
-    if point.low is not None and point.high is not None:
-        said += f", limits {100 * point.low:.1f} to {100 * point.high:.1f} %"
-    title = f"<title>{escape(said)}</title>"
-    if not point.signals:
-        return f'<circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="3">{title}</circle>'
-    shape = f'<path class="signal" d="M{x:.1f} {y - 6:.1f}l6 6l-6 6l-6-6z">{title}</path>'
-    return shape + _text(x, y - 9, f"{100 * (point.share or 0):.1f}")
+    label = f"Share of flagged parts per day, {' '.join(chart.names) or 'all stations'}"
+    return _svg(label, draw, size=(360, 190) if small else (400, 215))
 
 
 def pareto_chart(rows: Sequence[ParetoRow], *, most: int = 10) -> Markup:
-    """Draw the counts of the most frequent labels as bars, the period before as a tick, the running share beside."""
+    """Draw the counts of the most frequent labels as bars, with the running share, and the period before as a tick.
+
+    The tick stands where the bar would end if the label were as frequent as it was then.
+    """
     shown = rows[:most]
-    high = 24 * len(shown) + 34
-    longest = max([1, *(row.count for row in shown)])
-    scale = (_WIDTH - 300) / longest
-    body = []
-    for n, row in enumerate(shown):
-        top = 8 + 24 * n
-        name = row.label if len(row.label) <= 22 else row.label[:21] + "…"
-        body.append(_text(140, top + 12, name, "end"))
-        body.append(f'<rect class="bar" x="148" y="{top}" width="{row.count * scale:.1f}" height="16"/>')
-        end = 148 + row.count * scale
-        body.append(_text(end + 6, top + 12, f"{row.count} ({100 * row.cumulative:.0f} % so far)", "start"))
-    body.append(_line(148, 4, 148, 24 * len(shown) + 8, "axis"))
-    body.append(_text(148, 24 * len(shown) + 24, "parts judged NG (count), and the running share of all NG", "start"))
-    return _svg("Pareto of defect labels", body, height=high)
+    inspected = next((row.count / row.rate for row in shown if row.rate), None)
+
+    def draw(axes: "Axes") -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        axes.barh(range(len(shown)), [row.count for row in shown], height=0.62, color=COLOURS["blue"])
+        for at, row in enumerate(shown):
+            before = None if row.rate_before is None or inspected is None else row.rate_before * inspected
+            if before is not None:
+                axes.vlines(before, at - 0.42, at + 0.42, color=COLOURS["ink"], linewidth=2)
+            _name(axes, max(row.count, before or 0), at, f"{row.count} ({100 * row.cumulative:.0f} % so far)")
+        names = [row.label if len(row.label) <= _MOST_NAME else row.label[: _MOST_NAME - 1] + "…" for row in shown]
+        axes.set_yticks(range(len(shown)), names)
+        axes.set(ylim=(len(shown) - 0.4, -0.6), xlabel="parts judged NG (count), and the running share of all NG")
+        axes.set_xlim(0, 1.03 * max(1, axes.get_xlim()[1]))
+        axes.grid(visible=False, axis="y")
+        axes.grid(axis="x")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+    return _svg("Pareto of defect labels", draw, size=(400, max(120, 22 * len(shown) + 56)))
+
+
+def verdict_chart(bars: Sequence[Bar], *, unit: str) -> Markup:
+    """Draw how many parts were inspected in each hour, day or month, stacked by verdict, each with a pattern."""
+
+    def draw(axes: "Axes") -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        at, foot = range(len(bars)), [0] * len(bars)
+        for name, colour, hatch in (("ok", "good", ""), ("unsure", "doubt", "///"), ("ng", "bad", "xxx")):
+            counts = [getattr(bar, name) for bar in bars]
+            label = f"{name.upper()} {sum(counts)}"
+            axes.bar(
+                at, counts, 0.72, foot, color=COLOURS[colour], hatch=hatch, edgecolor=COLOURS["paper"], linewidth=0.5,
+                label=label,
+            )  # fmt: skip
+            foot = [below + count for below, count in zip(foot, counts, strict=True)]
+        step = max(1, -(-len(bars) // 31))
+        _ticks(axes, {n: bars[n].name for n in range(0, len(bars), step)})
+        axes.set(xlim=(-0.6, len(bars) - 0.4), xlabel=f"{unit} of capture", ylabel="parts inspected (count)")
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.figure.legend(loc="outside upper left", ncols=3, frameon=False, handlelength=1.4, columnspacing=1.2)
+
+    return _svg(f"Inspections by {unit}", draw, size=(min(720, 190 + 22 * len(bars)), 210))
 
 
 def reliability_chart(bins: Sequence[Mapping[str, Any]]) -> Markup:
     """Draw how often a probability came true: on the diagonal it means what it says."""
-    side = _HEIGHT - _TOP - _BOTTOM
 
-    def x(share: float) -> float:
-        return _LEFT + side * share
+    def draw(axes: "Axes") -> None:
+        axes.plot((0, 1), (0, 1), color=COLOURS["ink"], linewidth=0.8)
+        for each in bins:
+            at, share = each["mean"], each["observed"]
+            axes.vlines(at, each["observed_low"], each["observed_high"], color=COLOURS["ink"], linewidth=0.9)
+            said = f"{each['parts']} parts: said {100 * at:.0f} %, were {100 * share:.0f} %"
+            _dot(axes, at, share, said=said)
+            _name(axes, at, share, str(each["parts"]))
+        axes.set(xlim=(-0.03, 1.1), ylim=(-0.03, 1.05))
+        axes.set(xlabel="calibrated probability of a defect (%)", ylabel="reviewed as defects (%)")
+        _in_percent(axes)
+        axes.xaxis.set_major_formatter(axes.yaxis.get_major_formatter())
 
-    def y(share: float) -> float:
-        return _TOP + side * (1 - share)
-
-    body = [_line(x(0), y(0), x(1), y(1), "centre")]
-    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-        body += [_line(x(0), y(tick), x(1), y(tick), "grid"), _text(x(0) - 6, y(tick) + 4, f"{100 * tick:g}", "end")]
-        body.append(_text(x(tick), _HEIGHT - _BOTTOM + 14, f"{100 * tick:g}"))
-    for each in bins:
-        at = x(each["mean"])
-        body.append(_line(at, y(each["observed_low"]), at, y(each["observed_high"]), "limit"))
-        said = f"{each['parts']} parts: said {100 * each['mean']:.0f} %, were {100 * each['observed']:.0f} %"
-        body.append(
-            f'<circle class="point" cx="{at:.1f}" cy="{y(each["observed"]):.1f}" r="3"><title>{said}</title></circle>'
-        )
-        body.append(_text(at + 6, y(each["observed"]) + 4, str(each["parts"]), "start"))
-    body += [_text(x(0.5), _HEIGHT - 6, "calibrated probability of a defect (%)"), _upright("reviewed as defects (%)")]
-    return _svg("Reliability of calibrated scores", body, width=_LEFT + side + 60)
+    return _svg("Reliability of calibrated scores", draw, size=(340, 290))
 
 
-def _share_axis(highest: float, y: object) -> str:
-    step = next(s for s in (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5) if highest / s <= 6 or s == 0.5)
-    lines, share = [], 0.0
-    while share <= highest:
-        at = y(share)  # type: ignore[operator]
-        lines.append(_line(_LEFT, at, _WIDTH - _RIGHT, at, "grid"))
-        lines.append(_text(_LEFT - 6, at + 4, f"{100 * share:g}", "end"))
-        share = round(share + step, 6)
-    return "".join(lines)
+def cost_chart(methods: Sequence[Priced], *, quality: str, front: Sequence[tuple[float, float]]) -> Markup:
+    """Draw what each method's maps are worth against its seconds, and a line along those that none beats in both.
+
+    Args:
+        methods: All of them; those that know nothing are hollow.
+        quality: What is measured, and over how many pictures.
+        front: (seconds, quality) of the unbeaten ones, from the fastest.
+    """
+
+    def draw(axes: "Axes") -> None:
+        from matplotlib.ticker import LogLocator, NullLocator
+
+        axes.set_xscale("log")
+        axes.plot([each[0] for each in front], [each[1] for each in front], color=COLOURS["blue"], linewidth=1.2)
+        for each in methods:
+            face = COLOURS["paper"] if each.knows_nothing else COLOURS["ink"]
+            axes.plot(each.seconds, each.quality, "o", color=COLOURS["ink"], markerfacecolor=face, markersize=5)
+        low, high = (pick(each.seconds for each in methods) for pick in (min, max))
+        best, worst = (pick(each.quality for each in methods) for pick in (max, min))
+        axes.set(xlim=(low / 1.3, high * 1.3), ylim=(min(0.0, worst), best * 1.06 or 1.0))
+        across = axes.transScale.transform([(each.seconds, each.quality) for each in methods])
+        places = axes.transLimits.transform(across)
+        for each, (_, height), line in zip(methods, places, _apart(places.tolist()), strict=True):
+            leader = {"arrowstyle": "-", "color": COLOURS["quiet"], "linewidth": 0.6} if line < height else None
+            axes.annotate(
+                each.name, (each.seconds, each.quality), (each.seconds * (1.69 * high / low) ** 0.016, line),
+                textcoords=("data", "axes fraction"), va="center", color=COLOURS["ink"], arrowprops=leader,
+            )  # fmt: skip
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
+        axes.grid(axis="x")
+        axes.set(xlabel="seconds for a picture (median)", ylabel=quality)
+
+    return _svg(f"{quality} against seconds for each method", draw, size=(640, 400))
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+def _apart(places: Sequence[Sequence[float]]) -> list[float]:
+    """Heights for the names of points at (across, height), both from 0 to 1, so that no two stand on each other."""
+    found: dict[int, float] = {}
+    for n in sorted(range(len(places)), key=lambda n: -places[n][1]):
+        beside = [line for other, line in found.items() if abs(places[other][0] - places[n][0]) < _NAME_WIDE]
+        found[n] = min([places[n][1], *(line - _LINE_APART for line in beside)])
+    return [found[n] for n in range(len(places))]
 
 
-def _text(x: float, y: float, words: str, anchor: str = "middle") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+def _said(point: Point, share: float) -> str:
+    said = f"{point.day}: {point.count} of {point.total} flagged, {100 * share:.1f} %"
+    if point.low is not None and point.high is not None:
+        said += f", limits {100 * point.low:.1f} to {100 * point.high:.1f} %"
+    return said
 
 
-def _upright(words: str) -> str:
-    middle = (_TOP + _HEIGHT - _BOTTOM) / 2
-    return f'<text transform="translate(13 {middle:.0f}) rotate(-90)" text-anchor="middle">{escape(words)}</text>'
+def _each(parts: Sequence[int], unit: str) -> str:
+    if not parts:
+        return "no parts"
+    low, high = min(parts), max(parts)
+    return f"{low if low == high else f'{low} to {high}'} parts a {unit}"
 
 
-def _svg(label: str, body: Sequence[str], *, height: int = _HEIGHT, width: int = _WIDTH) -> Markup:
-    opening = f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}">'
-    return Markup(opening + "".join(body) + "</svg>")  # noqa: S704  every name in it went through escape
+def _dot(axes: "Axes", across: float, height: float, *, said: str, signal: bool = False) -> None:
+    """A point that says its numbers when a pointer rests on it."""
+    marker, size, face = ("D", 8, COLOURS["bad"]) if signal else ("o", 5.5, COLOURS["paper"])
+    edge = COLOURS["ink" if signal else "blue"]
+    [dot] = axes.plot(across, height, marker, markersize=size, markerfacecolor=face, color=edge, clip_on=False)
+    dot.set_gid(f"said {said}")
+    if signal:
+        axes.annotate(
+            f"{100 * height:.1f}", (across, height), (0, 7), textcoords="offset points", ha="center", va="bottom",
+            color=COLOURS["ink"],
+        )  # fmt: skip
+
+
+def _name(axes: "Axes", across: float, height: float, words: str) -> None:
+    axes.annotate(words, (across, height), (6, 0), textcoords="offset points", va="center")
+
+
+def _ticks(axes: "Axes", names: Mapping[int, str]) -> None:
+    axes.set_xticks(list(names), list(names.values()))
+
+
+def _in_percent(axes: "Axes") -> None:
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}")
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+_SETTINGS: Final[dict[Any, Any]] = {
+    "svg.fonttype": "none",  # words stay words: to be found, read out and set in the page's own type
+    "text.parse_math": False,  # a label may hold a dollar
+    "text.color": COLOURS["quiet"],
+    "font.size": 11,
+    "axes.edgecolor": COLOURS["quiet"],
+    "axes.labelcolor": COLOURS["quiet"],
+    "axes.labelsize": 11,
+    "axes.linewidth": 0.8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": COLOURS["line"],
+    "grid.linewidth": 0.8,
+    "hatch.linewidth": 1.0,
+    "legend.fontsize": 11,
+    "lines.markeredgewidth": 1.4,
+    "xtick.color": COLOURS["quiet"],
+    "xtick.labelsize": 10.5,
+    "xtick.major.size": 3,
+    "ytick.color": COLOURS["quiet"],
+    "ytick.labelsize": 10.5,
+    "ytick.major.size": 0,
+}
+
+
+def _svg(label: str, draw: Callable[["Axes"], None], *, size: tuple[int, int]) -> Markup:
+    """Make an SVG of what `draw` puts onto axes; `size` is (width, height) in units of the page's small type / 11."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    written = StringIO()
+    with _ONE_AT_A_TIME, mpl.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+")  # the page's type has it; here it is only measured
+        mpl.rcdefaults()  # not what a matplotlibrc of the machine says
+        mpl.rcParams.update(_SETTINGS | {"svg.hashsalt": label})  # names inside differ from chart to chart
+        figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
+        axes = figure.add_subplot()
+        figure.patch.set_visible(False)
+        axes.patch.set_visible(False)
+        draw(axes)
+        nobody = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(written, format="svg", metadata=nobody)
+    return Markup(_for_a_page(written.getvalue(), label, size))  # noqa: S704  matplotlib escapes words
+
+
+def _for_a_page(text: str, label: str, size: tuple[int, int]) -> str:
+    """Take from a file of its own what a page does not need, its fixed colours and its type."""
+    width, height = size
+    body = text[text.index(">", text.index("<svg")) + 1 :]
+    body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.DOTALL)  # it would style the whole page
+    body = re.sub(r'<g id="said ([^"]*)">', r"<g><title>\1</title>", body)
+    body = re.sub(
+        r' id="(?![a-z][0-9a-f]{10}")[^"]*"', "", body
+    )  # but of what is drawn by its name: m, h or p and a hash
+    body = re.sub(r"font-family: [^;\"]*; | transform=\"rotate\(-0 [^\"]*\"", "", body)
+    for name, colour in COLOURS.items():
+        body = body.replace(colour, f"var(--{name})")
+    body = re.sub(r"(\d\.\d\d)\d+", r"\1", re.sub(r"\s*\n\s*", "\n", body))
+    opening = (
+        f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" '
+        f'style="max-width: {1.25 * width:.0f}px">'
+    )
+    return opening + body.strip()

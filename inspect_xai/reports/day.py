@@ -258,6 +258,7 @@ def _render(
         "control_chart": charts.control_chart,
         "pareto_chart": charts.pareto_chart,
         "reliability_chart": charts.reliability_chart,
+        "verdict_chart": charts.verdict_chart,
         "data_uri": data_uri,
         "in_words": estimate_in_words,
     }
@@ -291,19 +292,14 @@ def _bar_unit(period: Period) -> str:
     return "hour" if days == 1 else "day" if days <= _MOST_BARS else "month"
 
 
-def _bars(slots: Counter[tuple[Any, str]], *, unit: str) -> list[dict[str, Any]]:
-    """Return one bar per hour, day or month, from the first to the last with pictures, as shares of the highest."""
+def _bars(slots: Counter[tuple[Any, str]], *, unit: str) -> list[charts.Bar]:
+    """Return one bar per hour, day or month, from the first to the last with pictures."""
     present = sorted({key for key, _ in slots})
     if not present:
         return []
     shown: list[Any] = list(range(present[0], present[-1] + 1)) if unit == "hour" else present
-    highest = max(sum(slots[key, code] for code in _CODES) for key in shown)
-    return [
-        {"name": f"{key:02d}" if unit == "hour" else f"{key:%d}" if unit == "day" else f"{key:%b}", "highest": highest}
-        | {code.value.lower(): slots[key, code] for code in _CODES}
-        | {f"{code.value.lower()}_share": slots[key, code] / highest for code in _CODES}
-        for key in shown
-    ]
+    form = {"hour": "{:02d}", "day": "{:%d %b}", "month": "{:%b}"}[unit]
+    return [charts.Bar(form.format(key), *(slots[key, code] for code in _CODES)) for key in shown]
 
 
 def _odd_parts(store: Store, odd: Sequence[Odd]) -> list[tuple[Odd, str, str]]:
