@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -25,8 +26,10 @@ def prefect_server() -> Iterator[None]:
     """One Prefect server on an in-memory database for all tests of this file; starting it takes some ten seconds."""
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL", "0.2")  # in seconds; 5 by default
+        with prefect_test_harness(server_startup_timeout=120):
+            yield
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,28 @@ def test_the_flows_inspect_and_report(settings: Path, tmp_path: Path) -> None:
     assert {"what": "ng", "value": "2"} in json.loads(left["inspect-line-numbers"].data)
     assert "5 pictures inspected" in left["inspect-line-summary"].data
     assert Path(said["page"]).as_uri() in left["nightly-report-page"].data
+
+    nightly_report(str(settings), day=date(2026, 11, 22))  # the same alarm again is the same event
+    [event] = events("inspect-xai.alert", least=1)
+    assert event["payload"]["topic"] == event["resource"]["prefect.resource.name"] == "model_not_approved"
+    assert event["payload"]["text"] == "5 parts judged by a model that was not approved at that time."
+    assert event["resource"]["prefect.resource.id"] == f"inspect-xai.alert.{event['payload']['alert_id']}"
+
+
+def events(name: str, *, least: int) -> list[dict[str, Any]]:
+    """The events of this name that the server keeps, once it has as many."""
+    from prefect.client.orchestration import get_client
+    from prefect.events.worker import EventsWorker
+
+    EventsWorker.instance().wait_until_empty()  # all are sent
+    found: list[dict[str, Any]] = []
+    deadline = time.monotonic() + 30
+    with get_client(sync_client=True) as client:
+        while len(found) < least and time.monotonic() < deadline:
+            time.sleep(0.3)
+            answer = client._client.post("/events/filter", json={"filter": {"event": {"name": [name]}}})
+            found = answer.raise_for_status().json()["events"]
+    return found
 
 
 def artifacts() -> list[Any]:
