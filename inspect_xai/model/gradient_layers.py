@@ -178,11 +178,17 @@ def _windows(step: Step, kernel: list[int]) -> _Windows:
 
 
 def _conv(step: Step) -> Value:
-    """For y = x * W: the transposed convolution of dy with the same W, whose layout is what ConvTranspose wants."""
+    """For y = x * W: the transposed convolution of dy with the same W, whose layout is what ConvTranspose wants.
+
+    Where W only mixes channels, place by place, that is a convolution with W transposed, which ONNX Runtime has the
+    faster kernel for.
+    """
     channels, per_group, *kernel = step.sizes(step.node.input[1])
     windows, group = _windows(step, kernel), step.attribute("group", 1)
     if group == channels and per_group == 1:
         return _depthwise_conv(step, windows)
+    if group == 1 and windows.counts == windows.sizes and {*kernel, *windows.strides} == {1}:
+        return step.dy.then("Conv", step.input(1).then("Transpose", perm=[1, 0, *range(2, 2 + len(kernel))]))
     return step.dy.then("ConvTranspose", step.input(1), group=group, **windows.transposed())
 
 

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from inspect_xai.errors import UnsupportedModelError
 
 Shape = tuple[int | str, ...]
+_STEEPEST = 3e38  # nearly the largest float32: one node in the place of Greater and Cast, which write 5 bytes a number
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
 
@@ -59,6 +60,8 @@ class Value:
 
     def where_positive(self, other: "Value") -> "Value":
         """This value where `other` is above 0, else 0."""
+        if other.dtype == TensorProto.FLOAT:  # a ramp from 0 to 1 that ends before the smallest normal number
+            return self * other.then("HardSigmoid", alpha=_STEEPEST, beta=0.0)
         return self * other.then("Greater", 0.0, dtype=TensorProto.BOOL).cast(self.dtype)
 
     def __add__(self, other: Any) -> "Value":
