@@ -29,6 +29,7 @@ from inspect_xai.model.engine import ALL_OTHERS, Engine
 from inspect_xai.pipeline import methods
 from inspect_xai.pipeline.methods import Aim
 from inspect_xai.pipeline.scoring import Limit
+from inspect_xai.pipeline.sharing import Task, run_together
 from inspect_xai.records import ExplainSpec, InputSpec, Method, ModelCard
 from tests.test_gradient_networks import TorchGraph
 from tests.toys import TOYS, toy_model
@@ -84,7 +85,8 @@ class Scene:
     def ours(self, method: Method) -> NDArray[np.float32]:
         hidden = np.broadcast_to(self.engine.mean_px, self.window.shape).copy()
         aim = Aim(self.window, hidden, self.target, ALL_OTHERS, Limit(1.0, None, None))
-        return methods.find_evidence(self.engine, aim, method=method).signed
+        (found,) = run_together(self.engine, [Task(methods.find_evidence(self.engine, aim, method=method))])
+        return found.signed
 
     def map_of(self, signed: NDArray[np.floating]) -> NDArray[np.float32]:
         return rivals.evidence_map(signed, self.size)[0]
