@@ -13,31 +13,20 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-import onnxruntime as ort
-
 import inspect_xai
-from inspect_xai.errors import BundleError, UnsupportedModelError
-from inspect_xai.model.blocks import Blocks, find_blocks, turn_channels_first
+from inspect_xai.errors import BundleError
 from inspect_xai.model.card import canonical, card_toml, check_card, read_card
-from inspect_xai.model.graph import block_graphs, derivation, predict_graph, score_graph, trace_graph
-from inspect_xai.model.head import Head, read_head
-from inspect_xai.model.proofs import Subject, prove
-from inspect_xai.model.safety import load_model
-from inspect_xai.model.weights import move_weights
-from inspect_xai.model.working import Network, working_form
 from inspect_xai.records import BlockEnd, ModelCard, Scoring
 
 __all__ = ["ModelBundle", "add_int8", "build_bundle", "check_bundle", "load_bundle", "read_card"]
 
 SCHEMA_VERSION = 2  # 2: the scoring graph takes several pictures
-RECIPE_VERSION = 1  # raised whenever the derived graphs would compute something else
 INT8_GRAPH = "score_int8"
+WEIGHTS = "graphs/weights.bin"
 _MANIFEST = "manifest.json"
 _MOST_MANIFEST_BYTES = 1 << 24
 _REBUILD = "make it anew: inspect-xai bundle build MODEL.onnx --card card.toml --out DIR --force"
@@ -99,40 +88,26 @@ def build_bundle(
         ModelFileError: If the network's file is broken or hostile.
         UnsupportedModelError: If the network is sound but cannot be explained.
     """
+    from inspect_xai.model.building import (
+        read_network,
+        write_network,
+    )  # loads onnx, which running a bundle does not need
+
     out = Path(out)
     _check_target(out, force=force)
     known = read_card(Path(card)) if isinstance(card, Path | str) else card
     check_card(known)
-    loaded = load_model(Path(onnx_path))
-    wanted = tuple(known.explain.blocks if blocks is None else blocks)
-    network = working_form(loaded.model, known, keep=wanted)
-    head = read_head(network, known)
-    found = find_blocks(network, scores=head.scores, classes=head.width, given=wanted)
-    network = turn_channels_first(network, found.turned) if found.turned else network
+    plan = read_network(Path(onnx_path), known, given=tuple(known.explain.blocks if blocks is None else blocks))
     with _workshop(out) as work:
         text = Path(card).read_bytes() if isinstance(card, Path | str) else card_toml(card).encode()
         (work / "card.toml").write_bytes(text)
-        (work / "model.onnx").write_bytes(loaded.content)
-        reason = _write_graphs(work, network, head=head, blocks=found, card=known)
-        chain = tuple(index for index, end in enumerate(found.ends) if end.tensor in found.cuts)
-        _check_fallback(reason, complete=len(chain) == len(found.ends))
-        subject = Subject(work, known, found.ends, chain, loaded.model, network.dynamic_batch, not reason)
+        told = write_network(plan, work)
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "fingerprint": "",
             "name": known.name,
             "version": known.version,
-            "blocks": [asdict(end) for end in found.ends],
-            "chain": chain,
-            "batch": "dynamic" if network.dynamic_batch else 1,
-            "gradient": "finite_difference" if reason else "reverse_mode",
-            "gradient_reason": reason,
-            "notes": found.notes,
-            "output": asdict(head),
-            "network": _describe(loaded.model, Path(onnx_path)),
-            "versions": _versions(),
-            "proofs": prove(subject),
-            "proof_bounds": subject.bounds,
+            **told,
             "files": _hashes(work),
         }
         manifest["fingerprint"] = _fingerprint(known, manifest)
@@ -175,21 +150,11 @@ def check_bundle(folder: Path | str) -> ModelBundle:
     Raises:
         BundleError: If a file changed or a proof fails.
     """
+    from inspect_xai.model.building import prove_again
+
     bundle = load_bundle(folder)
-    manifest = bundle.manifest
-    given = load_model(bundle.folder / "model.onnx").model
-    errors = prove(
-        Subject(
-            bundle.folder,
-            bundle.card,
-            bundle.blocks,
-            tuple(manifest["chain"]),
-            given,
-            bundle.dynamic_batch,
-            manifest["gradient"] == "reverse_mode",
-        )
-    )
-    return replace(bundle, manifest=manifest | {"proofs": errors})
+    errors = prove_again(bundle.folder, bundle.card, bundle.blocks, bundle.manifest, dynamic_batch=bundle.dynamic_batch)
+    return replace(bundle, manifest=bundle.manifest | {"proofs": errors})
 
 
 def add_int8(bundle: ModelBundle, graph: bytes, out: Path, *, facts: dict[str, Any]) -> ModelBundle:
@@ -213,49 +178,6 @@ def add_int8(bundle: ModelBundle, graph: bytes, out: Path, *, facts: dict[str, A
         (work / _MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         _put_in_place(work, out)
     return load_bundle(out)
-
-
-def _write_graphs(work: Path, network: Network, *, head: Head, blocks: Blocks, card: ModelCard) -> str:
-    """Write weights and derived graphs; return why there are no gradients, or an empty text."""
-    folder = work / "graphs"
-    folder.mkdir()
-    light = move_weights(network.model, folder / "weights.bin")
-    plan = derivation(network, light, head=head, spec=card.input, blocks=blocks)
-    trace, reason = trace_graph(plan)
-    graphs = {"predict": predict_graph(plan), "trace": trace, "score": score_graph(plan)}
-    graphs |= {f"block_{index}": graph for index, graph in enumerate(block_graphs(plan))}
-    for name, graph in graphs.items():
-        (folder / f"{name}.onnx").write_bytes(graph.SerializeToString(deterministic=True))
-    return reason
-
-
-def _check_fallback(reason: str, *, complete: bool) -> None:
-    """Refuse where gradients are missing and finite differences over the chain of blocks cannot stand in."""
-    if reason and not complete:
-        raise UnsupportedModelError(
-            f"{reason}; finite differences do not help, as the network does not fall into parts at every block end",
-            remedy="name other block ends with [explain] blocks in the card, or use a method without gradients",
-        )
-
-
-def _describe(model: onnx.ModelProto, path: Path) -> dict[str, Any]:
-    return {
-        "file": path.name,
-        "opset": next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
-        "ir_version": model.ir_version,
-        "producer": f"{model.producer_name} {model.producer_version}".strip(),
-        "nodes": len(model.graph.node),
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "inspect_xai": inspect_xai.__version__,
-        "recipe": str(RECIPE_VERSION),
-        "onnx": onnx.__version__,
-        "onnxruntime": ort.__version__,
-        "numpy": np.__version__,
-    }
 
 
 def _fingerprint(card: ModelCard, manifest: dict[str, Any]) -> str:

@@ -1,0 +1,151 @@
+"""What building and proving a bundle takes beyond running one: reading the network, writing its graphs, the proofs.
+
+`bundle.py` loads this module, and with it onnx, only to build or to check: a line that runs a bundle does without.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+import inspect_xai
+from inspect_xai.errors import UnsupportedModelError
+from inspect_xai.model.blocks import Blocks, find_blocks, turn_channels_first
+from inspect_xai.model.bundle import WEIGHTS
+from inspect_xai.model.graph import block_graphs, derivation, predict_graph, score_graph, trace_graph
+from inspect_xai.model.head import Head, read_head
+from inspect_xai.model.proofs import Subject, prove
+from inspect_xai.model.safety import LoadedModel, load_model
+from inspect_xai.model.weights import move_weights
+from inspect_xai.model.working import Network, working_form
+from inspect_xai.records import BlockEnd, ModelCard
+
+RECIPE_VERSION = 1  # raised whenever the derived graphs would compute something else
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A network that was found fit for a bundle, and all that its graphs are made from."""
+
+    source: Path
+    loaded: LoadedModel
+    card: ModelCard
+    network: Network
+    head: Head
+    blocks: Blocks
+
+
+def read_network(path: Path, card: ModelCard, *, given: Sequence[str]) -> Plan:
+    """Read a network and find its head and its block ends.
+
+    Args:
+        path: The network.
+        card: Its card, checked.
+        given: Block ends by tensor name; none: those found.
+
+    Raises:
+        CardError: If the card contradicts the network.
+        ModelFileError: If the network's file is broken or hostile.
+        UnsupportedModelError: If the network is sound but cannot be explained.
+    """
+    loaded = load_model(path)
+    network = working_form(loaded.model, card, keep=given)
+    head = read_head(network, card)
+    found = find_blocks(network, scores=head.scores, classes=head.width, given=given)
+    network = turn_channels_first(network, found.turned) if found.turned else network
+    return Plan(path, loaded, card, network, head, found)
+
+
+def write_network(plan: Plan, work: Path) -> dict[str, Any]:
+    """Write the network as given and its graphs, and prove them.
+
+    Args:
+        plan: From `read_network`.
+        work: The folder in which the bundle is made; its card is there.
+
+    Returns:
+        What the manifest says of the network.
+
+    Raises:
+        BundleError: If a proof fails.
+        UnsupportedModelError: If there are no gradients and no finite differences in their stead.
+    """
+    (work / "model.onnx").write_bytes(plan.loaded.content)
+    reason = _write_graphs(plan, work)
+    ends, model, dynamic_batch = plan.blocks.ends, plan.loaded.model, plan.network.dynamic_batch
+    chain = tuple(index for index, end in enumerate(ends) if end.tensor in plan.blocks.cuts)
+    _check_fallback(reason, complete=len(chain) == len(ends))
+    subject = Subject(work, plan.card, ends, chain, model, dynamic_batch, not reason)
+    return {
+        "blocks": [asdict(end) for end in ends],
+        "chain": chain,
+        "batch": "dynamic" if dynamic_batch else 1,
+        "gradient": "finite_difference" if reason else "reverse_mode",
+        "gradient_reason": reason,
+        "notes": plan.blocks.notes,
+        "output": asdict(plan.head),
+        "network": _describe(model, plan.source),
+        "versions": _versions(),
+        "proofs": prove(subject),
+        "proof_bounds": subject.bounds,
+    }
+
+
+def prove_again(
+    folder: Path, card: ModelCard, ends: tuple[BlockEnd, ...], manifest: dict[str, Any], *, dynamic_batch: bool
+) -> dict[str, float]:
+    """Prove the graphs of a finished bundle, whose manifest says what they are.
+
+    Raises:
+        BundleError: If a proof fails.
+    """
+    given = load_model(folder / "model.onnx").model
+    has_gradients = manifest["gradient"] == "reverse_mode"
+    return prove(Subject(folder, card, ends, tuple(manifest["chain"]), given, dynamic_batch, has_gradients))
+
+
+def _write_graphs(plan: Plan, work: Path) -> str:
+    """Write weights and derived graphs; return why there are no gradients, or an empty text."""
+    folder = (work / WEIGHTS).parent
+    folder.mkdir()
+    light = move_weights(plan.network.model, work / WEIGHTS)
+    derived = derivation(plan.network, light, head=plan.head, spec=plan.card.input, blocks=plan.blocks)
+    trace, reason = trace_graph(derived)
+    graphs = {"predict": predict_graph(derived), "trace": trace, "score": score_graph(derived)}
+    graphs |= {f"block_{index}": graph for index, graph in enumerate(block_graphs(derived))}
+    for name, graph in graphs.items():
+        (folder / f"{name}.onnx").write_bytes(graph.SerializeToString(deterministic=True))
+    return reason
+
+
+def _check_fallback(reason: str, *, complete: bool) -> None:
+    """Refuse where gradients are missing and finite differences over the chain of blocks cannot stand in."""
+    if reason and not complete:
+        raise UnsupportedModelError(
+            f"{reason}; finite differences do not help, as the network does not fall into parts at every block end",
+            remedy="name other block ends with [explain] blocks in the card, or use a method without gradients",
+        )
+
+
+def _describe(model: onnx.ModelProto, path: Path) -> dict[str, Any]:
+    return {
+        "file": path.name,
+        "opset": next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
+        "ir_version": model.ir_version,
+        "producer": f"{model.producer_name} {model.producer_version}".strip(),
+        "nodes": len(model.graph.node),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "inspect_xai": inspect_xai.__version__,
+        "recipe": str(RECIPE_VERSION),
+        "onnx": onnx.__version__,
+        "onnxruntime": ort.__version__,
+        "numpy": np.__version__,
+    }
