@@ -8,6 +8,7 @@ import onnx
 import pytest
 
 from inspect_xai.errors import DeviceError, ExplanationError, SettingsError
+from inspect_xai.model import engine as engine_module
 from inspect_xai.model.bundle import ModelBundle, build_bundle
 from inspect_xai.model.engine import Engine
 from inspect_xai.model.session import hold, open_session, run
@@ -54,6 +55,24 @@ def test_masks_of_any_resolution_are_scored_and_their_order_is_kept(bundle: Mode
                 together.probabilities, np.concatenate([a.probabilities for a in alone]), atol=1e-6
             )
             np.testing.assert_allclose(together.span, [float(a.span[0]) for a in alone], atol=1e-6)
+
+
+def test_a_trace_on_the_weights_as_they_lie_is_the_same(
+    bundle: ModelBundle, windows: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large networks have no second and third copy of their weights for the trace."""
+    with Engine(bundle, device="cpu") as copying:
+        expected = [copying.trace(window, target=1, gradients=True) for window in windows]
+    monkeypatch.setattr(engine_module, "_LIGHT_BYTES", 0)
+    with Engine(bundle, device="cpu") as mapping:
+        found = [mapping.trace(window, target=1, gradients=True) for window in windows]
+
+    errors = [
+        max(float(np.abs(b.gradients[name] - g).max() / np.abs(g).max()) for name, g in a.gradients.items())
+        for a, b in zip(expected, found, strict=True)
+    ]
+    assert max(errors) > 0, "the kernels are others"
+    assert np.median(errors) < 1e-5, "a ReLU at its kink falls either way, though not on most pictures"
 
 
 def test_differences_stand_in_for_gradients(bundle: ModelBundle, windows: np.ndarray) -> None:

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from inspect_xai.errors import BundleError, DeviceError, ExplanationError, UnsupportedModelError
-from inspect_xai.model.bundle import INT8_GRAPH, ModelBundle
+from inspect_xai.model.bundle import INT8_GRAPH, WEIGHTS, ModelBundle
 from inspect_xai.model.session import OutOfDeviceMemoryError, hold, open_session, physical_cores, run
 from inspect_xai.records import ModelCard, Scoring
 
@@ -23,6 +23,8 @@ MOST_PROBABLE = -1
 ALL_OTHERS = -1
 _CPU_BUCKET = 8  # measured: batches of 4 to 8 are fastest on a CPU, larger ones fall out of its caches
 _CUDA_BUCKET = 64
+_LIGHT_BYTES = 32_000_000
+"""A trace is one run in hundreds: with larger weights it may take a fifth longer, not hold two more copies of them."""
 _DIFFERENCE_STEP = 3e-4  # of a tensor's range: measured; wider ones cross kinks, narrower ones meet float32 rounding
 
 
@@ -336,7 +338,11 @@ class Engine:
             # TensorRT takes no scatter with duplicate indices, which gradients of pooling need.
             device = self.device.replace("tensorrt", "cuda") if graph == "trace" else self.device
             self._sessions[graph] = open_session(
-                self.bundle.graph(graph), device=device, threads=self.threads, memory_mb=self._memory_mb
+                self.bundle.graph(graph),
+                device=device,
+                threads=self.threads,
+                memory_mb=self._memory_mb,
+                copy_weights=graph != "trace" or self.bundle.manifest["files"][WEIGHTS]["bytes"] <= _LIGHT_BYTES,
             )
         return self._sessions[graph]
 

@@ -3,6 +3,7 @@
 CUDA options follow ONNX Runtime's documentation and were not run on a CUDA device by this project's tests.
 """
 
+import ctypes
 import functools
 import os
 import re
@@ -33,7 +34,7 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
 )
 _RUN_ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, RuntimeError)  # a bound run raises the plain kind
 _OUT_OF_MEMORY = re.compile(r"failed to allocate memory|out of memory|bad_alloc|BFCArena", re.IGNORECASE)
-_AS_REQUESTED = 1
+_POWERS_OF_TWO = 0
 _FATAL_ONLY = 4  # a missing CUDA library is reported by us, once, not by the runtime's log
 
 
@@ -47,7 +48,12 @@ def physical_cores() -> int:
 
 
 def open_session(
-    model: Path | bytes, *, device: str = "cpu", threads: int | None = None, memory_mb: int | None = None
+    model: Path | bytes,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    memory_mb: int | None = None,
+    copy_weights: bool = True,
 ) -> ort.InferenceSession:
     """Open a session on the device asked for.
 
@@ -56,6 +62,8 @@ def open_session(
         device: "cpu", "cuda", "cuda:N", "tensorrt" or "tensorrt:N".
         threads: Threads inside one operator; default: all cores this process may use.
         memory_mb: Most memory that the session takes on a CUDA device; default: all there is.
+        copy_weights: Whether a CPU session may hold its weights once more in the order its fastest kernels want them;
+            else it computes with those of the file, as they are mapped.
 
     Raises:
         SettingsError: For a device name that does not exist.
@@ -68,9 +76,14 @@ def open_session(
     options.log_severity_level = _FATAL_ONLY
     if device == "cpu":
         _share_memory()
+        # A plan of memory is a piece of the arena for every number of masks and size of map that was ever run.
+        options.enable_mem_pattern = False
         options.add_session_config_entry("session.use_env_allocators", "1")
         # Else a session's threads wait awake for some 30 ms for work of their own, on the cores the next session needs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if not copy_weights:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED  # all but NCHWc layouts
+            options.add_session_config_entry("session.disable_prepacking", "1")
     providers = _providers(device, memory_mb)
     source = str(model) if isinstance(model, Path) else model
     if device != "cpu":
@@ -83,6 +96,7 @@ def open_session(
             f"ONNX Runtime cannot load {name}: {first_line(error)}",
             remedy="rebuild the bundle with this version of inspect-xai",
         ) from error
+    _return_free_memory()
     active, wanted = session.get_providers()[0], _name_of(providers[0])
     if active != wanted:
         raise DeviceError(
@@ -111,12 +125,20 @@ def _pools() -> ThreadpoolController:
 
 @functools.cache
 def _share_memory() -> None:
-    """Let all sessions of the process take their activations from one arena that grows by what is asked for.
+    """Let all sessions of the process take their activations from one arena, as they run in turn.
 
-    Prediction, trace and scoring run in turn; an arena for each, growing by powers of two, costs 120 MB more.
+    It grows by pieces twice as large as the last: one that is just as large as asked for now is too small for the
+    next run, of more masks, and lies about. What of a piece is never used takes no memory.
     """
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": _AS_REQUESTED}))
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": _POWERS_OF_TWO}))
+
+
+def _return_free_memory() -> None:
+    """Give the system back what optimising a graph left free, as much as the weights; glibc would keep it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _providers(device: str, memory_mb: int | None = None) -> list[Any]:
