@@ -364,7 +364,11 @@ class TestRank:
         if 0 < k < fused.size:
             assert fused[taken].min() >= fused[~taken].max()
 
-    def test_all_pixels_stand_where_sorting_all_of_them_puts_them(self, rng: np.random.Generator) -> None:
+    @pytest.mark.parametrize("at_a_time", [1, 7, 1 << 20])
+    def test_all_pixels_stand_where_sorting_all_of_them_puts_them(
+        self, at_a_time: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sise, "_CHUNK_PIXELS", at_a_time)
         keys = [rng.integers(-1, 2, (9, 11)).astype(np.float32) for _ in range(3)]
         order = np.lexsort([-key.ravel() for key in reversed(keys)])
 

@@ -46,7 +46,7 @@ def find_regions(fused: NDArray[np.float32], *, most: int = 8) -> tuple[Region, 
     Raises:
         ExplanationError: A value is NaN.
     """
-    occupied = cv2.boundingRect((fused != 0).astype(np.uint8))  # the rest of a large picture costs memory for nothing
+    occupied = cv2.boundingRect((fused != 0).view(np.uint8))  # the rest of a large picture costs memory for nothing
     left_px, top_px, width_px, height_px = occupied
     fused = fused[top_px : top_px + height_px, left_px : left_px + width_px]
     if fused.size == 0:

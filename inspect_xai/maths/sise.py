@@ -34,6 +34,7 @@ is wiped out. A smaller one leaves stains standing and they then look unimportan
 _CHUNK_VALUES = (
     1 << 22
 )  # a block end at half the window's size has nearly as many corners as the window has pixels: 32 MB
+_CHUNK_PIXELS = 1 << 20  # of a large picture that are numbered at a time: 8 MB
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -374,7 +375,9 @@ def rank_map(
     """
     for key in (fused, before_last, deepest):
         _require_finite(key, what="an explanation map")
-    blank = ((fused == 0) & (before_last == 0) & (deepest == 0)).ravel()
+    blank = np.ravel(fused == 0)
+    for key in (before_last, deepest):
+        blank &= np.ravel(key == 0)
     # Outside the explained windows all is 0, and these pixels keep their order: sorting them would be most of the work.
     places = np.flatnonzero(~blank)
     keys = [-key.ravel()[places] for key in (deepest, before_last, fused)]
@@ -382,8 +385,12 @@ def rank_map(
     ahead = int(_before_zero(keys[::-1]).sum())
     rank = np.empty(fused.size, dtype=np.int32)
     rank[order[:ahead]] = np.arange(ahead, dtype=np.int32)
-    rank[blank] = np.arange(ahead, ahead + fused.size - len(places), dtype=np.int32)
-    rank[order[ahead:]] = np.arange(ahead + fused.size - len(places), fused.size, dtype=np.int32)
+    number = ahead
+    for start in range(0, fused.size, _CHUNK_PIXELS):
+        nothing = np.flatnonzero(blank[start : start + _CHUNK_PIXELS])
+        rank[start + nothing] = np.arange(number, number + len(nothing), dtype=np.int32)
+        number += len(nothing)
+    rank[order[ahead:]] = np.arange(number, fused.size, dtype=np.int32)
     return rank.reshape(fused.shape)
 
 

@@ -118,7 +118,9 @@ def in_window(values: NDArray[np.generic], tile: Tile, spec: InputSpec, *, outsi
     height, width = values.shape
     bottom, right = tile.top_px + tile.height_px, tile.left_px + tile.width_px
     beyond = (max(0, -tile.top_px), max(0, bottom - height)), (max(0, -tile.left_px), max(0, right - width))
-    if spec.fit is Fit.LETTERBOX:
+    if not any(map(any, beyond)):
+        padded = values  # np.pad would copy a large picture's for nothing
+    elif spec.fit is Fit.LETTERBOX:
         padded = np.pad(values, beyond, constant_values=outside)
     else:
         padded = np.pad(values, beyond, mode="reflect")
