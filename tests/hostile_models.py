@@ -198,6 +198,13 @@ def weight_of_negative_size(model: onnx.ModelProto) -> None:
     model.graph.initializer[0].dims[0] = -6
 
 
+@_edit(ModelFileError, "2 are NaN or infinite")
+def weight_that_is_infinite(model: onnx.ModelProto) -> None:
+    weight = numpy_helper.to_array(model.graph.initializer[0]).copy()
+    weight[2, 0, 1, 1] = np.inf
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w0"))
+
+
 @_edit(UnsupportedModelError, "element type 99")
 def weight_of_unknown_type(model: onnx.ModelProto) -> None:
     model.graph.initializer[0].data_type = 99

@@ -69,7 +69,7 @@ def working_form(model: onnx.ModelProto, card: ModelCard, *, keep: Sequence[str]
 
     Raises:
         CardError: If the graph's input is not what the card says.
-        ModelFileError: If ONNX Runtime cannot load or run the graph.
+        ModelFileError: If ONNX Runtime cannot load or run the graph, or it puts out something that is no number.
         UnsupportedModelError: If it has several inputs or outputs, or cannot be upgraded.
     """
     flat = _inlined(model)
@@ -81,6 +81,7 @@ def working_form(model: onnx.ModelProto, card: ModelCard, *, keep: Sequence[str]
     folded = _folded(pinned, keep)
     feeds = {image.name: network_input(sample_pictures(card, 1, seed=0), card)}
     arrays = feeds | run_model(folded, feeds, outputs=None)
+    _check_finite(arrays[output.name])
     computed = _computed_from(folded, image.name)
     shapes = {name: array.shape for name, array in arrays.items() if name in computed and array.dtype == np.float32}
     free = _freed(folded, shapes)
@@ -298,6 +299,16 @@ def _check_sizes(model: onnx.ModelProto) -> None:
                 expected=f"at most {MOST_TENSOR_BYTES} bytes",
                 remedy="give a smaller input size, or another network",
             )
+
+
+def _check_finite(output: NDArray[Any]) -> None:
+    if not np.isfinite(output).all():
+        raise ModelFileError(
+            f"of {output.size} numbers that the network puts out for a made-up picture "
+            f"{int((~np.isfinite(output)).sum())} are NaN or infinite",
+            expected="finite numbers",
+            remedy="its weights are damaged, or too large for its precision: " + EXPORT_AGAIN,
+        )
 
 
 def _folded(model: onnx.ModelProto, keep: Sequence[str]) -> onnx.ModelProto:
