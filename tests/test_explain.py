@@ -1,9 +1,16 @@
 """SISE end to end in ONNX Runtime against plain torch, and what an explanation promises its reader."""
 
+import itertools
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -17,15 +24,20 @@ from inspect_xai.records import (
     Baseline,
     Channels,
     ExplainSpec,
+    Explanation,
     Fit,
     InputSpec,
+    Layout,
     Method,
     ModelCard,
     OutputSpec,
     Status,
     VerdictSpec,
 )
+from tests.conftest import Run
 from tests.reference.torch_sise import ReferenceMap, reference_sise, slow_otsu
+from tests.test_gradient_networks import TorchGraph
+from tests.toy_graphs import NHWC_ENDS, nhwc_model
 from tests.toys import TOYS, Family, toy_model
 
 LABELS = ("pit", "crack", "stain", "dent", "free")
@@ -58,16 +70,15 @@ def card_for(name: str, *, fit: Fit = Fit.TILE) -> ModelCard:
 @pytest.fixture(scope="session")
 def toy_bundle(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     """A function that builds a toy's bundle, once per session."""
-    built: dict[tuple[str, Fit], ModelBundle] = {}
+    built: dict[tuple[str, Fit, str], ModelBundle] = {}
 
-    def build(name: str, fit: Fit = Fit.TILE) -> ModelBundle:
-        if (name, fit) not in built:
-            import onnx
-
+    def build(name: str, fit: Fit = Fit.TILE, exporter: str = "script") -> ModelBundle:
+        key = (name, fit, exporter)
+        if key not in built:
             folder = tmp_path_factory.mktemp(name)
-            onnx.save(toy_model(name), folder / "toy.onnx")
-            built[name, fit] = build_bundle(folder / "toy.onnx", card_for(name, fit=fit), folder / "bundle")
-        return built[name, fit]
+            onnx.save(toy_model(name, exporter=exporter), folder / "toy.onnx")
+            built[key] = build_bundle(folder / "toy.onnx", card_for(name, fit=fit), folder / "bundle")
+        return built[key]
 
     return build
 
@@ -116,10 +127,18 @@ def assert_same_map(mine: NDArray[np.float32], theirs: ReferenceMap, *, atol: fl
     np.testing.assert_allclose(mine[~undecided], theirs.fused[~undecided], atol=atol)
 
 
-@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in TOYS])
-def test_sise_in_onnx_runtime_equals_sise_in_torch(name: str, toy_bundle) -> None:  # type: ignore[no-untyped-def]
+def every_toy_from_both_exporters() -> list[Any]:
+    """A few in the quick suite; the newer exporter, which leaves the batch open here too, takes seconds for each."""
+    return [
+        pytest.param(name, exporter, marks=() if name in FAST and exporter == "script" else pytest.mark.slow)
+        for name, exporter in itertools.product(TOYS, ("script", "dynamo"))
+    ]
+
+
+@pytest.mark.parametrize(("name", "exporter"), every_toy_from_both_exporters())
+def test_sise_in_onnx_runtime_equals_sise_in_torch(name: str, exporter: str, toy_bundle) -> None:  # type: ignore[no-untyped-def]
     """To 1e-3 on any picture; to 1e-4 on one of two, for a ReLU at its kink falls either way in float32."""
-    with Explainer(toy_bundle(name), device="cpu", mu=0.0, baseline="black") as explainer:
+    with Explainer(toy_bundle(name, exporter=exporter), device="cpu", mu=0.0, baseline="black") as explainer:
         errors = [compare_with_torch(name, explainer, seed=seed) for seed in (3, 4)]
 
     assert max(errors) <= 1e-3
@@ -133,8 +152,11 @@ def compare_with_torch(name: str, explainer: Explainer, *, seed: int) -> float:
     picture = picture if channels == 3 else picture[..., 0]
     target = len(labels_of(name)) - 2
     mine = explainer(picture, target=target)
-    theirs = reference_for(name, picture, "black", target=target, mu=0.0)
+    return compare_maps(mine, reference_for(name, picture, "black", target=target, mu=0.0))
 
+
+def compare_maps(mine: Explanation, theirs: ReferenceMap) -> float:
+    """The same of an explanation and a reference made elsewhere."""
     assert mine.status is Status.EXPLAINED
     blocks = mine.tiles[0].blocks
     assert [block.positive for block in blocks] == [int((alpha > 0).sum()) for alpha in theirs.alphas]
@@ -143,6 +165,50 @@ def compare_with_torch(name: str, explainer: Explainer, *, seed: int) -> float:
     largest = max(float(np.abs(block - reference).max()) for block, reference in pairs)
     assert_same_map(mine.fused, theirs, atol=max(1e-4, len(blocks) * largest))
     return largest
+
+
+def test_sise_of_a_channels_last_graph_equals_sise_in_torch(tmp_path: Path) -> None:
+    """As tf2onnx writes them: no torch module exists, so torch runs the graph itself, node by node, in float64."""
+    model = nhwc_model()
+    onnx.save(model, tmp_path / "nhwc.onnx")
+    card = ModelCard("nhwc", "1", LABELS, InputSpec(64, 64, scale=64.0, mean=(2.0,), layout=Layout.NHWC), ("free",))
+    oracle = TorchGraph(model)
+
+    def forward(pixels: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        given, taps = {"input:0": (pixels / 64.0 - 2.0).permute(0, 2, 3, 1)}, []
+        for name in NHWC_ENDS:
+            oracle(**given)
+            taps.append(oracle.values[name].permute(0, 3, 1, 2))
+            given = {name: taps[-1].permute(0, 2, 3, 1)}  # what follows is computed from the tap, so it has a gradient
+        return taps, oracle(**given)
+
+    def reference(picture: NDArray[np.uint8]) -> ReferenceMap:
+        seen = np.moveaxis(picture, -1, 0).astype(np.float64)
+        return reference_sise(forward, seen, np.zeros_like(seen), target=1, mu=0.0)
+
+    with Explainer(
+        build_bundle(tmp_path / "nhwc.onnx", card, tmp_path / "bundle"), device="cpu", mu=0.0, baseline="black"
+    ) as explainer:
+        pictures = [picture_of((64, 64), seed) for seed in (3, 4)]
+        errors = [compare_maps(explainer(picture, target=1), reference(picture)) for picture in pictures]
+
+    assert max(errors) <= 1e-3
+    assert min(errors) <= 1e-4
+
+
+def test_running_a_bundle_loads_neither_onnx_nor_scipy(toy_bundle, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Together they are 50 MB of every process that explains."""
+    probe = (
+        "import sys; import numpy as np; from inspect_xai.pipeline.explain import Explainer; "
+        "explain = Explainer(sys.argv[1], device='cpu', profile='fast'); "
+        "explain(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)); "
+        "print([m for m in ('onnx', 'scipy', 'pandas', 'torch') if m in sys.modules])"
+    )
+
+    command = [sys.executable, "-c", probe, str(toy_bundle("resnet18").folder)]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert loaded.strip() == "[]"
 
 
 @pytest.mark.parametrize(
@@ -307,6 +373,18 @@ def test_a_budget_in_seconds_ends_the_scoring_early(toy_bundle) -> None:  # type
     np.testing.assert_allclose(
         at_leisure.fused, Explainer(bundle, device="cpu")(picture, target="pit").fused, atol=1e-5
     )
+
+
+def test_the_command_says_how_far_a_bound_got(cli: Run, toy_bundle, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    cv2.imwrite(str(tmp_path / "part.png"), picture_of(TOYS["resnet18"].shape[1:]))
+    given = ["explain", toy_bundle("resnet18").folder, tmp_path / "part.png", "--out", tmp_path / "maps"]
+
+    bounded, in_time, free = (cli(*given, *bound) for bound in (["--max-passes", 20], ["--budget", "1e-6s"], []))
+
+    assert (bounded[0], in_time[0], free[0]) == (0, 0, 0)
+    assert re.search(r"20 passes \(\d+ of \d+ scores predicted\)", bounded[1])
+    assert "18 passes (" in in_time[1]
+    assert "predicted" not in free[1]
 
 
 @pytest.mark.parametrize("bounds", [{"max_passes": 3}, {"budget_s": 0.0}, {"budget_s": float("nan")}])

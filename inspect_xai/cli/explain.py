@@ -20,6 +20,11 @@ def register(app: typer.Typer) -> None:
     app.command()(explain)
 
 
+def _seconds(text: str) -> float:
+    """Read a time as people write it: 0.5 or 0.5s."""
+    return float(text.removesuffix("s"))
+
+
 def explain(
     bundle: Annotated[Path, typer.Argument(help="The bundle folder (see: inspect-xai bundle build).")],
     pictures: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
@@ -38,7 +43,9 @@ def explain(
         Profile | None, typer.Option("--profile", help="exact: score every mask; fast, quick: predict most scores.")
     ] = None,
     max_passes: Annotated[int | None, typer.Option("--max-passes", help="Passes per picture at the most.")] = None,
-    budget: Annotated[float | None, typer.Option("--budget", help="Seconds per picture, about.")] = None,
+    budget: Annotated[
+        float | None, typer.Option("--budget", parser=_seconds, metavar="SECONDS", help="Seconds per picture, about.")
+    ] = None,
     faithfulness: Annotated[
         bool,
         typer.Option("--faithfulness/--no-faithfulness", help="Eight passes more: is the map true?"),
@@ -132,10 +139,19 @@ def _line(row: dict[str, Any]) -> str:
     verdict, prediction = row["verdict"], row["prediction"]
     aim = row["target"] + (f" against {row['against']}" if row["against"] else "")
     said = f"{verdict['code']}, {prediction['label']} {prediction['score']:.3f}"
-    cost = f"{row['passes']} passes, {row['duration_ms'] / 1000:.2f} s"
+    cost = f"{row['passes']} passes{_saved(row)}, {row['duration_ms'] / 1000:.2f} s"
     faithful = faithfulness_in_words(row["faithfulness"])
     line = f"{row['picture']}: {said}; {row['method']} for {aim}: {row['status']}, {cost} -> {row['folder']}"
     return f"{line}\n  {faithful}" if faithful else line
+
+
+def _saved(row: dict[str, Any]) -> str:
+    """Say how far the passes went: which scores were predicted, and whether windows are missing."""
+    blocks = [block for tile in row["tiles"] for block in tile["blocks"]]
+    predicted, masks = (sum(block[count] for block in blocks) for count in ("predicted", "kept"))
+    said = [f"{predicted} of {masks} scores predicted"] if predicted else []
+    said += ["not all windows"] if "windows_left_out" in row["notes"] else []
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _folders(pictures: Sequence[Path], out: Path) -> list[Path]:
