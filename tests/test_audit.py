@@ -766,7 +766,7 @@ class TestThePage:
 
         assert text.index("No: it is not the defect that the score hangs on.") < text.index("How well does it judge?")
         assert "0 of 6" in text
-        assert "A part counts for the network when closing its defect" in text
+        assert "A picture counts for the network when closing its defect" in text
         assert "elsewhere p0.png" in text
         assert "closing the defect takes 0% of the score" in text
         assert "inspect-xai audit cheat" in text
@@ -819,7 +819,7 @@ class TestCommands:
         honest, cheat = run("honest"), run("cheat", "--json")
 
         assert honest.exit_code == 0, honest.output
-        assert "looks at the defect: yes (6 of 6 parts count for the network)" in honest.output
+        assert "looks at the defect: yes (6 of 6 pictures count for the network)" in honest.output
         assert cheat.exit_code == 1
         assert json.loads(cheat.output)["answer"]["answer"] == "no"
         assert {path.name for path in (tmp_path / "honest").iterdir()} == {
@@ -888,6 +888,16 @@ class TestComparing:
         assert found.correlation == pytest.approx(1)
         assert found.breaches == ("2 defective pictures are newly judged OK, 1 may be",)
         assert all(step.mean == 0 for step in found.metrics.values())
+
+    def test_a_picture_that_fails_only_now_is_changed_and_wrong(self, audits: dict[str, Audit]):
+        before = audits["honest"]
+        broken = AuditRow("p0.png", "pit", error="PictureError: gone")
+        after = Audit(before.folder, before.header, (broken, *before.rows[1:]))
+        found = compare_audits(before, after, tolerances=Tolerances(newly_wrong_share=0.1))
+
+        assert [part.after for part in found.changed] == ["not measured: PictureError: gone"]
+        assert (found.pictures, found.newly_wrong, found.new_escapes) == (9, 1, 0)
+        assert found.breaches == ("11.1% of the pictures are newly wrong, 10.0% may be",)
 
     def test_audits_of_other_pictures_are_not_compared(self, audits: dict[str, Audit]):
         other = Audit(audits["cheat"].folder, audits["cheat"].header | {"table_sha256": "0"}, audits["cheat"].rows)

@@ -54,8 +54,8 @@ class Comparison:
 
     Attributes:
         method: Whose maps and metrics are compared.
-        pictures: In both, and measured in both.
-        changed: Pictures with another verdict or another predicted label.
+        pictures: In both, and measured in the first.
+        changed: Pictures with another verdict or another predicted label, or not measured any more.
         newly_wrong: Pictures whose label was right and is wrong now.
         newly_right: The other way round.
         p_value: Exact McNemar test of these two: how likely a difference as large is when both are equally good.
@@ -125,7 +125,7 @@ def compare_audits(before: Audit, after: Audit, *, tolerances: Tolerances, most_
         )
     method = next((m for m in before.methods if m in after.methods and m not in CHANCE), None)
     old = {row.image: row for row in before.rows if not row.error}
-    pairs = [(old[row.image], row) for row in after.rows if not row.error and row.image in old]
+    pairs = [(old[row.image], row) for row in after.rows if row.image in old]  # failing only now is a change, too
     if method is None or not pairs:
         raise SettingsError(
             f"{before.folder} and {after.folder} share {len(pairs)} pictures and {method or 'no method'}",
@@ -160,8 +160,11 @@ def _values_of(found: Comparison) -> dict[str, Any]:
 def _part(before: Audit, after: Audit, one: AuditRow, two: AuditRow, method: Method) -> ChangedPart:
     old, new = before.maps(one).get(str(method)), after.maps(two).get(str(method))
     correlation = rank_correlation(old, new) if old is not None and new is not None else None
-    said_before, said_after = (f"{row.verdict} {row.predicted}" for row in (one, two))
-    return ChangedPart(two.image, two.label, said_before, said_after, correlation)
+    return ChangedPart(two.image, two.label, _said(one), _said(two), correlation)
+
+
+def _said(row: AuditRow) -> str:
+    return f"not measured: {row.error}" if row.error else f"{row.verdict} {row.predicted}"
 
 
 def _escapes(row: AuditRow, audit: Audit) -> bool:
