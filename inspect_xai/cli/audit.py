@@ -186,7 +186,7 @@ def _keep(db: str, bundle: "ModelBundle", audit: "Audit", report: "AuditReport")
 
 def _print(report: "AuditReport", audit: "Audit") -> None:
     counted = report.answer.counted
-    reasons = [f"{counted.count} of {counted.denominator} parts count for the network", *report.answer.reasons]
+    reasons = [f"{counted.count} of {counted.denominator} pictures count for the network", *report.answer.reasons]
     typer.echo(f"looks at the defect: {report.answer.answer} ({'; '.join(reasons)})")
     for label, found in report.by_label.items():
         typer.echo(f"  {label}: {found.answer} ({found.counted.count} of {found.counted.denominator})")

@@ -1,4 +1,4 @@
-"""What an audit's rows amount to: the answer and the rule that gave it, tables with intervals, the parts to look at."""
+"""What an audit's rows amount to: the answer and the rule that gave it, tables with intervals, the worst pictures."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ YES_SHARE, MOSTLY_SHARE = 0.9, 0.6
 FEWEST_MAPS = 2
 """Fewer maps than this are a picture, no cohort."""
 
-FEWEST_PARTS = 5
-"""Fewer parts than this allow no answer."""
+FEWEST_PICTURES = 5
+"""Fewer pictures than this allow no answer."""
 
 TAKES = 0.5
 """Closing something that takes this share of the score shows that the score hangs on it."""
@@ -32,13 +32,13 @@ FOUND = 0.5
 """AUPRO from which a map has found the defect: its pixels come before a sixth of the background on the average."""
 
 RULE = (
-    f"A part counts for the network when closing its defect (filling it in from its surroundings) takes at least "
+    f"A picture counts for the network when closing its defect (filling it in from its surroundings) takes at least "
     f"{TAKES:.0%} of the score, or when the map begins on the defect and finds it (AUPRO of {FOUND} or more); and when "
     f"closing as much of the map's strongest evidence elsewhere does not take {TAKES:.0%} of the score and more than "
-    f"closing the defect does. Where the place of the defect is not known, a part counts when at least half of the map "
-    f"lies on the part and at most half on the picture's border. Yes: {YES_SHARE:.0%} of the parts or more. Mostly: "
-    f"{MOSTLY_SHARE:.0%} or more, or one label answered with no. Fewer than {FEWEST_PARTS} parts, or maps that do not "
-    "notice a network that forgot everything: undecided."
+    f"closing the defect does. Where the place of the defect is not known, a picture counts when at least half of the "
+    f"map lies on the part and at most half on the picture's border. Yes: {YES_SHARE:.0%} of the pictures or more. "
+    f"Mostly: {MOSTLY_SHARE:.0%} or more, or one label answered with no. Fewer than {FEWEST_PICTURES} pictures, or "
+    "maps that do not notice a network that forgot everything: undecided."
 )
 
 SIGNIFICANCE = 0.05
@@ -123,19 +123,19 @@ class MethodSummary:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Does the network look at the defect, of some parts: "yes", "mostly", "no" or "undecided"."""
+    """Does the network look at the defect, of some pictures: "yes", "mostly", "no" or "undecided"."""
 
     answer: str
-    counted: Rate  # parts that count for the network, of all
+    counted: Rate  # pictures that count for the network, of all
     reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A part that does not count for the network, or comes nearest to that.
+    """A picture that does not count for the network, or comes nearest to that.
 
     Attributes:
-        row: The part.
+        row: The picture.
         accused: It does not count for the network.
         strays: Its score was shown to hang on something else. Accused without that: nothing was shown either way.
         why: The numbers behind it, in words.
@@ -181,10 +181,11 @@ class AuditReport:
         unsure: Pictures judged UNSURE, of all.
         right: Pictures whose label the network put first, of all.
         methods: In the order of the audit.
-        suspects: The worst parts, worst first.
+        suspects: The worst pictures, worst first.
         shares: Where the maps lie, by label and then by station.
         sanity: None where it was not asked for.
         explained: Pictures that were explained.
+        parts: Different parts that they show, by the table; 0 where it names none.
         errors: Pictures that could not be measured, with the reason.
     """
 
@@ -200,6 +201,7 @@ class AuditReport:
     shares: tuple[Shares, ...]
     sanity: Sanity | None
     explained: int
+    parts: int
     errors: tuple[tuple[str, str], ...]
 
 
@@ -219,7 +221,7 @@ def find(audit: Audit, *, sanity: Sanity | None = None, most_suspects: int = 10)
     Args:
         audit: With all its rows.
         sanity: What the sanity checks found.
-        most_suspects: Worst parts to list.
+        most_suspects: Worst pictures to list.
     """
     rows = [row for row in audit.rows if not row.error]
     ok = set(audit.header["ok_labels"])
@@ -246,12 +248,13 @@ def find(audit: Audit, *, sanity: Sanity | None = None, most_suspects: int = 10)
         shares=tuple(_shares(explained, first, seed=audit.header["settings"]["seed"])),
         sanity=sanity,
         explained=len(explained),
+        parts=len({row.part for row in explained if row.part}),
         errors=tuple((row.image, row.error) for row in audit.rows if row.error),
     )
 
 
 def counts_for_network(row: AuditRow, method: Method) -> bool:
-    """Apply the rule to one part."""
+    """Apply the rule to one picture."""
     found = row.of(method)
     if found is None:
         return False
@@ -263,7 +266,7 @@ def counts_for_network(row: AuditRow, method: Method) -> bool:
 
 
 def strays(row: AuditRow, method: Method) -> bool:
-    """Whether a part's score was shown to hang on something else; not so where neither that nor the defect matters."""
+    """Whether a score was shown to hang on something else; not so where neither that nor the defect matters."""
     found = row.of(method)
     if found is None:
         return False
@@ -274,10 +277,10 @@ def strays(row: AuditRow, method: Method) -> bool:
 
 
 def answer(rows: Sequence[AuditRow], method: Method) -> Answer:
-    """Answer for some parts by the method's maps."""
+    """Answer for some pictures by the method's maps."""
     counted = rate(sum(counts_for_network(row, method) for row in rows), len(rows))
-    if len(rows) < FEWEST_PARTS:
-        return Answer(UNDECIDED, counted, (f"{len(rows)} parts were explained, {FEWEST_PARTS} are needed",))
+    if len(rows) < FEWEST_PICTURES:
+        return Answer(UNDECIDED, counted, (f"{len(rows)} pictures were explained, {FEWEST_PICTURES} are needed",))
     share = counted.count / counted.denominator
     said = YES if share >= YES_SHARE else MOSTLY if share >= MOSTLY_SHARE else NO
     return Answer(said, counted, ())
@@ -399,7 +402,7 @@ def _shares(rows: Sequence[AuditRow], method: Method, *, seed: int) -> Iterator[
 
 
 def _suspects(rows: Sequence[AuditRow], method: Method) -> tuple[Suspect, ...]:
-    """Sort parts by how much their evidence lies elsewhere, those that do not count for the network first."""
+    """Sort pictures by how much their evidence lies elsewhere, those that do not count for the network first."""
     found = [Suspect(row, not counts_for_network(row, method), strays(row, method), _why(row, method)) for row in rows]
     return tuple(
         sorted(found, key=lambda each: (not each.accused, not each.strays, -_astray(each.row, method)))

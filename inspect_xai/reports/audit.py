@@ -48,7 +48,7 @@ _DEFECT_COLOUR = (0, 229, 255)  # far from every colour of the map
 
 ANSWERS = {
     "yes": "Yes: it looks at the defect.",
-    "mostly": "Mostly: it looks at the defect on most parts; on the others it does not, or that is not shown.",
+    "mostly": "Mostly: it looks at the defect in most pictures; in the others it does not, or that is not shown.",
     "no": "No: it is not the defect that the score hangs on.",
     "undecided": "Undecided: the pictures do not allow an answer.",
 }
