@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import io
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from benchmarks.memory import BUCKET, peak_mb
 from benchmarks.real import defective_parts, real_card, real_model, shared_folder
 from inspect_xai.maths import tiles
 from inspect_xai.model.bundle import ModelBundle, add_int8, build_bundle, load_bundle
@@ -32,9 +32,6 @@ from inspect_xai.model.int8 import quantise_scoring
 from inspect_xai.pipeline.explain import Explainer
 from inspect_xai.pipeline.intake import read_picture
 from inspect_xai.records import InputSpec, ModelCard
-
-BUCKET = 8
-MB = 1e6
 
 
 def main() -> None:
@@ -192,12 +189,6 @@ def start_of_a_line(folder: Path) -> None:
         engine.warm_up()
         took = time.perf_counter() - began
     print(f"{took:7.2f} s, peak {peak_mb():.0f} MB")
-
-
-def peak_mb() -> float:
-    """Return the peak resident set of this process; getrusage's would be the parent's where that was larger."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return float(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / MB  # type: ignore[index]
 
 
 def in_turn(tasks: dict[str, Callable[[], object]], *, burst: float, rounds: int) -> dict[str, np.ndarray]:
