@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from statsmodels.stats.inter_rater import cohens_kappa
+from scipy.stats import t as student
+from statsmodels.stats.inter_rater import aggregate_raters, cohens_kappa, fleiss_kappa
 
 from inspect_xai.errors import StudyError
 from inspect_xai.maths.agreement import Agreement, Grade, attribute_agreement, cohen
@@ -139,8 +140,19 @@ class TestKappa:
         study = attribute_agreement(raters, ["1"] * 29 + ["2"], defect="1", good="2")
         kappa = study.between_kappa
         assert round(kappa.value, 3) == 0.430
+        assert kappa.value == pytest.approx(fleiss_kappa(aggregate_raters(patients)[0]), abs=1e-12)
         assert kappa.low < 0.430 < kappa.high
         assert kappa.parts == 30
+
+    def test_fleiss_s_interval_leaves_out_one_patient_after_the_other(self):
+        """Tukey's jackknife by plain loops over statsmodels' kappa."""
+        patients = np.array([list(row) for row in FLEISS_1971.split()])
+        raters = {f"rater {i}": patients[:, i] for i in range(6)}
+        kappa = attribute_agreement(raters, ["1"] * 29 + ["2"], defect="1", good="2").between_kappa
+        counts = aggregate_raters(patients)[0]
+        without = np.array([fleiss_kappa(np.delete(counts, part, axis=0)) for part in range(30)])
+        reach = student.ppf(0.975, 29) * math.sqrt(29 / 30 * ((without - without.mean()) ** 2).sum())
+        assert (kappa.low, kappa.high) == pytest.approx((kappa.value - reach, kappa.value + reach), abs=1e-9)
 
     def test_cohen_s_diagnoses_with_the_published_error(self):
         """Fleiss, Levin and Paik, Statistical Methods for Rates and Proportions, table 18.1."""
@@ -153,6 +165,25 @@ class TestKappa:
         assert kappa.value == pytest.approx(0.676, abs=5e-4)
         error = (kappa.high - kappa.low) / 2 / 1.984  # t, 99 degrees of freedom
         assert error == pytest.approx(0.087, rel=0.06)  # jackknife against their large-sample formula
+        oracle = cohens_kappa(table)
+        assert kappa.value == pytest.approx(oracle.kappa, abs=1e-12)
+        assert oracle.std_kappa == pytest.approx(0.087, abs=1e-3)
+
+    def test_cohen_s_interval_leaves_out_one_part_after_the_other(self):
+        """Tukey's jackknife by plain loops over statsmodels' kappa."""
+        table = np.array([[75.0, 1, 4], [5, 4, 1], [0, 0, 10]])
+        places = [(i, j) for i in range(3) for j in range(3) for _ in range(int(table[i, j]))]
+        first, second = np.array(places).astype(str).T[:, :, None]
+
+        def left_out(place: tuple[int, int]) -> float:
+            fewer = table.copy()
+            fewer[place] -= 1
+            return cohens_kappa(fewer, return_results=False)
+
+        without = np.array([left_out(place) for place in places])
+        reach = student.ppf(0.975, 99) * math.sqrt(99 / 100 * ((without - without.mean()) ** 2).sum())
+        kappa = cohen(first, second)
+        assert (kappa.low, kappa.high) == pytest.approx((kappa.value - reach, kappa.value + reach), abs=1e-9)
 
     def test_half_right_by_hand(self):
         """Agreement 3/4; by chance 1/2 x 3/4 + 1/2 x 1/4 = 1/2; kappa (3/4 - 1/2) / (1 - 1/2) = 1/2."""

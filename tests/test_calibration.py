@@ -3,7 +3,9 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
+import statsmodels.api as sm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
@@ -39,6 +41,18 @@ class TestReliability:
         thrice = reliability([0.2, 0.2, 0.2, 0.7], [1, 1, 1, 0])
         weighted = reliability([0.2, 0.7], [1, 0], weights=[3, 1])
         assert (weighted.expected_error, weighted.brier) == pytest.approx((thrice.expected_error, thrice.brier))
+
+    @few
+    @given(st.integers(0, 2**32 - 1))
+    def test_equals_the_definition_in_a_table(self, seed: int):
+        """Guo et al. (2017), equation 3, as sums over groups."""
+        rng = np.random.default_rng(seed)
+        score, truth, weight = rng.random(200), rng.random(200) < 0.3, rng.integers(1, 20, 200).astype(float)
+        table = pd.DataFrame({"gap": weight * (score - truth), "weight": weight})
+        gaps = table.groupby(pd.cut(score, np.linspace(0, 1, 11), right=False), observed=True).sum()
+        found = reliability(score, truth, weights=weight)
+        assert found.expected_error == pytest.approx(gaps["gap"].abs().sum() / weight.sum(), abs=1e-12)
+        assert found.largest_error == pytest.approx((gaps["gap"].abs() / gaps["weight"]).max(), abs=1e-12)
 
     def test_certainty_goes_to_the_last_bin(self):
         assert [(b.low, b.high) for b in reliability([1.0, 0.0], [1, 0]).bins] == [(0, 0.1), (0.9, 1.0)]
@@ -80,6 +94,17 @@ class TestTemperature:
 
         assert surprise(best) < min(surprise(best * 1.001), surprise(best / 1.001))
 
+    @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+    def test_of_two_classes_it_equals_statsmodels_logistic_regression(self, temperature: float):
+        """Log-odds over a temperature are a regression without intercept; its slope is one over the temperature."""
+        rng = np.random.default_rng(9)
+        odds = rng.normal(-1, 2, 3000)
+        label = (rng.random(3000) < 1 / (1 + np.exp(-odds / temperature))).astype(int)
+        weight = rng.integers(1, 20, 3000).astype(float)
+        scores = np.c_[1 / (1 + np.exp(odds)), 1 / (1 + np.exp(-odds))]
+        slope = sm.GLM(label, odds, family=sm.families.Binomial(), freq_weights=weight).fit(tol=1e-12).params[0]
+        assert fit_temperature(scores, label, weights=weight) == pytest.approx(1 / slope, abs=1e-6)
+
     def test_calibrating_lowers_the_error_and_keeps_the_leader(self):
         scores, labels = self.planted(2.5)
         mended = apply_temperature(scores, fit_temperature(scores, labels))
@@ -116,6 +141,22 @@ class TestIsotonic:
     def test_equal_scores_get_one_value_by_weight(self):
         curve = fit_isotonic([0.5, 0.5, 0.9], [1, 0, 1], weights=[1, 3, 1])
         assert curve == Isotonic((0.5, 0.9), (0.25, 1.0))
+
+    @few
+    @given(st.integers(0, 2**32 - 1))
+    def test_equals_the_min_max_formula(self, seed: int):
+        """Of the means from each place onwards the least, and of these the largest (Robertson et al., 1988)."""
+        rng = np.random.default_rng(seed)
+        scores, weight = np.sort(rng.random(40)), rng.uniform(0.5, 20, 40)
+        truth = (rng.random(40) < scores).astype(float)
+        truth[:2] = 0, 1
+        sums, masses = (np.r_[0, np.cumsum(each)] for each in (weight * truth, weight))
+        level = [
+            max(min((sums[t] - sums[s]) / (masses[t] - masses[s]) for t in range(i + 1, 41)) for s in range(i + 1))
+            for i in range(40)
+        ]
+        mended = apply_isotonic(fit_isotonic(scores, truth, weights=weight), scores)
+        assert mended == pytest.approx(np.array(level), abs=1e-9)
 
     @few
     @given(st.integers(0, 2**32 - 1))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, fisher_exact, hypergeom
+from scipy.stats import binom, binomtest, false_discovery_control, fisher_exact, hypergeom
 from statsmodels.stats.proportion import proportion_confint
 
 from inspect_xai.maths import control, quality
@@ -39,6 +39,16 @@ class TestRate:
         ours = rate(count, denominator), rate(count, denominator, interval=Interval.EXACT)
         assert (ours[0].low, ours[0].high) == pytest.approx(wilson, abs=5.1e-5)
         assert (ours[1].low, ours[1].high) == pytest.approx(exact, abs=5.1e-5)
+
+    @pytest.mark.parametrize(("count", "denominator"), [(0, 20), (1, 29), (15, 148), (81, 263), (7, 7), (3, 100_000)])
+    @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+    def test_equals_scipy(self, count: int, denominator: int, confidence: float):
+        """Made by statsmodels; scipy's `proportion_ci` is written apart from it."""
+        tested = binomtest(count, denominator)
+        for kind, method in ((Interval.WILSON, "wilson"), (Interval.EXACT, "exact")):
+            ours = rate(count, denominator, interval=kind, confidence=confidence)
+            theirs = tested.proportion_ci(confidence, method=method)
+            assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
 
     def test_nothing_counted_has_no_value_and_excludes_nothing(self):
         assert rate(0, 0) == quality.Rate(0, 0, None, 0.0, 1.0)
@@ -137,6 +147,20 @@ class TestCorrectedRates:
         found = corrected_rates(line(passed=parts, sampled=sampled, escapes=escapes)).escape_of_passed
 
         assert (found.low, found.high) == (kept.min(), kept.max())
+
+    def test_equals_the_horvitz_thompson_estimate_over_the_parts(self):
+        """Each reviewed part weighs 1 over its chance; here the sample is just as large as its chance says."""
+        weights, defect = (
+            np.r_[np.full(100, 10.0), np.full(50, 1.0)],
+            np.r_[[1.0] * 3, [0.0] * 97, [1.0] * 40, [0.0] * 10],
+        )
+        passed = weights > 1
+        found = corrected_rates([Stratum(OK, 0.1, 1000, 100, 3), Stratum(NG, 1.0, 50, 50, 40)], escape_resolution=0.9)
+        escapes, defects = (weights * defect)[passed].sum(), (weights * defect).sum()
+        assert found.escape_of_passed.value == pytest.approx(escapes / 1000, abs=1e-12)
+        assert corrected_rates(found.strata, miss_resolution=0.9).escape_of_defects.value == pytest.approx(
+            escapes / defects, abs=1e-12
+        )
 
     def test_tends_to_clopper_pearson_where_the_sample_is_a_trifle(self):
         found = corrected_rates(line(passed=100_000_000, sampled=2000, escapes=3)).escape_of_passed
@@ -339,6 +363,7 @@ class TestPareto:
         assert [row.cumulative for row in rows] == pytest.approx([6 / 7, 1, 1])
         assert rows[0].q == pytest.approx(3 * rows[0].p)
         assert all(row.q >= row.p for row in rows)
+        assert [row.q for row in rows] == pytest.approx(false_discovery_control([row.p for row in rows]), abs=1e-12)
 
     def test_the_same_period_twice_has_not_changed(self):
         for row in pareto({"a": 5, "b": 2}, 50, counts_before={"a": 5, "b": 2}, inspected_before=50):
