@@ -57,14 +57,21 @@ _TABLES = (
     (
         "Does the map lie on the defect?",
         ("aupro", "aupro_window", "ebpg", "bbox", "miou", "pointing", "inside", "border"),
+        "AUPRO@0.3: how early the map finds each defect, small or large; 0.15 is chance where a map covers the "
+        "picture. EBPG: share of the map on the defect. Bbox: of as many top pixels as the defect has, the share that "
+        "hits it. mIoU@20 %: likeness of the top fifth of the pixels and the defect. Pointing: the first pixel does.",
     ),
     (
         "Does the score live where the map says?",
         ("road", "adcc", *(f"drop_{f}" for f in Baseline), *(f"increase_{f}" for f in Baseline)),
+        "ROAD: what is left of the score without the least relevant pixels, against without the most relevant ones; 0 "
+        "is chance. Drop %: share of the score lost when only the top 15 % of the pixels are shown. Increase %: "
+        "pictures whose score that raises. Black, mean, blur: what stands where something is hidden.",
     ),
     (
         "Pixel by pixel: area under the curves",
         (*(f"insertion_{f}" for f in Baseline), *(f"deletion_{f}" for f in Baseline)),
+        "The score while pixels come (insertion) or go (deletion) in the map's order, on the average.",
     ),
 )
 
@@ -161,7 +168,9 @@ def _render(audit: Audit, report: AuditReport, *, command: str) -> str:
         gate=GATE,
         fused=FUSED,
         labels=[label for label in audit.header["labels"] if any(label in pair for pair in report.confusion)],
-        tables=[(title, metrics) for title, keys in _TABLES if (metrics := _measured(report, keys, named))],
+        tables=[
+            (title, metrics, meaning) for title, keys, meaning in _TABLES if (metrics := _measured(report, keys, named))
+        ],
         plot=_plot(report),
         shown=[_show(audit, suspect, labelled.get(suspect.row.image)) for suspect in report.suspects],
         cohorts=[(cohort, _cohort_picture(cohort)) for cohort in cohorts[:_MOST_COHORTS]],
