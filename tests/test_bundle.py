@@ -20,7 +20,8 @@ from inspect_xai.model.card import card_toml
 from inspect_xai.model.safety import load_model
 from inspect_xai.model.session import open_session, run
 from inspect_xai.model.working import network_input, sample_pictures
-from inspect_xai.records import Activation, ExplainSpec, InputSpec, Layout, ModelCard, OutputSpec
+from inspect_xai.pipeline.explain import Explainer
+from inspect_xai.records import Activation, ExplainSpec, InputSpec, Layout, ModelCard, OutputSpec, Status
 from tests.hostile_models import CARD, tiny_model
 from tests.toy_graphs import nhwc_model, quantised
 from tests.toys import toy_model
@@ -227,6 +228,17 @@ def test_without_a_gradient_rule_the_bundle_says_finite_differences(tmp_path: Pa
     outputs = [info.name for info in open_session(bundle.graph("trace")).get_outputs()]
     assert outputs == ["probabilities", "margin", "feature_0", "feature_1"]
     assert check_bundle(bundle.folder).manifest["gradient"] == "finite_difference"
+
+
+def test_an_explanation_by_finite_differences_is_made_and_says_so(tmp_path: Path) -> None:
+    bundle = build_bundle(written(softsign_model(), tmp_path), CARD, tmp_path / "b")
+    picture = np.random.default_rng(3).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+
+    with Explainer(bundle, device="cpu", mu=0.0) as explainer:
+        explanation = explainer(picture, target="pit")
+
+    assert explanation.status is Status.EXPLAINED
+    assert "alphas_by_differences" in explanation.notes
 
 
 def test_the_chain_gives_the_margin_for_finite_differences(tmp_path: Path) -> None:
