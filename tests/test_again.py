@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from inspect_xai.storage.store import open_store
 from tests import spots
 from tests.conftest import Run
 from tests.test_line import rows, write
@@ -71,6 +72,22 @@ def test_what_lacks_an_explanation_gets_one(cli: Run, settings: Path, tmp_path: 
         ("SN0", "OK", "ok", "explained"), ("SN1", "OK", "ok", "explained"),
     }  # fmt: skip
     assert json.loads(cli(*usual)[1])["summary"]["inspected"] == 0
+
+
+def test_what_was_explained_by_an_older_method_is_explained_by_the_new_one(
+    cli: Run, settings: Path, tmp_path: Path
+) -> None:
+    db, policy = f"sqlite:///{tmp_path / 'line.db'}", tmp_path / "policy.toml"
+    policy.write_text('version = "2"\n[explain]\nok_share = 0\nmethod = "grad-cam"\n')
+    settings.write_text(settings.read_text().replace("ok_share = 0\n", f'policy = "{policy}"\n'))
+    usual = ["explain-missing", "--settings", settings, "--since", "2026-01-01", "--json"]
+    code, out, err = cli(*usual)
+    assert code == 0, err
+    assert json.loads(out)["summary"]["explained"] == 3  # the NG part has one already, by sise
+    with open_store(db) as store:
+        new = [store.get(row.inspection_id) for row in rows(db) if row.policy_version == "2+all"]
+    assert {each.explanation.settings.method for each in new if each.explanation} == {"grad-cam"}
+    assert json.loads(cli(*usual)[1])["summary"]["seen"] == 0
 
 
 def test_a_picture_that_was_exchanged_or_is_gone_is_passed_over_and_told(

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from inspect_xai.errors import PictureError, SettingsError
+from inspect_xai.maths.tiles import as_channels, cut
 from inspect_xai.model.bundle import ModelBundle, build_bundle
 from inspect_xai.pipeline.explain import Explainer
 from inspect_xai.pipeline.folder import save_explanation
@@ -282,6 +283,19 @@ def test_stretch_brings_the_map_back_to_the_pictures_size(toy_bundle) -> None:  
 
     assert explanation.fused.shape == (50, 120)
     assert len(explanation.tiles) == 1
+
+
+@pytest.mark.parametrize("fit", list(Fit))
+@pytest.mark.parametrize("shape", [(150, 200), (150, 200, 3), (20, 90), (20, 20, 3)])
+def test_what_is_prepared_are_the_windows_as_they_are_cut(shape: tuple[int, ...], fit: Fit, toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    picture = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+    with Explainer(toy_bundle("resnet18", fit), device="cpu", bucket=4) as explainer:
+        prepared = explainer.prepare(picture)
+        spec, colour = explainer.card.input, as_channels(picture, explainer.card.input.channels)
+        assert np.array_equal(prepared.picture, colour)
+        assert np.array_equal(prepared.first, np.stack([cut(colour, tile, spec) for tile in prepared.tiles[:4]]))
+        assert np.moveaxis(prepared.first, -1, 1).flags.c_contiguous  # as the network takes it: no copy is made
+        assert np.array_equal(explainer.look(prepared).scores, explainer.look(picture).scores)
 
 
 def test_an_ok_label_is_explained_on_request_and_the_reader_is_told(toy_bundle) -> None:  # type: ignore[no-untyped-def]

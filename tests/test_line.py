@@ -16,17 +16,16 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from inspect_xai.errors import DatabaseAwayError, SettingsError, StoreError
 from inspect_xai.pipeline import line as line_module
-from inspect_xai.pipeline.explain import Look
+from inspect_xai.pipeline.explain import Look, Prepared
 from inspect_xai.pipeline.intake import Claim, FolderSource
 from inspect_xai.pipeline.line import Line, drain
 from inspect_xai.pipeline.outcome import LineSummary, Outcome
 from inspect_xai.pipeline.pictures import PictureLimits, decode_picture
 from inspect_xai.pipeline.policy import ExplainRule, LineRules
-from inspect_xai.pipeline.remote import UrlSource
+from inspect_xai.pipeline.remote import UrlSource, open_source
 from inspect_xai.records import Reason, VerdictCode
 from inspect_xai.storage.store import open_store
 from inspect_xai.storage.stored import InspectionSummary
@@ -393,22 +392,26 @@ def test_a_stop_finishes_the_picture_and_gives_the_rest_back(incoming: Path, bun
     assert list((incoming / "_claimed").iterdir()) == []
 
 
-def test_the_next_picture_is_read_while_one_is_with_the_network(
-    incoming: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("most_bytes", "at_once"), [(0, 1), (1 << 25, 2)], ids=["large", "small"])
+@pytest.mark.parametrize("url", [True, False], ids=["url", "folder"])
+def test_some_pictures_are_read_at_once_and_those_of_a_url_while_others_are_with_the_network(
+    incoming: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch, most_bytes: int, at_once: int, url: bool
 ) -> None:
+    monkeypatch.setattr(line_module, "_MOST_READ_BYTES", most_bytes)
+    monkeypatch.setattr(line_module, "_READ_AT_ONCE", 2)
     reading = [threading.Event() for _ in range(5)]
-    with Line(bundle, db, device="cpu") as line, FolderSource(incoming, settle_s=0) as source:
+    with Line(bundle, db, device="cpu") as line, open_source(f"file://{incoming}" if url else str(incoming)) as source:
         read, look, looks = source.read, line._explainer.look, iter(range(4))
 
-        def noting(claim: Claim, **options: PictureLimits) -> bytes:
+        def noting(claim: Claim, *, limits: PictureLimits) -> bytes:
             next(event for event in reading if not event.is_set()).set()
-            return read(claim, **options)
+            return read(claim, limits=limits)
 
-        def waiting(pixels: NDArray[np.uint8]) -> Look:
-            number = next(looks)
-            assert number == 3 or reading[number + 1].wait(30)  # the read of the one behind has begun
-            assert not reading[min(4, number + 2)].is_set()  # and of no other: two are held at most
-            return look(pixels)
+        def waiting(prepared: Prepared) -> Look:
+            read_by_now = (next(looks) // at_once + 1 + url) * at_once
+            assert read_by_now > 4 or reading[read_by_now - 1].wait(30)
+            assert not reading[min(4, read_by_now)].is_set()  # and no other: no more are held
+            return look(prepared)
 
         monkeypatch.setattr(source, "read", noting)
         monkeypatch.setattr(line._explainer, "look", waiting)

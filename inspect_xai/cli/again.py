@@ -14,6 +14,7 @@ from inspect_xai.cli.line import open_line_of, print_summary, stopped_by_signals
 if TYPE_CHECKING:
     from inspect_xai.pipeline.line import Line
     from inspect_xai.settings import Settings
+    from inspect_xai.storage.store import Store
     from inspect_xai.storage.stored import InspectionSummary
 
 SinceOption = Annotated[
@@ -62,21 +63,21 @@ def explain_missing(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Explain what the same model judged without an explanation, or whose explanation failed.
+    """Explain what the same model judged without an explanation, or explained by another method than it does now.
 
-    A row is never changed: the picture is inspected once more by the same rules, except that every verdict is
+    A row is never changed: the picture is inspected once more by the rules of today, except that every verdict is
     explained, and recorded beside the old row under the policy version `VERSION+all`. Exit code 1: pictures are gone.
 
     Example: inspect-xai explain-missing --since 2026-11-01 --bundle tile.bundle --db sqlite:///inspections.db
     """
     from inspect_xai.settings import load_settings
+    from inspect_xai.storage.explained import is_explained
 
-    def wanted_by(line: "Line") -> "Callable[[InspectionSummary], bool]":
-        version = line.rules.version.removesuffix("+all")
-
+    def wanted_by(store: "Store", line: "Line") -> "Callable[[InspectionSummary], bool]":
         def wanted(row: "InspectionSummary") -> bool:
-            unexplained = row.explanation_status in ("", "failed")
-            return unexplained and (row.fingerprint, row.policy_version) == (line.fingerprint, version)
+            return row.fingerprint == line.fingerprint and not is_explained(
+                store, row.sha256, fingerprint=line.fingerprint, method=line.method_of(row.product)
+            )
 
         return wanted
 
@@ -91,7 +92,7 @@ def _again(
     archive: Path | None,
     as_json: bool,
     explain_all: bool = False,
-    wanted_by: "Callable[[Line], Callable[[InspectionSummary], bool]]" = lambda _line: lambda _row: True,
+    wanted_by: "Callable[[Store, Line], Callable[[InspectionSummary], bool]]" = lambda _store, _line: lambda _row: True,
 ) -> None:
     from inspect_xai.pipeline.archive import ArchiveSource
     from inspect_xai.pipeline.line import drain
@@ -104,7 +105,7 @@ def _again(
         progress_bar(shown=not as_json) as progress,
     ):
         pictures = ArchiveSource(
-            store, since=start, wanted=wanted_by(line), archive=archive, limits=line.rules.limits
+            store, since=start, wanted=wanted_by(store, line), archive=archive, limits=line.rules.limits
         )  # fmt: skip
         task = progress.add_task("inspecting again", total=None)
         summary = drain(

@@ -89,6 +89,11 @@ def _starts(length: int, window: int, overlap: float) -> list[int]:
 
 
 def cut(picture: NDArray[np.uint8], tile: Tile, spec: InputSpec) -> NDArray[np.float32]:
+    """Cut one window out of a picture, as `cut_pixels` does, in float32."""
+    return cut_pixels(picture, tile, spec).astype(np.float32)
+
+
+def cut_pixels(picture: NDArray[np.uint8], tile: Tile, spec: InputSpec) -> NDArray[np.uint8]:
     """Cut one window out of a picture, as the network takes it but before scale, mean and std.
 
     A window of another size than the network's input is resized bilinearly, and along an axis that shrinks by averaging
@@ -101,7 +106,7 @@ def cut(picture: NDArray[np.uint8], tile: Tile, spec: InputSpec) -> NDArray[np.f
         spec: What the network takes.
 
     Returns:
-        (height, width, C) of the network, in pixel units, 0 to 255.
+        uint8 (height, width, C) of the network; a view of the picture where nothing had to be done.
     """
     if spec.fit is Fit.LETTERBOX:
         window = np.empty((tile.height_px, tile.width_px, picture.shape[2]), dtype=np.uint8)
@@ -109,7 +114,7 @@ def cut(picture: NDArray[np.uint8], tile: Tile, spec: InputSpec) -> NDArray[np.f
         window[-tile.top_px :, -tile.left_px :][: picture.shape[0], : picture.shape[1]] = picture
     else:
         window = _within(picture, tile)
-    return _resized(window, (spec.height, spec.width)).astype(np.float32)
+    return _resized(window, (spec.height, spec.width))
 
 
 def _within(picture: NDArray[np.uint8], tile: Tile) -> NDArray[np.uint8]:

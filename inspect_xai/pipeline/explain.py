@@ -27,6 +27,7 @@ from inspect_xai.records import (
     Baseline,
     ExplainSettings,
     Explanation,
+    Fit,
     Method,
     ModelCard,
     Prediction,
@@ -41,6 +42,21 @@ _FLAT_SPREAD = 0.05  # method notes 9.1: mask scores this close together say lit
 _BASELINE_SCORES = 0.5  # method notes 9.6
 _SUPPORT_SHARE = (0.001, 0.6)  # method notes 9.11
 PROFILE_SHARE = {Profile.EXACT: 1.0, Profile.FAST: 0.25, Profile.QUICK: 0.10}  # of the passes that every mask takes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """One picture cut for the network, which has not seen it yet.
+
+    Attributes:
+        picture: uint8 (H, W, C) in the network's channel order.
+        tiles: The windows, N of them.
+        first: The windows of the first run, float32 (n, h, w, C) in pixel units, in memory as the network takes them.
+    """
+
+    picture: NDArray[np.uint8]
+    tiles: tuple[Tile, ...]
+    first: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,8 +156,26 @@ class Explainer:
         """The card of the bundle, with the thresholds that count here."""
         return replace(self.engine.card, verdict=self.verdict)
 
-    def look(self, picture: NDArray[np.uint8]) -> Look:
+    def look(self, picture: NDArray[np.uint8] | Prepared) -> Look:
         """Judge a picture by its worst window.
+
+        Args:
+            picture: uint8 (H, W), or RGB (H, W, 3); or what `prepare` made of it.
+
+        Raises:
+            PictureError: If the array is no picture.
+        """
+        seen = picture if isinstance(picture, Prepared) else self.prepare(picture)
+        rest = (self._cut(seen.picture, tiles) for tiles in self._runs(seen.tiles[len(seen.first) :]))
+        scores = np.concatenate([self.engine.predict(windows) for windows in (seen.first, *rest)])
+        worst = worst_window(scores, self.card)
+        return Look(
+            seen.picture, seen.tiles, scores, predict(scores[worst], self.card, tile=worst),
+            judge(scores[worst], self.card),
+        )  # fmt: skip
+
+    def prepare(self, picture: NDArray[np.uint8]) -> Prepared:
+        """Cut a picture for the network; another thread may do so while the network is at work.
 
         Args:
             picture: uint8 (H, W), or RGB (H, W, 3).
@@ -154,14 +188,12 @@ class Explainer:
                 f"the picture is {picture.dtype} of shape {picture.shape}",
                 expected="uint8 of shape (H, W), or RGB of shape (H, W, 3)",
             )
-        spec = self.card.input
+        spec = self.engine.card.input
         seen = tiles.as_channels(picture, spec.channels)
         windows = tiles.windows((seen.shape[0], seen.shape[1]), spec)
-        scores = np.concatenate([self.engine.predict(chunk) for chunk in self._cut(seen, windows)])
-        worst = worst_window(scores, self.card)
-        return Look(
-            seen, windows, scores, predict(scores[worst], self.card, tile=worst), judge(scores[worst], self.card)
-        )
+        is_one_plane = picture.ndim == 2 and spec.fit is not Fit.LETTERBOX  # whose edges have a colour
+        source = picture[..., np.newaxis] if is_one_plane else seen
+        return Prepared(seen, windows, self._cut(source, windows[: self.engine.bucket]))
 
     def explain(self, look: Look, *, target: str, against: str | None = None) -> Explanation:
         """Explain why a picture's windows score for a class; `explain_together` does it for several pictures.
@@ -224,11 +256,21 @@ class Explainer:
             raise SettingsError(f"class index {target}", expected=f"0 to {len(self.card.labels) - 1}")
         return self.card.labels[target]
 
-    def _cut(self, picture: NDArray[np.uint8], windows: Sequence[Tile]) -> Iterator[NDArray[np.float32]]:
-        """Yield the windows in bucket-sized batches, so that a huge picture is never held twice."""
-        spec = self.engine.card.input
+    def _runs(self, windows: Sequence[Tile]) -> Iterator[Sequence[Tile]]:
+        """Yield the windows of each run, so that a huge picture is never held twice."""
         for start in range(0, len(windows), self.engine.bucket):
-            yield np.stack([tiles.cut(picture, tile, spec) for tile in windows[start : start + self.engine.bucket]])
+            yield windows[start : start + self.engine.bucket]
+
+    def _cut(self, picture: NDArray[np.uint8], windows: Sequence[Tile]) -> NDArray[np.float32]:
+        """Cut windows (n, h, w, C) straight into the order of axes that the engine would copy them into.
+
+        Of a gray picture one plane (H, W, 1) is enough for all channels.
+        """
+        spec = self.engine.card.input
+        planes = np.empty((len(windows), spec.depth, spec.height, spec.width), np.float32)
+        for into, tile in zip(planes, windows, strict=True):
+            into[:] = np.moveaxis(tiles.cut_pixels(picture, tile, spec), -1, 0)
+        return np.moveaxis(planes, 1, -1)
 
     def _within_bound(self, wanted: list[Tile], look: Look, target: int) -> list[Tile]:
         """Under a bound take the windows that score highest first, and no more than the passes are enough for."""

@@ -39,6 +39,7 @@ _log = logging.getLogger(__name__)
 
 _UNFINISHED = (".part", ".tmp")
 _OWNER_FILE = ".owner"  # locked by a living line; its time is the line's last sign of life
+_SIGN_EVERY_S = 1.0
 _MAX_DEPTH = 32  # each level of folders holds one file handle open
 _MAX_NAME_BYTES = 255
 MAX_SIDECAR_BYTES = 1 << 16
@@ -111,10 +112,11 @@ class FolderSource:
         if not self.folder.is_dir():
             raise IntakeError(f"{folder} is no folder", expected="the folder that the cameras write into")
         self._manifests = Manifests(
-            stamp_of=lambda path: _stamp(self.folder / path),
-            read=lambda path: _read_own(self.folder / path, MAX_MANIFEST_BYTES),
+            stamp_of=lambda path: _stamp(f"{self.folder}/{path}"),
+            read=lambda path: _read_own(f"{self.folder}/{path}", MAX_MANIFEST_BYTES),
         )
         self._claims: Path | None = None
+        self._sign_at = 0.0
         self._lock: IO[str] | None = None
         if not keep:
             self._claims, self._lock = self._open_claims()
@@ -138,8 +140,9 @@ class FolderSource:
         Raises:
             PictureError: If it is a link, no file, too long, unreadable, gone, or changes while it is read.
         """
-        self._now()
-        return _read_own(Path(claim.location), limits.max_bytes)
+        if time.monotonic() - self._sign_at > _SIGN_EVERY_S:
+            self._now()
+        return _read_own(claim.location, limits.max_bytes)
 
     def sidecar(self, claim: Claim) -> bytes | None:
         """Return what is said beside a claimed picture: its JSON file, else its row in a manifest, if there is one.
@@ -147,9 +150,9 @@ class FolderSource:
         Raises:
             PictureError: If there is one and it cannot be read.
         """
-        path = Path(claim.location).with_suffix(".json")
-        if os.path.lexists(path):
-            return _read_own(path, MAX_SIDECAR_BYTES)
+        beside = _sidecar_of(claim.location)
+        if os.path.lexists(beside):
+            return _read_own(beside, MAX_SIDECAR_BYTES)
         return self._manifests.sidecar_of(claim.file_name)
 
     def destination(self, claim: Claim, *, captured_at: datetime, sha256: str, rejected: bool) -> str:
@@ -257,6 +260,7 @@ class FolderSource:
         """Give a sign of life, and with it the time by the clock that stamps the files: it may be another machine's."""
         if self._claims is None:
             return time.time()
+        self._sign_at = time.monotonic()
         owner = self._claims / _OWNER_FILE
         owner.parent.mkdir(
             parents=True, exist_ok=True
@@ -381,23 +385,27 @@ def is_picture(name: str) -> bool:
     return not is_passed_over(name) and os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES  # noqa: PTH122  names only
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _sidecar_of(path: str) -> str:
+    return os.path.splitext(path)[0] + ".json"  # noqa: PTH122  for every picture: a fifth of the time of a Path
+
+
+def _stamp(path: Path | str) -> tuple[int, int, int] | None:
     """Return (size, modification time, change time), the times in nanoseconds; None where the file is gone."""
     try:
-        found = path.lstat()
+        found = os.lstat(path)
     except OSError:
         return None
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _read_own(path: Path, max_bytes: int) -> bytes:
+def _read_own(path: str, max_bytes: int) -> bytes:
     """Read a file that may be anything: no link is followed and no pipe waited for."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(handle, "rb") as file:
             return _read_whole(file, max_bytes)
     except OSError as error:
-        if path.is_symlink():
+        if Path(path).is_symlink():
             raise PictureError("the file is a symbolic link", expected="a file", remedy="copy the picture") from error
         raise PictureError(
             f"the file cannot be read: {error.strerror}", remedy="check who moves or locks it"

@@ -37,12 +37,13 @@ class Manifests:
         Raises:
             PictureError: If a manifest on the way cannot be read: nobody knows which part the picture shows.
         """
-        picture = PurePosixPath(file_name)
-        for folder in picture.parents:
-            path = str(folder / MANIFEST)
+        folder = file_name
+        while folder:
+            folder = folder.rpartition("/")[0]
+            path = f"{folder}/{MANIFEST}" if folder else MANIFEST
             stamp = self._stamp_of(path)
             if stamp is not None:
-                said = self._rows(path, stamp).get(str(picture.relative_to(folder)))
+                said = self._rows(path, stamp).get(file_name.removeprefix(f"{folder}/"))
                 if said is not None:
                     return json.dumps(said).encode()
         return None

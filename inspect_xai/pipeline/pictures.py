@@ -80,7 +80,7 @@ def decode_picture(data: bytes, *, limits: PictureLimits = DEFAULT_LIMITS) -> ND
     if not limits.honour_exif:
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        with _quiet_codecs():
+        with quiet_codecs():
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except (cv2.error, MemoryError) as error:
         raise PictureError(f"the picture does not decode: {error}", remedy="take it again") from error
@@ -115,6 +115,15 @@ def picture_size(data: bytes) -> tuple[int, int]:
     except struct.error as error:
         raise PictureError(f"the file ends within its header: {len(data)} bytes", expected="a whole file") from error
     return height, width
+
+
+def memory_for(data: bytes) -> int:
+    """Return how many bytes a file and its pixels in colour will take; of no picture, the file's own."""
+    try:
+        height, width = picture_size(data)
+    except PictureError:
+        return len(data)
+    return len(data) + 3 * height * width
 
 
 def hash_of_pixels(pixels: NDArray[np.uint8]) -> str:
@@ -228,8 +237,11 @@ def _as_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _quiet_codecs() -> Iterator[None]:
-    """Keep the codecs from writing to stderr what comes back as a PictureError anyway."""
+def quiet_codecs() -> Iterator[None]:
+    """Keep the codecs from writing to stderr what comes back as a PictureError anyway.
+
+    The level is the process's: threads that decode side by side are to run inside one such block of their own.
+    """
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
