@@ -4,13 +4,18 @@
                                             with the same number of bare forward passes in the same batch sizes
     python -m benchmarks.line memory        resident memory over 5,000 pictures
     python -m benchmarks.line names         1,000,000 file names: the first picture, and memory as all are claimed
+    python -m benchmarks.line workers       one process and two, a core each, that drain one source in turn: a folder
+                                            shared by renaming, a URL by claims with a lease; SQLite and PostgreSQL
+    python -m benchmarks.line prefect       the same as runs of the flow on a real Prefect server: one worker, and two
 
-`overhead` takes the trained network and the pictures beside the checkout (see `benchmarks/real.py`). The others render
-their pictures and use a network of two convolutions, so that what is not the network shows.
+All but `memory` and `names` take the trained network and the pictures beside the checkout (see `benchmarks/real.py`).
+Those two render their pictures and use a network of two convolutions, so that what is not the network shows.
 """
 
 import argparse
 import csv
+import json
+import multiprocessing
 import os
 import resource
 import statistics
@@ -18,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,7 @@ from typing import Any
 import cv2
 import numpy as np
 import onnxruntime as ort
+import yaml
 from numpy.typing import NDArray
 
 from benchmarks.real import SETS, real_card, real_model, shared_folder
@@ -36,7 +42,13 @@ from inspect_xai.pipeline.intake import FolderSource
 from inspect_xai.pipeline.line import Line, drain
 from inspect_xai.pipeline.outcome import LineSummary
 from inspect_xai.pipeline.policy import LineRules, policy_from
+from inspect_xai.pipeline.remote import open_source
 from inspect_xai.records import InputSpec, ModelCard, VerdictSpec
+from inspect_xai.storage.schema import upgrade_schema
+from inspect_xai.storage.store import open_store
+from tests import postgres
+from tests.prefect_server import ROOT as PROJECT
+from tests.prefect_server import Prefect, wait_for
 
 NETWORK = "magnetic-tile"
 Clock = Callable[[], float]
@@ -44,8 +56,9 @@ Clock = Callable[[], float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("piece", choices=["overhead", "memory", "names"])
-    parser.add_argument("--pictures", type=int, help="default: 200 for overhead, 5000 for memory")
+    pieces = {"overhead": overhead, "memory": memory, "names": names, "workers": workers, "prefect": prefect}
+    parser.add_argument("piece", choices=list(pieces))
+    parser.add_argument("--pictures", type=int, help="default: 5000 for memory, 400 for prefect, else 200")
     parser.add_argument("--names", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
@@ -57,7 +70,7 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     print(f"onnxruntime {ort.__version__}, numpy {np.__version__}, {cores} cores, Python {sys.version.split()[0]}")
     with tempfile.TemporaryDirectory() as scratch:
-        {"overhead": overhead, "memory": memory, "names": names}[options.piece](Path(scratch), options)
+        pieces[options.piece](Path(scratch), options)
 
 
 # --- what the line costs over its network
@@ -257,6 +270,155 @@ def folder_of_names(count: int) -> Iterator[Path]:
             else:
                 os.link(origin, folder / f"{index:07d}.png")
         yield folder
+
+
+# --- several workers on one source
+
+
+def workers(scratch: Path, options: argparse.Namespace) -> None:
+    count, shared = options.pictures or 200, shared_folder()
+    bundle = scratch / "bundle"
+    build_bundle(real_model(shared, NETWORK), real_card(shared, NETWORK), bundle)
+    pictures = real_pictures(shared)[0][:count]
+    with ExitStack() as stack:
+        servers = {"SQLite": lambda place: f"sqlite:///{place}.db"}
+        if postgres.programs() is not None:
+            server = stack.enter_context(postgres.cluster())
+            servers["PostgreSQL"] = lambda _place: server.create()
+        for database, new in servers.items():
+            for shape in ("folder", "URL"):
+                took: dict[int, list[float]] = {1: [], 2: []}
+                for number in range(options.rounds):
+                    for crew, seconds in took.items():
+                        place = scratch / f"{database}-{shape}-{number}-{crew}"
+                        fill(place, pictures)
+                        db = new(place)
+                        upgrade_schema(db)
+                        source = str(place) if shape == "folder" else f"file://{place}"
+                        seconds.append(side_by_side(source, bundle, db, crew=crew, count=count))
+                one, two = (statistics.median(took[crew]) for crew in (1, 2))
+                speed_ups = [alone / together for alone, together in zip(*took.values(), strict=True)]
+                print(
+                    f"workers, {shape}, {database}: {count} pictures, each recorded once; 1 process {one:.2f} s, "
+                    f"2 processes {two:.2f} s: speed-up median {statistics.median(speed_ups):.2f}, "
+                    f"{min(speed_ups):.2f} to {max(speed_ups):.2f}; "
+                    f"{1e3 * (2 * two - one) / count:+.2f} ms of a core a picture more",
+                    flush=True,
+                )
+
+
+def side_by_side(source: str, bundle: Path, db: str, *, crew: int, count: int) -> float:
+    """Drain a source with so many processes; the seconds are from when all are open to when the last one is done."""
+    spawn = multiprocessing.get_context("spawn")  # a forked child would inherit the runtime's threads half dead
+    ready, done = spawn.Barrier(crew + 1), spawn.Queue()
+    processes = [spawn.Process(target=drain_one, args=(source, bundle, db, ready, done)) for _ in range(crew)]
+    for process in processes:
+        process.start()
+    ready.wait(120)
+    start = time.perf_counter()
+    inspected = [done.get(timeout=600) for _ in processes]
+    seconds = time.perf_counter() - start
+    for process in processes:
+        process.join()
+    with open_store(db) as store:
+        rows = store.find(limit=2 * count)
+    assert sum(inspected) == len(rows) == len({row.sha256 for row in rows}) == count, (inspected, len(rows))
+    assert min(inspected) > 0
+    return seconds
+
+
+def drain_one(source: str, bundle: Path, db: str, ready: Any, done: Any) -> None:
+    rules = LineRules(plan=policy_from({"version": "bench", "explain": {"verdicts": [], "ok_share": 0.0}}))
+    with (
+        Line(bundle, db, device="cpu", threads=1, rules=rules) as line,
+        open_source(source, settle_s=0) as pictures,
+    ):
+        ready.wait(120)
+        done.put(drain(line, pictures, chunk=16).inspected)
+
+
+# --- the same through Prefect
+
+
+def prefect(scratch: Path, options: argparse.Namespace) -> None:
+    count, shared = options.pictures or 400, shared_folder()
+    bundle, settings = scratch / "bundle", scratch / "line.toml"
+    build_bundle(real_model(shared, NETWORK), real_card(shared, NETWORK), bundle)
+    pictures = real_pictures(shared)[0][:count]
+    (scratch / "home").mkdir()
+    environment = {
+        "INSPECT_XAI_HOME": str(PROJECT), "INSPECT_XAI_SETTINGS": str(settings), "PREFECT_WORKER_QUERY_SECONDS": "1",
+    }  # fmt: skip
+    server = Prefect(scratch / "home", environment)
+    with postgres.cluster() as database:
+        try:
+            server.start("server", "start", "--host", "127.0.0.1", "--port", str(server.port))
+            wait_for(lambda: server.ask("health"), within_s=120, log=scratch / "home/server.log")
+            deploy_line(server, scratch, at_once=2)
+            for crew in (1, 2):
+                server.start("worker", "start", "--pool", "inspection", "--limit", "1", "--name", f"worker-{crew}")
+                for number in range(options.rounds):
+                    place, db = scratch / f"in-{crew}-{number}", database.create()
+                    fill(place, pictures)
+                    upgrade_schema(db)
+                    settings.write_text(
+                        f'db = "{db}"\nbundle = "{bundle}"\ndevice = "cpu"\nthreads = 1\n'
+                        f'[line]\nsource = "{place}"\nsettle_s = 0\nok_share = 0\n'
+                    )
+                    tell_runs(run_line(server, crew, log=scratch / "home/worker.log"), crew, count)
+                    place, db = scratch / f"plain-{crew}-{number}", database.create()
+                    fill(place, pictures)
+                    upgrade_schema(db)
+                    with (
+                        Line(bundle, db, device="cpu", threads=1, rules=LineRules(ok_share=0.0)) as line,
+                        FolderSource(place, settle_s=0) as source,
+                    ):
+                        seconds = drain(line, source).seconds
+                    print(f"prefect: without it, one process: {1e3 * seconds / count:.2f} ms a picture", flush=True)
+        finally:
+            server.close()
+
+
+def deploy_line(server: Prefect, scratch: Path, *, at_once: int) -> None:
+    """Deploy the line alone, without its schedule, for so many runs at once."""
+    said = yaml.safe_load((PROJECT / "deploy/prefect.yaml").read_text())
+    (line,) = (each for each in said["deployments"] if each["name"] == "line")
+    line["concurrency_limit"]["limit"], line["schedules"] = at_once, []
+    (scratch / "prefect.yaml").write_text(yaml.safe_dump(said | {"deployments": [line]}))
+    server.say("work-pool", "create", "inspection", "--type", "process")
+    server.say("--no-prompt", "deploy", "--all", "--prefect-file", str(scratch / "prefect.yaml"))
+
+
+def run_line(server: Prefect, crew: int, *, log: Path) -> list[dict[str, float]]:
+    """Start as many runs as there are workers; of each its seconds, and what its table says."""
+    before = {run["id"] for run in server.runs("line", "COMPLETED")}
+    for _ in range(crew):
+        server.say("deployment", "run", "inspect-line/line")
+
+    def done() -> list[dict[str, Any]]:
+        found = [run for run in server.runs("line", "COMPLETED") if run["id"] not in before]
+        return found if len(found) == crew else []
+
+    told = []
+    for run in wait_for(done, within_s=600, log=log):
+        tables = {"flow_run_id": {"any_": [run["id"]]}, "key": {"any_": ["inspect-line-numbers"]}}
+        (table,) = server.ask("artifacts/filter", {"artifacts": tables})
+        numbers = {row["what"]: row["value"] for row in json.loads(table["data"])}
+        seen, line_s = float(numbers["inspected"]), float(numbers["seconds"])
+        told.append({"run_s": float(run["total_run_time"]), "line_s": line_s, "seen": seen})
+    return told
+
+
+def tell_runs(told: list[dict[str, float]], crew: int, count: int) -> None:
+    assert sum(run["seen"] for run in told) == count, told
+    each = ", ".join(f"{run['seen']:.0f} in {run['line_s']:.2f} s" for run in told)
+    rate = sum(run["seen"] / run["line_s"] for run in told)
+    around = statistics.mean(run["run_s"] - run["line_s"] for run in told)
+    print(
+        f"prefect: {crew} worker(s), {each}: together {rate:.1f} pictures a second, {1e3 * crew / rate:.2f} ms a "
+        f"picture in a worker; opening the line and ending the run {around:.1f} s",
+        flush=True,
+    )
 
 
 # --- a small network and its pictures

@@ -5,13 +5,9 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
-import sys
-import time
 import tomllib
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +17,11 @@ from typer.testing import CliRunner
 
 from inspect_xai.cli import app
 from tests import spots
+from tests.prefect_server import PROGRAMS, Prefect, wait_for
 from tests.test_line import rows, write
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
-PROGRAMS = Path(sys.executable).parent
 UNITS = sorted((DEPLOY / "systemd").glob("inspect-xai-*.*"))
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((DEPLOY / "prefect.yaml").read_text())["deployments"]
 
@@ -191,75 +187,6 @@ def test_the_nightly_run_has_a_time_zone_and_never_runs_twice() -> None:
     (schedule,) = nightly["schedules"]
     assert schedule["cron"]
     ZoneInfo(schedule["timezone"])
-
-
-class Prefect:
-    """A Prefect server of its own on loopback, and programs that talk to it."""
-
-    def __init__(self, home: Path, environment: dict[str, str]) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.home = home
-        self.environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "INSPECT_XAI_"))
-        } | {
-            "PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api",
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": "1", **environment,
-        }  # fmt: skip
-        self.started: list[subprocess.Popen[bytes]] = []
-
-    def start(self, *arguments: str) -> None:
-        with (self.home / f"{arguments[0]}.log").open("wb") as log:
-            program = [str(PROGRAMS / "prefect"), *arguments]
-            self.started.append(
-                subprocess.Popen(program, cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT)
-            )
-
-    def say(self, *arguments: str) -> str:
-        program = [str(PROGRAMS / "prefect"), *arguments]
-        done = subprocess.run(
-            program, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False, timeout=120
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/api/{path}",
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310  loopback
-            return json.loads(answer.read())
-
-    def runs(self, deployment: str, state: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.ask(
-            "flow_runs/filter",
-            {"deployments": {"name": {"any_": [deployment]}}, "flow_runs": {"state": {"type": {"any_": [state]}}}},
-        )
-        return found
-
-    def close(self) -> None:
-        for process in reversed(self.started):
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def wait_for(what: Callable[[], Any], *, within_s: float, log: Path) -> Any:
-    end = time.monotonic() + within_s
-    while time.monotonic() < end:
-        try:
-            if found := what():
-                return found
-        except OSError:
-            pass
-        time.sleep(1)
-    raise AssertionError(f"not within {within_s:.0f} s: {log.read_text()[-3000:]}")
 
 
 @pytest.fixture

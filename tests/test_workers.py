@@ -12,7 +12,8 @@ import yaml
 
 from inspect_xai.storage.store import open_store
 from tests import spots
-from tests.test_deploy import DEPLOY, ROOT, Prefect, wait_for
+from tests.prefect_server import Prefect, wait_for
+from tests.test_deploy import DEPLOY, ROOT
 from tests.test_line import rows, write
 
 pytestmark = pytest.mark.slow
