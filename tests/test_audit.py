@@ -21,7 +21,7 @@ from surfaces import Condition, render
 from typer.testing import CliRunner
 
 from inspect_xai.cli import app
-from inspect_xai.errors import PictureError, SettingsError
+from inspect_xai.errors import NotFoundError, PictureError, SettingsError
 from inspect_xai.maths import likeness, tiles, whereabouts
 from inspect_xai.model.bundle import ModelBundle, build_bundle
 from inspect_xai.model.card import read_card
@@ -36,7 +36,7 @@ from inspect_xai.pipeline.frames import read_frames
 from inspect_xai.pipeline.labelled import LabelledPicture, read_labelled, read_truth
 from inspect_xai.pipeline.rows import AuditRow, Measured, read_rows
 from inspect_xai.pipeline.sanity import check_sanity
-from inspect_xai.records import Channels, Fit, InputSpec, Method, ModelCard, Tile
+from inspect_xai.records import Channels, Fit, InputSpec, Method, ModelCard, ModelStatus, Tile
 from inspect_xai.reports.audit import MOST_BYTES, write_audit
 from inspect_xai.storage.store import open_store
 from tests.toys import toy_model
@@ -856,15 +856,20 @@ class TestCommands:
     def test_the_audit_is_kept_beside_its_model(self, run, bundles, tmp_path: Path, sqlite_template: Path):
         shutil.copy(sqlite_template, tmp_path / "store.db")
         url = f"sqlite:///{tmp_path}/store.db"
-        with open_store(url) as store:
-            store.register_model(bundles["honest"].fingerprint, bundles["honest"].card)
         outcomes = [run("honest", "--db", url) for _ in range(2)]
         with open_store(url) as store:
             (kept,) = store.audits(bundles["honest"].fingerprint)
+            model = store.model(bundles["honest"].fingerprint)
 
         assert [outcome.exit_code for outcome in outcomes] == [0, 0], outcomes[0].output
         assert kept[3]["answer"]["answer"] == "yes"
         assert kept[2]["model"]["name"] == "bright"
+        assert model.status == ModelStatus.CANDIDATE, "an audit makes a model known, and approves of nothing"
+
+    def test_a_database_that_is_not_there_is_told_before_anything_is_measured(self, run, tmp_path: Path):
+        with pytest.raises(NotFoundError, match="no database"):
+            run("honest", "--db", f"sqlite:///{tmp_path}/absent.db")
+        assert not (tmp_path / "honest").exists()
 
 
 class TestComparing:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.cli.console import DeviceOption, JsonOption, print_json, progress_bar
+from inspect_xai.cli.console import DeviceOption, JsonOption, print_json, progress_bar, who
 from inspect_xai.records import Baseline, Method, Profile
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def audit(
     out: Annotated[Path, typer.Option("--out", help="Folder to make, or to go on in where an audit was cut short.")],
     methods: Annotated[
         str, typer.Option("--methods", help="Compared methods; the answer rests on the first.")
-    ] = "sise,ada-sise,grad-cam,layer-cam",
+    ] = "sise,grad-sise,grad-cam,layer-cam",
     sample: Annotated[int, typer.Option("--sample", help="Measure so many pictures, drawn at random; 0: all.")] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
     profile: Annotated[
@@ -82,6 +82,9 @@ def audit(
         Explainer(bundle, device=device, profile=profile, mu=mu, baseline=baseline, threads=threads) as explainer,
         progress_bar(shown=not as_json) as progress,
     ):
+        loaded = explainer.engine.bundle
+        if db is not None:
+            _make_known(db, loaded)  # a database that does not fit is told now, not after hours
         task = progress.add_task("measuring", total=None)
         measured = run_audit(
             explainer, manifest, out, settings=settings,
@@ -91,7 +94,6 @@ def audit(
         checked = _checked(
             explainer, measured, settings, lambda done, total: progress.update(checks, completed=done, total=total)
         )
-        loaded = explainer.engine.bundle
     report = find(measured, sanity=checked)
     written = write_audit(measured, report, command=_command(bundle, manifest, out, settings))
     if db is not None:
@@ -164,6 +166,14 @@ def _command(bundle: Path, manifest: Path, out: Path, settings: "AuditSettings")
     words += ["--adcc"] if settings.adcc else []
     words += [] if settings.only_right else ["--all"]
     return " ".join([*words, "--out", str(out)])
+
+
+def _make_known(db: str, bundle: "ModelBundle") -> None:
+    """Register the model as a candidate where it is new: most models are audited before they are approved."""
+    from inspect_xai.storage.store import open_store
+
+    with open_store(db, create=False) as store:
+        store.register_model(bundle.fingerprint, bundle.card, registered_by=who())
 
 
 def _keep(db: str, bundle: "ModelBundle", audit: "Audit", report: "AuditReport") -> None:

@@ -58,7 +58,7 @@ class AuditSettings:
         adcc: Measure ADCC too, for one more explanation of each picture by each method.
     """
 
-    methods: tuple[Method, ...] = (Method.SISE, Method.ADA_SISE, Method.GRAD_CAM, Method.LAYER_CAM)
+    methods: tuple[Method, ...] = (Method.SISE, Method.GRAD_SISE, Method.GRAD_CAM, Method.LAYER_CAM)
     profile: Profile | None = None
     mu: float | None = None
     baseline: Baseline | None = None
