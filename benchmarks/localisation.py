@@ -9,8 +9,10 @@ measures on the stitched map; `--level window` cuts out the one window in which 
 for the picture, so that no background far from any evidence helps (AUPRO saturates on large pictures). What hides
 pixels hides them in that window in either case. Beside every table stand a random map and a Gaussian in the centre.
 Numbers are means with 95 % bootstrap intervals over pictures; `!` marks a method that is worse than the table's best
-beyond chance (the interval of the difference, picture by picture, leaves out 0). With `--cache` the network's answers
-to masked windows are kept, so that a killed run goes on where it stood and a table can be printed again in minutes.
+beyond chance (the interval of the difference, picture by picture, leaves out 0). `--resample parts` draws
+physical parts with all their pictures instead: those of one part under several lamps are alike. With `--cache` the
+network's answers to masked windows are kept, so that a killed run goes on where it stood and a table can be printed
+again in minutes.
 """
 
 import argparse
@@ -97,6 +99,7 @@ class Row:
     """One method on one picture."""
 
     label: str
+    part: str
     method: Method
     numbers: dict[str, float]
 
@@ -120,7 +123,7 @@ def main() -> None:
             ) as explainer:  # fmt: skip
                 rows = measured_rows(explainer, chosen_parts(shared, name, options), options)
             for label in [*dict.fromkeys(row.label for row in rows), "all"]:
-                print_table(name, label, [row for row in rows if label in (row.label, "all")])
+                print_table(name, label, [row for row in rows if label in (row.label, "all")], options.resample)
 
 
 def parsed() -> argparse.Namespace:
@@ -132,6 +135,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--level", default="picture", choices=["picture", "window"])
     parser.add_argument("--profile", default="exact", choices=["exact", "fast", "quick"])
     parser.add_argument("--max-passes", type=int, default=None, help="for methods that mask, on one picture")
+    parser.add_argument("--resample", default="pictures", choices=["pictures", "parts"], help="for the intervals")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--cache", default=None, help="folder for the network's answers to masked windows")
     return parser.parse_args()
@@ -181,7 +185,7 @@ def measured(explainer: Explainer, part: RealPart, options: argparse.Namespace) 
         found = explainer.explain(look, target=part.label)
         seconds = time.perf_counter() - began
         numbers = numbers_of(explainer.engine, look, tile, found, truth=truth, target=target)
-        yield Row(part.label, method, numbers | {"passes": float(found.passes), "seconds": seconds})
+        yield Row(part.label, part.part, method, numbers | {"passes": float(found.passes), "seconds": seconds})
 
 
 def numbers_of(
@@ -204,32 +208,44 @@ def numbers_of(
     }
 
 
-def print_table(name: str, label: str, rows: list[Row]) -> None:
+def print_table(name: str, label: str, rows: list[Row], resample: str) -> None:
     methods = list(dict.fromkeys(row.method for row in rows))
+    parts = np.array([row.part for row in rows if row.method is methods[0]]) if methods else np.array([])
     values = {
         method: {key: np.array([row.numbers[key] for row in rows if row.method is method]) for key in COLUMNS}
         for method in methods
     }
-    count = len(rows) // max(1, len(methods))
-    print(f"\n{name}, {label}, {count} pictures")
+    print(f"\n{name}, {label}, {len(parts)} pictures of {len(set(parts))} parts, intervals over {resample}")
+    groups = parts if resample == "parts" else np.arange(len(parts))
     print(f"{'':12}" + "".join(f"{head:>22}" for head in COLUMNS.values()))
     for method in methods:
-        cells = [cell(values, method, key) for key in COLUMNS]
+        cells = [cell(values, method, key, groups) for key in COLUMNS]
         print(f"{method:12}" + "".join(f"{text:>22}" for text in cells), flush=True)
 
 
-def cell(values: dict[Method, dict[str, NDArray[np.float64]]], method: Method, key: str) -> str:
+def cell(
+    values: dict[Method, dict[str, NDArray[np.float64]]], method: Method, key: str, groups: NDArray[np.generic]
+) -> str:
     """Write mean, interval and, where a method trails the best one beyond chance, a mark."""
     numbers = values[method][key]
     if key in COSTS:
         return f"{numbers.mean():.0f}" if key == "passes" else f"{np.median(numbers):.2f}"
     sign = -1.0 if key in LOWER_IS_BETTER else 1.0
     usable = ~np.isnan(numbers)
-    own = metrics.average(numbers[usable], seed=0)
+    own = averaged(numbers[usable], groups[usable])
     best = max((one for one in values if one not in CHANCE), key=lambda one: sign * values[one][key][usable].mean())
-    behind = metrics.average(sign * (values[best][key] - numbers)[usable], seed=0).low > 0
+    behind = averaged(sign * (values[best][key] - numbers)[usable], groups[usable]).low > 0
     digits = 1 if key in LOWER_IS_BETTER else 3
     return f"{own.mean:.{digits}f} [{own.low:.{digits}f}, {own.high:.{digits}f}]{'!' if behind else ' '}"
+
+
+def averaged(numbers: NDArray[np.float64], groups: NDArray[np.generic], *, resamples: int = 2000) -> metrics.Average:
+    """Average over pictures, with the interval that drawing whole groups of them, with replacement, gives."""
+    _, group = np.unique(groups, return_inverse=True)
+    sums, counts = np.bincount(group, numbers), np.bincount(group)
+    drawn = np.random.default_rng(0).integers(0, len(sums), (resamples, len(sums)))
+    low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [0.025, 0.975])
+    return metrics.Average(float(numbers.mean()), float(low), float(high), numbers.size)
 
 
 if __name__ == "__main__":

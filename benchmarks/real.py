@@ -24,11 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class RealPart:
-    """One picture with its class and its mask: bool (H, W)."""
+    """One picture with its class, its mask, bool (H, W), and the name of the physical part it shows."""
 
     path: Path
     label: str
     mask: NDArray[np.bool_]
+    part: str
 
 
 def shared_folder() -> Path:
@@ -67,4 +68,4 @@ def defective_parts(shared: Path, name: str, *, split: str) -> Iterator[RealPart
         for row in csv.DictReader(file):
             if row["mask"] and row.get("mask_ok", "1") == "1":
                 mask = cv2.imread(str(folder / row["mask"]), cv2.IMREAD_GRAYSCALE)
-                yield RealPart(folder / row["image"], row["class"], np.asarray(mask) > 127)
+                yield RealPart(folder / row["image"], row["class"], np.asarray(mask) > 127, row["part"])
