@@ -84,12 +84,13 @@ def open_session(
         if not copy_weights:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED  # all but NCHWc layouts
             options.add_session_config_entry("session.disable_prepacking", "1")
+    unused = ["ConstantFolding"] if device == "cpu" and not copy_weights else []  # it writes turned weights down
     providers = _providers(device, memory_mb)
     source = str(model) if isinstance(model, Path) else model
     if device != "cpu":
         ort.set_default_logger_severity(_FATAL_ONLY)  # the provider's loader logs past the session's own level
     try:
-        session = ort.InferenceSession(source, options, providers=providers)
+        session = ort.InferenceSession(source, options, providers=providers, disabled_optimizers=unused)
     except ORT_ERRORS as error:
         name = model if isinstance(model, Path) else "a graph in memory"
         raise ModelFileError(

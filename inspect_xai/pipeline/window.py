@@ -64,6 +64,8 @@ def explain_window(
             found = yield from methods.find_evidence(engine, aim, method=settings.method)
             return _as_window(found, tile, size)
     fine = settings.method is Method.GRAD_SISE
+    with clock.step("masks"):
+        engine.open_scoring()
     with clock.step("trace"):
         trace = engine.trace(window, target=target, against=against, gradients=fine)
     with clock.step("baseline"):
