@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -167,7 +167,7 @@ class Explainer:
         """
         seen = picture if isinstance(picture, Prepared) else self.prepare(picture)
         rest = (self._cut(seen.picture, tiles) for tiles in self._runs(seen.tiles[len(seen.first) :]))
-        scores = np.concatenate([self.engine.predict(windows) for windows in (seen.first, *rest)])
+        scores = np.concatenate([self.engine.predict(windows) for windows in chain([seen.first], rest)])
         worst = worst_window(scores, self.card)
         return Look(
             seen.picture, seen.tiles, scores, predict(scores[worst], self.card, tile=worst),
