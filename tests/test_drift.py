@@ -8,7 +8,8 @@ import pytest
 import skimage.filters
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import ks_2samp, mannwhitneyu
+from scipy.integrate import simpson
+from scipy.stats import ks_2samp, kstwobign, mannwhitneyu
 from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 
@@ -76,11 +77,33 @@ class TestCompareDay:
             assert oracle.pvalue <= comparison.p_parts < 1.2 * oracle.pvalue + 0.01
             u = mannwhitneyu(today[cell], usual.values).statistic
             assert comparison.shift == pytest.approx(2 * u / (80 * usual.values.size) - 1, abs=1e-12)
-            score = (math.log(oracle.statistic) - usual.distance) / (usual.distance_spread * math.sqrt(13 / 12))
-            assert comparison.p_days == pytest.approx(student.sf(score, 11), rel=1e-9)
+            # Twelve days of the baseline and ten of mere chance, whose log distances spread by 0.3.
+            spread = math.sqrt((11 * usual.distance_spread**2 + 10 * 0.3**2) / 21 * 13 / 12)
+            score = (math.log(oracle.statistic) - usual.distance) / spread
+            assert comparison.p_days == pytest.approx(student.sf(score, 21), rel=1e-9)
             assert comparison.p == max(comparison.p_parts, comparison.p_days)
         adjusted = multipletests([c.p for c in found.values()], method="fdr_bh")[1]
         assert [c.q for c in found.values()] == pytest.approx(adjusted.tolist(), rel=1e-12)
+
+    def test_days_that_are_mere_chance_spread_as_the_prior_says(self):
+        """Log of Kolmogorov's law, by Simpson's rule over its density."""
+        x = np.linspace(0.2, 4, 4001)
+        density, log = kstwobign.pdf(x), np.log(x)
+        mean = simpson(density * log, x=x)
+        assert math.sqrt(simpson(density * (log - mean) ** 2, x=x)) == pytest.approx(drift._CHANCE_SPREAD, abs=0.01)
+
+    @pytest.mark.parametrize("between", [0.0, 0.3])
+    def test_ten_days_of_baseline_see_a_change_and_are_not_fooled(self, between: float):
+        """Days of 30 parts: of 400 quiet ones hardly any is rarer than 1 in 100 by far, of 2 sigmas off nearly all."""
+        rng = np.random.default_rng(5)
+        quiet = [learn(quiet_days(rng, 10, parts=30, between=between)) for _ in range(400)]
+        chances = [
+            [compare_day({CELL: day + off}, {CELL: usual})[CELL].p for usual, [day] in zip(quiet, days, strict=True)]
+            for off in (0, 2)
+            for days in [[quiet_days(rng, 1, parts=30, between=between) for _ in quiet]]
+        ]
+        assert np.mean(np.array(chances[0]) < 0.001) <= 0.01
+        assert np.mean(np.array(chances[1]) < 0.01) > 0.95
 
     def test_shift_by_hand_counts_ties_half(self):
         """Of 3 baseline values today's 2 lies above one and beside one: (1 + 1/2) / 3 x 2 - 1 = 0."""

@@ -32,6 +32,11 @@ FEWEST_DAYS = 10
 
 _KEPT = 2000  # values kept of a baseline, evenly over its quantiles: plenty for a distance that matters, cheap to store
 
+_CHANCE_SPREAD, _CHANCE_DAYS = 0.3, 10
+"""Standard deviation of the logarithm of Kolmogorov's law, so of a day's distance were days nothing but samples; and so
+many days it counts for: ten days alone know their own spread to a quarter, and would need a change beyond any doubt. It
+lets a little more chance through where days differ much; tests/test_drift.py simulates how much, and what is seen."""
+
 _LEAST_SPREAD = 1e-3  # of a daily shift; a feature that never moves must not alarm at the first stir of rounding
 
 
@@ -191,7 +196,8 @@ def compare_day(
         quiet: Per cell its baseline.
         rules: Their `fewest` says what too few is.
 
-    Source: Benjamini and Hochberg (1995); Cliff, Psychological Bulletin 114 (1993) 494.
+    Source: Benjamini and Hochberg (1995); Cliff, Psychological Bulletin 114 (1993) 494; for a variance that leans on
+        what is known beforehand, Smyth (2004), "Linear models and empirical Bayes methods", section 4.
     """
     fewest = (rules or DriftRules()).fewest
     found: dict[Cell, tuple[int, float, float, float, float]] = {}
@@ -203,8 +209,10 @@ def compare_day(
         distance = _distance(sample, usual.values)
         p_parts = kolmogorov(distance * math.sqrt(sample.size * usual.values.size / (sample.size + usual.values.size)))
         # A new day scatters around a mean that is itself known from a few days only: hence t and the 1 + 1 / days.
-        spread = max(usual.distance_spread, _LEAST_SPREAD) * math.sqrt(1 + 1 / usual.days)
-        p_days = student.sf((math.log(max(distance, 1 / _KEPT)) - usual.distance) / spread, usual.days - 1)
+        freedom = usual.days - 1 + _CHANCE_DAYS
+        variance = ((usual.days - 1) * usual.distance_spread**2 + _CHANCE_DAYS * _CHANCE_SPREAD**2) / freedom
+        spread = math.sqrt(variance * (1 + 1 / usual.days))
+        p_days = student.sf((math.log(max(distance, 1 / _KEPT)) - usual.distance) / spread, freedom)
         found[cell] = sample.size, distance, _shift(sample, usual.values), float(p_parts), float(p_days)
     if not found:
         return {}

@@ -46,7 +46,7 @@ DRIFT_CHECKS: Final = {
     "contrast": _LAMP,
     "sharpness": "Check focus, lens and vibration.",
     "noise": "Check the lamp and the camera's gain.",
-    PICTURE: "Check the lens and whether the fixture holds the parts where it did.",
+    PICTURE: "Check the lamp, the lens, and whether the fixture holds the parts where it did.",
     EMBEDDING: "Look at the parts shown: a kind of part or defect that the network was never shown?",
     "region_row_px": _FIXTURE,
     "region_column_px": _FIXTURE,
