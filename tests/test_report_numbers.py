@@ -17,7 +17,7 @@ from scipy.stats import fisher_exact
 from inspect_xai.errors import SettingsError
 from inspect_xai.maths.control import Limits, ParetoRow, Signal
 from inspect_xai.maths.quality import Estimate
-from inspect_xai.records import Decision, ModelStatus, Review, Run, Verdict, VerdictCode
+from inspect_xai.records import Decision, Failure, ModelStatus, Review, Run, Verdict, VerdictCode
 from inspect_xai.reports.alarms import Topic, alarms_of, estimate_in_words, summary_of
 from inspect_xai.reports.charts import Bar, Priced, control_chart, cost_chart, pareto_chart, verdict_chart
 from inspect_xai.reports.day import write_report
@@ -80,6 +80,25 @@ def test_each_number_stands_beside_that_of_the_period_before(store: Store) -> No
     alarms = alarms_of(numbers, TODAY)
     assert [alarm.topic for alarm in alarms] == [Topic.MODEL, Topic.PARETO]
     assert alarms[1].text.startswith("More crack: 40.00 % of the parts after 10.00 % (q = ")
+
+
+def test_every_group_says_what_became_of_its_parts(store: Store) -> None:
+    record(store, day=-1, ok=6, ng=2, label="hole")
+    ids = record(store, day=0, ok=5, ng=3)
+    store.review(ids[0], Review("Ada", Decision.CONFIRM, VerdictCode.OK))
+    store.review(ids[6], Review("Ada", Decision.OVERTURN, VerdictCode.OK))
+    failed = dataclasses.replace(
+        stored.inspection(0, code=VerdictCode.UNSURE), failure=Failure("PictureError", "does not decode")
+    )
+    store.record([stored.of_part(failed, f"{77:064x}", captured_at=stored.NOON, station="S1", shift="EARLY")])
+    numbers = made(store)
+    for [group] in (numbers.products, numbers.stations, numbers.shifts, numbers.lots):
+        assert (group.ok, group.ng, group.unsure, group.failed, group.reviewed, group.overturned) == (5, 3, 1, 1, 2, 1)
+    assert {mix.total_before for [mix] in (numbers.products, numbers.stations, numbers.shifts)} == {8}
+    assert numbers.lots[0].total_before == 0  # a lot is made once
+    of_label = {mix.names: mix for mix in numbers.labels}
+    assert (of_label["crack",].reviewed, of_label["crack",].overturned, of_label["crack",].total_before) == (2, 1, 0)
+    assert (of_label["hole",].total, of_label["hole",].total_before) == (0, 8)
 
 
 def test_nothing_before_and_nothing_at_all(store: Store) -> None:

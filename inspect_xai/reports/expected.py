@@ -19,6 +19,7 @@ from inspect_xai.maths.calibration import (
     fit_temperature,
     reliability,
 )
+from inspect_xai.records import VerdictCode
 from inspect_xai.reports.period import Period
 from inspect_xai.storage.figures import Figures
 from inspect_xai.storage.stored import StoredModel
@@ -110,21 +111,22 @@ def calibration_from(content: Mapping[str, Any]) -> Calibration:
 
 
 def expected_of(figures: Figures, period: Period, models: Sequence[StoredModel]) -> tuple[Expected, ...]:
-    """Expect escapes and overkill of every model that is calibrated, day by day so that a year needs a day's memory."""
+    """Expect escapes and overkill of every model that is calibrated, read day by day: a part leaves ten bytes."""
     found = []
     for model in models:
         if model.calibration is None:
             continue
         calibration = calibration_from(model.calibration)
-        chances, verdicts = [], []
+        chances, passed, rejected = [], [], []
         for day in period.days:
             scores, codes = figures.defect_scores(*period.span_of(day), model=model)
             chances.append(calibration.apply(scores))
-            verdicts.append(codes)
-        chance, verdict = np.concatenate(chances), np.concatenate(verdicts)
+            passed.append(codes == VerdictCode.OK)
+            rejected.append(codes == VerdictCode.NG)
+        chance = np.clip(np.concatenate(chances), 0, 1)
         if not chance.size:
             continue
-        errors = expected_errors(np.clip(chance, 0, 1), passed=verdict == "OK", rejected=verdict == "NG")
+        errors = expected_errors(chance, passed=np.concatenate(passed), rejected=np.concatenate(rejected))
         kept = model.calibration
         found.append(
             Expected(

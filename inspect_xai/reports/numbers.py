@@ -12,7 +12,7 @@ from inspect_xai.maths.control import Limits, ParetoRow, Signal, p_chart, pareto
 from inspect_xai.maths.quality import CorrectedRates, Stratum, corrected_rates
 from inspect_xai.records import Decision, VerdictCode
 from inspect_xai.reports.period import Period
-from inspect_xai.storage.figures import Figures, Tally, Waiting
+from inspect_xai.storage.figures import Figures, Waiting
 from inspect_xai.storage.stored import StoredModel
 
 CHART_DAYS: Final = 30
@@ -27,6 +27,8 @@ _FIELDS: Final = (
     "explained_because", "run_id", "provider", "fingerprint", "model_name", "model_version", "model_status",
     "policy_version",
 )  # fmt: skip
+_PRODUCT_FIELDS: Final = ("product", "verdict")
+_LOT_FIELDS: Final = ("product", "lot", "verdict", "is_failed", "review_decision")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,15 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Verdicts of one group."""
+    """What became of the parts of one group; failed ones are among the UNSURE."""
 
     names: tuple[str, ...]
     ok: int
     ng: int
     unsure: int
+    failed: int
+    reviewed: int
+    overturned: int
     total_before: int
     flagged_share_before: float | None
 
@@ -126,6 +131,7 @@ class Numbers:
     headline: tuple[Change, ...]
     pareto: tuple[ParetoRow, ...]
     charts: tuple[Chart, ...]
+    labels: tuple[Mix, ...]
     products: tuple[Mix, ...]
     stations: tuple[Mix, ...]
     shifts: tuple[Mix, ...]
@@ -162,19 +168,21 @@ def numbers_of(
         models: Registered ones by fingerprint.
         window_ms: Time the line has for a part; 0: not known.
     """
-    now = _cells(figures.tally(*period.span, by=_FIELDS))
-    before = _cells(figures.tally(*period.before.span, by=_FIELDS))
+    now, before = (_cells(figures, each, by=_FIELDS) for each in (period, period.before))
     total, total_before = _sum(now), _sum(before)
+    # A lot is made once: it has no period before, and only its product is counted then.
+    lots, products_before = _cells(figures, period, by=_LOT_FIELDS), _cells(figures, period.before, by=_PRODUCT_FIELDS)
     return Numbers(
         headline=tuple(_headline(now, before)),
         pareto=pareto(
             _labels(now), total, counts_before=_labels(before), inspected_before=total_before
         ),
         charts=_charts(figures, period),
-        products=_products(figures, period),
+        labels=_mixes(now, before, ("label",)),
+        products=_mixes(lots, products_before, ("product",)),
         stations=_mixes(now, before, ("line", "station")),
         shifts=_mixes(now, before, ("shift",)),
-        lots=_lots(figures, period),
+        lots=_worst(_mixes(lots, (), ("product", "lot"))),
         rates=_rates(figures, now),
         waiting=figures.waiting(period.span[1]),
         models=_models(now, models),
@@ -182,10 +190,10 @@ def numbers_of(
     )  # fmt: skip
 
 
-def _cells(tallies: Iterable[Tally]) -> list[_Cell]:
+def _cells(figures: Figures, period: Period, *, by: tuple[str, ...]) -> list[_Cell]:
     return [
-        _Cell(dict(zip(_FIELDS, each.group, strict=True)), each.parts, each.duration_ms, each.longest_ms)
-        for each in tallies
+        _Cell(dict(zip(by, each.group, strict=True)), each.parts, each.duration_ms, each.longest_ms)
+        for each in figures.tally(*period.span, by=by)
     ]
 
 
@@ -197,15 +205,27 @@ def _is(field: str, value: str) -> Callable[[_Cell], bool]:
     return lambda cell: cell.facts[field] == value
 
 
+def _has_failed(cell: _Cell) -> bool:
+    return cell.facts["is_failed"] != ""
+
+
+def _is_reviewed(cell: _Cell) -> bool:
+    return cell.facts["review_decision"] != ""
+
+
+def _is_overturned(cell: _Cell) -> bool:
+    return cell.facts["review_decision"] == Decision.OVERTURN
+
+
 def _headline(now: Sequence[_Cell], before: Sequence[_Cell]) -> Iterable[Change]:
     rows: dict[str, Callable[[_Cell], bool]] = {
         "inspected": lambda _: True,
         "OK": _is("verdict", "OK"),
         "NG": _is("verdict", "NG"),
         "UNSURE": _is("verdict", "UNSURE"),
-        "failed": _is("is_failed", "yes"),
-        "reviewed": lambda cell: cell.facts["review_decision"] != "",
-        "overturned": _is("review_decision", Decision.OVERTURN),
+        "failed": _has_failed,
+        "reviewed": _is_reviewed,
+        "overturned": _is_overturned,
         "overkill found": lambda cell: cell.facts["verdict"] == "NG" and cell.truth == "OK",
         "escapes found": lambda cell: cell.facts["verdict"] == "OK" and cell.truth == "NG",
     }
@@ -230,34 +250,30 @@ def _labels(cells: Iterable[_Cell]) -> dict[str, int]:
 
 
 def _mixes(now: Iterable[_Cell], before: Iterable[_Cell], fields: tuple[str, ...]) -> tuple[Mix, ...]:
-    return mixes(_grouped(now, fields), _grouped(before, fields))
-
-
-def _grouped(cells: Iterable[_Cell], fields: tuple[str, ...]) -> Counter[tuple[str, ...]]:
-    counts: Counter[tuple[str, ...]] = Counter()
-    for cell in cells:
-        counts[(*(cell.facts[field] or "unknown" for field in fields), cell.facts["verdict"])] += cell.parts
-    return counts
-
-
-def mixes(now: Counter[tuple[str, ...]], before: Counter[tuple[str, ...]]) -> tuple[Mix, ...]:
-    """Put counts by (names..., verdict) side by side with those before; a group without parts now has its row too."""
+    """Put each group side by side with what it was before; one without parts now has its row too."""
+    groups, earlier = _grouped(now, fields), _grouped(before, fields)
     found = []
-    for names in sorted({key[:-1] for key in (*now, *before)}):
-        ok, ng, unsure = (now[*names, code.value] for code in (VerdictCode.OK, VerdictCode.NG, VerdictCode.UNSURE))
-        total = sum(before[*names, code.value] for code in VerdictCode)
-        share = 1 - before[*names, VerdictCode.OK.value] / total if total else None
-        found.append(Mix(names, ok, ng, unsure, total, share))
+    for names in sorted({*groups, *earlier}):
+        mine, then = groups.get(names, []), earlier.get(names, [])
+        ok, ng, unsure = (_sum(mine, _is("verdict", code)) for code in ("OK", "NG", "UNSURE"))
+        failed, reviewed, overturned = (_sum(mine, where) for where in (_has_failed, _is_reviewed, _is_overturned))
+        total_before = _sum(then)
+        share = 1 - _sum(then, _is("verdict", "OK")) / total_before if total_before else None
+        found.append(Mix(names, ok, ng, unsure, failed, reviewed, overturned, total_before, share))
     return tuple(found)
 
 
-def _products(figures: Figures, period: Period) -> tuple[Mix, ...]:
-    by = ("product", "verdict")
-    now, before = (
-        Counter[tuple[str, ...]]({(each.group[0] or "unknown", each.group[1]): each.parts for each in tallies})
-        for tallies in (figures.tally(*span, by=by) for span in (period.span, period.before.span))
-    )
-    return mixes(now, before)
+def _grouped(cells: Iterable[_Cell], fields: tuple[str, ...]) -> dict[tuple[str, ...], list[_Cell]]:
+    groups: dict[tuple[str, ...], list[_Cell]] = {}
+    for cell in cells:
+        groups.setdefault(tuple(cell.facts[field] or "unknown" for field in fields), []).append(cell)
+    return groups
+
+
+def _worst(lots: Iterable[Mix], *, most: int = 10) -> tuple[Mix, ...]:
+    """The lots with most flagged parts."""
+    found = sorted(lots, key=lambda mix: (-(mix.ng + mix.unsure), mix.names))
+    return tuple(mix for mix in found[:most] if mix.ng + mix.unsure)
 
 
 def _run_times(figures: Figures, period: Period, cells: Sequence[_Cell], *, window_ms: float) -> RunTimes | None:
@@ -274,16 +290,6 @@ def _golden_in_words(golden: Mapping[str, Any] | None) -> str:
         return "no golden set on record"
     at = str(golden.get("verified_at", ""))[:10]
     return f"golden set {'holds' if golden.get('holds', True) else 'DOES NOT HOLD'}{f', {at}' if at else ''}"
-
-
-def _lots(figures: Figures, period: Period, *, most: int = 10) -> tuple[Mix, ...]:
-    """The lots with most flagged parts. A lot is made once: it has no period before."""
-    counts: Counter[tuple[str, ...]] = Counter()
-    for each in figures.tally(*period.span, by=("product", "lot", "verdict")):
-        product, lot, verdict = each.group
-        counts[product or "unknown", lot or "unknown", verdict] += each.parts
-    found = sorted(mixes(counts, Counter()), key=lambda mix: (-(mix.ng + mix.unsure), mix.names))
-    return tuple(mix for mix in found[:most] if mix.ng + mix.unsure)
 
 
 def _charts(figures: Figures, period: Period) -> tuple[Chart, ...]:
