@@ -12,7 +12,7 @@ An event is KIND:STATION:DAY and lasts from the start of that day (1 is the firs
     lamp:S1:3      the lamp of S1 grows darker by 6 % a day, from day 3
     fixture:S2:4   the fixture of S2 holds its parts 9 px lower and 14 px further right
     lens:S1:5      dirt lies on the lens of S1
-    dent:S3:5      half of the defects at S3 are dents, a kind the sample network was never shown
+    dent:S3:5      half of the parts at S3 have a dent, a kind of defect the sample network was never shown
 """
 
 import argparse
@@ -64,7 +64,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """One picture to be taken: `name` is its path below the camera folder."""
+    """One picture to be taken: `name` is its path below the camera folder; without a `label` one is drawn."""
 
     name: str
     index: int
@@ -99,8 +99,8 @@ def plan(*, pictures: int, days: int, seed: int, start: date, events: Sequence[E
         name = f"{LINE}/{station}/{part}_{lot}_{camera}_{view}_{shift}_{taken:%Y%m%dT%H%M%SZ}.png"
         lasts = {event.kind: day + 2 - event.day for event in events if event.station == station}
         going_on = {kind: days_by_now for kind, days_by_now in lasts.items() if days_by_now > 0}
-        new_kind = "dent" in going_on and np.random.default_rng([seed, index, 50]).random() < 0.5
-        shots.append(Shot(name, index, part, lot, station, shift, "dent" if new_kind else None, _condition(going_on)))
+        dented = "dent" in going_on and np.random.default_rng([seed, index, 50]).random() < 0.5
+        shots.append(Shot(name, index, part, lot, station, shift, "dent" if dented else None, _condition(going_on)))
     return shots
 
 
@@ -120,9 +120,7 @@ def shoot(shot: Shot, *, seed: int, out: Path) -> dict[str, str]:
         Its row of truth.csv.
     """
     surface = STATIONS[shot.station][0]
-    picture = render(seed, shot.index, surface=surface, condition=shot.condition)
-    if shot.label and picture.label != OK_LABEL:  # the defect rate stays what it was; the kind changes
-        picture = render(seed, shot.index, label=shot.label, surface=surface, condition=shot.condition)
+    picture = render(seed, shot.index, label=shot.label, surface=surface, condition=shot.condition)
     image, mask = f"incoming/{shot.name}", ""
     if picture.label != OK_LABEL:
         mask = f"truth/{shot.name}"

@@ -1,9 +1,10 @@
-"""The main job from end to end on a sample line: render, build a bundle, inspect and explain, report.
+"""The main job from end to end on a sample line: render, build a bundle, inspect and explain, answer, report.
 
     python examples/run.py --out run
 
-Twelve days of a line on which things go wrong: a lamp grows darker, a fixture moves, a new kind of defect appears.
-Every step is a command of the product, printed before it runs, so that it can be repeated by hand.
+Ten quiet days of a line, which its drift baseline is learnt from, and four on which things go wrong: a lamp grows
+darker, a fixture moves, a new kind of defect appears. The truth of the line answers for want of people.
+Every step but that is a command of the product, printed before it runs, so that it can be repeated by hand.
 """
 
 import argparse
@@ -17,10 +18,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 LAST = date(2026, 11, 22)
-DAYS = 12
-PER_DAY = 18
+QUIET_DAYS, DAYS = 10, 14
+PER_DAY = 48  # 16 at each station
 SEED = 7
-EVENTS = ("lamp:S1:8", "fixture:S2:10", "dent:S3:10")
+FIRST = LAST - timedelta(days=DAYS - 1)
+EVENTS = tuple(f"{event}:{QUIET_DAYS + 1}" for event in ("lamp:S1", "fixture:S2", "dent:S3"))
 
 
 def main() -> None:
@@ -34,7 +36,7 @@ def main() -> None:
     _step(
         f"render a sample line: {DAYS} days of metal, castings and tiles, some with defects, and three troubles",
         [sys.executable, str(HERE / "make_line.py"), "--out", str(line), "--pictures", str(PER_DAY), "--days",
-         str(DAYS), "--start", str(LAST - timedelta(days=DAYS - 1)), "--seed", str(SEED),
+         str(DAYS), "--start", str(FIRST), "--seed", str(SEED),
          *(word for event in EVENTS for word in ("--event", event))],
     )  # fmt: skip
     _product(
@@ -42,11 +44,30 @@ def main() -> None:
         ["bundle", "build", str(HERE / "sample" / "model.onnx"), "--card", str(HERE / "sample" / "card.toml"),
          "--out", str(bundle), "--force"],
     )  # fmt: skip
+    _product(
+        "keep what it says of a few pictures, so that every machine can show that it computes the same",
+        ["model", "golden", str(bundle), *map(str, _golden(line, 4))],
+    )
+    _product("make it known to the record", ["model", "register", str(bundle), "--settings", str(settings)])
+    _product(
+        "approve it: its verdicts carry no mark",
+        ["model", "approve", str(bundle), "--settings", str(settings), "--note", "sample line", "--by", "sample"],
+    )
     _product("judge every picture, explain the flagged ones, record both", ["line", "--settings", str(settings)])
     _product(
-        "report the last three days against the three before, and drop an alert for each alarm",
-        ["report", "--settings", str(settings), "--since", str(LAST - timedelta(days=2)), "--until", str(LAST),
-         "--alerts"],
+        "learn from the quiet days what later ones are held against",
+        ["drift", "baseline", "--settings", str(settings), "--since", str(FIRST), "--until",
+         str(FIRST + timedelta(days=QUIET_DAYS - 1)), "--by", "sample"],
+    )  # fmt: skip
+    _step(
+        "answer the flagged parts and the random share of the passed ones, all but the last day's",
+        [sys.executable, str(HERE / "answer_line.py"), "--db", _database(out), "--truth", str(line / "truth.csv"),
+         "--until", str(LAST)],
+    )  # fmt: skip
+    _product(
+        "report the days that went wrong against as many before, and drop an alert for each alarm",
+        ["report", "--settings", str(settings), "--since", str(FIRST + timedelta(days=QUIET_DAYS)), "--until",
+         str(LAST), "--alerts"],
     )  # fmt: skip
     overlays = out / "overlays"
     _product(
@@ -69,7 +90,7 @@ def _settings(out: Path, *, line: Path, bundle: Path) -> Path:
     here = out.resolve()
     path = out / "line.toml"
     path.write_text(
-        f"""db = "sqlite:///{here / "inspections.db"}"
+        f"""db = "{_database(out)}"
 bundle = "{bundle.resolve()}"
 
 [line]
@@ -88,10 +109,24 @@ folder = "{here / "alerts"}"
     return path
 
 
+def _database(out: Path) -> str:
+    return f"sqlite:///{out.resolve() / 'inspections.db'}"
+
+
+def _truth(line: Path) -> list[dict[str, str]]:
+    with (line / "truth.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _golden(line: Path, count: int) -> list[Path]:
+    """Return the first pictures of different labels."""
+    firsts = {row["label"]: line / row["image"] for row in reversed(_truth(line)) if row["label"] != "dent"}
+    return list(firsts.values())[:count]
+
+
 def _defects(line: Path, count: int) -> list[Path]:
     """Return pictures of the line's first defects, from where the line put them away."""
-    with (line / "truth.csv").open(newline="", encoding="utf-8") as file:
-        names = [Path(row["image"]).stem for row in csv.DictReader(file) if row["label"] != "free"]
+    names = [Path(row["image"]).stem for row in _truth(line) if row["label"] != "free"]
     archive = line / "incoming" / "_archive"
     return [next(archive.rglob(f"{name}~*.png")) for name in names[:count]]
 

@@ -1,8 +1,10 @@
 """The sample line: what it renders is exact and repeatable, and the shipped network does what its card says."""
 
 import csv
+import dataclasses
 import re
-from datetime import UTC, datetime
+import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import cv2
@@ -10,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from answer_line import answer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_line import FIRST_DAY, Event, main, make_line, plan
@@ -17,7 +20,9 @@ from surfaces import LABELS, OK_LABEL, SIZES, SURFACES, Condition, render
 
 from inspect_xai.model.card import read_card
 from inspect_xai.pipeline.identity import PathPattern
-from inspect_xai.records import Fit
+from inspect_xai.records import Decision, Fit, VerdictCode
+from inspect_xai.storage.store import open_store
+from tests import stored
 from tests.conftest import ROOT
 
 SAMPLE = ROOT / "examples" / "sample"
@@ -126,10 +131,42 @@ def test_events_begin_at_their_station_on_their_day(tmp_path: Path) -> None:
     dents = [shot for shot in shots if shot.label == "dent"]
     assert {shot.station for shot in dents} == {"S3"}
     assert 10 <= len(dents) <= 30
+    dented = make_line(tmp_path / "dented", pictures=12, events=[Event.parse("dent:S3:1")])
+    assert {row["station"] for row in dented if row["label"] == "dent"} == {"S3"}
+    assert [row["image"] for row in dented if row["label"] == "dent"] == [
+        f"incoming/{shot.name}"
+        for shot in plan(pictures=12, days=1, seed=7, start=FIRST_DAY, events=[Event.parse("dent:S3:1")])
+        if shot.label == "dent"
+    ]
     make_line(tmp_path, pictures=3, days=1, events=events)
     assert (tmp_path / "truth" / "events.csv").read_text().splitlines() == [
         "event,line,station,from_date", "lamp,L1,S1,2026-11-23", "fixture,L1,S2,2026-11-24", "dent,L1,S3,2026-11-23",
     ]  # fmt: skip
+
+
+def test_the_truth_answers_flagged_parts_and_the_random_share(tmp_path: Path, sqlite_template: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'line.db'}"
+    shutil.copy(sqlite_template, tmp_path / "line.db")
+    given = [(VerdictCode.NG, "pit"), (VerdictCode.NG, "free"), (VerdictCode.UNSURE, "dent"), (VerdictCode.OK, "free")]
+    kept = [*given, (VerdictCode.OK, "crack"), (VerdictCode.OK, "crack"), (VerdictCode.NG, "pit")]
+    with open_store(url, clock=lambda: stored.NOON) as store:
+        stored.prepared(store)
+        rows = []
+        for n, (code, _) in enumerate(kept):
+            moment = stored.NOON + timedelta(days=n == 6)  # the last one is a day younger
+            each = stored.of_part(stored.inspection(n, code=code), f"{n:064x}", captured_at=moment)
+            rows += store.record([dataclasses.replace(each, explained_because="sample" if n < 5 else "")])
+        serials = [store.get(row.inspection_id).capture.part.serial for row in rows]
+    truth = tmp_path / "truth.csv"
+    truth.write_text("part,label\n" + "".join(f"{s},{label}\n" for s, (_, label) in zip(serials, kept, strict=True)))
+    until = (stored.NOON + timedelta(days=1)).date()
+    assert answer(url, truth=truth, until=until) == 5
+    assert answer(url, truth=truth, until=until) == 0
+    with open_store(url) as store:
+        said = [[(r.decision, r.verdict) for r in store.get(row.inspection_id).reviews] for row in rows]
+    confirm, overturn = Decision.CONFIRM, Decision.OVERTURN
+    ok, ng = VerdictCode.OK, VerdictCode.NG
+    assert said == [[(confirm, ng)], [(overturn, ok)], [(confirm, ng)], [(confirm, ok)], [(overturn, ng)], [], []]
 
 
 @pytest.mark.parametrize("text", ["lamp:S9:1", "flood:S1:1", "lamp:S1:0", "lamp:S1"])
