@@ -216,7 +216,11 @@ def _notes(audit: Audit) -> list[tuple[str, str, int]]:
             for note in measured.notes:
                 key = str(measured.method), words.note_in_words(note)
                 counts[key] = counts.get(key, 0) + 1
-    return [(method, note, count) for (method, note), count in counts.items()]
+    order = [str(method) for method in audit.methods]
+    return [
+        (method, note, count)
+        for (method, note), count in sorted(counts.items(), key=lambda item: order.index(item[0][0]))
+    ]
 
 
 def _plot(report: AuditReport) -> Markup | None:
