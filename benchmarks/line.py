@@ -52,6 +52,7 @@ from tests.prefect_server import Prefect, wait_for
 
 NETWORK = "magnetic-tile"
 Clock = Callable[[], float]
+JUDGED_ONLY = LineRules(plan=policy_from({"version": "bench", "explain": {"verdicts": [], "ok_share": 0.0}}))
 
 
 def main() -> None:
@@ -328,9 +329,8 @@ def side_by_side(source: str, bundle: Path, db: str, *, crew: int, count: int) -
 
 
 def drain_one(source: str, bundle: Path, db: str, ready: Any, done: Any) -> None:
-    rules = LineRules(plan=policy_from({"version": "bench", "explain": {"verdicts": [], "ok_share": 0.0}}))
     with (
-        Line(bundle, db, device="cpu", threads=1, rules=rules) as line,
+        Line(bundle, db, device="cpu", threads=1, rules=JUDGED_ONLY) as line,
         open_source(source, settle_s=0) as pictures,
     ):
         ready.wait(120)
@@ -345,6 +345,8 @@ def prefect(scratch: Path, options: argparse.Namespace) -> None:
     bundle, settings = scratch / "bundle", scratch / "line.toml"
     build_bundle(real_model(shared, NETWORK), real_card(shared, NETWORK), bundle)
     pictures = real_pictures(shared)[0][:count]
+    policy = scratch / "policy.toml"
+    policy.write_text('version = "bench"\n[explain]\nverdicts = []\nok_share = 0\n')
     (scratch / "home").mkdir()
     environment = {
         "INSPECT_XAI_HOME": str(PROJECT), "INSPECT_XAI_SETTINGS": str(settings), "PREFECT_WORKER_QUERY_SECONDS": "1",
@@ -363,14 +365,14 @@ def prefect(scratch: Path, options: argparse.Namespace) -> None:
                     upgrade_schema(db)
                     settings.write_text(
                         f'db = "{db}"\nbundle = "{bundle}"\ndevice = "cpu"\nthreads = 1\n'
-                        f'[line]\nsource = "{place}"\nsettle_s = 0\nok_share = 0\n'
+                        f'[line]\nsource = "{place}"\nsettle_s = 0\npolicy = "{policy}"\n'
                     )
                     tell_runs(run_line(server, crew, log=scratch / "home/worker.log"), crew, count)
                     place, db = scratch / f"plain-{crew}-{number}", database.create()
                     fill(place, pictures)
                     upgrade_schema(db)
                     with (
-                        Line(bundle, db, device="cpu", threads=1, rules=LineRules(ok_share=0.0)) as line,
+                        Line(bundle, db, device="cpu", threads=1, rules=JUDGED_ONLY) as line,
                         FolderSource(place, settle_s=0) as source,
                     ):
                         seconds = drain(line, source).seconds

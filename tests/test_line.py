@@ -16,6 +16,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from inspect_xai.errors import DatabaseAwayError, SettingsError, StoreError
 from inspect_xai.pipeline import line as line_module
@@ -25,7 +26,7 @@ from inspect_xai.pipeline.line import Line, drain
 from inspect_xai.pipeline.outcome import LineSummary, Outcome
 from inspect_xai.pipeline.pictures import PictureLimits, decode_picture
 from inspect_xai.pipeline.policy import ExplainRule, LineRules
-from inspect_xai.pipeline.remote import UrlSource, open_source
+from inspect_xai.pipeline.remote import UrlSource
 from inspect_xai.records import Reason, VerdictCode
 from inspect_xai.storage.store import open_store
 from inspect_xai.storage.stored import InspectionSummary
@@ -393,30 +394,43 @@ def test_a_stop_finishes_the_picture_and_gives_the_rest_back(incoming: Path, bun
 
 
 @pytest.mark.parametrize(("most_bytes", "at_once"), [(0, 1), (1 << 25, 2)], ids=["large", "small"])
-@pytest.mark.parametrize("url", [True, False], ids=["url", "folder"])
-def test_some_pictures_are_read_at_once_and_those_of_a_url_while_others_are_with_the_network(
-    incoming: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch, most_bytes: int, at_once: int, url: bool
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_next_pictures_are_read_while_some_are_with_the_network(
+    tmp_path: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch, most_bytes: int, at_once: int, device: str
 ) -> None:
+    """Of a CPU's the files, of a GPU's the pixels, too; and of no others, so that no more are held."""
     monkeypatch.setattr(line_module, "_MOST_READ_BYTES", most_bytes)
     monkeypatch.setattr(line_module, "_READ_AT_ONCE", 2)
-    reading = [threading.Event() for _ in range(5)]
-    with Line(bundle, db, device="cpu") as line, open_source(f"file://{incoming}" if url else str(incoming)) as source:
-        read, look, looks = source.read, line._explainer.look, iter(range(4))
+    for number in range(4):
+        write(tmp_path / f"in/{number}.png", number)
+    files = [threading.Event() for _ in range(5)]
+    pixels = [threading.Event() for _ in range(5)]
+    with (
+        Line(bundle, db, device="cpu", rules=LineRules(ok_share=0.0)) as line,
+        FolderSource(tmp_path / "in", settle_s=0) as source,
+    ):
+        line._explainer.engine.device = device  # nothing else looks at it while pictures are only judged
+        read, decode, look, looks = source.read, line_module.decode_picture, line._explainer.look, iter(range(4))
 
-        def noting(claim: Claim, *, limits: PictureLimits) -> bytes:
-            next(event for event in reading if not event.is_set()).set()
+        def noting_files(claim: Claim, *, limits: PictureLimits) -> bytes:
+            next(event for event in files if not event.is_set()).set()
             return read(claim, limits=limits)
 
+        def noting_pixels(data: bytes, *, limits: PictureLimits) -> NDArray[np.uint8]:
+            next(event for event in pixels if not event.is_set()).set()
+            return decode(data, limits=limits)
+
         def waiting(prepared: Prepared) -> Look:
-            read_by_now = (next(looks) // at_once + 1 + url) * at_once
-            assert read_by_now > 4 or reading[read_by_now - 1].wait(30)
-            assert not reading[min(4, read_by_now)].is_set()  # and no other: no more are held
+            at_work = (next(looks) // at_once + 1) * at_once
+            for events, seen in ((files, at_work + at_once), (pixels, at_work + at_once * (device == "cuda"))):
+                assert seen > 4 or events[seen - 1].wait(30)
+                assert not events[min(4, seen)].is_set()
             return look(prepared)
 
-        monkeypatch.setattr(source, "read", noting)
+        monkeypatch.setattr(source, "read", noting_files)
+        monkeypatch.setattr(line_module, "decode_picture", noting_pixels)
         monkeypatch.setattr(line._explainer, "look", waiting)
-        claims = source.claim(4)
-        held = [draft.look.picture.size for draft in line._judged(source, claims) if draft.look]
+        held = [draft.look.picture.size for draft in line._judged(source, source.claim(4)) if draft.look]
     assert held == [0, 0, 0, 0]  # a chunk does not hold its pictures
 
 

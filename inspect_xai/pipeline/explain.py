@@ -168,11 +168,11 @@ class Explainer:
         seen = picture if isinstance(picture, Prepared) else self.prepare(picture)
         rest = (self._cut(seen.picture, tiles) for tiles in self._runs(seen.tiles[len(seen.first) :]))
         scores = np.concatenate([self.engine.predict(windows) for windows in chain([seen.first], rest)])
-        worst = worst_window(scores, self.card)
+        card = self.card
+        worst = worst_window(scores, card)
         return Look(
-            seen.picture, seen.tiles, scores, predict(scores[worst], self.card, tile=worst),
-            judge(scores[worst], self.card),
-        )  # fmt: skip
+            seen.picture, seen.tiles, scores, predict(scores[worst], card, tile=worst), judge(scores[worst], card)
+        )
 
     def prepare(self, picture: NDArray[np.uint8]) -> Prepared:
         """Cut a picture for the network; another thread may do so while the network is at work.

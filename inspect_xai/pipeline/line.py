@@ -5,13 +5,12 @@ import logging
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -83,6 +82,8 @@ class _Draft:
     known_id: int | None = None
     size_px: tuple[int, int] = (0, 0)
     pixels_sha256: str = ""
+    data: bytes | None = None
+    prepared: Prepared | None = None
     look: Look | None = None
     because: str = ""
     question: Question | None = None
@@ -133,6 +134,7 @@ class Line:
         self.rules = rules or LineRules()
         self._pattern = PathPattern(self.rules.path_pattern)
         self._overturned: dict[int, frozenset[str]] = {}  # by days, asked once a chunk
+        self._explainer_for = lru_cache(maxsize=256)(self._make_explainer)
         self._store = open_store(db, blob_store=blob_store)
         try:
             self._explainer = Explainer(bundle, device=device, threads=threads, bucket=bucket, memory_mb=memory_mb)
@@ -246,39 +248,35 @@ class Line:
         self.close()
 
     def _judged(self, source: Source | ArchiveSource, claims: Sequence[Claim]) -> Generator[_Draft, None, None]:
-        """Yield the pictures, judged, in order; they are read several at a time.
+        """Yield the pictures, judged, in order; while some are with the network the files of the next are read.
 
-        On a CPU the network needs all cores and drives all else out of their caches: what is read beside it takes four
-        times as long as between its runs, and holds it up by as much. A GPU leaves the CPU alone, and a URL is waited
-        for: there the next pictures are read while some are at work.
+        On a GPU they are decoded meanwhile, too. On a CPU that would hold the network up: it needs all cores and drives
+        all else out of their caches, so several pictures are decoded at once, between its runs.
 
         Pictures to be explained wait for each other until their windows fill the network's runs.
         """
         waiting: list[_Draft] = []
         engine = self._explainer.engine
-        beside = engine.device != "cpu" or isinstance(source, UrlSource)
+        on_cpu = engine.device == "cpu"
         with (
             quiet_codecs(),
-            ThreadPoolExecutor(1, thread_name_prefix="read") as reader,
+            ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader,
             ThreadPoolExecutor(min(engine.threads, _DECODERS), thread_name_prefix="decode") as decoders,
         ):
-            read = partial(self._read_some, source, iter(claims), decoders)
+            read = partial(self._read_some, source, iter(claims), None if on_cpu else decoders)
             ahead = reader.submit(read)
-            while pictures := ahead.result():
-                if beside:
-                    ahead = reader.submit(read)
-                while pictures:
-                    draft, prepared = pictures.popleft()
-                    if prepared is not None:
-                        with self._guarding(draft):
-                            self._judge(draft, prepared)
+            while drafts := ahead.result():
+                ahead = reader.submit(read)
+                if on_cpu:
+                    list(decoders.map(self._prepare, drafts))
+                for draft in drafts:
+                    with self._guarding(draft):
+                        self._judge(draft)
                     waiting.append(draft)
                     if not self._goes_on_waiting(waiting):
                         self._explain(waiting)
                         yield from waiting
                         waiting = []
-                if not beside:
-                    ahead = reader.submit(read)
         self._explain(waiting)
         yield from waiting
 
@@ -337,22 +335,25 @@ class Line:
             draft.duration_ms += took_ms * (draft.windows or 1) / windows
 
     def _read_some(
-        self, source: Source | ArchiveSource, rest: Iterator[Claim], decoders: ThreadPoolExecutor
-    ) -> deque[tuple[_Draft, Prepared | None]]:
-        """Read several pictures in one go, as many as a little memory holds; none when all are read."""
-        files: list[tuple[_Draft, bytes | None]] = []
+        self, source: Source | ArchiveSource, rest: Iterator[Claim], decoders: ThreadPoolExecutor | None
+    ) -> list[_Draft]:
+        """Read several files in one go, as many as a little memory holds with their pixels; none when all are read."""
+        drafts: list[_Draft] = []
         held_bytes = 0
         for claim in islice(rest, _READ_AT_ONCE):
-            draft, data = self._read(source, claim)
-            files.append((draft, data))
-            held_bytes += memory_for(data) if data is not None else 0
+            drafts.append(self._read(source, claim))
+            held_bytes += memory_for(drafts[-1].data or b"")
             if held_bytes > _MOST_READ_BYTES:
                 break
-        known = self._known([draft.sha256 for draft, data in files if data is not None])
-        return deque(decoders.map(partial(self._prepared, known), files))
+        known = self._known([draft.sha256 for draft in drafts if draft.data is not None])
+        for draft in drafts:
+            draft.known_id = known.get(draft.sha256)
+        if decoders is not None:
+            list(decoders.map(self._prepare, drafts))
+        return drafts
 
-    def _read(self, source: Source | ArchiveSource, claim: Claim) -> tuple[_Draft, bytes | None]:
-        """Read a file, and which part it shows; None: one or the other cannot be read."""
+    def _read(self, source: Source | ArchiveSource, claim: Claim) -> _Draft:
+        """Read a file, and which part it shows."""
         draft = _Draft(claim, datetime.now(UTC), self._pattern.identify(claim.file_name, modified_at=claim.modified_at))
         data = b""
         with self._guarding(draft):
@@ -367,31 +368,32 @@ class Line:
             except PictureError:
                 draft.sha256 = _hash_of_no_picture(claim, data)
                 raise
-        return draft, data if draft.error is None else None
+            draft.data = data
+        return draft
 
-    def _prepared(self, known: Mapping[str, int], file: tuple[_Draft, bytes | None]) -> tuple[_Draft, Prepared | None]:
-        """Take a picture as far as the network; None: there are no pixels, or what they show is known."""
-        draft, data = file
-        draft.known_id = known.get(draft.sha256)
-        prepared = None
-        if data is not None and draft.known_id is None:
-            with self._guarding(draft):
-                try:
-                    pixels = decode_picture(data, limits=self.rules.limits)
-                except PictureError:
-                    draft.sha256 = _hash_of_no_picture(draft.claim, data)
-                    raise
-                draft.size_px = (pixels.shape[0], pixels.shape[1])
-                draft.pixels_sha256 = hash_of_pixels(pixels)
-                draft.signal = picture_statistics(pixels) if min(draft.size_px) >= LEAST_SIDE else None
-                prepared = self._explainer.prepare(pixels)
-        return draft, prepared
+    def _prepare(self, draft: _Draft) -> None:
+        """Take a picture from its file's bytes as far as the network, unless what it shows is known."""
+        data, draft.data = draft.data, None
+        if data is None or draft.known_id is not None:
+            return
+        with self._guarding(draft):
+            try:
+                pixels = decode_picture(data, limits=self.rules.limits)
+            except PictureError:
+                draft.sha256 = _hash_of_no_picture(draft.claim, data)
+                raise
+            draft.size_px = (pixels.shape[0], pixels.shape[1])
+            draft.pixels_sha256 = hash_of_pixels(pixels)
+            draft.signal = picture_statistics(pixels) if min(draft.size_px) >= LEAST_SIDE else None
+            draft.prepared = self._explainer.prepare(pixels)
 
-    def _judge(self, draft: _Draft, prepared: Prepared) -> None:
+    def _judge(self, draft: _Draft) -> None:
         """Judge a picture, and say how it is to be explained where the policy asks for that, writing down each step."""
-        product, explainer = draft.identity.part.product, self._explainer
-        if self.rules.plan:
-            explainer = explainer_for(explainer, self.rules.plan, product=product, station=draft.identity.station)
+        prepared, draft.prepared = draft.prepared, None
+        if prepared is None:
+            return
+        product = draft.identity.part.product
+        explainer = self._explainer_for(product, draft.identity.station)
         look = explainer.look(prepared)
         # Kept is what is recorded or rebuilt from it: a chunk of large pictures would not fit into memory otherwise.
         draft.look = replace(look, picture=np.empty((0, 0, 0), np.uint8))
@@ -401,6 +403,11 @@ class Line:
         if draft.because:
             draft.question = Question(explainer, look, look.verdict.label)
             draft.windows = draft.question.windows
+
+    def _make_explainer(self, product: str, station: str) -> Explainer:
+        if self.rules.plan is None:
+            return self._explainer
+        return explainer_for(self._explainer, self.rules.plan, product=product, station=station)
 
     def _within_region(self, explanation: Explanation, draft: _Draft) -> Explanation:
         """Measure which share of the map's energy lies where the policy says that parts are inspected."""
