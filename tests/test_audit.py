@@ -904,6 +904,11 @@ class TestComparing:
         assert (found.pictures, found.newly_wrong, found.new_escapes) == (9, 1, 0)
         assert found.breaches == ("11.1% of the pictures are newly wrong, 10.0% may be",)
 
+    def test_an_audit_that_was_cut_short_is_not_compared(self, audits: dict[str, Audit]):
+        whole = audits["honest"]
+        with pytest.raises(SettingsError, match="cut short: 4 of 9 pictures"):
+            compare_audits(whole, Audit(whole.folder, whole.header, whole.rows[:4]), tolerances=Tolerances())
+
     def test_audits_of_other_pictures_are_not_compared(self, audits: dict[str, Audit]):
         other = Audit(audits["cheat"].folder, audits["cheat"].header | {"table_sha256": "0"}, audits["cheat"].rows)
         with pytest.raises(SettingsError, match="different tables"):

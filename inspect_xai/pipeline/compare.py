@@ -116,8 +116,14 @@ def compare_audits(before: Audit, after: Audit, *, tolerances: Tolerances, most_
         most_moved: Pictures to list whose evidence changed.
 
     Raises:
-        SettingsError: If they are of other pictures, or have no method or no picture in common.
+        SettingsError: If they are of other pictures, one was cut short, or they have no method or no picture in common.
     """
+    for audit in (before, after):
+        if len(audit.rows) < audit.header["pictures"]:
+            raise SettingsError(
+                f"{audit.folder} was cut short: {len(audit.rows)} of {audit.header['pictures']} pictures",
+                expected="two finished audits", remedy="run the same command again: it goes on where it ended",
+            )  # fmt: skip
     if before.header["table_sha256"] != after.header["table_sha256"]:
         raise SettingsError(
             f"{before.folder} and {after.folder} were made with different tables of pictures",
