@@ -12,6 +12,7 @@ from sqlalchemy import event
 
 from inspect_xai.errors import DatabaseAwayError, NotFoundError, SettingsError, StoreError
 from inspect_xai.records import Failure, Part, Profile, Reason, Verdict, VerdictCode
+from inspect_xai.storage import database
 from inspect_xai.storage.store import Store, open_store
 from tests import stored
 from tests.stored import FINGERPRINT, NOON, RUN
@@ -119,6 +120,19 @@ def test_known_takes_more_names_than_a_statement_does(store: Store) -> None:
     names = [f"{number:064x}" for number in range(1200)]
     store.record([stored.inspection(1100)])
     assert list(store.known(names, FINGERPRINT, "1")) == [names[1100]]
+
+
+def test_known_never_walks_all_inspections(tmp_path: Path) -> None:
+    """On SQLite, which did so for more than a few pictures; a server plans by its statistics."""
+    with open_store(f"sqlite:///{tmp_path}/store.db") as store:
+        asked: list[tuple[str, tuple[str, ...]]] = []
+        event.listen(store._engine, "before_cursor_execute", lambda *given: asked.append(given[2:4]))
+        store.known([f"{number:064x}" for number in range(40)], FINGERPRINT, "1")
+        [(statement, given)] = asked[-1:]
+        with database.reading(store._engine) as connection:
+            plan = [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", given)]
+        assert plan[0].startswith("SEARCH capture USING COVERING INDEX sqlite_autoindex_capture_1 (sha256=?)")
+        assert plan[1].startswith("SEARCH inspection USING COVERING INDEX sqlite_autoindex_inspection_1 (capture_id=?)")
 
 
 def test_a_picture_that_did_not_decode_is_an_inspection_with_a_failure(store: Store) -> None:

@@ -111,6 +111,7 @@ def trace(
 
     with store_of(load_settings(settings, db=db)) as store:
         steps = _steps(store, part, lot, product)
+        repeats = store.events(kind="same_bytes", subject=part)
     if as_json:
         print_json(steps)
     for step in [] if as_json else steps:
@@ -123,6 +124,11 @@ def trace(
                 for each in (value if isinstance(value, list) else [value])
             ]
         )
+    for each in repeats:
+        facts = each.facts
+        if lot in (None, facts["lot"]) and product in (None, facts["product"]):
+            typer.echo(f"no inspection of its own: {facts['file_name']!r} holds the very picture of inspection "
+                       f"{facts['inspection']} (event {each.sequence} of the ledger)", err=True)  # fmt: skip
     if not steps:
         typer.echo(f"no part has the serial {part!r}", err=True)
         raise typer.Exit(1)

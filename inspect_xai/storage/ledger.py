@@ -37,7 +37,7 @@ class Event:
 
     sequence: int
     occurred_at: datetime
-    kind: str  # verdicts, review, model, policy, rule, hold, retention or audit
+    kind: str  # such as verdicts, same_bytes, review, model, policy, rule, hold, retention or audit
     subject: str
     facts: dict[str, Any]
     rows: dict[str, str | None]

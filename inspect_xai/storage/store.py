@@ -23,6 +23,7 @@ from inspect_xai.storage.stored import (
     StoredModel,
     StoredReview,
 )
+from inspect_xai.storage.types import spelled
 from inspect_xai.storage.writing import Recorder, encoded_maps, found_or_made, inserting
 
 Clock = Callable[[], datetime]
@@ -36,12 +37,13 @@ def utc_now() -> datetime:
 @cache
 def _known() -> Select[tuple[str, int]]:
     """The line asks this for every picture: making the statement took longer than running it."""
+    model = select(tables.Model.id).where(tables.Model.fingerprint == bindparam("fingerprint")).scalar_subquery()
+    policy = select(tables.Policy.id).where(tables.Policy.version == bindparam("version")).scalar_subquery()
     return (
         select(tables.Capture.sha256, tables.Inspection.id)
         .join(tables.Inspection, tables.Inspection.capture_id == tables.Capture.id)
-        .join(tables.Model, tables.Model.id == tables.Inspection.model_id)
-        .join(tables.Policy, tables.Policy.id == tables.Inspection.policy_id)
-        .where(tables.Model.fingerprint == bindparam("fingerprint"), tables.Policy.version == bindparam("version"))
+        # A sum keeps SQLite from walking all that the model judged, as it did for more than a few pictures.
+        .where(tables.Inspection.model_id + 0 == model, tables.Inspection.policy_id + 0 == policy)
         .where(tables.Capture.sha256.in_(bindparam("sha256s", expanding=True)))
     )
 
@@ -223,6 +225,18 @@ class Store:
                 subject = inspections[0].run_id
                 ledger.append(connection, "verdicts", subject, facts={"verdicts": verdicts}, now=now, made=made)
             return recorded
+
+    def note_same_bytes(self, inspection_id: int, *, file_name: str, part: Part) -> None:
+        """Tell the ledger that a file named for another part holds the very picture of an inspection; once per file.
+
+        Such a file gets no inspection of its own: this is how the record knows of it.
+        """
+        facts = {"inspection": inspection_id, "file_name": spelled(file_name)}
+        facts |= {name: spelled(value) for name, value in dataclasses.asdict(part).items()}
+        with database.writing(self._engine) as connection:
+            told = ledger.events(connection, kind="same_bytes", subject=part.serial)
+            if all(event.facts != facts for event in told):
+                ledger.append(connection, "same_bytes", part.serial, facts=facts, now=self._clock(), made={})
 
     def review(self, inspection_id: int, review: Review, *, supersedes: int | None = None) -> StoredReview:
         """Append a person's answer; with `supersedes` it corrects an earlier answer to the same inspection.
