@@ -356,6 +356,10 @@ def test_retention_from_rule_to_deletion(cli: Run, db: str, recorded: Path, tmp_
         assert held.explanation is not None
         assert held.explanation.fused is not None
         assert [each.kind for each in store.events()][-2:] == ["retention", "retention"]
+    number = number_of(db, "SN1")
+    assert "nowhere: retention deleted it on 20" in cli("show", number, "--db", db)[1]
+    code, out, _ = cli("ledger", "export", "--part", "SN1", "--out", tmp_path / "gone.zip", "--db", db)
+    assert (code, f"missing the picture of inspection {number}: retention deleted it on" in out) == (0, True)
     assert "complaint 4711" in cli("retention", "release", "--db", db)[1]
     code, out, _ = cli("retention", "release", 1, "--db", db)
     assert (code, out) == (0, "no holds stand\n")
@@ -433,8 +437,21 @@ def test_the_same_bytes_under_another_part_are_told(
     write(tmp_path / "in" / NAME.format(2, 7), 5)
     write(tmp_path / "in" / NAME.format(3, 7), 5)  # both in one chunk
     assert json.loads(cli(*start, "--json")[1])["under_another_part"] == 1
+    code, out, err = cli("trace", "SN1", "--db", db)
+    assert (code, out) == (1, "")
+    told = f"no inspection of its own: '{NAME.format(1, 7)}' holds the very picture of inspection 1 (event 4 of"
+    assert told in err
+    assert "no inspection of its own" not in cli("trace", "SN0", "--db", db)[2]
+    assert "no inspection of its own" not in cli("trace", "SN1", "--lot", "LOT8", "--db", db)[2]
+    write(tmp_path / "in" / NAME.format(1, 7), 0)  # as after a crash between the ledger and the move
+    assert json.loads(cli(*start, "--json")[1])["under_another_part"] == 1
     with open_store(db) as store:
         assert store.find(serial="SN1") == []
+        [event] = store.events(kind="same_bytes", subject="SN1")
+        assert event.facts == {
+            "inspection": 1, "file_name": NAME.format(1, 7), "serial": "SN1", "product": "", "lot": "LOT7"
+        }  # fmt: skip
+        assert store.verify_ledger().holds
 
 
 def test_maps_lie_where_the_settings_say(cli: Run, bundle: Path, tmp_path: Path) -> None:

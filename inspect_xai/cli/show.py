@@ -53,7 +53,9 @@ def _print(found: "StoredInspection") -> None:
         f"station {capture.station or '-'}  camera {capture.camera or '-'}  view {capture.view or '-'}  "
         f"shift {capture.shift or '-'}",
         "picture": f"{capture.file_name!r}  {capture.width_px} x {capture.height_px} px  sha256 {capture.sha256}",
-        "lies at": repr(capture.archived_to),
+        "lies at": f"nowhere: retention deleted it on {found.picture_deleted_at:%Y-%m-%d}"
+        if found.picture_deleted_at
+        else repr(capture.archived_to),
     }
     if verdict.label:
         rows["score"] = f"{verdict.label} {verdict.score:.4f}, NG from {verdict.threshold:.4f}"

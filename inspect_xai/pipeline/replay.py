@@ -118,7 +118,12 @@ def archived_picture(stored: StoredInspection, *, archive: Path | None = None) -
     place = locate_archived(stored.capture.archived_to, archive)
     if not place:
         raise PictureError("the record names no place of the picture")
-    return read_archived_bytes(place, limits=limits_of(stored))
+    try:
+        return read_archived_bytes(place, limits=limits_of(stored))
+    except PictureError as error:
+        if stored.picture_deleted_at is None:
+            raise
+        raise PictureError(f"retention deleted it on {stored.picture_deleted_at:%Y-%m-%d}") from error
 
 
 def limits_of(stored: StoredInspection) -> PictureLimits:

@@ -208,7 +208,8 @@ def inspections(
     return [
         stored.StoredInspection(
             inspection_id=number,
-            capture=captures[facts["capture_id"]],
+            capture=captures[facts["capture_id"]][0],
+            picture_deleted_at=captures[facts["capture_id"]][1],
             model=models[facts["model_id"]],
             model_status=facts["model_status"],
             policy_version=facts["version"],
@@ -322,11 +323,15 @@ def _model(row: Row[Any]) -> stored.StoredModel:
     )
 
 
-def _captures(connection: Connection, ids: Collection[int]) -> dict[int, records.Capture]:
+def _captures(connection: Connection, ids: Collection[int]) -> dict[int, tuple[records.Capture, datetime | None]]:
+    """Captures by id, and when retention deleted their pictures."""
     names = [field.name for field in dataclasses.fields(records.Capture) if field.name != "part"]
     return {
-        row.id: records.Capture(
-            part=records.Part(row.serial, row.product, row.lot), **{name: getattr(row, name) for name in names}
+        row.id: (
+            records.Capture(
+                part=records.Part(row.serial, row.product, row.lot), **{name: getattr(row, name) for name in names}
+            ),
+            row.picture_deleted_at,
         )
         for row in _in_chunks(connection, _capture_rows(), ids)
     }

@@ -127,6 +127,7 @@ class StoredInspection:
 
     inspection_id: int
     capture: Capture
+    picture_deleted_at: datetime | None  # by retention; None: it was not
     model: StoredModel
     model_status: str  # when the verdict was recorded
     policy_version: str
