@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, select
+from sqlalchemy import BindParameter, ColumnElement, Connection, bindparam, select
 
 from inspect_xai.storage import tables
 from inspect_xai.storage.types import UtcTime
@@ -70,7 +70,7 @@ def documents(connection: Connection, kind: str, ids: Collection[int]) -> dict[i
             found |= _inspections(connection, chunk)
         else:
             table = VOUCHED[kind]
-            found |= {row["id"]: row for row in _rows(connection, table, _column(table, "id").in_(chunk))}
+            found |= {row["id"]: row for row in _rows(connection, table, _among(_column(table, "id"), chunk))}
     return found
 
 
@@ -81,13 +81,13 @@ def chunks(ids: Iterable[Key]) -> list[list[Key]]:
 
 
 def _inspections(connection: Connection, ids: Sequence[int]) -> dict[int, Document]:
-    rows = _rows(connection, tables.Inspection, tables.Inspection.id.in_(ids))
+    rows = _rows(connection, tables.Inspection, _among(tables.Inspection.id, ids))
     captures = _captures(connection, {row["capture_id"] for row in rows})
     explanations = _explanations(connection, ids)
     signals = _signals(connection, ids)
     models = _names(connection, tables.Model, "fingerprint", {row["model_id"] for row in rows})
     policies = _names(connection, tables.Policy, "version", {row["policy_id"] for row in rows})
-    runs = _by_id(_rows(connection, tables.Run, tables.Run.id.in_({row["run_id"] for row in rows})))
+    runs = _by_id(_rows(connection, tables.Run, _among(tables.Run.id, {row["run_id"] for row in rows})))
     for row in rows:
         row["capture"] = captures[row.pop("capture_id")]
         row["model"] = models[row.pop("model_id")]
@@ -101,15 +101,15 @@ def _inspections(connection: Connection, ids: Sequence[int]) -> dict[int, Docume
 
 
 def _captures(connection: Connection, ids: Collection[int]) -> dict[int, Document]:
-    rows = _by_id(_rows(connection, tables.Capture, tables.Capture.id.in_(ids)))
+    rows = _by_id(_rows(connection, tables.Capture, _among(tables.Capture.id, ids)))
     query = (
         select(tables.Capture.id, tables.Part.serial, tables.Lot.code, tables.Product.name)
         .join(tables.Part, tables.Part.id == tables.Capture.part_id)
         .join(tables.Lot, tables.Lot.id == tables.Part.lot_id)
         .join(tables.Product, tables.Product.id == tables.Lot.product_id)
-        .where(tables.Capture.id.in_(ids))
+        .where(_among(tables.Capture.id, ids))
     )
-    for number, serial, lot, product in connection.execute(query):
+    for number, serial, lot, product in connection.execute(query).all():
         document = rows[number]
         document["part"] = {"serial": serial, "lot": lot, "product": product}
         for name in ("part_id", "picture_deleted_at"):  # when the picture goes, what was said of it stays the same
@@ -118,7 +118,7 @@ def _captures(connection: Connection, ids: Collection[int]) -> dict[int, Documen
 
 
 def _explanations(connection: Connection, inspection_ids: Sequence[int]) -> dict[int, Document]:
-    rows = _rows(connection, tables.Explanation, tables.Explanation.inspection_id.in_(inspection_ids))
+    rows = _rows(connection, tables.Explanation, _among(tables.Explanation.inspection_id, inspection_ids))
     ids = [row.pop("id") for row in rows]
     regions = _children(connection, tables.ExplanationRegion, ids)
     tiles = _children(connection, tables.ExplanationTile, ids)
@@ -147,7 +147,7 @@ def _explanations(connection: Connection, inspection_ids: Sequence[int]) -> dict
 def _signals(connection: Connection, inspection_ids: Sequence[int]) -> dict[int, Document]:
     """Image statistics by inspection, and the embedding of an explained one as hexadecimal digits."""
     key = _column(tables.PictureSignal, "inspection_id")
-    rows = _rows(connection, tables.PictureSignal, key.in_(inspection_ids), key)
+    rows = _rows(connection, tables.PictureSignal, _among(key, inspection_ids), key)
     for row in rows:
         if "embedding" in row:
             row["embedding"] = bytes(row["embedding"]).hex()
@@ -158,7 +158,7 @@ def _children(connection: Connection, table: type[tables.Base], ids: Collection[
     found: dict[int, list[Document]] = defaultdict(list)
     parent = _column(table, "explanation_id")
     order = table.__table__.primary_key.columns  # type: ignore[attr-defined]
-    for row in _rows(connection, table, parent.in_(ids), *order):
+    for row in _rows(connection, table, _among(parent, ids), *order):
         found[row.pop("explanation_id")].append(row)
     return found
 
@@ -170,7 +170,7 @@ def _rows(
     names = [column.name for column in table.__table__.columns]
     moments = [column.name for column in table.__table__.columns if isinstance(column.type, UtcTime)]
     found = []
-    for row in connection.execute(query):
+    for row in connection.execute(query).all():
         document = {name: value for name, value in zip(names, row, strict=True) if value is not None}
         for name in moments:
             if name in document:
@@ -185,9 +185,16 @@ def _by_id(rows: Iterable[Document]) -> dict[int, Document]:
 
 def _names(connection: Connection, table: type[tables.Base], name: str, ids: Collection[int]) -> dict[int, str]:
     number, named = _column(table, "id"), _column(table, name)
-    return {row[0]: row[1] for row in connection.execute(select(number, named).where(number.in_(ids)))}
+    return {row[0]: row[1] for row in connection.execute(select(number, named).where(_among(number, ids))).all()}
 
 
 def _column(table: type[tables.Base], name: str) -> ColumnElement[Any]:
     found: ColumnElement[Any] = table.__table__.columns[name]
+    return found
+
+
+def _among(column: Any, ids: Collection[int]) -> ColumnElement[bool]:
+    """Whether a column holds one of these numbers, written out: 500 parameters take the driver longer than the rows."""
+    wanted: BindParameter[Any] = bindparam(None, list(ids), expanding=True, literal_execute=True)
+    found: ColumnElement[bool] = column.in_(wanted)
     return found
