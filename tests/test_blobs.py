@@ -74,7 +74,7 @@ def test_an_explanation_of_five_blocks_takes_at_most_40_kb(rng: np.random.Genera
     for _ in range(8):
         sums = [stored.smooth(rng, edge) for edge in (112, 56, 28, 14, 7)]
         packed = [encode(cascade(sums), precision=Precision.STEPS12)]
-        packed += [encode(each, precision=Precision.STEPS13) for each in sums]
+        packed += [encode(each, precision=Precision.STEPS12) for each in sums]
         sizes.append(sum(len(each.data) for each in packed))
     assert max(sizes) <= 40_000, sizes
 
@@ -82,7 +82,7 @@ def test_an_explanation_of_five_blocks_takes_at_most_40_kb(rng: np.random.Genera
 def test_a_block_map_rebuilt_from_stored_sums_is_off_by_at_most_the_bound(rng: np.random.Generator) -> None:
     for edge in (112, 28, 7):
         sums = stored.smooth(rng, edge)
-        came = decode(encode(sums, precision=Precision.STEPS13).data)
+        came = decode(encode(sums, precision=Precision.STEPS12).data)
         was, is_now = (cv2.resize(each, (224, 224), interpolation=cv2.INTER_LINEAR) for each in (sums, came))
         was, is_now = ((each - each.min()) / np.ptp(each) for each in (was, is_now))
         assert np.abs(was - is_now).max() <= 2e-4

@@ -1,6 +1,6 @@
 """When two runs of one model on one picture count as the same: tolerances, each with its reason.
 
-No tolerance is tighter than what is stored (`storage/blobs.py`: block sums on 8,192 steps, fused maps on 4,096).
+No tolerance is tighter than what is stored (`storage/blobs.py`: block sums and fused maps on 4,096 steps).
 Above that they leave room for convolutions that add up in another order. They leave none for a device that rounds to
 10 bits in between (TF32): such rounding of the weights alone, on three magnetic tiles and an EfficientNet-Lite0, moved
 scores by 4e-4 to 1.4e-2 and 3 to 8 % of a map's pixels; that is another map, and is told as one. On one CPU other
@@ -18,7 +18,7 @@ SCORE_TOLERANCE: Final = 1e-4
 """Of a probability. Stored scores are exact, so this is room for the device alone."""
 
 SUMS_TOLERANCE: Final = 0.01
-"""Of a block's sums, stretched to [0, 1]: 160 times the 6.1e-5 that a stored sum may be off."""
+"""Of a block's sums, stretched to [0, 1]: 80 times the 1.2e-4 that a stored sum may be off."""
 
 MAP_TOLERANCE: Final = 0.01
 """Of the fused map's whole range, the number of blocks: 80 times the 1.2e-4 that a stored map may be off."""

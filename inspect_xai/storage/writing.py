@@ -40,7 +40,7 @@ class EncodedMaps:
 def encoded_maps(explanation: Explanation) -> EncodedMaps:
     """Encode what every map of an explanation can be rebuilt from."""
     sums = {
-        (row, position): encode(block.sums, precision=Precision.STEPS13)
+        (row, position): encode(block.sums, precision=Precision.STEPS12)
         for row, tile in enumerate(explanation.tiles)
         for position, block in enumerate(tile.blocks)
         if block.sums is not None
