@@ -195,9 +195,11 @@ def main() -> None:
     parser.add_argument("--years", type=int, default=10)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--parts", type=int, nargs="+", default=[30, 100, 300], help="parts a day")
+    parser.add_argument("--sigmas", type=float, default=DriftRules().sigmas, help="EWMA's limit (default: %(default)s)")
     options = parser.parse_args()
     pools.fill(options.keep, parts=200)
-    given, rules, kept = pools.read(options.keep), DriftRules(), Kept(options.keep / "measured.jsonl")
+    given, rules = pools.read(options.keep), DriftRules(sigmas=options.sigmas)
+    kept = Kept(options.keep / "measured.jsonl")
     print(
         f"{rules}\npython {platform.python_version()}  scipy {scipy.__version__}  statsmodels {statsmodels.__version__}"
     )
