@@ -76,8 +76,6 @@ def open_session(
     options.log_severity_level = _FATAL_ONLY
     if device == "cpu":
         _share_memory()
-        # A plan of memory is a piece of the arena for every number of masks and size of map that was ever run.
-        options.enable_mem_pattern = False
         options.add_session_config_entry("session.use_env_allocators", "1")
         # Else a session's threads wait awake for some 30 ms for work of their own, on the cores the next session needs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
