@@ -238,7 +238,7 @@ class FolderSource:
             claims.extend(claim for name, path in self._at_rest(found) if (claim := self._take(name, path)))
         return claims
 
-    def _files(self) -> Iterator[tuple[str, Path]]:
+    def _files(self) -> Iterator[tuple[str, str]]:
         """Yield (path below the source, path now): first what dead lines left claimed, then what lies in the folder."""
         if not self.keep:
             for claims in self._dead_lines():
@@ -268,7 +268,7 @@ class FolderSource:
         owner.touch()
         return owner.stat().st_mtime
 
-    def _at_rest(self, found: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    def _at_rest(self, found: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return the files that did not change for `settle_s`; waits at most that long."""
         if self.settle_s <= 0:
             return found
@@ -280,25 +280,25 @@ class FolderSource:
             time.sleep(self.settle_s)
         return [(name, path) for name, path in found if path not in young or before[path] == _stamp(path)]
 
-    def _take(self, name: str, path: Path) -> Claim | None:
+    def _take(self, name: str, path: str) -> Claim | None:
         """Claim a file by renaming it, or return None where another line was faster."""
         try:
-            modified_at = utc(path.lstat().st_mtime)
+            modified_at = utc(os.lstat(path).st_mtime)
             target = path
             if self._claims is not None:
-                target = self._claims / name
+                target = str(self._claims / name)
                 if os.path.lexists(target):  # its namesake is still being inspected; a later walk finds this one
                     return None
-                target.parent.mkdir(parents=True, exist_ok=True)
-                path.rename(target)
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+                os.rename(path, target)  # noqa: PTH104  as everything here: a Path keeps its parts among the interned
                 with suppress(FileNotFoundError):
-                    path.with_suffix(".json").rename(target.with_suffix(".json"))
+                    os.rename(_sidecar_of(path), _sidecar_of(target))  # noqa: PTH104
         except FileNotFoundError:
             return None
         except OSError as error:
             _warn_once(f"{path} cannot be claimed: {error}")
             return None
-        return Claim(as_text(name), str(target), modified_at)
+        return Claim(as_text(name), target, modified_at)
 
 
 def is_dead(claims: Path, *, now: float, lease_s: float) -> bool:
@@ -329,8 +329,11 @@ def left_by_the_dead(folder: Path, *, lease_s: float) -> list[Path]:
     ]
 
 
-def _pictures_below(top: Path) -> Iterator[tuple[str, Path]]:
-    """Yield (path below top, path) of everything named like a picture, holding no list of names; follow no link."""
+def _pictures_below(top: Path) -> Iterator[tuple[str, str]]:
+    """Yield (path below top, path) of everything named like a picture, holding no list of names; follow no link.
+
+    As text: a million names made into Paths would grow the interpreter's table of interned text, which never shrinks.
+    """
     folders: list[Any] = []
     _enter(str(top), folders)
     try:
@@ -341,7 +344,7 @@ def _pictures_below(top: Path) -> Iterator[tuple[str, Path]]:
             if entry.is_dir(follow_symlinks=False):
                 _enter(entry.path, folders)
             elif is_picture(entry.name) and (entry.is_symlink() or entry.is_file(follow_symlinks=False)):
-                yield os.path.relpath(entry.path, top), Path(entry.path)
+                yield os.path.relpath(entry.path, top), entry.path
     finally:
         for folder in folders:
             folder.close()
