@@ -253,9 +253,9 @@ def test_a_file_that_vanishes_before_the_claim_is_no_error(tmp_path: Path) -> No
     write(tmp_path / "a.png"), write(tmp_path / "b.png")
     with FolderSource(tmp_path, settle_s=0) as source:
         found = list(source._files())
-        for _, path in found:
-            if path.name == "a.png":
-                path.unlink()
+        for name, path in found:
+            if name == "a.png":
+                Path(path).unlink()
         source._walk = iter(found)
         assert names(source.claim(10)) == ["b.png"]
 

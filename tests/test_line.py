@@ -218,7 +218,7 @@ def test_a_file_that_grows_while_it_is_read_gets_a_row(tmp_path: Path, bundle: P
 def test_a_file_that_vanishes_between_list_and_claim_stops_nothing(incoming: Path, bundle: Path, db: str) -> None:
     with Line(bundle, db, device="cpu") as line, FolderSource(incoming, settle_s=0) as source:
         found = list(source._files())
-        found[0][1].unlink()
+        Path(found[0][1]).unlink()
         source._walk = iter(found)
         assert drain(line, source, chunk=2).inspected == 3
     assert len(rows(db)) == 3  # nothing is known of it, so there is nothing to record
