@@ -5,7 +5,7 @@ the map's smallest to its largest value, which is off by at most half a step:
 
     STEPS16    65,536 steps    7.6e-6 of the map's range
     STEPS13     8,192 steps    6.1e-5    block sums of records made before they were put on 4,096
-    STEPS12     4,096 steps    1.2e-4    fused maps and block sums: a block map rebuilt from them is off by at most 2e-4
+    STEPS12     4,096 steps    1.2e-4    fused maps and block sums: a block map rebuilt from them is off by at most 4e-4
 
 The smallest value itself, which is 0 for a fused map, survives bit for bit, and so does a map of one value. float16 is
 no better above a quarter of the range. The low bits of real sums are noise that nothing packs: on 8,192 steps some
