@@ -152,7 +152,7 @@ def collect(explainer: Explainer, window: NDArray[np.float32], target: int, path
         trace = explainer.engine.trace(seen, target=target)
         for block, (name, features) in enumerate(trace.features.items()):
             kept = sise.select(trace.alphas[name], rule=SelectionRule.MU, mu=0.0).kept
-            kept = kept[sise.with_contrast(features[kept], seen.shape[:2])]
+            kept = kept[sise.with_contrast(*sise.extremes(features[kept], seen.shape[:2]))]
             said = explainer.engine.score_masks(seen, features[kept], baseline=hidden)
             numbers[f"{prefix}f{block}"] = features[kept]
             numbers[f"{prefix}a{block}"] = trace.alphas[name][kept]

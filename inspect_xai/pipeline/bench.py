@@ -281,7 +281,7 @@ def _passes(bundle: ModelBundle, trace: Trace, profile: Profile) -> int:
     masks = 0
     for name, features in trace.features.items():
         kept = sise.select(trace.alphas[name], rule=rule, mu=mu).kept
-        masks += int(sise.with_contrast(features[kept], size).sum())
+        masks += int(sise.with_contrast(*sise.extremes(features[kept], size)).sum())
     limit, asks = Limit(PROFILE_SHARE[profile], None, None), False
     if spec.method is Method.GRAD_SISE:
         limit, asks = sufficient.reserve(limit, masks)

@@ -7,6 +7,7 @@ the one explained window where the class scores highest, as the network sees it.
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import cv2
 import numpy as np
@@ -65,10 +66,11 @@ def measure_faithfulness(
     fill = sise.baseline_picture(window, explanation.settings.baseline, mean=engine.mean_px)
     rank = order_of(in_window(explanation.rank, best.tile, engine.card.input, outside=explanation.rank.size))
     blobs = order_of(-random_blobs(size, seed=zlib.crc32(np.ascontiguousarray(window).tobytes())))
-    planes = np.empty((PASSES, window.shape[2], *size), np.float32)  # in the engine's order of axes: it copies nothing
-    changed = (each for order in (rank, blobs) for each in _changed(window, order, fill))
-    for into, each in zip(planes, changed, strict=True):
-        into[:] = np.moveaxis(each, -1, 0)
+    shown, hidden = (np.ascontiguousarray(np.moveaxis(each, -1, 0)) for each in (window, fill))
+    planes = np.empty((PASSES, *shown.shape), np.float32)  # in the engine's order of axes: it copies nothing
+    for into, gone in zip(planes, chain(_taken_away(rank), _taken_away(blobs)), strict=True):
+        into[:] = shown
+        np.copyto(into, hidden, where=gone)
     said = confidence(engine.predict(np.moveaxis(planes, 1, -1)), target, against)
     ours, chance = (_numbers(full, half) for half in np.split(said, 2))
     return {
@@ -82,14 +84,11 @@ def measure_faithfulness(
     }
 
 
-def _changed(
-    window: NDArray[np.float32], rank: NDArray[np.int32], fill: NDArray[np.float32]
-) -> Iterator[NDArray[np.float32]]:
-    """Yield the windows (h, w, C) that are scored for one order: its top pixels alone, then without its top pixels."""
-    yield metrics.keep_top(window, rank, fill=fill)
+def _taken_away(rank: NDArray[np.int32]) -> Iterator[NDArray[np.bool_]]:
+    """Yield the pixels (h, w) that are hidden for one order: all but the top ones, then more and more of the top."""
+    yield ~sise.top_k(rank, metrics.share_of(rank.size, metrics.KEPT_SHARE))
     for share in REMOVED_SHARES:
-        gone = sise.top_k(rank, metrics.share_of(rank.size, share))[..., np.newaxis]
-        yield np.where(gone, fill, window)
+        yield sise.top_k(rank, metrics.share_of(rank.size, share))
 
 
 def _numbers(full: float, said: NDArray[np.float64]) -> _Numbers:
@@ -141,7 +140,7 @@ def in_window(values: NDArray[np.generic], tile: Tile, spec: InputSpec, *, outsi
 
 def order_of(values: NDArray[np.generic]) -> NDArray[np.int32]:
     """Make a rank map (h, w) of anything that sorts, smallest first; of a cut-out rank map, which has gaps and ties."""
-    order = np.argsort(values.ravel(), kind="stable")
+    order = sise.in_order(values.ravel())
     rank = np.empty(values.size, dtype=np.int32)
     rank[order] = np.arange(values.size, dtype=np.int32)
     return rank.reshape(values.shape)

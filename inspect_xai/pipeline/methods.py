@@ -136,7 +136,7 @@ def _score_cam(engine: Engine, aim: Aim) -> Asking[Evidence]:
     trace = engine.trace(aim.window, target=aim.target, against=aim.against)
     name = engine.bundle.blocks[-1].tensor
     features = trace.features[name]
-    varying = features[sise.with_contrast(features, aim.size)]
+    varying = features[sise.with_contrast(*sise.extremes(features, aim.size))]
     if not len(varying):
         nothing = np.zeros(features.shape[1:], np.float32)
         return Evidence(nothing, trace.probabilities, 1, np.zeros(0), (_block(trace, name, nothing),))

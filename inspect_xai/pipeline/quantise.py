@@ -128,7 +128,7 @@ def _feeds(explainer: Explainer, picture: NDArray[np.uint8]) -> list[Feeds]:
     feeds: list[Feeds] = []
     for name, features in trace.features.items():
         maps = features[trace.alphas[name] > 0]
-        maps = maps[sise.with_contrast(maps, (spec.height, spec.width))]
+        maps = maps[sise.with_contrast(*sise.extremes(maps, (spec.height, spec.width)))]
         chosen = maps[rng.permutation(len(maps))[:_MASKS_PER_BLOCK], None]
         step = len(chosen) if engine.bundle.dynamic_batch else 1
         feeds += [{**shown, "maps": chosen[start : start + step]} for start in range(0, len(chosen), step or 1)]

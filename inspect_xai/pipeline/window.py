@@ -30,6 +30,15 @@ class WindowMaps:
     embedding: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Selected:
+    """A block end's masks as feature maps (n, h, w), and the smallest value (n,) of each upsampled."""
+
+    block: BlockMap
+    features: NDArray[np.float32]
+    low: NDArray[np.float64]
+
+
 def explain_window(
     engine: Engine,
     window: NDArray[np.float32],
@@ -74,15 +83,16 @@ def explain_window(
     selected = [
         _select(name, trace.features[name], trace.alphas[name], size=size, settings=settings) for name in trace.features
     ]
+    stacks = [each.features for each in selected]
 
     def score(maps: NDArray[np.float32]) -> Asking[NDArray[np.float64]]:
         return ask(window, maps, baseline=hidden, target=target, against=against)
 
     asks = False
     if fine:
-        limit, asks = sufficient.reserve(limit, sum(len(features) for _, features in selected))
+        limit, asks = sufficient.reserve(limit, sum(map(len, stacks)))
     with clock.step("masks"):
-        scores, scored = yield from score_within([features for _, features in selected], score, limit)
+        scores, scored = yield from score_within(stacks, score, limit)
     with clock.step("maps"):
         blocks, maps = _block_maps(selected, scores, scored, size)
         everything = np.concatenate(scores)
@@ -115,19 +125,21 @@ def _select(
     *,
     size: tuple[int, int],
     settings: ExplainSettings,
-) -> tuple[BlockMap, NDArray[np.float32]]:
+) -> _Selected:
     """Choose a block's masks; the block map comes back with its counts and nothing else yet."""
     rule = SelectionRule.ADA if settings.method is Method.ADA_SISE else SelectionRule.MU
     selection = sise.select(alphas, rule=rule, mu=settings.mu)
     chosen = features[selection.kept]
-    varying = chosen[sise.with_contrast(chosen, size)]
+    low, high = sise.extremes(chosen, size)
+    varies = sise.with_contrast(low, high)
+    varying = chosen[varies]
     note = "" if len(varying) else "all_constant" if len(chosen) else "no_positive_evidence"
     block = BlockMap(
         tensor=name, channels=len(features), positive=selection.positive, kept=len(varying),
         constant=len(chosen) - len(varying), beta=selection.beta, threshold=selection.threshold,
         score_min=0.0, score_max=0.0, otsu=None, note=note,
     )  # fmt: skip
-    return block, varying
+    return _Selected(block, varying, low[varies])
 
 
 def _as_window(found: methods.Evidence, tile: Tile, size: tuple[int, int]) -> WindowMaps:
@@ -149,7 +161,7 @@ def _as_window(found: methods.Evidence, tile: Tile, size: tuple[int, int]) -> Wi
 
 
 def _block_maps(
-    selected: Sequence[tuple[BlockMap, NDArray[np.float32]]],
+    selected: Sequence[_Selected],
     scores: Sequence[NDArray[np.float64]],
     scored: Sequence[NDArray[np.bool_]],
     size: tuple[int, int],
@@ -157,9 +169,10 @@ def _block_maps(
     """Weigh each block's masks; return the blocks and, of those that are not flat, the normalised maps (H, W)."""
     blocks: list[BlockMap] = []
     maps: dict[str, NDArray[np.float32]] = {}
-    for (block, features), said, known in zip(selected, scores, scored, strict=True):
-        if len(features):
-            sums = sise.weighted_sums(features, said, size=size)
+    for chosen, said, known in zip(selected, scores, scored, strict=True):
+        block = chosen.block
+        if len(chosen.features):
+            sums = sise.weighted_sums(chosen.features, said, size=size, low=chosen.low)
             normalised = sise.normalised(sums, size)
             block = replace(
                 block, sums=sums, score_min=float(said.min()), score_max=float(said.max()),
