@@ -256,6 +256,7 @@ def rows(db: str) -> Iterator[tuple[str, str, int]]:
 def test_pictures_of_a_chunk_share_runs(incoming: Path, fragile: Path, tmp_path: Path, runs: Runs) -> None:
     db = f"sqlite:///{tmp_path / 'line.db'}"
     with Line(fragile, db, device="cpu") as line, FolderSource(incoming, settle_s=0) as source:
+        runs.clear()  # less those of warming up
         summary = drain(line, source)
     assert (summary.inspected, summary.ng, summary.explained) == (5, 4, 4)
     assert runs == [[0, 1]] * 4  # two pictures a group, one mask in each of two blocks
@@ -278,8 +279,8 @@ def test_a_picture_that_fails_among_others_fails_alone(
             raise ExplanationError("not finite", expected="finite numbers", remedy="none")
         return trace(self, window, **options)
 
-    monkeypatch.setattr(Engine, "trace", failing)
     with Line(fragile, db, device="cpu") as line, FolderSource(incoming, settle_s=0) as source:
+        monkeypatch.setattr(Engine, "trace", failing)
         summary = drain(line, source)
     assert (summary.inspected, summary.failed, summary.explained) == (5, 1, 3)
     assert [kind for _, kind, _ in rows(db)] == ["ExplanationError", "", "", "", ""]

@@ -4,6 +4,7 @@ A window is (H, W, C) in the network's channel order and in pixel units (0 to 25
 the card's mean and standard deviation is part of the graphs.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -283,13 +284,20 @@ class Engine:
             self._session(self._scoring_graph(end.height, end.width))
 
     def warm_up(self) -> None:
-        """Open all sessions and run each once, so that the first picture is not the slowest."""
+        """Open all sessions and run each once, so that the first picture is not the slowest.
+
+        Without a gradient graph none is run: a trace then takes as long as an explanation.
+        """
         spec = self.card.input
         self.open_scoring()
+        self._session("trace")
+        if self.bundle.manifest["gradient"] != "reverse_mode":
+            return
         window = np.zeros((spec.height, spec.width, spec.depth), np.float32)
-        trace = self.trace(window)
-        for end in self.bundle.blocks[:: max(1, len(self.bundle.blocks) - 1)]:  # in 8 bits the deepest at most
-            self.score_masks(window, trace.features[end.tensor][: self.bucket], baseline=window)
+        with suppress(ExplanationError):  # a black picture's numbers mean nothing; a real one's are looked at
+            trace = self.trace(window)
+            for end in self.bundle.blocks[:: max(1, len(self.bundle.blocks) - 1)]:  # in 8 bits the deepest at most
+                self.score_masks(window, trace.features[end.tensor][: self.bucket], baseline=window)
 
     def close(self) -> None:
         """Drop all sessions and the memory they hold."""

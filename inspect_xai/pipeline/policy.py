@@ -197,6 +197,12 @@ class LineRules:
         """Under which version inspections are recorded."""
         return self.plan.version if self.plan else self.policy_version
 
+    @property
+    def explains(self) -> bool:
+        """Whether any picture may be explained."""
+        rules = [self.plan.explain, *self.plan.product.values()] if self.plan else [self.rule_of("")]
+        return any(rule.verdicts or rule.ok_share or rule.labels or rule.overturned_days for rule in rules)
+
     def explaining_all(self) -> "LineRules":
         """Return rules that explain every verdict, under a policy version of their own: `VERSION+all`."""
         plan = self.plan or Policy(self.policy_version, ExplainRule(ok_share=self.ok_share))
