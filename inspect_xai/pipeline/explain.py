@@ -29,7 +29,6 @@ from inspect_xai.records import (
     Explanation,
     Fit,
     Method,
-    ModelCard,
     Prediction,
     Profile,
     Status,
@@ -132,7 +131,8 @@ class Explainer:
         given = bundle.bundle if isinstance(bundle, Engine) else bundle
         loaded = given if isinstance(given, ModelBundle) else load_bundle(Path(given))
         spec = loaded.card.explain
-        self.verdict = verdict or loaded.card.verdict
+        self.card = replace(loaded.card, verdict=verdict or loaded.card.verdict)
+        """The card of the bundle, with the thresholds that count here."""
         self.method = Method(method or spec.method)
         self.profile = Profile(profile or spec.profile)
         usual_mu = spec.mu if self.profile is Profile.EXACT else 0.0
@@ -150,11 +150,6 @@ class Explainer:
             raise SettingsError(f"the budget is {budget_s} seconds", expected="more than 0")
         self.engine = shared or Engine(loaded, device=device, threads=threads, memory_mb=memory_mb)
         self.bucket_from = None if shared else settle_bucket(self.engine, asked=bucket)
-
-    @property
-    def card(self) -> ModelCard:
-        """The card of the bundle, with the thresholds that count here."""
-        return replace(self.engine.card, verdict=self.verdict)
 
     def look(self, picture: NDArray[np.uint8] | Prepared) -> Look:
         """Judge a picture by its worst window.
@@ -269,7 +264,12 @@ class Explainer:
         spec = self.engine.card.input
         planes = np.empty((len(windows), spec.depth, spec.height, spec.width), np.float32)
         for into, tile in zip(planes, windows, strict=True):
-            into[:] = np.moveaxis(tiles.cut_pixels(picture, tile, spec), -1, 0)
+            window = tiles.cut_pixels(picture, tile, spec)
+            if window.shape[2] == 1:  # numbers are copied faster than pixels become numbers
+                into[0] = window[..., 0]
+                into[1:] = into[0]
+            else:
+                into[:] = np.moveaxis(window, -1, 0)
         return np.moveaxis(planes, 1, -1)
 
     def _within_bound(self, wanted: list[Tile], look: Look, target: int) -> list[Tile]:

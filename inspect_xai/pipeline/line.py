@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inspect_xai.errors import (
     BundleError,
@@ -83,6 +84,7 @@ class _Draft:
     size_px: tuple[int, int] = (0, 0)
     pixels_sha256: str = ""
     data: bytes | None = None
+    pixels: NDArray[np.uint8] | None = None
     prepared: Prepared | None = None
     look: Look | None = None
     because: str = ""
@@ -145,6 +147,8 @@ class Line:
                 self.rules.plan.check_against(loaded.card)
             self._store.register_model(self.fingerprint, loaded.card, registered_by=opened_by)
             self._store.register_policy(self.rules.version, self.rules.policy, by=opened_by)
+            if self.rules.explains:
+                engine.warm_up()
             verified = verify_at_start(self._store, self._explainer, golden, by=opened_by) if golden else None
         except BaseException:
             self._store.close()
@@ -198,7 +202,12 @@ class Line:
                     break
         for rest in claims[len(drafts) :]:
             source.release(rest)
-        inspections = {id(draft): self._inspection(source, draft) for draft in drafts if draft.known_id is None}
+        destinations = {id(draft): self._destination(source, draft) for draft in drafts}
+        inspections = {
+            id(draft): self._inspection(draft, archived_to=destinations[id(draft)])
+            for draft in drafts
+            if draft.known_id is None
+        }
         recorded = iter(self._patiently(lambda: self._store.record(list(inspections.values()))) if inspections else [])
         parts = self._patiently(lambda: self._store.parts_of([draft.sha256 for draft in drafts]))
         outcomes = []
@@ -208,7 +217,7 @@ class Line:
             other = _other_part(draft, parts)
             if other:
                 self._note_same_bytes(draft, row)
-            source.move(draft.claim, destination=self._destination(source, draft))
+            source.move(draft.claim, destination=destinations[id(draft)])
             outcomes.append(_outcome(draft, row, inspection, stands_under=other))
             verdict = inspection.verdict.code.value if inspection else "known already"
             facts = _facts(draft) | {"verdict": verdict, "inspection_id": row.inspection_id}
@@ -266,9 +275,9 @@ class Line:
             read = partial(self._read_some, source, iter(claims), None if on_cpu else decoders)
             ahead = reader.submit(read)
             while drafts := ahead.result():
-                ahead = reader.submit(read)
                 if on_cpu:
-                    list(decoders.map(self._prepare, drafts))
+                    self._prepare(drafts, decoders)
+                ahead = reader.submit(read)
                 for draft in drafts:
                     with self._guarding(draft):
                         self._judge(draft)
@@ -349,7 +358,7 @@ class Line:
         for draft in drafts:
             draft.known_id = known.get(draft.sha256)
         if decoders is not None:
-            list(decoders.map(self._prepare, drafts))
+            self._prepare(drafts, decoders)
         return drafts
 
     def _read(self, source: Source | ArchiveSource, claim: Claim) -> _Draft:
@@ -371,8 +380,16 @@ class Line:
             draft.data = data
         return draft
 
-    def _prepare(self, draft: _Draft) -> None:
-        """Take a picture from its file's bytes as far as the network, unless what it shows is known."""
+    def _prepare(self, drafts: Sequence[_Draft], decoders: ThreadPoolExecutor) -> None:
+        """Take pictures from their files' bytes as far as the network.
+
+        First all are decoded, then all are cut: the windows of one would drive the decoder out of the caches.
+        """
+        for step in (self._decode, self._cut):
+            list(decoders.map(step, drafts))
+
+    def _decode(self, draft: _Draft) -> None:
+        """Decode a picture, unless what it shows is known."""
         data, draft.data = draft.data, None
         if data is None or draft.known_id is not None:
             return
@@ -385,7 +402,13 @@ class Line:
             draft.size_px = (pixels.shape[0], pixels.shape[1])
             draft.pixels_sha256 = hash_of_pixels(pixels)
             draft.signal = picture_statistics(pixels) if min(draft.size_px) >= LEAST_SIDE else None
-            draft.prepared = self._explainer.prepare(pixels)
+            draft.pixels = pixels
+
+    def _cut(self, draft: _Draft) -> None:
+        pixels, draft.pixels = draft.pixels, None
+        if pixels is not None:
+            with self._guarding(draft):
+                draft.prepared = self._explainer.prepare(pixels)
 
     def _judge(self, draft: _Draft) -> None:
         """Judge a picture, and say how it is to be explained where the policy asks for that, writing down each step."""
@@ -449,7 +472,7 @@ class Line:
             rejected=isinstance(draft.error, PictureError),
         )
 
-    def _inspection(self, source: Source | ArchiveSource, draft: _Draft) -> Inspection:
+    def _inspection(self, draft: _Draft, *, archived_to: str) -> Inspection:
         identity, error = draft.identity, draft.error
         capture = Capture(
             sha256=draft.sha256,
@@ -463,7 +486,7 @@ class Line:
             shift=identity.shift,
             height_px=draft.size_px[0],
             width_px=draft.size_px[1],
-            archived_to=self._destination(source, draft),
+            archived_to=archived_to,
             pixels_sha256=draft.pixels_sha256,
             known_from=identity.known_from,
         )

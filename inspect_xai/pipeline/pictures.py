@@ -128,8 +128,9 @@ def memory_for(data: bytes) -> int:
 
 def hash_of_pixels(pixels: NDArray[np.uint8]) -> str:
     """Return the sha256 of decoded pixels and their shape: the same for one picture in two file formats."""
-    shape = np.array(pixels.shape, "<i8").tobytes()
-    return hashlib.sha256(shape + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+    digest = hashlib.sha256(np.array(pixels.shape, "<i8").tobytes())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
 
 
 def too_long(size: int, max_bytes: int) -> PictureError:

@@ -187,7 +187,7 @@ class Replayer:
             differences.append(Difference("picture file", stored.capture.sha256, found))
         try:
             pixels = decode_picture(picture, limits=limits_of(stored))
-            self._explainer.verdict = _thresholds_of(stored, engine.card)
+            self._explainer.card = replace(engine.card, verdict=_thresholds_of(stored, engine.card))
             look = self._explainer.look(pixels)
         except (PictureError, ExplanationError) as error:
             differences.append(Difference("inspection", "a prediction", f"{type(error).__name__}: {error}"))
