@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from types import TracebackType
@@ -25,6 +26,8 @@ from inspect_xai.storage.stored import (
 )
 from inspect_xai.storage.types import spelled
 from inspect_xai.storage.writing import Recorder, encoded_maps, found_or_made, inserting
+
+_ENCODERS = 4  # packing lets go of the interpreter
 
 Clock = Callable[[], datetime]
 
@@ -208,7 +211,8 @@ class Store:
             StoreError: The model or the run is not registered.
             DatabaseAwayError: The database cannot be reached; nothing was written.
         """
-        maps = [encoded_maps(each.explanation) if each.explanation else None for each in inspections]
+        with ThreadPoolExecutor(_ENCODERS, thread_name_prefix="encode") as encoders:
+            maps = list(encoders.map(lambda each: each.explanation and encoded_maps(each.explanation), inspections))
         if self._blobs is not None:  # blob first, row second: a crash in between leaves a file, never a row without
             for blob in (blob for encoded in maps if encoded is not None for blob in encoded.all()):
                 self._blobs.put(blob.sha256, blob.data)
