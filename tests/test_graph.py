@@ -402,3 +402,12 @@ def test_nothing_given_is_changed(toy_plans) -> None:  # type: ignore[no-untyped
 
     after = plan.body.SerializeToString(deterministic=True), plan.network.model.SerializeToString(deterministic=True)
     assert after == before
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "single_logit"])
+def test_behind_the_masks_every_tensor_has_as_many_rows_as_there_are_maps(name: str, tmp_path: Path) -> None:
+    """A batch without a name is what makes ONNX Runtime copy where it could compute in place."""
+    plan = plan_for(toy_model(name), toy_card(name), tmp_path)
+    inferred = onnx.shape_inference.infer_shapes(score_graph(plan), data_prop=True).graph
+    batches = {info.name: info.type.tensor_type.shape.dim[0].dim_param for info in inferred.value_info}
+    assert {batches[f"net/{end.tensor}"] for end in plan.ends} == {"n"}
