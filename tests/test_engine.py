@@ -75,6 +75,21 @@ def test_a_trace_on_the_weights_as_they_lie_is_the_same(
     assert np.median(errors) < 1e-5, "a ReLU at its kink falls either way, though not on most pictures"
 
 
+def test_the_graph_that_scores_masks_predicts_bit_by_bit_alike(
+    bundle: ModelBundle, windows: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large networks have no copy of their weights for predicting either."""
+    with Engine(bundle, device="cpu") as engine:
+        expected = engine.predict(windows)
+        assert set(engine._sessions) == {"predict"}
+    monkeypatch.setattr(engine_module, "_LIGHT_BYTES", 0)
+    with Engine(bundle, device="cpu") as engine:
+        found = engine.predict(windows)
+        assert set(engine._sessions) == {"score"}
+
+    assert np.array_equal(found, expected)
+
+
 def test_differences_stand_in_for_gradients(bundle: ModelBundle, windows: np.ndarray) -> None:
     """Alphas by central differences through the cut blocks, held against the gradient graph of the same network."""
     without = dataclasses.replace(

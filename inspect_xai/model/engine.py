@@ -25,7 +25,8 @@ ALL_OTHERS = -1
 _CPU_BUCKET = 8  # measured: batches of 4 to 8 are fastest on a CPU, larger ones fall out of its caches
 _CUDA_BUCKET = 64
 _LIGHT_BYTES = 32_000_000
-"""A trace is one run in hundreds: with larger weights it may take a quarter longer, not hold them twice more."""
+"""Larger weights a CPU holds once in the order of its fastest kernels: a trace, one run in hundreds, may take a quarter
+longer on those in the file, and windows are predicted by the graph that scores masks."""
 _DIFFERENCE_STEP = 3e-4  # of a tensor's range: measured; wider ones cross kinks, narrower ones meet float32 rounding
 
 
@@ -98,7 +99,7 @@ class Engine:
         self._memory_mb = memory_mb
         self._sessions: dict[str, ort.InferenceSession] = {}
         self.device = self._choose_device(device)
-        self.provider: str = self._session("predict").get_providers()[0]
+        self.provider: str = self._session(self._predicting_graph).get_providers()[0]
         default = _CPU_BUCKET if self.device == "cpu" else _CUDA_BUCKET
         self.bucket = (bucket or default) if bundle.dynamic_batch else 1
 
@@ -134,8 +135,11 @@ class Engine:
         while start < len(windows):
             try:
                 batch = windows[start : start + self.bucket]
-                feeds = {"picture": self._filled(_nchw(batch), _power_of_two(len(batch)))}
-                (scores,) = run(self._session("predict"), ["probabilities"], feeds)
+                feeds: dict[str, NDArray[Any]] = {"picture": self._filled(_nchw(batch), _power_of_two(len(batch)))}
+                if self._predicting_graph == "score":  # a map without contrast masks all: the baseline stands there
+                    feeds |= {"baseline": feeds["picture"], "image": np.arange(len(feeds["picture"]))}
+                    feeds["maps"] = np.zeros((len(feeds["picture"]), 1, 1, 1), np.float32)
+                (scores,) = run(self._session(self._predicting_graph), ["probabilities"], feeds)
             except OutOfDeviceMemoryError:
                 feeds.clear()  # on a CPU the same memory: the smaller batch needs room beside it
                 self._halve_bucket()
@@ -362,9 +366,17 @@ class Engine:
                 device=device,
                 threads=self.threads,
                 memory_mb=self._memory_mb,
-                copy_weights=graph != "trace" or self.bundle.manifest["files"][WEIGHTS]["bytes"] <= _LIGHT_BYTES,
+                copy_weights=graph != "trace" or not self._holds_weights_once,
             )
         return self._sessions[graph]
+
+    @property
+    def _holds_weights_once(self) -> bool:
+        return self.device == "cpu" and self.bundle.manifest["files"][WEIGHTS]["bytes"] > _LIGHT_BYTES
+
+    @property
+    def _predicting_graph(self) -> str:
+        return "score" if self._holds_weights_once else "predict"
 
     def _choose_device(self, wanted: str) -> str:
         """Settle "auto": a device counts only when it has run a forward pass."""
