@@ -295,7 +295,7 @@ def test_what_is_prepared_are_the_windows_as_they_are_cut(shape: tuple[int, ...]
         assert np.array_equal(prepared.picture, colour)
         assert np.array_equal(prepared.first, np.stack([cut(colour, tile, spec) for tile in prepared.tiles[:4]]))
         assert np.moveaxis(prepared.first, -1, 1).flags.c_contiguous  # as the network takes it: no copy is made
-        assert np.array_equal(explainer.look(prepared).scores, explainer.look(picture).scores)
+        assert np.array_equal(explainer.scores(prepared), explainer.look(picture).scores)
 
 
 def test_an_ok_label_is_explained_on_request_and_the_reader_is_told(toy_bundle) -> None:  # type: ignore[no-untyped-def]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from inspect_xai.errors import DatabaseAwayError, SettingsError, StoreError
 from inspect_xai.pipeline import line as line_module
-from inspect_xai.pipeline.explain import Look, Prepared
+from inspect_xai.pipeline.explain import Prepared
 from inspect_xai.pipeline.intake import Claim, FolderSource
 from inspect_xai.pipeline.line import Line, drain
 from inspect_xai.pipeline.outcome import LineSummary, Outcome
@@ -410,7 +410,7 @@ def test_the_next_pictures_are_read_while_some_are_with_the_network(
         FolderSource(tmp_path / "in", settle_s=0) as source,
     ):
         line._explainer.engine.device = device  # nothing else looks at it while pictures are only judged
-        read, decode, look, looks = source.read, line_module.decode_picture, line._explainer.look, iter(range(4))
+        read, decode, scores, asked = source.read, line_module.decode_picture, line._explainer.scores, iter(range(4))
 
         def noting_files(claim: Claim, *, limits: PictureLimits) -> bytes:
             next(event for event in files if not event.is_set()).set()
@@ -420,16 +420,16 @@ def test_the_next_pictures_are_read_while_some_are_with_the_network(
             next(event for event in pixels if not event.is_set()).set()
             return decode(data, limits=limits)
 
-        def waiting(prepared: Prepared) -> Look:
-            at_work = (next(looks) // at_once + 1) * at_once
+        def waiting(prepared: Prepared) -> NDArray[np.float32]:
+            at_work = (next(asked) // at_once + 1) * at_once
             for events, seen in ((files, at_work + at_once), (pixels, at_work + at_once * (device == "cuda"))):
                 assert seen > 4 or events[seen - 1].wait(30)
                 assert not events[min(4, seen)].is_set()
-            return look(prepared)
+            return scores(prepared)
 
         monkeypatch.setattr(source, "read", noting_files)
         monkeypatch.setattr(line_module, "decode_picture", noting_pixels)
-        monkeypatch.setattr(line._explainer, "look", waiting)
+        monkeypatch.setattr(line._explainer, "scores", waiting)
         held = [draft.look.picture.size for draft in line._judged(source, source.claim(4)) if draft.look]
     assert held == [0, 0, 0, 0]  # a chunk does not hold its pictures
 

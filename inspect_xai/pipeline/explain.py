@@ -151,23 +151,18 @@ class Explainer:
         self.engine = shared or Engine(loaded, device=device, threads=threads, memory_mb=memory_mb)
         self.bucket_from = None if shared else settle_bucket(self.engine, asked=bucket)
 
-    def look(self, picture: NDArray[np.uint8] | Prepared) -> Look:
-        """Judge a picture by its worst window.
+    def look(self, picture: NDArray[np.uint8]) -> Look:
+        """Judge a picture by its worst window: `prepare`, `scores` and `judge` in one.
 
         Args:
-            picture: uint8 (H, W), or RGB (H, W, 3); or what `prepare` made of it.
+            picture: uint8 (H, W), or RGB (H, W, 3).
 
         Raises:
             PictureError: If the array is no picture.
+            ExplanationError: If the network puts out something that is not a number.
         """
-        seen = picture if isinstance(picture, Prepared) else self.prepare(picture)
-        rest = (self._cut(seen.picture, tiles) for tiles in self._runs(seen.tiles[len(seen.first) :]))
-        scores = np.concatenate([self.engine.predict(windows) for windows in chain([seen.first], rest)])
-        card = self.card
-        worst = worst_window(scores, card)
-        return Look(
-            seen.picture, seen.tiles, scores, predict(scores[worst], card, tile=worst), judge(scores[worst], card)
-        )
+        seen = self.prepare(picture)
+        return self.judge(seen, self.scores(seen))
 
     def prepare(self, picture: NDArray[np.uint8]) -> Prepared:
         """Cut a picture for the network; another thread may do so while the network is at work.
@@ -189,6 +184,21 @@ class Explainer:
         is_one_plane = picture.ndim == 2 and spec.fit is not Fit.LETTERBOX  # whose edges have a colour
         source = picture[..., np.newaxis] if is_one_plane else seen
         return Prepared(seen, windows, self._cut(source, windows[: self.engine.bucket]))
+
+    def scores(self, seen: Prepared) -> NDArray[np.float32]:
+        """Return the probabilities (N, K) of a picture's windows.
+
+        Raises:
+            ExplanationError: If the network puts out something that is not a number.
+        """
+        rest = (self._cut(seen.picture, tiles) for tiles in self._runs(seen.tiles[len(seen.first) :]))
+        return np.concatenate([self.engine.predict(windows) for windows in chain([seen.first], rest)])
+
+    def judge(self, seen: Prepared, scores: NDArray[np.float32]) -> Look:
+        """Judge a picture by its windows' `scores`, with the thresholds that count here."""
+        worst = worst_window(scores, self.card)
+        prediction = predict(scores[worst], self.card, tile=worst)
+        return Look(seen.picture, seen.tiles, scores, prediction, judge(scores[worst], self.card))
 
     def explain(self, look: Look, *, target: str, against: str | None = None) -> Explanation:
         """Explain why a picture's windows score for a class; `explain_together` does it for several pictures.

@@ -86,6 +86,7 @@ class _Draft:
     data: bytes | None = None
     pixels: NDArray[np.uint8] | None = None
     prepared: Prepared | None = None
+    scores: NDArray[np.float32] | None = None
     look: Look | None = None
     because: str = ""
     question: Question | None = None
@@ -260,7 +261,7 @@ class Line:
         """Yield the pictures, judged, in order; while some are with the network the files of the next are read.
 
         On a GPU they are decoded meanwhile, too. On a CPU that would hold the network up: it needs all cores and drives
-        all else out of their caches, so several pictures are decoded at once, between its runs.
+        all else out of their caches. So several pictures take each step together, between its runs or in them.
 
         Pictures to be explained wait for each other until their windows fill the network's runs.
         """
@@ -278,6 +279,9 @@ class Line:
                 if on_cpu:
                     self._prepare(drafts, decoders)
                 ahead = reader.submit(read)
+                for draft in drafts:
+                    with self._guarding(draft):
+                        self._score(draft)
                 for draft in drafts:
                     with self._guarding(draft):
                         self._judge(draft)
@@ -410,14 +414,19 @@ class Line:
             with self._guarding(draft):
                 draft.prepared = self._explainer.prepare(pixels)
 
+    def _score(self, draft: _Draft) -> None:
+        if draft.prepared is not None:
+            draft.scores = self._explainer.scores(draft.prepared)
+            draft.prepared = replace(draft.prepared, first=draft.prepared.first[:0].copy())
+
     def _judge(self, draft: _Draft) -> None:
         """Judge a picture, and say how it is to be explained where the policy asks for that, writing down each step."""
         prepared, draft.prepared = draft.prepared, None
-        if prepared is None:
+        if prepared is None or draft.scores is None:
             return
         product = draft.identity.part.product
         explainer = self._explainer_for(product, draft.identity.station)
-        look = explainer.look(prepared)
+        look = explainer.judge(prepared, draft.scores)
         # Kept is what is recorded or rebuilt from it: a chunk of large pictures would not fit into memory otherwise.
         draft.look = replace(look, picture=np.empty((0, 0, 0), np.uint8))
         rule = self.rules.rule_of(product)
