@@ -344,7 +344,7 @@ unsure_margin = {card.verdict.unsure_margin}
 
 [explain]
 method = "sise"
-mu = 0.3
+profile = "fast"
 baseline = "mean"
 blocks = "auto"
 '''
