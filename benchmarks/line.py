@@ -66,6 +66,7 @@ def main() -> None:
         "--cpu", action="store_true",
         help="overhead in the processor's seconds, for a busy machine: taskset -c 0 python -m ... --cpu",
     )  # fmt: skip
+    parser.add_argument("--chunk", type=int, default=32, help="pictures of one task of Prefect's")
     parser.add_argument("--max-passes", type=int, default=64, help="for one explanation")
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
@@ -257,19 +258,17 @@ def names(scratch: Path, options: argparse.Namespace) -> None:
 
 @contextmanager
 def folder_of_names(count: int) -> Iterator[Path]:
-    """A folder in memory with so many names of one picture: hard links, as many as the file system allows to each."""
-    at_once = 30_000  # links of one file; ext4 allows 65,000
+    """A folder in memory with so many files of the smallest picture.
+
+    No links to one file: moving one name would change the time of all others, and none would be at rest.
+    """
     place = Path("/dev/shm") if Path("/dev/shm").is_dir() else None  # noqa: S108  below it a folder of our own
     with tempfile.TemporaryDirectory(dir=place) as name:
         folder = Path(name) / "in"
         folder.mkdir()
-        origin = folder
+        data = cv2.imencode(".png", part(np.random.default_rng(7), 1)[:8, :8])[1].tobytes()
         for index in range(count):
-            if index % at_once == 0:
-                origin = folder / f"{index:07d}.png"
-                write_png(origin, part(np.random.default_rng(index), index))
-            else:
-                os.link(origin, folder / f"{index:07d}.png")
+            (folder / f"{index:07d}.png").write_bytes(data)
         yield folder
 
 
@@ -365,7 +364,7 @@ def prefect(scratch: Path, options: argparse.Namespace) -> None:
                     upgrade_schema(db)
                     settings.write_text(
                         f'db = "{db}"\nbundle = "{bundle}"\ndevice = "cpu"\nthreads = 1\n'
-                        f'[line]\nsource = "{place}"\nsettle_s = 0\npolicy = "{policy}"\n'
+                        f'[line]\nsource = "{place}"\nsettle_s = 0\npolicy = "{policy}"\nchunk = {options.chunk}\n'
                     )
                     tell_runs(run_line(server, crew, log=scratch / "home/worker.log"), crew, count)
                     place, db = scratch / f"plain-{crew}-{number}", database.create()
@@ -375,7 +374,7 @@ def prefect(scratch: Path, options: argparse.Namespace) -> None:
                         Line(bundle, db, device="cpu", threads=1, rules=JUDGED_ONLY) as line,
                         FolderSource(place, settle_s=0) as source,
                     ):
-                        seconds = drain(line, source).seconds
+                        seconds = drain(line, source, chunk=options.chunk).seconds
                     print(f"prefect: without it, one process: {1e3 * seconds / count:.2f} ms a picture", flush=True)
         finally:
             server.close()
