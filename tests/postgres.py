@@ -63,7 +63,9 @@ class Cluster:
         """End the server as a power cut would: kill -9, without a word to anybody."""
         lock = self.folder / "data" / "postmaster.pid"
         os.kill(int(lock.read_text().splitlines()[0]), signal.SIGKILL)
-        lock.unlink()  # where nobody waits for the dead process its number stays taken, and the next start would refuse
+        # Where nobody waits for the dead process its number stays taken, and the next start would refuse.
+        for each in (lock, self.folder / f".s.PGSQL.{self.port}.lock"):
+            each.unlink()
 
     def initialise(self) -> None:
         self._run("initdb", "-D", "data", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-locale", "--no-sync")
