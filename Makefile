@@ -5,8 +5,9 @@ RUN ?= run
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
 WORKERS ?= auto
 EXTRAS ?= test
+SLOW := blocks claims explain families gradient_networks graph line line_killed safety sharing store_faults
 
-.PHONY: help run test test-all check format clean install install-test
+.PHONY: help run test test-slow test-all check format clean install install-test
 
 help:  ## say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */make \1\t/' | expand -t 18
@@ -16,6 +17,9 @@ run: install  ## install, then inspect, explain and report a sample line (everyt
 
 test: install-test  ## install, then run the tests (about ten minutes with the installing)
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+test-slow: install-test  ## run the slow tests that need no Prefect server: families, damaged files, kill -9
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) -m slow $(addprefix tests/test_,$(addsuffix .py,$(SLOW)))
 
 test-all: install-test  ## run every test, the slow ones too
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -35,7 +36,14 @@ class Prefect:
         with (self.home / f"{arguments[0]}.log").open("wb") as log:
             program = [str(PROGRAMS / "prefect"), *arguments]
             self.started.append(
-                subprocess.Popen(program, cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT)
+                subprocess.Popen(
+                    program,
+                    cwd=ROOT,
+                    env=self.environment,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    preexec_fn=_heed_sigint,
+                )
             )
 
     def say(self, *arguments: str) -> str:
@@ -70,6 +78,11 @@ class Prefect:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _heed_sigint() -> None:
+    """Undo what a shell does to programs in the background: they ignore SIGINT, which Prefect stops itself with."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_for(what: Callable[[], Any], *, within_s: float, log: Path) -> Any:

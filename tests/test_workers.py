@@ -1,6 +1,7 @@
 """Prefect workers that share a source, and what happens when they, or the server, are killed: all on loopback."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -160,6 +161,9 @@ def test_a_worker_that_is_stopped_as_systemd_does_gives_its_chunk_back(plant: Pl
     worker = plant.start_worker("one")
     plant.run_line()
     plant.wait(lambda: (tmp_path / "line.db").exists() and plant.recorded() >= 16)
+    unit = (DEPLOY / "systemd/inspect-xai-worker.service").read_text()
+    (stop,) = (line.removeprefix("ExecStop=") for line in unit.splitlines() if line.startswith("ExecStop="))
+    subprocess.run(shlex.split(stop), env=os.environ | {"MAINPID": str(worker.pid)}, check=True, timeout=120)
     for pid in [*descendants(worker.pid), worker.pid]:  # KillMode=control-group
         os.kill(pid, signal.SIGTERM)
     worker.wait(60)
