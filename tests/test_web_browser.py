@@ -199,6 +199,7 @@ def test_a_blind_part_is_judged_before_it_is_uncovered(opened: Open, sit_down: A
     assert "UNSURE" not in page.inner_text("main")
     page.keyboard.press("g")
     page.wait_for_selector("#map")
+    page.wait_for_load_state()  # keys are heard once the page's script has run
     assert "Now you see verdict and map" in page.inner_text("main")
     page.keyboard.press("c")
     page.wait_for_url("**/queue?done=1")
