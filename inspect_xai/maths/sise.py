@@ -152,14 +152,13 @@ def _ada_mu(shares: NDArray[np.float64]) -> float:
     return tau if bool((shares > tau).any()) else 0.0
 
 
-@lru_cache(maxsize=64)
 def interpolation(size_out: int, size_in: int) -> NDArray[np.float64]:
     """Write bilinear resizing along one axis as a matrix: U = Uh @ A @ Uw.T.
 
     Half-pixel centres, clamped at the edges, no antialiasing: the Resize that the scoring graph does.
 
     Returns:
-        (size_out, size_in), each row sums to 1; the next caller gets the same array, so it cannot be written to.
+        (size_out, size_in), each row sums to 1.
 
     >>> interpolation(4, 2).tolist()
     [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]]
@@ -172,7 +171,6 @@ def interpolation(size_out: int, size_in: int) -> NDArray[np.float64]:
     row = np.arange(size_out)
     matrix[row, left] = 1 - share
     matrix[row, right] += share  # left and right are the same cell at the far edge
-    matrix.flags.writeable = False
     return matrix
 
 
