@@ -417,7 +417,6 @@ class Line:
     def _score(self, draft: _Draft) -> None:
         if draft.prepared is not None:
             draft.scores = self._explainer.scores(draft.prepared)
-            draft.prepared = replace(draft.prepared, first=draft.prepared.first[:0].copy())
 
     def _judge(self, draft: _Draft) -> None:
         """Judge a picture, and say how it is to be explained where the policy asks for that, writing down each step."""
