@@ -9,9 +9,10 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from functools import cache
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import BindParameter, ColumnElement, Connection, bindparam, select
+from sqlalchemy import BindParameter, ColumnElement, Connection, Select, bindparam, select
 
 from inspect_xai.storage import tables
 from inspect_xai.storage.types import UtcTime
@@ -70,7 +71,7 @@ def documents(connection: Connection, kind: str, ids: Collection[int]) -> dict[i
             found |= _inspections(connection, chunk)
         else:
             table = VOUCHED[kind]
-            found |= {row["id"]: row for row in _rows(connection, table, _among(_column(table, "id"), chunk))}
+            found |= {row["id"]: row for row in _rows(connection, table, "id", chunk)}
     return found
 
 
@@ -81,13 +82,13 @@ def chunks(ids: Iterable[Key]) -> list[list[Key]]:
 
 
 def _inspections(connection: Connection, ids: Sequence[int]) -> dict[int, Document]:
-    rows = _rows(connection, tables.Inspection, _among(tables.Inspection.id, ids))
+    rows = _rows(connection, tables.Inspection, "id", ids)
     captures = _captures(connection, {row["capture_id"] for row in rows})
     explanations = _explanations(connection, ids)
     signals = _signals(connection, ids)
     models = _names(connection, tables.Model, "fingerprint", {row["model_id"] for row in rows})
     policies = _names(connection, tables.Policy, "version", {row["policy_id"] for row in rows})
-    runs = _by_id(_rows(connection, tables.Run, _among(tables.Run.id, {row["run_id"] for row in rows})))
+    runs = _by_id(_rows(connection, tables.Run, "id", {row["run_id"] for row in rows}))
     for row in rows:
         row["capture"] = captures[row.pop("capture_id")]
         row["model"] = models[row.pop("model_id")]
@@ -101,15 +102,8 @@ def _inspections(connection: Connection, ids: Sequence[int]) -> dict[int, Docume
 
 
 def _captures(connection: Connection, ids: Collection[int]) -> dict[int, Document]:
-    rows = _by_id(_rows(connection, tables.Capture, _among(tables.Capture.id, ids)))
-    query = (
-        select(tables.Capture.id, tables.Part.serial, tables.Lot.code, tables.Product.name)
-        .join(tables.Part, tables.Part.id == tables.Capture.part_id)
-        .join(tables.Lot, tables.Lot.id == tables.Part.lot_id)
-        .join(tables.Product, tables.Product.id == tables.Lot.product_id)
-        .where(_among(tables.Capture.id, ids))
-    )
-    for number, serial, lot, product in connection.execute(query).all():
+    rows = _by_id(_rows(connection, tables.Capture, "id", ids))
+    for number, serial, lot, product in connection.execute(_asking_parts(), {"among": list(ids)}).all():
         document = rows[number]
         document["part"] = {"serial": serial, "lot": lot, "product": product}
         for name in ("part_id", "picture_deleted_at"):  # when the picture goes, what was said of it stays the same
@@ -117,8 +111,19 @@ def _captures(connection: Connection, ids: Collection[int]) -> dict[int, Documen
     return rows
 
 
+@cache
+def _asking_parts() -> Select[tuple[int, str, str, str]]:
+    return (
+        select(tables.Capture.id, tables.Part.serial, tables.Lot.code, tables.Product.name)
+        .join(tables.Part, tables.Part.id == tables.Capture.part_id)
+        .join(tables.Lot, tables.Lot.id == tables.Part.lot_id)
+        .join(tables.Product, tables.Product.id == tables.Lot.product_id)
+        .where(_among(tables.Capture.id))
+    )
+
+
 def _explanations(connection: Connection, inspection_ids: Sequence[int]) -> dict[int, Document]:
-    rows = _rows(connection, tables.Explanation, _among(tables.Explanation.inspection_id, inspection_ids))
+    rows = _rows(connection, tables.Explanation, "inspection_id", inspection_ids)
     ids = [row.pop("id") for row in rows]
     regions = _children(connection, tables.ExplanationRegion, ids)
     tiles = _children(connection, tables.ExplanationTile, ids)
@@ -146,8 +151,7 @@ def _explanations(connection: Connection, inspection_ids: Sequence[int]) -> dict
 
 def _signals(connection: Connection, inspection_ids: Sequence[int]) -> dict[int, Document]:
     """Image statistics by inspection, and the embedding of an explained one as hexadecimal digits."""
-    key = _column(tables.PictureSignal, "inspection_id")
-    rows = _rows(connection, tables.PictureSignal, _among(key, inspection_ids), key)
+    rows = _rows(connection, tables.PictureSignal, "inspection_id", inspection_ids)
     for row in rows:
         if "embedding" in row:
             row["embedding"] = bytes(row["embedding"]).hex()
@@ -156,21 +160,17 @@ def _signals(connection: Connection, inspection_ids: Sequence[int]) -> dict[int,
 
 def _children(connection: Connection, table: type[tables.Base], ids: Collection[int]) -> dict[int, list[Document]]:
     found: dict[int, list[Document]] = defaultdict(list)
-    parent = _column(table, "explanation_id")
-    order = table.__table__.primary_key.columns  # type: ignore[attr-defined]
-    for row in _rows(connection, table, _among(parent, ids), *order):
+    for row in _rows(connection, table, "explanation_id", ids):
         found[row.pop("explanation_id")].append(row)
     return found
 
 
-def _rows(
-    connection: Connection, table: type[tables.Base], condition: ColumnElement[bool], *order: ColumnElement[Any]
-) -> list[Document]:
-    query = select(table.__table__).where(condition).order_by(*order or (_column(table, "id"),))
+def _rows(connection: Connection, table: type[tables.Base], name: str, ids: Collection[int]) -> list[Document]:
+    """The rows in which a column holds one of these numbers, in the order of their keys."""
     names = [column.name for column in table.__table__.columns]
     moments = [column.name for column in table.__table__.columns if isinstance(column.type, UtcTime)]
     found = []
-    for row in connection.execute(query).all():
+    for row in connection.execute(_asking_rows(table, name), {"among": list(ids)}).all():
         document = {name: value for name, value in zip(names, row, strict=True) if value is not None}
         for name in moments:
             if name in document:
@@ -179,13 +179,25 @@ def _rows(
     return found
 
 
+@cache
+def _asking_rows(table: type[tables.Base], name: str) -> Select[Any]:
+    """Making such a statement takes longer than running it."""
+    order = table.__table__.primary_key.columns  # type: ignore[attr-defined]
+    return select(table.__table__).where(_among(_column(table, name))).order_by(*order)
+
+
 def _by_id(rows: Iterable[Document]) -> dict[int, Document]:
     return {row.pop("id"): row for row in rows}
 
 
 def _names(connection: Connection, table: type[tables.Base], name: str, ids: Collection[int]) -> dict[int, str]:
-    number, named = _column(table, "id"), _column(table, name)
-    return {row[0]: row[1] for row in connection.execute(select(number, named).where(_among(number, ids))).all()}
+    return {row[0]: row[1] for row in connection.execute(_asking_names(table, name), {"among": list(ids)}).all()}
+
+
+@cache
+def _asking_names(table: type[tables.Base], name: str) -> Select[Any]:
+    number = _column(table, "id")
+    return select(number, _column(table, name)).where(_among(number))
 
 
 def _column(table: type[tables.Base], name: str) -> ColumnElement[Any]:
@@ -193,8 +205,8 @@ def _column(table: type[tables.Base], name: str) -> ColumnElement[Any]:
     return found
 
 
-def _among(column: Any, ids: Collection[int]) -> ColumnElement[bool]:
-    """Whether a column holds one of these numbers, written out: 500 parameters take the driver longer than the rows."""
-    wanted: BindParameter[Any] = bindparam(None, list(ids), expanding=True, literal_execute=True)
+def _among(column: Any) -> ColumnElement[bool]:
+    """Whether a column holds one of the numbers, written out: 500 parameters take the driver longer than the rows."""
+    wanted: BindParameter[Any] = bindparam("among", expanding=True, literal_execute=True)
     found: ColumnElement[bool] = column.in_(wanted)
     return found

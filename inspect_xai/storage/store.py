@@ -51,6 +51,17 @@ def _known() -> Select[tuple[str, int]]:
     )
 
 
+@cache
+def _parts_of() -> Select[tuple[str, str, str, str]]:
+    return (
+        select(tables.Capture.sha256, tables.Part.serial, tables.Product.name, tables.Lot.code)
+        .join(tables.Part, tables.Part.id == tables.Capture.part_id)
+        .join(tables.Lot, tables.Lot.id == tables.Part.lot_id)
+        .join(tables.Product, tables.Product.id == tables.Lot.product_id)
+        .where(tables.Capture.sha256.in_(bindparam("sha256s", expanding=True)))
+    )
+
+
 def open_store(url: str, *, create: bool = True, blob_store: str = "", clock: Clock = utc_now) -> "Store":
     """Open the store at a database URL.
 
@@ -211,15 +222,16 @@ class Store:
             StoreError: The model or the run is not registered.
             DatabaseAwayError: The database cannot be reached; nothing was written.
         """
+        explanations = {number: each.explanation for number, each in enumerate(inspections) if each.explanation}
         with ThreadPoolExecutor(_ENCODERS, thread_name_prefix="encode") as encoders:
-            maps = list(encoders.map(lambda each: each.explanation and encoded_maps(each.explanation), inspections))
+            maps = dict(zip(explanations, encoders.map(encoded_maps, explanations.values()), strict=True))
         if self._blobs is not None:  # blob first, row second: a crash in between leaves a file, never a row without
-            for blob in (blob for encoded in maps if encoded is not None for blob in encoded.all()):
+            for blob in (blob for encoded in maps.values() for blob in encoded.all()):
                 self._blobs.put(blob.sha256, blob.data)
         with database.writing(self._engine) as connection:
             now = self._clock()
             recorder = Recorder(connection, now, blobs=self._blobs)
-            recorded = recorder.record(inspections, maps)
+            recorded = recorder.record(inspections, [maps.get(number) for number in range(len(inspections))])
             new = [each.inspection_id for each in recorded if each.is_new]
             if new:
                 made = {"inspection": new, "policy": recorder.new_policies}
@@ -379,16 +391,10 @@ class Store:
 
     def parts_of(self, sha256s: Sequence[str]) -> dict[str, Part]:
         """Which part each of these pictures was recorded for."""
-        query = (
-            select(tables.Capture.sha256, tables.Part.serial, tables.Product.name, tables.Lot.code)
-            .join(tables.Part, tables.Part.id == tables.Capture.part_id)
-            .join(tables.Lot, tables.Lot.id == tables.Part.lot_id)
-            .join(tables.Product, tables.Product.id == tables.Lot.product_id)
-        )
         found: dict[str, Part] = {}
         with database.reading(self._engine) as connection:
             for chunk in chunks(sha256s):
-                rows = connection.execute(query.where(tables.Capture.sha256.in_(chunk)))
+                rows = connection.execute(_parts_of(), {"sha256s": chunk})
                 found |= {row.sha256: Part(row.serial, row.name, row.code) for row in rows}
         return found
 

@@ -5,11 +5,11 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import numpy as np
-from sqlalchemy import Connection, bindparam, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from inspect_xai.errors import StoreError
@@ -93,14 +93,21 @@ def _key(*values: Any) -> Key:
 
 
 def _ids(connection: Connection, table: type[tables.Base], key: Sequence[str], keys: Collection[Key]) -> dict[Key, int]:
-    columns = table.__table__.columns
-    named = [columns[name] for name in key]
-    query = select(columns["id"], *named)
     found: dict[Key, int] = {}
     for chunk in chunks(keys):
-        told = named[0].in_([each[0] for each in chunk]) if len(named) == 1 else tuple_(*named).in_(chunk)
-        found |= {tuple(row[1:]): int(row[0]) for row in connection.execute(query.where(told))}
+        wanted = [each[0] for each in chunk] if len(key) == 1 else chunk
+        rows = connection.execute(_asking_ids(table, tuple(key)), {"wanted": wanted})
+        found |= {tuple(row[1:]): int(row[0]) for row in rows}
     return found
+
+
+@lru_cache(maxsize=32)
+def _asking_ids(table: type[tables.Base], key: tuple[str, ...]) -> Select[Any]:
+    """Making such a statement takes longer than running it."""
+    columns = table.__table__.columns
+    named = [columns[name] for name in key]
+    told: ColumnElement[Any] = named[0] if len(named) == 1 else tuple_(*named)
+    return select(columns["id"], *named).where(told.in_(bindparam("wanted", expanding=True)))
 
 
 def _insert(connection: Connection, table: type[tables.Base], rows: Sequence[Mapping[str, Any]]) -> None:
