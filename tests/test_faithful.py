@@ -13,7 +13,7 @@ from sqlalchemy import text
 from inspect_xai.maths import metrics, sise
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.pipeline.explain import Explainer
-from inspect_xai.pipeline.faithful import PASSES, order_of, random_blobs
+from inspect_xai.pipeline.faithful import PASSES, first_of, order_of, random_blobs
 from inspect_xai.records import Inspection, Method, Status
 from inspect_xai.reports import words
 from inspect_xai.storage import database
@@ -125,6 +125,14 @@ def test_random_blobs_know_nothing_and_take_exactly_as_many_pixels():
 
 def test_ties_and_gaps_make_a_whole_rank_map():
     assert order_of(np.array([[7, 3], [3, 90]])).tolist() == [[2, 0], [1, 3]]
+
+
+@pytest.mark.parametrize("values", [[[7, 3], [3, 90]], [[0.5, -1.0, 0.5], [0.5, 2.0, -1.0]]])
+def test_the_first_ones_are_those_that_a_whole_order_puts_first(values: list[list[float]]):
+    given = np.array(values)
+    for count in range(given.size + 1):
+        np.testing.assert_array_equal(first_of(given, count), order_of(given) < count)
+    assert first_of(np.array([[7, 3], [3, 90]]), 1).tolist() == [[False, True], [False, False]], "of ties the first"
 
 
 def recorded(number: int, faithfulness: dict[str, float]) -> Inspection:

@@ -64,8 +64,8 @@ def measure_faithfulness(
     window = tiles.cut(picture, best.tile, engine.card.input)
     size = (window.shape[0], window.shape[1])
     fill = sise.baseline_picture(window, explanation.settings.baseline, mean=engine.mean_px)
-    rank = order_of(in_window(explanation.rank, best.tile, engine.card.input, outside=explanation.rank.size))
-    blobs = order_of(-random_blobs(size, seed=zlib.crc32(np.ascontiguousarray(window).tobytes())))
+    rank = in_window(explanation.rank, best.tile, engine.card.input, outside=explanation.rank.size)
+    blobs = -random_blobs(size, seed=zlib.crc32(np.ascontiguousarray(window).tobytes()))
     shown, hidden = (np.ascontiguousarray(np.moveaxis(each, -1, 0)) for each in (window, fill))
     planes = np.empty((PASSES, *shown.shape), np.float32)  # in the engine's order of axes: it copies nothing
     for into, gone in zip(planes, chain(_taken_away(rank), _taken_away(blobs)), strict=True):
@@ -84,11 +84,16 @@ def measure_faithfulness(
     }
 
 
-def _taken_away(rank: NDArray[np.int32]) -> Iterator[NDArray[np.bool_]]:
-    """Yield the pixels (h, w) that are hidden for one order: all but the top ones, then more and more of the top."""
-    yield ~sise.top_k(rank, metrics.share_of(rank.size, metrics.KEPT_SHARE))
-    for share in REMOVED_SHARES:
-        yield sise.top_k(rank, metrics.share_of(rank.size, share))
+def _taken_away(values: NDArray[np.generic]) -> Iterator[NDArray[np.bool_]]:
+    """Yield the pixels (h, w) that are hidden for one order: all but the first ones, then more and more of the first.
+
+    Args:
+        values: (h, w) of anything that sorts, the smallest first.
+    """
+    kept, *removed = (metrics.share_of(values.size, share) for share in (metrics.KEPT_SHARE, *REMOVED_SHARES))
+    yield ~first_of(values, kept)
+    for count in removed:
+        yield first_of(values, count)
 
 
 def _numbers(full: float, said: NDArray[np.float64]) -> _Numbers:
@@ -136,6 +141,17 @@ def in_window(values: NDArray[np.generic], tile: Tile, spec: InputSpec, *, outsi
         for out, given in zip((spec.height, spec.width), window.shape, strict=True)
     )
     return np.asarray(window[np.ix_(rows, columns)])
+
+
+def first_of(values: NDArray[np.generic], count: int) -> NDArray[np.bool_]:
+    """Mark the `count` smallest (h, w), ties in reading order: what `order_of` puts first, without sorting the rest."""
+    if count == 0:
+        return np.zeros(values.shape, np.bool_)
+    last = np.partition(values, count - 1, axis=None)[count - 1]
+    first = np.asarray(values < last, np.bool_)
+    missing = count - np.count_nonzero(first)
+    first.ravel()[np.flatnonzero(values == last)[:missing]] = True
+    return first
 
 
 def order_of(values: NDArray[np.generic]) -> NDArray[np.int32]:
