@@ -81,7 +81,8 @@ def encode(array: NDArray[Any], *, precision: Precision = Precision.EXACT) -> Bl
         smallest, step, values = _on_steps(values, precision.intervals)
         limits = _RANGE.pack(smallest, step)
     whole = values.view(f"<u{values.dtype.itemsize}")
-    filtered = [whole, *([_differences(whole)] if array.ndim else []), *([_bends(whole)] if array.ndim > 1 else [])]
+    filtered = [whole, _differences(whole, axis=-1)] if array.ndim else [whole]
+    filtered += [_bends(filtered[1])] if array.ndim > 1 else []
     forms = [_planes(each) for each in filtered]
     trial = zstandard.ZstdCompressor(level=_TRIAL)
     chosen = min(range(len(forms)), key=lambda index: len(trial.compress(forms[index])))
@@ -149,16 +150,18 @@ def _on_steps(values: NDArray[np.float32], intervals: int) -> tuple[float, float
     return smallest, step, np.rint((values.astype(np.float64) - smallest) / step).astype("<u2")
 
 
-def _differences(whole: NDArray[Any], axis: int = -1) -> NDArray[Any]:
+def _differences(whole: NDArray[Any], *, axis: int) -> NDArray[Any]:
     """Every value less the one before it along an axis, wrapping round."""
-    first = np.zeros_like(np.take(whole, [0] if whole.shape[axis] else [], axis=axis))
-    return np.diff(whole, axis=axis, prepend=first) if first.size else whole
+    differences = whole.copy()
+    later, earlier = np.moveaxis(differences, axis, 0)[1:], np.moveaxis(whole, axis, 0)[:-1]
+    later -= earlier
+    return differences
 
 
-def _bends(whole: NDArray[Any]) -> NDArray[Any]:
-    """Differences along rows, then down columns, folded so that small ones of either sign are small numbers."""
-    bends = _differences(_differences(whole), axis=-2)
-    return (bends << 1) ^ (0 - (bends >> (8 * whole.dtype.itemsize - 1)))
+def _bends(differences: NDArray[Any]) -> NDArray[Any]:
+    """Of differences along rows those down columns, folded so that small ones of either sign are small numbers."""
+    bends = _differences(differences, axis=-2)
+    return (bends << 1) ^ (0 - (bends >> (8 * bends.dtype.itemsize - 1)))
 
 
 def _planes(whole: NDArray[Any]) -> bytes:
