@@ -477,7 +477,7 @@ def baseline_picture(picture: NDArray[np.float32], kind: Baseline, *, mean: Arra
         case Baseline.BLACK:
             return np.zeros_like(picture)
         case Baseline.MEAN:
-            return np.broadcast_to(np.asarray(mean, dtype=np.float32), picture.shape).copy()
+            return np.full_like(picture, np.asarray(mean, dtype=np.float32))
         case Baseline.BLUR:
             sigma = BLUR_SHARE * min(picture.shape[:2])
             blurred = cv2.GaussianBlur(picture, (0, 0), sigmaX=sigma, borderType=cv2.BORDER_REFLECT_101)

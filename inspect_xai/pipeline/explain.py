@@ -379,9 +379,10 @@ class _Job:
                 None if budget_s is None else started + budget_s * number / len(chosen),
             )
             clock = Clock()
+            (window,) = explainer._cut(self.look.picture, [tile])
             work = explain_window(
-                self.engine, tiles.cut(self.look.picture, tile, self.engine.card.input), tile,
-                settings=self.settings, target=self.target, against=self.against, limit=limit, clock=clock,
+                self.engine, window, tile, settings=self.settings, target=self.target, against=self.against,
+                limit=limit, clock=clock,
             )  # fmt: skip
             self.tasks.append(Task(work, clock))
             yield self.tasks[-1]
