@@ -13,6 +13,7 @@ is the pivoted Cholesky factorisation of the prior covariance.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,7 @@ def describe_masks(features: NDArray[np.floating], *, cells: tuple[int, int]) ->
     return np.asarray((rows @ masks @ columns.T).reshape(len(features), cells[0] * cells[1]))
 
 
+@lru_cache(maxsize=64)
 def _averaging(size_out: int, size_in: int) -> NDArray[np.float64]:
     """Write averaging by area along one axis as a matrix (size_out, size_in); each row sums to 1.
 
@@ -136,9 +138,11 @@ def _best_fit(
 ) -> tuple[float, float, NDArray[np.float64]]:
     """Try length scales with and without the linear part; keep what makes the values most likely."""
     best: tuple[float, float, float, NDArray[np.float64]] | None = None
+    squares, products = _squared_distances(known, known), known @ known.T
     for length in (share * distance for share in _LENGTHS):
+        near = _near(squares.copy(), length)
         for linear in (0.0, _LINEAR):
-            covariance = _kernel(known, known, length, linear) + np.diag(noise)
+            covariance = (near + linear * products if linear else near) + np.diag(noise)
             weights = np.asarray(np.linalg.solve(covariance, values), np.float64)
             variance = max(float(values @ weights) / len(values), 1e-12)
             spread = 0.5 * float(np.linalg.slogdet(covariance).logabsdet)
@@ -150,10 +154,14 @@ def _best_fit(
 
 
 def _kernel(one: NDArray[np.float64], other: NDArray[np.float64], length: float, linear: float) -> NDArray[np.float64]:
-    near = _squared_distances(one, other)
-    near /= -2 * length**2
-    np.exp(near, out=near)
+    near = _near(_squared_distances(one, other), length)
     return near + linear * (one @ other.T) if linear else near
+
+
+def _near(squares: NDArray[np.float64], length: float) -> NDArray[np.float64]:
+    """Turn squared distances, in place, into how near masks are, 1 where they are alike."""
+    squares /= -2 * length**2
+    return np.exp(squares, out=squares)
 
 
 def _typical_distance(masks: NDArray[np.float64]) -> float:
