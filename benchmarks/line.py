@@ -4,8 +4,9 @@
                                             with the same number of bare forward passes in the same batch sizes
     python -m benchmarks.line memory        resident memory over 5,000 pictures
     python -m benchmarks.line names         1,000,000 file names: the first picture, and memory as all are claimed
-    python -m benchmarks.line workers       one process and two, a core each, that drain one source in turn: a folder
-                                            shared by renaming, a URL by claims with a lease; SQLite and PostgreSQL
+    python -m benchmarks.line workers       one process and two, of a thread each, and one of two threads, that drain one
+                                            source in turn: a folder shared by renaming, a URL by claims with a lease;
+                                            SQLite and PostgreSQL
     python -m benchmarks.line prefect       the same as runs of the flow on a real Prefect server: one worker, and two
 
 All but `memory` and `names` take the trained network and the pictures beside the checkout (see `benchmarks/real.py`).
@@ -287,31 +288,34 @@ def workers(scratch: Path, options: argparse.Namespace) -> None:
             servers["PostgreSQL"] = lambda _place: server.create()
         for database, new in servers.items():
             for shape in ("folder", "URL"):
-                took: dict[int, list[float]] = {1: [], 2: []}
+                took: dict[tuple[int, int], list[float]] = {(1, 1): [], (2, 1): [], (1, 2): []}
                 for number in range(options.rounds):
-                    for crew, seconds in took.items():
-                        place = scratch / f"{database}-{shape}-{number}-{crew}"
+                    for (crew, threads), seconds in took.items():
+                        place = scratch / f"{database}-{shape}-{number}-{crew}-{threads}"
                         fill(place, pictures)
                         db = new(place)
                         upgrade_schema(db)
                         source = str(place) if shape == "folder" else f"file://{place}"
-                        seconds.append(side_by_side(source, bundle, db, crew=crew, count=count))
-                one, two = (statistics.median(took[crew]) for crew in (1, 2))
-                speed_ups = [alone / together for alone, together in zip(*took.values(), strict=True)]
+                        seconds.append(side_by_side(source, bundle, db, crew=crew, threads=threads, count=count))
+                one, two, wide = took.values()
+                speed_ups = [alone / together for alone, together in zip(one, two, strict=True)]
+                against_wide = [together / alone for alone, together in zip(wide, two, strict=True)]
                 print(
-                    f"workers, {shape}, {database}: {count} pictures, each recorded once; 1 process {one:.2f} s, "
-                    f"2 processes {two:.2f} s: speed-up median {statistics.median(speed_ups):.2f}, "
-                    f"{min(speed_ups):.2f} to {max(speed_ups):.2f}; "
-                    f"{1e3 * (2 * two - one) / count:+.2f} ms of a core a picture more",
+                    f"workers, {shape}, {database}: {count} pictures, each recorded once; 1 process "
+                    f"{statistics.median(one):.2f} s, 2 processes {statistics.median(two):.2f} s: speed-up median "
+                    f"{statistics.median(speed_ups):.2f}, {min(speed_ups):.2f} to {max(speed_ups):.2f}; "
+                    f"{1e3 * (2 * statistics.median(two) - statistics.median(one)) / count:+.2f} ms of a core a picture "
+                    f"more; against 1 process of 2 threads {statistics.median(against_wide):.2f} of the time, "
+                    f"{min(against_wide):.2f} to {max(against_wide):.2f}",
                     flush=True,
                 )
 
 
-def side_by_side(source: str, bundle: Path, db: str, *, crew: int, count: int) -> float:
+def side_by_side(source: str, bundle: Path, db: str, *, crew: int, threads: int, count: int) -> float:
     """Drain a source with so many processes; the seconds are from when all are open to when the last one is done."""
     spawn = multiprocessing.get_context("spawn")  # a forked child would inherit the runtime's threads half dead
     ready, done = spawn.Barrier(crew + 1), spawn.Queue()
-    processes = [spawn.Process(target=drain_one, args=(source, bundle, db, ready, done)) for _ in range(crew)]
+    processes = [spawn.Process(target=drain_one, args=(source, bundle, db, threads, ready, done)) for _ in range(crew)]
     for process in processes:
         process.start()
     ready.wait(120)
@@ -327,9 +331,9 @@ def side_by_side(source: str, bundle: Path, db: str, *, crew: int, count: int) -
     return seconds
 
 
-def drain_one(source: str, bundle: Path, db: str, ready: Any, done: Any) -> None:
+def drain_one(source: str, bundle: Path, db: str, threads: int, ready: Any, done: Any) -> None:
     with (
-        Line(bundle, db, device="cpu", threads=1, rules=JUDGED_ONLY) as line,
+        Line(bundle, db, device="cpu", threads=threads, rules=JUDGED_ONLY) as line,
         open_source(source, settle_s=0) as pictures,
     ):
         ready.wait(120)

@@ -35,7 +35,7 @@ def tried_again(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
 
 
 def _database_is_away(_task: object, _run: object, state: Any) -> bool:
-    """Tell whether another try can help: only then is nothing of the chunk recorded, and no file moved."""
+    """Tell whether another try can help: only then are all files where they were, and what is recorded is known."""
     return isinstance(state.result(raise_on_failure=False), DatabaseAwayError)
 
 

@@ -43,7 +43,7 @@ class LineSettings(BaseModel):
 
     Attributes:
         source: Folder the cameras write into, or a URL that fsspec knows.
-        chunk: Pictures claimed, and recorded in one transaction, at a time.
+        chunk: Pictures claimed at a time, and those of one task of a flow.
         settle_s: Seconds a file must not change before it is taken; 0 where nobody writes any more.
         lease_s: Seconds without a sign of life after which another machine's claims are taken over.
         keep: Leave the files where they are.
@@ -62,7 +62,7 @@ class LineSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str = ""
-    chunk: int = Field(default=32, ge=1, le=10_000)
+    chunk: int = Field(default=128, ge=1, le=10_000)
     settle_s: float = Field(default=1.0, ge=0, le=3600)
     lease_s: float = Field(default=600.0, gt=0)
     keep: bool = False

@@ -27,9 +27,9 @@ from inspect_xai.pipeline.outcome import LineSummary, Outcome
 from inspect_xai.pipeline.pictures import PictureLimits, decode_picture
 from inspect_xai.pipeline.policy import ExplainRule, LineRules
 from inspect_xai.pipeline.remote import UrlSource
-from inspect_xai.records import Reason, VerdictCode
+from inspect_xai.records import Inspection, Reason, VerdictCode
 from inspect_xai.storage.store import open_store
-from inspect_xai.storage.stored import InspectionSummary
+from inspect_xai.storage.stored import InspectionSummary, RecordedInspection
 from tests import hostile, spots
 
 LONG_AGO, LONG_AFTER = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
@@ -432,6 +432,82 @@ def test_the_next_pictures_are_read_while_some_are_with_the_network(
         monkeypatch.setattr(line._explainer, "scores", waiting)
         held = [draft.look.picture.size for draft in line._judged(source, source.claim(4)) if draft.look]
     assert held == [0, 0, 0, 0]  # a chunk does not hold its pictures
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_pictures_are_recorded_while_the_next_are_with_a_gpu(
+    tmp_path: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """A CPU's cores all belong to the network: there they are recorded between its runs."""
+    monkeypatch.setattr(line_module, "_RECORDED_AT_ONCE", 2)
+    for number in range(6):
+        write(tmp_path / f"in/{number}.png", number)
+    with (
+        Line(bundle, db, device="cpu", rules=LineRules(ok_share=0.0)) as line,
+        FolderSource(tmp_path / "in", settle_s=0) as source,
+    ):
+        line._explainer.engine.device = device
+        monkeypatch.setattr(line_module, "_READ_AT_ONCE", 2)
+        record, scores, asked = line._store.record, line._explainer.scores, iter(range(6))
+        meeting = threading.Barrier(2)  # of the record of two pictures, and the network at work on the next
+        recorders: list[threading.Thread] = []
+
+        def recording(inspections: list[Inspection]) -> list[RecordedInspection]:
+            recorders.append(threading.current_thread())
+            if device == "cuda" and len(recorders) < 3:
+                meeting.wait(30)
+            return record(inspections)
+
+        def scoring(prepared: Prepared) -> NDArray[np.float32]:
+            if next(asked) in (2, 4) and device == "cuda":
+                meeting.wait(30)
+            return scores(prepared)
+
+        monkeypatch.setattr(line._store, "record", recording)
+        monkeypatch.setattr(line._explainer, "scores", scoring)
+        outcomes = line.inspect(source, source.claim(6))
+    assert [outcome.inspection_id for outcome in outcomes] == list(range(1, 7))
+    assert [thread is threading.main_thread() for thread in recorders] == [device == "cpu"] * 3
+
+
+@pytest.mark.parametrize("bound", ["_RECORDED_AFTER_S", "_MOST_WAITING_BYTES"])
+def test_nothing_judged_waits_long_or_piles_up_before_it_is_recorded(
+    incoming: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    with (
+        Line(bundle, db, device="cpu", rules=LineRules(ok_share=1.0)) as line,
+        FolderSource(incoming, settle_s=0) as source,
+    ):
+        monkeypatch.setattr(line_module, bound, 0)
+        seen: list[int] = []
+        line.inspect(source, source.claim(4), after_each=lambda: bool(seen.append(len(rows(db)))))
+    assert seen == [0, 1, 2, 3]
+
+
+def test_a_chunk_half_recorded_is_inspected_again_without_loss(
+    incoming: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a flow does it: the task of that chunk is tried again."""
+    monkeypatch.setattr(line_module, "_RECORDED_AT_ONCE", 3)
+    monkeypatch.setattr(line_module, "_TRY_AGAIN_AFTER_S", ())
+    with Line(bundle, db, device="cpu") as line, FolderSource(incoming, settle_s=0) as source:
+        record, claims = line._store.record, source.claim(4)
+
+        def away_for_one(inspections: list[Inspection]) -> list[RecordedInspection]:
+            if len(inspections) == 1:
+                raise DatabaseAwayError("it is away")
+            return record(inspections)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(line._store, "record", away_for_one)
+            with pytest.raises(DatabaseAwayError):
+                line.inspect(source, claims)
+        assert len(rows(db)) == 3
+        assert [Path(claim.location).exists() for claim in claims] == [True] * 4
+        outcomes = line.inspect(source, claims)
+    assert [outcome.is_new for outcome in outcomes] == [False, False, False, True]
+    assert [row.verdict for row in rows(db)].count(VerdictCode.UNSURE) == 1, "no file was missed"
+    assert len(list(incoming.glob("_archive/*/L1/*/*.png"))) == 4
 
 
 def test_watching_takes_pictures_as_they_come(tmp_path: Path, bundle: Path, db: str) -> None:

@@ -43,7 +43,7 @@ def line(
     policy_version: Annotated[
         str | None, typer.Option("--policy-version", help="Version of the rules; changed ones need another.")
     ] = None,
-    chunk: Annotated[int | None, typer.Option("--chunk", help="Pictures recorded in one transaction.")] = None,
+    chunk: Annotated[int | None, typer.Option("--chunk", help="Pictures claimed at a time.")] = None,
     settle: Annotated[
         float | None, typer.Option("--settle", help="Seconds a file must rest before it is taken; 0: nobody writes.")
     ] = None,

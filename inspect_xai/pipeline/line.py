@@ -5,8 +5,8 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -63,12 +63,15 @@ from inspect_xai.storage.stored import RecordedInspection
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+R = TypeVar("R")
 
 # What another picture would meet as well: these end the line. All else is the picture's own trouble.
 _NOT_THE_PICTURES_FAULT = (StoreError, DeviceError, BundleError, SettingsError, IntakeError)
 _MOST_WAITING_BYTES = 1 << 26
 _READ_AT_ONCE, _MOST_READ_BYTES = 8, 1 << 25
 _DECODERS = 4
+_RECORDED_AT_ONCE = 64
+_RECORDED_AFTER_S = 5.0
 _TRY_AGAIN_AFTER_S = (0.5, 2.0, 8.0)
 
 
@@ -95,6 +98,15 @@ class _Draft:
     error: Exception | None = None
     duration_ms: float = 0.0
     signal: PictureSignal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """A claimed file whose picture is recorded, and where it is to go."""
+
+    claim: Claim
+    destination: str
+    outcome: Outcome
 
 
 class Line:
@@ -177,9 +189,10 @@ class Line:
     def inspect(
         self, source: Source | ArchiveSource, claims: Sequence[Claim], *, after_each: Callable[[], bool] | None = None
     ) -> list[Outcome]:
-        """Inspect a chunk of claimed files and record them in one transaction; then put the files away.
+        """Inspect a chunk of claimed files and record them, several in a transaction; then put the files away.
 
-        A crash at any moment is harmless: before the transaction nothing is recorded, after it the picture is known.
+        What is judged is recorded within seconds, on a GPU while the network is at work on the next. A crash at any
+        moment is harmless: before the transaction nothing is recorded, after it the picture is known.
 
         Args:
             source: Where the files were claimed.
@@ -190,40 +203,27 @@ class Line:
             One outcome per inspected file, in order.
 
         Raises:
-            DatabaseAwayError: If the database stays away; the files stay claimed and nothing is lost.
+            DatabaseAwayError: If the database stays away; all the files stay claimed and nothing is lost: those
+                recorded before it went are known when the chunk is inspected again.
             DeviceError: If the device fails; the same.
             IntakeError: If files cannot be moved; they are recorded, and moved the next time.
         """
-        drafts: list[_Draft] = []
         self._overturned.clear()
-        with closing(self._judged(source, claims)) as judged:
-            for draft in judged:
-                drafts.append(draft)
-                if after_each and after_each():
-                    break
-        for rest in claims[len(drafts) :]:
+        done: list[_Recorded] = []
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="record") as recorder,
+            closing(self._judged(source, claims)) as judged,
+        ):
+            record, batches = partial(self._record, source), self._batches(judged, after_each)
+            # On a CPU the network needs all cores: what another thread does meanwhile holds it up for just as long.
+            recorded = map(record, batches) if self._on_cpu else _while_the_next_is_made(recorder, record, batches)
+            for some in recorded:
+                done += some
+        for rest in claims[len(done) :]:
             source.release(rest)
-        destinations = {id(draft): self._destination(source, draft) for draft in drafts}
-        inspections = {
-            id(draft): self._inspection(draft, archived_to=destinations[id(draft)])
-            for draft in drafts
-            if draft.known_id is None
-        }
-        recorded = iter(self._patiently(lambda: self._store.record(list(inspections.values()))) if inspections else [])
-        parts = self._patiently(lambda: self._store.parts_of([draft.sha256 for draft in drafts]))
-        outcomes = []
-        for draft in drafts:
-            inspection = inspections.get(id(draft))
-            row = next(recorded) if inspection else RecordedInspection(draft.known_id or 0, is_new=False)
-            other = _other_part(draft, parts)
-            if other:
-                self._note_same_bytes(draft, row)
-            source.move(draft.claim, destination=destinations[id(draft)])
-            outcomes.append(_outcome(draft, row, inspection, stands_under=other))
-            verdict = inspection.verdict.code.value if inspection else "known already"
-            facts = _facts(draft) | {"verdict": verdict, "inspection_id": row.inspection_id}
-            _log.info("%s is inspection %d: %s", draft.claim.file_name, row.inspection_id, verdict, extra=facts)
-        return outcomes
+        for each in done:  # not before: a chunk that is tried again finds all its files
+            source.move(each.claim, destination=each.destination)
+        return [each.outcome for each in done]
 
     def method_of(self, product: str) -> Method:
         """By which method the rules of this line explain a product's pictures."""
@@ -257,6 +257,10 @@ class Line:
     ) -> None:
         self.close()
 
+    @property
+    def _on_cpu(self) -> bool:
+        return self._explainer.engine.device == "cpu"
+
     def _judged(self, source: Source | ArchiveSource, claims: Sequence[Claim]) -> Generator[_Draft, None, None]:
         """Yield the pictures, judged, in order; while some are with the network the files of the next are read.
 
@@ -266,17 +270,16 @@ class Line:
         Pictures to be explained wait for each other until their windows fill the network's runs.
         """
         waiting: list[_Draft] = []
-        engine = self._explainer.engine
-        on_cpu = engine.device == "cpu"
+        threads = min(self._explainer.engine.threads, _DECODERS)
         with (
             quiet_codecs(),
             ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader,
-            ThreadPoolExecutor(min(engine.threads, _DECODERS), thread_name_prefix="decode") as decoders,
+            ThreadPoolExecutor(threads, thread_name_prefix="decode") as decoders,
         ):
-            read = partial(self._read_some, source, iter(claims), None if on_cpu else decoders)
+            read = partial(self._read_some, source, iter(claims), None if self._on_cpu else decoders)
             ahead = reader.submit(read)
             while drafts := ahead.result():
-                if on_cpu:
+                if self._on_cpu:
                     self._prepare(drafts, decoders)
                 ahead = reader.submit(read)
                 for draft in drafts:
@@ -292,6 +295,45 @@ class Line:
                         waiting = []
         self._explain(waiting)
         yield from waiting
+
+    def _batches(self, judged: Iterable[_Draft], after_each: Callable[[], bool] | None) -> Iterator[list[_Draft]]:
+        """Yield judged pictures, as many as are recorded at once: statements cost more than rows, but nobody waits."""
+        batch: list[_Draft] = []
+        held_bytes, began = 0, time.monotonic()
+        for draft in judged:
+            batch.append(draft)
+            held_bytes += draft.explanation.fused.nbytes if draft.explanation else 0
+            stopped = after_each is not None and after_each()
+            is_late = time.monotonic() > began + _RECORDED_AFTER_S
+            if stopped or is_late or len(batch) >= _RECORDED_AT_ONCE or held_bytes > _MOST_WAITING_BYTES:
+                yield batch
+                batch, held_bytes, began = [], 0, time.monotonic()
+            if stopped:
+                return
+        if batch:
+            yield batch
+
+    def _record(self, source: Source | ArchiveSource, drafts: Sequence[_Draft]) -> list["_Recorded"]:
+        """Record judged pictures in one transaction, but those whose bytes are known."""
+        destinations = [self._destination(source, draft) for draft in drafts]
+        inspections = [
+            self._inspection(draft, archived_to=destination) if draft.known_id is None else None
+            for draft, destination in zip(drafts, destinations, strict=True)
+        ]
+        new = [inspection for inspection in inspections if inspection]
+        rows = iter(self._patiently(lambda: self._store.record(new)) if new else [])
+        parts = self._patiently(lambda: self._store.parts_of([draft.sha256 for draft in drafts]))
+        recorded = []
+        for draft, inspection, destination in zip(drafts, inspections, destinations, strict=True):
+            row = next(rows) if inspection else RecordedInspection(draft.known_id or 0, is_new=False)
+            other = _other_part(draft, parts)
+            if other:
+                self._note_same_bytes(draft, row)
+            recorded.append(_Recorded(draft.claim, destination, _outcome(draft, row, inspection, stands_under=other)))
+            verdict = inspection.verdict.code.value if inspection else "known already"
+            facts = _facts(draft) | {"verdict": verdict, "inspection_id": row.inspection_id}
+            _log.info("%s is inspection %d: %s", draft.claim.file_name, row.inspection_id, verdict, extra=facts)
+        return recorded
 
     def _goes_on_waiting(self, drafts: Sequence[_Draft]) -> bool:
         """Whether pictures are to be explained that another would share runs with, and are few and small enough."""
@@ -518,7 +560,7 @@ def drain(
     line: Line,
     source: Source | ArchiveSource,
     *,
-    chunk: int = 32,
+    chunk: int = 128,
     watch_every_s: float | None = None,
     stop: threading.Event | None = None,
     on_progress: Callable[[], object] | None = None,
@@ -529,7 +571,7 @@ def drain(
     Args:
         line: An open line.
         source: An open source.
-        chunk: Pictures claimed and recorded at a time.
+        chunk: Pictures claimed at a time.
         watch_every_s: Look again so often for new pictures; None: end when there are none.
         stop: When set, the picture at work is finished and recorded, and the rest of its chunk given back.
         on_progress: Called after every picture.
@@ -561,6 +603,17 @@ def drain(
             else:
                 stop.wait(watch_every_s)
     return replace(summary, seconds=time.perf_counter() - start)
+
+
+def _while_the_next_is_made(worker: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yield what work makes of each item, one after the other, which it does while the next item is being made."""
+    at_work: Future[R] | None = None
+    for item in items:
+        if at_work:
+            yield at_work.result()
+        at_work = worker.submit(work, item)
+    if at_work:
+        yield at_work.result()
 
 
 def _reason(error: Exception | None) -> Reason:
