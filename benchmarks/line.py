@@ -4,9 +4,9 @@
                                             with the same number of bare forward passes in the same batch sizes
     python -m benchmarks.line memory        resident memory over 5,000 pictures
     python -m benchmarks.line names         1,000,000 file names: the first picture, and memory as all are claimed
-    python -m benchmarks.line workers       one process and two, of a thread each, and one of two threads, that drain one
-                                            source in turn: a folder shared by renaming, a URL by claims with a lease;
-                                            SQLite and PostgreSQL
+    python -m benchmarks.line workers       one process and two, of a thread each, and one of two threads, that drain
+                                            one source in turn: a folder shared by renaming, a URL by claims with a
+                                            lease; SQLite and PostgreSQL
     python -m benchmarks.line prefect       the same as runs of the flow on a real Prefect server: one worker, and two
 
 All but `memory` and `names` take the trained network and the pictures beside the checkout (see `benchmarks/real.py`).
@@ -23,6 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -96,23 +97,27 @@ def overhead(scratch: Path, options: argparse.Namespace) -> None:
     bare = open_session(model)
     for kind, (pictures, rule) in kinds.items():
         rules = LineRules(plan=policy_from({"version": "bench", "explain": rule}))
-        ratios, shares = [], []
+        ratios: defaultdict[str, list[float]] = defaultdict(list)
         for number in range(options.rounds):
             folder = scratch / f"{kind}-{number}"
             fill(folder, pictures)
             with forwards_noted(clock) as noted:
                 summary, seconds = one_chunk(folder, bundle, f"sqlite:///{folder}.db", rules, chunk=count, clock=clock)
             forwards_s = bare_forwards(bare, noted.windows, clock=clock)
-            ratios.append(seconds / forwards_s)
-            shares.append(seconds / noted.seconds)
+            traces_s, traced = sum(noted.traces_s), len(noted.traces_s)
+            ratios["bare forwards, a trace for one"].append(seconds / forwards_s)
+            masked_s = forwards_s * (1 - traced / sum(noted.windows))
+            ratios["bare forwards and its own traces"].append(seconds / (masked_s + traces_s))
+            ratios["its own network runs"].append(seconds / noted.seconds)
             print(
                 f"overhead, {kind}: {summary.inspected} pictures, {summary.explained} explained, "
-                f"{sum(noted.windows)} forwards in {len(noted.windows)} runs: line {seconds:.2f} s, "
-                f"in the network {noted.seconds:.2f} s, bare forwards {forwards_s:.2f} s, outside the network "
+                f"{sum(noted.windows)} forwards in {len(noted.windows)} runs, {traced} of them traces of "
+                f"{traces_s:.2f} s: line {seconds:.2f} s, in the network {noted.seconds:.2f} s, bare forwards "
+                f"{forwards_s:.2f} s, outside the network "
                 f"{1e3 * (seconds - noted.seconds) / summary.inspected:.2f} ms a picture",
                 flush=True,
             )
-        for what, found in (("bare forwards", ratios), ("its own network runs", shares)):
+        for what, found in ratios.items():
             print(
                 f"overhead, {kind}: line / {what}: median {statistics.median(found):.3f}, "
                 f"{min(found):.3f} to {max(found):.3f}"
@@ -121,9 +126,10 @@ def overhead(scratch: Path, options: argparse.Namespace) -> None:
 
 @dataclass
 class Noted:
-    """The network's runs: windows of each, and seconds of all."""
+    """The network's runs: windows of each, and seconds of all, and of each trace, a forward and a backward pass."""
 
     windows: list[int] = field(default_factory=list)
+    traces_s: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -136,6 +142,7 @@ def forwards_noted(clock: Clock) -> Iterator[Noted]:
         start = clock()
         arrays = run(opened, outputs, feeds, **held)
         noted.seconds += clock() - start
+        noted.traces_s += [clock() - start] if "target" in feeds else []
         noted.windows.append(len(feeds["maps"] if "maps" in feeds else next(iter(feeds.values()))))
         return arrays
 
@@ -300,12 +307,13 @@ def workers(scratch: Path, options: argparse.Namespace) -> None:
                 one, two, wide = took.values()
                 speed_ups = [alone / together for alone, together in zip(one, two, strict=True)]
                 against_wide = [together / alone for alone, together in zip(wide, two, strict=True)]
+                alone_s, together_s = statistics.median(one), statistics.median(two)
                 print(
-                    f"workers, {shape}, {database}: {count} pictures, each recorded once; 1 process "
-                    f"{statistics.median(one):.2f} s, 2 processes {statistics.median(two):.2f} s: speed-up median "
-                    f"{statistics.median(speed_ups):.2f}, {min(speed_ups):.2f} to {max(speed_ups):.2f}; "
-                    f"{1e3 * (2 * statistics.median(two) - statistics.median(one)) / count:+.2f} ms of a core a picture "
-                    f"more; against 1 process of 2 threads {statistics.median(against_wide):.2f} of the time, "
+                    f"workers, {shape}, {database}: {count} pictures, each recorded once; 1 process {alone_s:.2f} s, "
+                    f"2 processes {together_s:.2f} s: speed-up median {statistics.median(speed_ups):.2f}, "
+                    f"{min(speed_ups):.2f} to {max(speed_ups):.2f}; "
+                    f"{1e3 * (2 * together_s - alone_s) / count:+.2f} ms of a core a picture more; against 1 process "
+                    f"of 2 threads {statistics.median(against_wide):.2f} of the time, "
                     f"{min(against_wide):.2f} to {max(against_wide):.2f}",
                     flush=True,
                 )
