@@ -90,7 +90,9 @@ def otsu(values: ArrayLike) -> float:
 
     Source: Otsu, "A Threshold Selection Method from Gray-Level Histograms" (1979), equation 18.
     """
-    levels = np.asarray(values, dtype=np.float64).ravel()
+    levels = np.ravel(values)
+    if levels.dtype != np.float32:  # times a power of two it is as exact
+        levels = levels.astype(np.float64)
     if levels.size == 0 or not (levels.min() >= 0 and levels.max() <= 1):
         spread = f"from {levels.min()} to {levels.max()}" if levels.size else "none"
         raise ExplanationError(f"Otsu's threshold was asked of values {spread}", expected="numbers from 0 to 1")
@@ -227,6 +229,12 @@ def _corner_samples(size_out: int, size_in: int) -> NDArray[np.float64]:
     return np.asarray(interpolation(size_out, size_in)[np.unique([0, *ends, *(ends + 1), size_out - 1])])
 
 
+@lru_cache(maxsize=64)
+def _shares(size_out: int, size_in: int) -> NDArray[np.float64]:
+    """How much of the upsampled map's sum each input cell makes."""
+    return np.asarray(interpolation(size_out, size_in).sum(axis=0))
+
+
 def with_contrast(low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Tell which feature maps make a mask; a constant one has none and is not worth a forward pass.
 
@@ -305,7 +313,7 @@ def weighted_sums(
     if n == 0:
         return np.zeros((h, w), dtype=np.float32)
     least = extremes(features, size)[0] if low is None else low
-    rows, columns = (interpolation(out, given).sum(axis=0) for out, given in zip(size, (h, w), strict=True))
+    rows, columns = (_shares(out, given) for out, given in zip(size, (h, w), strict=True))
     mass = np.einsum("i,kij,j->k", rows, features, columns) - size[0] * size[1] * least
     weights = np.divide(score, n * mass, out=np.zeros(n), where=mass > 0)
     return np.asarray(np.einsum("k,kij->ij", weights, features) - weights @ least, dtype=np.float32)
@@ -331,7 +339,9 @@ def normalised(sums: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.
     low, high = upsampled.min(), upsampled.max()
     if high - low <= FLAT * max(abs(low), abs(high)):
         return None
-    return np.asarray((upsampled - low) / (high - low), dtype=np.float32)
+    upsampled -= low
+    upsampled /= high - low
+    return upsampled.astype(np.float32)
 
 
 def fuse(block_maps: Sequence[NDArray[np.float32]]) -> Fusion:
