@@ -548,6 +548,30 @@ def test_kept_and_remote_files_are_recorded_once_and_stay(incoming: Path, bundle
     assert recorded["b.png"].reason == Reason.BAD_IMAGE
 
 
+def test_a_remote_chunk_tried_again_still_knows_its_sidecars(
+    bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_module, "_TRY_AGAIN_AFTER_S", ())
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/again/a.png": hostile.encoded(spots.part(78)), "/again/a.json": b'{"serial": "SN78"}'})
+
+    def away(_: object) -> None:
+        raise DatabaseAwayError("it is away")
+
+    try:
+        with Line(bundle, db, device="cpu") as line, UrlSource("memory://again") as remote:
+            claims = remote.claim(9)
+            with monkeypatch.context() as patched:
+                patched.setattr(line._store, "record", away)
+                with pytest.raises(DatabaseAwayError):
+                    line.inspect(remote, claims)
+            line.inspect(remote, claims)
+            assert remote._beside == {}, "what is recorded is forgotten"
+    finally:
+        memory.rm("/again", recursive=True)
+    assert [row.serial for row in rows(db)] == ["SN78"]
+
+
 def test_a_wrong_pattern_refuses_to_start(bundle: Path, db: str) -> None:
     with pytest.raises(SettingsError):
         Line(bundle, db, rules=LineRules(path_pattern="{line}"))

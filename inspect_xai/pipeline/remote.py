@@ -118,7 +118,7 @@ class UrlSource:
             PictureError: If there is one and it cannot be read.
             IntakeError: If the place cannot be reached.
         """
-        beside = self._beside.pop(claim.location, None)
+        beside = self._beside.get(claim.location)
         if beside is not None:
             return self._fetch(beside, MAX_SIDECAR_BYTES)
         return self._manifests.sidecar_of(claim.file_name)
@@ -129,10 +129,12 @@ class UrlSource:
 
     def move(self, claim: Claim, *, destination: str) -> None:  # noqa: ARG002
         """Leave the file where it is; it is recorded, which is written down with the next claim."""
+        self._beside.pop(claim.location, None)
         self._recorded.append(claim.file_name)
 
     def release(self, claim: Claim) -> None:
         """Leave the file to any worker; that is written down when the place is no longer shared."""
+        self._beside.pop(claim.location, None)
 
     def close(self) -> None:
         """Nothing is held open."""
