@@ -82,6 +82,7 @@ def sit_down(chromium: Any) -> Iterator[Callable[..., Any]]:
             page.fill("#name", name)
             page.click("main button")
             page.wait_for_selector(".who")  # the address of the sign-in page ends with /queue too
+            page.wait_for_load_state()  # keys are heard once the page's script has run
             return page
 
         yield sit
