@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import BindParameter, ColumnElement, Connection, Select, bindparam, select
+from sqlalchemy.orm import InstrumentedAttribute
 
 from inspect_xai.storage import tables
 from inspect_xai.storage.types import UtcTime
@@ -113,12 +114,16 @@ def _captures(connection: Connection, ids: Collection[int]) -> dict[int, Documen
 
 @cache
 def _asking_parts() -> Select[tuple[int, str, str, str]]:
+    return parts_by(tables.Capture.id).where(_among(tables.Capture.id))
+
+
+def parts_by(column: InstrumentedAttribute[Key]) -> Select[tuple[Key, str, str, str]]:
+    """Of captures a column, and serial, lot and product of the part they show."""
     return (
-        select(tables.Capture.id, tables.Part.serial, tables.Lot.code, tables.Product.name)
+        select(column, tables.Part.serial, tables.Lot.code, tables.Product.name)
         .join(tables.Part, tables.Part.id == tables.Capture.part_id)
         .join(tables.Lot, tables.Lot.id == tables.Part.lot_id)
         .join(tables.Product, tables.Product.id == tables.Lot.product_id)
-        .where(_among(tables.Capture.id))
     )
 
 

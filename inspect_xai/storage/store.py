@@ -15,7 +15,7 @@ from inspect_xai.errors import NotFoundError, StoreError
 from inspect_xai.records import Inspection, ModelCard, ModelStatus, Part, Review, Run
 from inspect_xai.storage import database, ledger, reading, reviews, schema, tables
 from inspect_xai.storage.blobstore import BlobStore
-from inspect_xai.storage.documents import chunks
+from inspect_xai.storage.documents import chunks, parts_by
 from inspect_xai.storage.stored import (
     InspectionSummary,
     RecordedInspection,
@@ -53,13 +53,8 @@ def _known() -> Select[tuple[str, int]]:
 
 @cache
 def _parts_of() -> Select[tuple[str, str, str, str]]:
-    return (
-        select(tables.Capture.sha256, tables.Part.serial, tables.Product.name, tables.Lot.code)
-        .join(tables.Part, tables.Part.id == tables.Capture.part_id)
-        .join(tables.Lot, tables.Lot.id == tables.Part.lot_id)
-        .join(tables.Product, tables.Product.id == tables.Lot.product_id)
-        .where(tables.Capture.sha256.in_(bindparam("sha256s", expanding=True)))
-    )
+    sha256 = tables.Capture.sha256
+    return parts_by(sha256).where(sha256.in_(bindparam("sha256s", expanding=True)))
 
 
 def open_store(url: str, *, create: bool = True, blob_store: str = "", clock: Clock = utc_now) -> "Store":
@@ -395,7 +390,7 @@ class Store:
         with database.reading(self._engine) as connection:
             for chunk in chunks(sha256s):
                 rows = connection.execute(_parts_of(), {"sha256s": chunk})
-                found |= {row.sha256: Part(row.serial, row.name, row.code) for row in rows}
+                found |= {sha256: Part(serial, product, lot) for sha256, serial, lot, product in rows}
         return found
 
     def trace(self, serial: str, *, lot: str | None = None, product: str | None = None) -> list[StoredInspection]:
