@@ -313,7 +313,7 @@ class Line:
         if batch:
             yield batch
 
-    def _record(self, source: Source | ArchiveSource, drafts: Sequence[_Draft]) -> list["_Recorded"]:
+    def _record(self, source: Source | ArchiveSource, drafts: Sequence[_Draft]) -> list[_Recorded]:
         """Record judged pictures in one transaction, but those whose bytes are known."""
         destinations = [self._destination(source, draft) for draft in drafts]
         inspections = [
