@@ -1,5 +1,7 @@
 """A network made by hand that finds bright spots, its bundle, and pictures it judges in a way known beforehand."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from inspect_xai.model.bundle import build_bundle
+from inspect_xai.model.bundle import ModelBundle, build_bundle, load_bundle
 from inspect_xai.records import InputSpec, ModelCard, VerdictSpec
 from tests import hostile
 
@@ -85,3 +87,21 @@ def part(seed: int, *, spot_px: int = 0) -> NDArray[np.uint8]:
     picture = hostile.surface(seed, size=(32, 32))
     picture[6 : 6 + spot_px, 18 : 18 + spot_px] = 255
     return picture
+
+
+def swap_labels(bundle: Path) -> ModelBundle:
+    """Let the graph that judges say the other label of a bundle's pictures, and mend the manifest accordingly."""
+    graph, manifest = bundle / "graphs/predict.onnx", bundle / "manifest.json"
+    model = onnx.load(graph, load_external_data=False)
+    for weight in model.graph.initializer:
+        if sorted(weight.dims) == [2, 4]:
+            swapped = np.flip(numpy_helper.to_array(weight), list(weight.dims).index(2))
+            weight.CopyFrom(numpy_helper.from_array(swapped.copy(), weight.name))
+    graph.write_bytes(model.SerializeToString(deterministic=True))
+    told = json.loads(manifest.read_text())
+    told["files"]["graphs/predict.onnx"] = {
+        "sha256": hashlib.sha256(graph.read_bytes()).hexdigest(),
+        "bytes": graph.stat().st_size,
+    }
+    manifest.write_text(json.dumps(told))
+    return load_bundle(bundle)

@@ -122,6 +122,20 @@ def test_equal_inputs_give_equal_bundles(tiny_bundle: ModelBundle, tmp_path: Pat
 
     assert again.fingerprint == tiny_bundle.fingerprint
     assert again.manifest["files"] == tiny_bundle.manifest["files"]
+    assert again.sha256 == tiny_bundle.sha256
+
+
+def test_the_digest_covers_every_file_and_what_the_manifest_says_of_them(bundle_copy: Path) -> None:
+    path = bundle_copy / "manifest.json"
+    whole = json.loads(path.read_text())
+    digests = {load_bundle(bundle_copy).sha256}
+    for changed in (
+        *({"files": whole["files"] | {name: entry | {"sha256": "0" * 64}}} for name, entry in whole["files"].items()),
+        {"batch": 1}, {"chain": []}, {"gradient": "finite_difference"}, {"notes": ["a note"]},
+    ):  # fmt: skip
+        digests.add(ModelBundle(bundle_copy, CARD, (), "", False, whole | changed).sha256)
+    assert len(digests) == 1 + len(whole["files"]) + 4
+    assert check_bundle(bundle_copy).sha256 in digests  # proofs are measured anew and may differ by rounding
 
 
 def test_the_card_file_is_kept_with_its_comments_which_do_not_count(tiny_bundle: ModelBundle, tmp_path: Path) -> None:

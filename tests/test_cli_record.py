@@ -10,6 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from inspect_xai.model.bundle import load_bundle
 from inspect_xai.pipeline.intake import FolderSource
 from inspect_xai.pipeline.line import Line, drain
 from inspect_xai.pipeline.policy import LineRules
@@ -216,6 +217,85 @@ def test_a_line_refuses_a_model_that_does_not_reproduce_its_golden_set(cli: Run,
     assert (code, "no golden result that holds" in err) == (14, True)
     assert cli("model", "approve", shop, "--db", db, "--without-golden")[0] == 14
     assert cli("model", "approve", shop, "--db", db, "--without-golden", "--note", "pilot")[0] == 0
+
+
+def test_files_that_nobody_registered_are_refused_everywhere(cli: Run, shop: Path, tmp_path: Path) -> None:
+    db, was = f"sqlite:///{tmp_path / 'new.db'}", load_bundle(shop)
+    said = ["--without-golden", "--note", "pilot", "--by", "Bob"]
+    assert cli("model", "register", shop, "--db", db, "--by", "Ada")[0] == 0
+    assert cli("model", "approve", shop, "--db", db, *said)[0] == 0
+    write(tmp_path / "in/a.png", 2, 10)
+    start = ["line", "--source", tmp_path / "in", "--bundle", shop, "--db", db, "--device", "cpu", "--settle", 0]
+    assert cli(*start)[0] == 0
+    golden = golden_set(cli, shop, tmp_path)
+    now = spots.swap_labels(shop)
+    assert (now.fingerprint, now.sha256 == was.sha256) == (was.fingerprint, False)
+
+    write(tmp_path / "in/b.png", 3, 10)
+    for command in (
+        start,
+        ["reinspect", "--since", "2020-01-01", "--bundle", shop, "--db", db, "--device", "cpu"],
+        ["model", "approve", shop, "--db", db, *said],
+        ["model", "verify", shop, "--db", db, "--device", "cpu"],
+    ):
+        code, _, err = cli(*command)
+        assert code == 10, command
+        assert f"are not those that were registered: together they hash to {now.sha256[:16]}" in err
+        assert f"{was.sha256[:16]}, which is approved" in err
+        assert "inspect-xai model register BUNDLE --db URL" in err
+    assert (tmp_path / "in/b.png").is_file()  # nothing was claimed
+    code, out, _ = cli("replay", 1, "--db", db, "--bundle", shop, "--device", "cpu")
+    assert (code, f"files of the bundle: recorded {was.sha256}, now {now.sha256}" in out) == (1, True)
+
+    assert cli("model", "register", shop, "--db", db, "--device", "cpu")[0] == 1  # its golden set does not hold
+    shutil.rmtree(golden)
+    code, out, _ = cli("model", "register", shop, "--db", db, "--by", "Eve", "--json")
+    model = json.loads(out)
+    assert (code, model["status"], model["status_by"], model["bundle_sha256"]) == (0, "candidate", "Eve", now.sha256)
+    assert cli("model", "approve", shop, "--db", db, *said)[0] == 0
+    assert cli(*start)[0] == 0
+    with open_store(db) as store:
+        told = [(each.facts["change"], each.facts["bundle_sha256"]) for each in store.events(kind="model")]
+        assert store.verify_ledger().holds
+    assert told == [
+        ("registered", was.sha256), ("approved", was.sha256), ("registered again", now.sha256),
+        ("approved", now.sha256),
+    ]  # fmt: skip
+
+
+def test_a_model_from_before_files_were_hashed_gets_its_hash_when_verified(
+    cli: Run, shop: Path, tmp_path: Path
+) -> None:
+    db, loaded = f"sqlite:///{tmp_path / 'old.db'}", load_bundle(shop)
+    with open_store(db) as store:
+        store.register_model(loaded.fingerprint, loaded.card, registered_by="Ada")
+    code, _, err = cli("model", "approve", shop, "--db", db, "--without-golden", "--note", "pilot")
+    assert (code, "inspect-xai model verify BUNDLE --db URL" in err) == (10, True)
+    write(tmp_path / "in/a.png", 2, 10)
+    start = ["line", "--source", tmp_path / "in", "--bundle", shop, "--db", db, "--device", "cpu", "--settle", 0]
+    assert cli(*start)[0] == 0  # as before
+    with open_store(db) as store:
+        assert store.models()[0].bundle_sha256 is None
+    golden_set(cli, shop, tmp_path)
+    assert cli("model", "verify", shop, "--db", db, "--device", "cpu", "--by", "Eve")[0] == 0
+    with open_store(db) as store:
+        [model] = store.models()
+    assert (model.fingerprint, model.bundle_sha256, model.status) == (
+        loaded.fingerprint, loaded.sha256, "candidate",
+    )  # fmt: skip
+    spots.swap_labels(shop)
+    assert cli(*start)[0] == 10
+
+
+def test_a_golden_set_at_the_start_lets_the_files_be_known(cli: Run, shop: Path, tmp_path: Path) -> None:
+    db, loaded = f"sqlite:///{tmp_path / 'old.db'}", load_bundle(shop)
+    with open_store(db) as store:
+        store.register_model(loaded.fingerprint, loaded.card, registered_by="Ada")
+    golden = golden_set(cli, shop, tmp_path)
+    start = ["line", "--source", tmp_path, "--bundle", shop, "--db", db, "--device", "cpu", "--keep", "--settle", 0]
+    assert cli(*start, "--golden", golden)[0] == 0
+    with open_store(db) as store:
+        assert store.models()[0].bundle_sha256 == loaded.sha256
 
 
 def test_a_damaged_or_foreign_golden_set_is_refused(cli: Run, shop: Path, bundle: Path, tmp_path: Path) -> None:

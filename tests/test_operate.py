@@ -37,7 +37,7 @@ def premises(bundle: Path, tmp_path: Path) -> Premises:
     db = f"sqlite:///{tmp_path / 'line.db'}"
     with open_store(db) as store:
         model = load_bundle(bundle)
-        store.register_model(model.fingerprint, model.card)
+        store.register_model(model.fingerprint, model.card, bundle_sha256=model.sha256)
         store.set_model_status(model.fingerprint, ModelStatus.APPROVED, by="quality")
     return Premises(bundle, "cpu", db, str(tmp_path / "in"), keep=False, lease_s=600, reports=tmp_path / "reports")
 
@@ -75,6 +75,24 @@ def test_each_fault_is_found_and_nothing_else(premises: Premises, bundle: Path, 
     assert list(wrong(examine(altered(premises, db=f"sqlite:///{tmp_path / 'none.db'}")))) == ["database"]
     assert not (tmp_path / "none.db").exists()
     assert list(wrong(examine(altered(premises, source="")))) == ["source"]
+
+
+def test_files_that_nobody_approved_are_found(premises: Premises, bundle: Path, tmp_path: Path) -> None:
+    swapped = shutil.copytree(bundle, tmp_path / "swapped.bundle")
+    approved, found = load_bundle(bundle), spots.swap_labels(swapped)
+    assert wrong(examine(altered(premises, bundle=swapped))) == {
+        "model": "the files of the bundle of spots 1 are not those that were registered: together they hash to "
+        f"{found.sha256[:16]} (expected {approved.sha256[:16]}, which is approved)"
+    }
+
+
+def test_an_approval_from_before_files_were_hashed_is_told(premises: Premises, bundle: Path, tmp_path: Path) -> None:
+    db, model = f"sqlite:///{tmp_path / 'old.db'}", load_bundle(bundle)
+    with open_store(db) as store:
+        store.register_model(model.fingerprint, model.card)
+        store.set_model_status(model.fingerprint, ModelStatus.APPROVED, by="quality")
+    said = f"{model.fingerprint[:12]} is approved, but registered before hashes of the bundle's files were kept"
+    assert wrong(examine(altered(premises, db=db)))["model"].startswith(said)
 
 
 def test_a_policy_for_another_model_is_found(premises: Premises, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def _make_known(db: str, bundle: "ModelBundle") -> None:
     from inspect_xai.storage.store import open_store
 
     with open_store(db, create=False) as store:
-        store.register_model(bundle.fingerprint, bundle.card, registered_by=who())
+        store.register_model(bundle.fingerprint, bundle.card, bundle_sha256=bundle.sha256, registered_by=who())
 
 
 def _keep(db: str, bundle: "ModelBundle", audit: "Audit", report: "AuditReport") -> None:

@@ -98,15 +98,17 @@ def quantize(
             f"correlation {one.mean:.3f}, lowest {one.least:.3f}, on {one.pictures} pictures"
         )
     typer.echo(f"{bundle} scores in 8 bits now; fingerprint {done.bundle.fingerprint}")
+    typer.echo(f"that is another model, to be approved by itself: inspect-xai model register {bundle} --db URL")
 
 
 def _print(bundle: "ModelBundle", *, as_json: bool) -> None:
     if as_json:
-        print_json({"folder": bundle.folder, "card": bundle.card, "manifest": bundle.manifest})
+        print_json({"folder": bundle.folder, "sha256": bundle.sha256, "card": bundle.card, "manifest": bundle.manifest})
         return
     card = bundle.card
     typer.echo(f"{card.name} {card.version}  {bundle.folder}")
     typer.echo(f"fingerprint  {bundle.fingerprint}")
+    typer.echo(f"all files    {bundle.sha256}")
     typer.echo(f"labels       {', '.join(card.labels)}  (OK: {', '.join(card.ok_labels) or 'none'})")
     spec = card.input
     typer.echo(f"input        {spec.height} x {spec.width} {spec.channels}, fit {spec.fit}")

@@ -15,12 +15,13 @@ from inspect_xai.cli.console import (
     store_of,
     who,
 )
-from inspect_xai.errors import GoldenSetError, SettingsError
+from inspect_xai.errors import BundleError, GoldenSetError, SettingsError
 from inspect_xai.records import ModelStatus
 
 if TYPE_CHECKING:
     from inspect_xai.pipeline.golden import GoldenReport
     from inspect_xai.settings import Settings
+    from inspect_xai.storage.store import Store
     from inspect_xai.storage.stored import StoredModel
 
 commands = typer.Typer(help="Register, verify, approve and retire models.", no_args_is_help=True)
@@ -52,6 +53,8 @@ def register_(
 ) -> None:
     """Make a model known as a candidate; where a golden set travels with it, only if it reproduces that.
 
+    A model that is known with other files becomes a candidate again: whoever approved it did not see these.
+
     Example: inspect-xai model register tile.bundle --db sqlite:///inspections.db
     """
     from inspect_xai.model.bundle import load_bundle
@@ -65,7 +68,9 @@ def register_(
         _tell_report(report, as_json=as_json)
         raise typer.Exit(_FINDINGS)
     with store_of(chosen, create=True) as store:
-        store.register_model(loaded.fingerprint, loaded.card, registered_by=who(by))
+        store.register_model(
+            loaded.fingerprint, loaded.card, bundle_sha256=loaded.sha256, registered_by=who(by), other_files=True
+        )
         if report is not None:
             keep_result(store, report, by=who(by), note="verified at registration")
         _tell(store.model(loaded.fingerprint), as_json=as_json)
@@ -146,12 +151,14 @@ def approve(
 ) -> None:
     """Approve a registered model: from now on its verdicts carry no mark. Its golden set must hold.
 
+    Named by its bundle, the bundle's files must be those that were registered. Lines refuse any others.
+
     Example: inspect-xai model approve 3f0c --db sqlite:///inspections.db --note "audit 2026-11"
     """
     from inspect_xai.settings import load_settings
 
     with store_of(load_settings(settings, db=db)) as store:
-        found = store.model(_fingerprint(model))
+        found = _registered(store, model)
         if not (found.golden or {}).get("holds") and not (without_golden and note):
             raise GoldenSetError(
                 f"{found.name} {found.version} has no golden result that holds",
@@ -237,6 +244,19 @@ def verify_golden_of(settings: "Settings", *, by: str) -> "GoldenReport":
     with store_of(settings) as store:
         keep_result(store, report, by=by, note="verified")
     return report
+
+
+def _registered(store: "Store", model: str) -> "StoredModel":
+    """The model to approve, of whose files it is known which they are, and that they are those at hand."""
+    from inspect_xai.model.bundle import load_bundle
+    from inspect_xai.pipeline.golden import FILES_NOT_KNOWN, LET_FILES_BE_KNOWN
+
+    found = store.model(_fingerprint(model))
+    if Path(model).is_dir():
+        found.check_files(load_bundle(model).sha256)
+    if found.bundle_sha256 is None:
+        raise BundleError(f"{found.name} {found.version} was {FILES_NOT_KNOWN}", remedy=LET_FILES_BE_KNOWN)
+    return found
 
 
 def _fingerprint(model: str) -> str:

@@ -53,6 +53,12 @@ class ModelBundle:
     dynamic_batch: bool
     manifest: dict[str, Any]
 
+    @property
+    def sha256(self) -> str:
+        """Digest of all files: of the manifest, which holds the hash of every other, without what proving measured."""
+        told = {name: value for name, value in self.manifest.items() if name != "proofs"}
+        return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
     def graph(self, name: str) -> Path:
         """Return the path of a derived graph: "predict", "trace", "score", "block_0" and so on.
 

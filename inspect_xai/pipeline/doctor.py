@@ -12,10 +12,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from inspect_xai.errors import InspectXaiError
+from inspect_xai.errors import BundleError, InspectXaiError
 from inspect_xai.model.bundle import ModelBundle, load_bundle
 from inspect_xai.model.engine import Engine
 from inspect_xai.pipeline.folder import versions
+from inspect_xai.pipeline.golden import FILES_NOT_KNOWN, LET_FILES_BE_KNOWN
 from inspect_xai.pipeline.intake import left_by_the_dead
 from inspect_xai.pipeline.policy import read_policy
 from inspect_xai.pipeline.remote import open_source
@@ -121,7 +122,7 @@ def _database(url: str, bundle: list[ModelBundle]) -> Iterator[Finding]:
     with open_store(url, create=False) as store:
         yield Finding("database", ok=True, found=f"{shown(url)} has schema {REVISION}")
         for loaded in bundle:
-            yield _approval(store, loaded.fingerprint)
+            yield _approval(store, loaded)
         newest = store.find(limit=1)
     ahead = [row for row in newest if row.inspected_at > datetime.now(UTC) + timedelta(minutes=1)]
     for row in ahead:
@@ -131,13 +132,22 @@ def _database(url: str, bundle: list[ModelBundle]) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _approval(store: Store, fingerprint: str) -> Finding:
-    status = next((model.status for model in store.models() if model.fingerprint == fingerprint), "not registered")
-    approved = status == ModelStatus.APPROVED.value
-    return Finding(
-        "model", ok=approved, found=f"{fingerprint[:12]} is {status}",
-        remedy="" if approved else f"have quality say: inspect-xai model approve {fingerprint[:12]} --db URL",
-    )  # fmt: skip
+def _approval(store: Store, bundle: ModelBundle) -> Finding:
+    name = bundle.fingerprint[:12]
+    known = next((model for model in store.models() if model.fingerprint == bundle.fingerprint), None)
+    ask = f"have quality say: inspect-xai model approve {name} --db URL"
+    if known is None:
+        return Finding("model", ok=False, found=f"{name} is not registered", remedy=ask)
+    try:
+        known.check_files(bundle.sha256)
+    except BundleError as error:
+        return Finding("model", ok=False, found=f"{error.found} (expected {error.expected})", remedy=error.remedy)
+    if known.status != ModelStatus.APPROVED.value:
+        return Finding("model", ok=False, found=f"{name} is {known.status}", remedy=ask)
+    if known.bundle_sha256 is None:
+        found = f"{name} is approved, but {FILES_NOT_KNOWN}"
+        return Finding("model", ok=False, found=found, remedy=LET_FILES_BE_KNOWN)
+    return Finding("model", ok=True, found=f"{name} is approved, and its files are those that were")
 
 
 def _source(premises: Premises) -> Iterator[Finding]:

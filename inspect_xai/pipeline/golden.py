@@ -32,6 +32,11 @@ from inspect_xai.storage.store import Store
 SCHEMA_VERSION: Final = 1
 FOLDER: Final = "golden"
 _MANIFEST: Final = "manifest.json"
+FILES_NOT_KNOWN: Final = "registered before hashes of the bundle's files were kept, so they are not compared"
+LET_FILES_BE_KNOWN: Final = (
+    "inspect-xai model verify BUNDLE --db URL; without a golden set: inspect-xai model register BUNDLE --db URL, "
+    "and approve it again"
+)
 _MAKE: Final = "make it with: inspect-xai model golden BUNDLE PICTURE..."
 
 
@@ -53,6 +58,7 @@ class GoldenReport:
     """What a model made of its golden set; the checks stand in the order of how far they are off, worst first."""
 
     fingerprint: str
+    bundle_sha256: str  # of all its files
     provider: str
     set_sha256: str  # of the set's manifest
     verified_at: str  # ISO 8601, UTC
@@ -128,6 +134,7 @@ def verify_golden(explainer: Explainer, folder: Path) -> GoldenReport:
     worst_first = sorted(checks, key=lambda check: (check.holds, -max(check.score_off, check.map_off)))
     return GoldenReport(
         fingerprint=bundle.fingerprint,
+        bundle_sha256=bundle.sha256,
         provider=explainer.engine.provider,
         set_sha256=_sha256((folder / _MANIFEST).read_bytes()),
         verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -139,11 +146,18 @@ def verify_golden(explainer: Explainer, folder: Path) -> GoldenReport:
 def keep_result(store: Store, report: GoldenReport, *, by: str, note: str) -> None:
     """Write a verification down with the model's status, which stays what it is.
 
+    Where the model was registered before hashes of its files were kept, a result that holds lets them be kept.
+
     Raises:
+        BundleError: If other files than the registered ones were verified.
         NotFoundError: If the model is not registered.
     """
-    status = ModelStatus(store.model(report.fingerprint).status)
-    store.set_model_status(report.fingerprint, status, by=by, note=note, golden=report.as_record())
+    known = store.model(report.fingerprint)
+    known.check_files(report.bundle_sha256)
+    store.set_model_status(
+        report.fingerprint, ModelStatus(known.status), by=by, note=note, golden=report.as_record(),
+        bundle_sha256=report.bundle_sha256 if report.holds else None,
+    )  # fmt: skip
 
 
 def verify_at_start(store: Store, explainer: Explainer, folder: Path, *, by: str) -> dict[str, Any]:
@@ -162,6 +176,8 @@ def verify_at_start(store: Store, explainer: Explainer, folder: Path, *, by: str
             expected=f"scores within {SCORE_TOLERANCE}",
             remedy="see inspect-xai model verify BUNDLE --golden DIR, and mend driver or device before it judges parts",
         )
+    if store.model(report.fingerprint).bundle_sha256 is None:
+        keep_result(store, report, by=by, note="verified at the start of a line")
     return {"set_sha256": report.set_sha256, "pictures": len(report.checks), "verified_at": report.verified_at}
 
 

@@ -36,7 +36,7 @@ from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.pipeline.archive import ArchiveSource
 from inspect_xai.pipeline.explain import Explainer, Look, Prepared, Question, explain_together
 from inspect_xai.pipeline.folder import versions
-from inspect_xai.pipeline.golden import verify_at_start
+from inspect_xai.pipeline.golden import FILES_NOT_KNOWN, LET_FILES_BE_KNOWN, verify_at_start
 from inspect_xai.pipeline.identity import Identity, PathPattern
 from inspect_xai.pipeline.intake import Claim
 from inspect_xai.pipeline.outcome import LineSummary, Outcome
@@ -125,7 +125,7 @@ class Line:
         opened_by: Who opens it, for the ledger: a model or policy seen for the first time is registered in this name.
 
     Raises:
-        BundleError: If the folder is no sound bundle.
+        BundleError: If the folder is no sound bundle, or its files are not those that were registered.
         GoldenSetError: If the model does not reproduce its golden set; the record then says so.
         DeviceError: If the device asked for does not run.
         SettingsError: If the path pattern cannot be read.
@@ -158,11 +158,15 @@ class Line:
             self.fingerprint = loaded.fingerprint
             if self.rules.plan:
                 self.rules.plan.check_against(loaded.card)
-            self._store.register_model(self.fingerprint, loaded.card, registered_by=opened_by)
+            self._store.register_model(
+                self.fingerprint, loaded.card, bundle_sha256=loaded.sha256, registered_by=opened_by
+            )
             self._store.register_policy(self.rules.version, self.rules.policy, by=opened_by)
             if self.rules.explains:
                 engine.warm_up()
             verified = verify_at_start(self._store, self._explainer, golden, by=opened_by) if golden else None
+            if self._store.model(self.fingerprint).bundle_sha256 is None:
+                _log.warning("model %s was %s: %s", self.fingerprint[:12], FILES_NOT_KNOWN, LET_FILES_BE_KNOWN)
         except BaseException:
             self._store.close()
             raise
@@ -179,6 +183,7 @@ class Line:
                 "bucket_from": self._explainer.bucket_from,
                 "memory_mb": memory_mb,
                 "bundle": str(loaded.folder),
+                "bundle_sha256": loaded.sha256,
                 "model_sha256": loaded.manifest["files"]["model.onnx"]["sha256"],
                 "golden": verified,
                 "opened_by": opened_by,

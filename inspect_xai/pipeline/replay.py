@@ -177,9 +177,7 @@ class Replayer:
         """Recompute one inspection; see the function of the same name."""
         engine = self._explainer.engine
         changed = tuple(_changes(stored, engine.provider, asdict(engine.card)))
-        differences: list[Difference] = []
-        if self.fingerprint != stored.model.fingerprint:
-            differences.append(Difference("model", stored.model.fingerprint, self.fingerprint))
+        differences = list(_of_model(stored, engine.bundle))
         if stored.prediction is None:
             return self._replay_failure(stored, picture, differences, changed)
         found = hashlib.sha256(picture).hexdigest()
@@ -293,6 +291,14 @@ def _answer(
 def _finite(facts: dict[str, Any]) -> dict[str, Any]:
     """JSON has no infinity: what could not be compared is None, and stands among the differences."""
     return {name: None if value == float("inf") else value for name, value in facts.items()}
+
+
+def _of_model(stored: StoredInspection, bundle: ModelBundle) -> Iterator[Difference]:
+    known = stored.model
+    if known.fingerprint != bundle.fingerprint:
+        yield Difference("model", known.fingerprint, bundle.fingerprint)
+    elif known.bundle_sha256 not in (None, bundle.sha256):
+        yield Difference("files of the bundle", known.bundle_sha256 or "", bundle.sha256)
 
 
 def _of_verdict(stored: StoredInspection, look: Look, off: float) -> Iterator[Difference]:

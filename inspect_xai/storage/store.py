@@ -9,7 +9,7 @@ from functools import cache
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import Engine, Select, bindparam, select
+from sqlalchemy import Connection, Engine, Select, bindparam, select
 
 from inspect_xai.errors import NotFoundError, StoreError
 from inspect_xai.records import Inspection, ModelCard, ModelStatus, Part, Review, Run
@@ -55,6 +55,11 @@ def _known() -> Select[tuple[str, int]]:
 def _parts_of() -> Select[tuple[str, str, str, str]]:
     sha256 = tables.Capture.sha256
     return parts_by(sha256).where(sha256.in_(bindparam("sha256s", expanding=True)))
+
+
+def _of_files(bundle_sha256: str | None) -> dict[str, str]:
+    """What an event says of a bundle's files, where they are known."""
+    return {} if bundle_sha256 is None else {"bundle_sha256": bundle_sha256}
 
 
 def open_store(url: str, *, create: bool = True, blob_store: str = "", clock: Clock = utc_now) -> "Store":
@@ -106,8 +111,28 @@ class Store:
         """Give the connections back; the store is not to be used afterwards."""
         self._engine.dispose()
 
-    def register_model(self, fingerprint: str, card: ModelCard, *, registered_by: str = "") -> StoredModel:
-        """Make a model known, as a candidate; one that is known already stays as it is."""
+    def register_model(
+        self,
+        fingerprint: str,
+        card: ModelCard,
+        *,
+        bundle_sha256: str | None = None,
+        registered_by: str = "",
+        other_files: bool = False,
+    ) -> StoredModel:
+        """Make a model known, as a candidate; one that is known already stays as it is.
+
+        Args:
+            fingerprint: Of its bundle.
+            card: As the bundle has it.
+            bundle_sha256: Of all files of the bundle; None: not known.
+            registered_by: Who makes it known.
+            other_files: Let other files than the registered ones stand for the model from now on: it is a candidate
+                again, and without a golden result.
+
+        Raises:
+            BundleError: It is known with other files.
+        """
         with database.writing(self._engine) as connection:
             now = self._clock()
             number, is_new = found_or_made(
@@ -122,11 +147,24 @@ class Store:
                 registered_by=registered_by,
                 status_at=now,
                 status_by=registered_by,
+                bundle_sha256=bundle_sha256,
             )
             if is_new:
                 facts = {"change": "registered", "name": card.name, "version": card.version, "by": registered_by}
+                facts |= _of_files(bundle_sha256)
                 ledger.append(connection, "model", fingerprint, facts=facts, now=now, made={"model": [number]})
-            return reading.model(connection, tables.Model.fingerprint == fingerprint)
+            known = reading.model(connection, tables.Model.fingerprint == fingerprint)
+            if bundle_sha256 is None or known.bundle_sha256 == bundle_sha256:
+                return known
+            if not other_files:
+                known.check_files(bundle_sha256)
+                return known
+            facts = {"change": "registered again", "before": known.status, "by": registered_by}
+            changes = {"bundle_sha256": bundle_sha256, "golden": None}
+            return self._change_model(
+                connection, fingerprint, ModelStatus.CANDIDATE, by=registered_by, changes=changes,
+                facts=facts | _of_files(bundle_sha256),
+            )  # fmt: skip
 
     def set_model_status(
         self,
@@ -136,24 +174,51 @@ class Store:
         by: str,
         note: str = "",
         golden: Mapping[str, Any] | None = None,
+        bundle_sha256: str | None = None,
     ) -> StoredModel:
         """Approve or retire a model; who did it, when, why and on which golden-set result goes to the ledger.
 
+        Args:
+            fingerprint: Of the model.
+            status: The new one.
+            by: Who says so.
+            note: Why.
+            golden: The result of its golden set; None: the one before stays.
+            bundle_sha256: Of the files that were looked at. They must be the registered ones; where none are kept yet
+                (the model was registered by an older version) they are kept from now on. None: none were looked at.
+
         Raises:
+            BundleError: The files are not those that are registered.
             NotFoundError: The model is not registered.
         """
         with database.writing(self._engine) as connection:
             before = reading.model(connection, tables.Model.fingerprint == fingerprint)
-            now = self._clock()
-            changes: dict[str, Any] = {"status": status.value, "status_at": now, "status_by": by}
+            changes: dict[str, Any] = {}
             if golden is not None:
                 changes["golden"] = dict(golden)
-            model = tables.Model.__table__
-            statement = model.update().where(model.c.fingerprint == fingerprint).values(**changes)  # type: ignore[attr-defined]
-            number = connection.execute(statement.returning(model.c.id)).scalar_one()
+            if bundle_sha256 is not None:
+                before.check_files(bundle_sha256)
+                changes["bundle_sha256"] = bundle_sha256
             facts = {"change": status.value, "before": before.status, "by": by, "note": note}
-            ledger.append(connection, "model", fingerprint, facts=facts, now=now, made={"model": [number]})
-            return reading.model(connection, model.c.id == number)
+            facts |= _of_files(bundle_sha256 or before.bundle_sha256)
+            return self._change_model(connection, fingerprint, status, by=by, changes=changes, facts=facts)
+
+    def _change_model(
+        self,
+        connection: Connection,
+        fingerprint: str,
+        status: ModelStatus,
+        *,
+        by: str,
+        changes: Mapping[str, Any],
+        facts: Mapping[str, Any],
+    ) -> StoredModel:
+        now, model = self._clock(), tables.Model.__table__
+        values = {"status": status.value, "status_at": now, "status_by": by, **changes}
+        statement = model.update().where(model.c.fingerprint == fingerprint).values(**values)  # type: ignore[attr-defined]
+        number = connection.execute(statement.returning(model.c.id)).scalar_one()
+        ledger.append(connection, "model", fingerprint, facts=facts, now=now, made={"model": [number]})
+        return reading.model(connection, model.c.id == number)
 
     def model(self, fingerprint: str) -> StoredModel:
         """The registered model with this fingerprint, or beginning of one.

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from inspect_xai.errors import BundleError
 from inspect_xai.records import (
     Capture,
     ExplainSettings,
@@ -67,6 +68,23 @@ class StoredModel:
     card: dict[str, Any] = field(hash=False)
     golden: dict[str, Any] | None = field(hash=False, default=None)
     calibration: dict[str, Any] | None = field(hash=False, default=None)
+    bundle_sha256: str | None = None  # of all files of the registered bundle; None: registered before that was kept
+
+    def check_files(self, bundle_sha256: str) -> None:
+        """See that a bundle's files are the registered ones; of a model from before that was kept nothing is known.
+
+        Raises:
+            BundleError: They are others, although the fingerprint is the same.
+        """
+        if self.bundle_sha256 in (None, bundle_sha256):
+            return
+        raise BundleError(
+            f"the files of the bundle of {self.name} {self.version} are not those that were registered: "
+            f"together they hash to {bundle_sha256[:16]}",
+            expected=f"{self.bundle_sha256[:16]}, which is {self.status}" if self.bundle_sha256 else "",
+            remedy="copy the registered bundle here again; if it was built anew on purpose, register and approve it "
+            "again: inspect-xai model register BUNDLE --db URL, inspect-xai model approve BUNDLE --db URL",
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -22,7 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from inspect_xai.records import Decision, ModelStatus, Status, VerdictCode
 from inspect_xai.storage.types import Bytes, Id, Json, Real, UtcTime, Whole, Words
 
-REVISION: Final = "0010"
+REVISION: Final = "0011"
 """The schema revision this build reads and writes: the newest file in sql/migrations/versions (a test compares)."""
 
 VERSION_TABLE: Final = "inspect_xai_version"  # Alembic's default name is taken where Prefect lives in the database
@@ -138,6 +138,7 @@ class Model(Base):
     status_by: Mapped[str]
     golden: Mapped[dict[str, Any] | None]  # the result of the golden set the status rests on
     calibration: Mapped[dict[str, Any] | None]  # from its scores to probabilities of a defect, fitted on reviews
+    bundle_sha256: Mapped[str | None]  # of all files of the bundle that was registered; NULL: from before it was kept
 
 
 class Policy(Base):

@@ -1,4 +1,4 @@
--- Tables and triggers on sqlite, revision 0010. Made by: python -m inspect_xai.storage.schema
+-- Tables and triggers on sqlite, revision 0011. Made by: python -m inspect_xai.storage.schema
 
 CREATE TABLE alert_sent (
     alert_id TEXT NOT NULL,
@@ -99,6 +99,7 @@ CREATE TABLE model (
     status_by TEXT NOT NULL,
     golden TEXT,
     calibration TEXT,
+    bundle_sha256 TEXT,
     CONSTRAINT pk_model PRIMARY KEY (id),
     CONSTRAINT ck_model_status CHECK (status IN ('candidate', 'approved', 'retired')),
     CONSTRAINT uq_model_fingerprint UNIQUE (fingerprint)
