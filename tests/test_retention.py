@@ -1,6 +1,7 @@
 """Retention deletes what its rules name and nothing else, says so in the ledger, and leaves the numbers."""
 
 import dataclasses
+import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 from sqlalchemy import text
 
-from inspect_xai.errors import DatabaseAwayError, NotFoundError, StoreError
+from inspect_xai.errors import DatabaseAwayError, IntakeError, NotFoundError, SettingsError, StoreError
+from inspect_xai.pipeline.archive import refuse_outside, remove_archived
 from inspect_xai.records import Decision, Explanation, Review, VerdictCode
 from inspect_xai.storage import database
+from inspect_xai.storage.blobstore import BlobStore
 from inspect_xai.storage.retention import DataKind, Retention, Rule
 from inspect_xai.storage.store import Store, open_store
 from tests import stored
@@ -266,3 +269,173 @@ def test_maps_lie_at_any_fsspec_url(tmp_path: Path, explained: Explanation) -> N
         stored.prepared(store).record([stored.inspection(1, explained=explained)])
         assert fused(store, 1) is not None
         assert store.sweep_blobs(older_than=FROM_NOW_ON) == []
+
+
+# Names that say more than a name
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    (tmp_path / "in/_archive").mkdir(parents=True)
+    return tmp_path / "in/_archive"
+
+
+@pytest.mark.parametrize("name", ["SN1.png::evil.png", "plain::name.png", "zip:x::y?z#%2e*[1].png", "memory:a.png"])
+def test_a_picture_is_deleted_whatever_it_is_named_and_no_other(archive: Path, name: str) -> None:
+    other, due = archive / "SN1.png", archive / name
+    for path in (other, due, archive / "SN1.json", due.with_suffix(".json")):
+        path.write_bytes(b"x")
+    remove_archived(str(due))
+    assert sorted(path.name for path in archive.iterdir()) == ["SN1.json", "SN1.png"]
+    remove_archived(str(due))  # gone already
+
+
+def test_a_url_names_one_file_letter_by_letter(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"held")
+    (tmp_path / "a.png::b.png").write_bytes(b"due")
+    remove_archived(f"file://{tmp_path}/a.png::b.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    with pytest.raises(IntakeError, match="delete it by hand"):
+        remove_archived("s3://plant/a.png?versionId=b.png")
+
+
+def test_a_sidecar_that_two_pictures_share_goes_with_the_last(archive: Path) -> None:
+    for name in ("a.png", "a.JPG", "a.json"):
+        (archive / name).write_bytes(b"x")
+    remove_archived(str(archive / "a.png"))
+    assert sorted(path.name for path in archive.iterdir()) == ["a.JPG", "a.json"]
+    remove_archived(str(archive / "a.JPG"))
+    assert list(archive.iterdir()) == []
+
+
+def test_what_is_there_still_does_not_count_as_gone(archive: Path) -> None:
+    (archive / "a.png").mkdir()
+    with pytest.raises(IntakeError, match="cannot be deleted"):
+        remove_archived(str(archive / "a.png"))
+    raw = archive / "b\udcff.png"  # left in place by --keep, and recorded with its odd byte as hex
+    raw.write_bytes(b"x")
+    with pytest.raises(IntakeError, match="delete it by hand"):
+        remove_archived(str(archive / "b\\xff.png"))
+    assert raw.exists()
+
+
+def test_a_link_lies_where_it_lies(archive: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.png"
+    outside.write_bytes(b"x")
+    (archive / "link.png").symlink_to(outside)
+    refuse_outside([str(archive / "link.png")], [str(archive)])
+    remove_archived(str(archive / "link.png"))
+    assert outside.exists()
+    (archive / "other.png").write_bytes(b"x")
+    with pytest.raises(SettingsError, match="lies in none of the archive folders"):
+        refuse_outside([str(archive / "../../outside.png")], [str(archive)])
+
+
+@pytest.mark.parametrize("name", ["never-mounted", "empty"])
+def test_an_archive_that_is_away_does_not_count_as_deleted(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SettingsError, match="see that its disk is mounted"):
+        refuse_outside([str(tmp_path / name / "a.png")], [str(tmp_path / name)])
+
+
+def test_a_hold_placed_while_pictures_go_keeps_the_rest_and_tells_what_is_lost(store: Store, clock: Calendar) -> None:
+    retention = Retention(store)
+    retention.set_rule(Rule("", DataKind.PICTURE, 30), by="Ada")
+    clock.now += timedelta(days=31)
+    removed: list[str] = []
+    holds: list[int] = []
+
+    def remove(place: str) -> None:
+        if not removed:  # while the first one goes
+            holds.append(retention.place_hold(reason="complaint 9", by="Bob", lot="LOT0"))
+        removed.append(place)
+
+    retention.carry_out(retention.plan(), by="Ada", remove_picture=remove)
+    assert removed == ["archive/SN00001.png", "archive/SN00011.png"]  # the second of LOT0 is kept
+    assert retention.pictures_lost(holds[0]) == (("SN00001", "archive/SN00001.png"),)
+    assert retention.pictures_lost(retention.place_hold(reason="other", by="Bob", serial="SN00002")) == ()
+    assert [store.get(number).picture_deleted_at is None for number in (1, 2, 3)] == [False, True, False]
+    assert store.verify_ledger().holds
+
+
+def test_a_picture_that_cannot_go_keeps_no_other(store: Store, clock: Calendar) -> None:
+    retention = Retention(store)
+    retention.set_rule(Rule("", DataKind.PICTURE, 30), by="Ada")
+    clock.now += timedelta(days=31)
+    removed: list[str] = []
+
+    def remove(place: str) -> None:
+        if "SN00001" in place:
+            raise IntakeError(f"{place} is locked")
+        removed.append(place)
+
+    with pytest.raises(IntakeError, match=r"1 of 3 pictures are not deleted, nor recorded as deleted: .* is locked"):
+        retention.carry_out(retention.plan(), by="Ada", remove_picture=remove)
+    assert removed == ["archive/SN00002.png", "archive/SN00011.png"]
+    assert [place for _, place in retention.plan().pictures] == ["archive/SN00001.png"]
+    assert retention.pictures_lost(retention.place_hold(reason="c", by="Bob", serial="SN00001")) == ()
+
+
+def test_what_went_before_a_fault_is_written_down(store: Store, clock: Calendar) -> None:
+    retention = Retention(store)
+    retention.set_rule(Rule("", DataKind.PICTURE, 30), by="Ada")
+    clock.now += timedelta(days=31)
+
+    def remove(place: str) -> None:
+        if "SN00002" in place:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        retention.carry_out(retention.plan(), by="Ada", remove_picture=remove)
+    assert [place for _, place in retention.plan().pictures] == ["archive/SN00002.png", "archive/SN00011.png"]
+
+
+@pytest.mark.parametrize("days", [-1, 36_501, 99_999_999])
+def test_absurd_days_are_refused(store: Store, days: int) -> None:
+    with pytest.raises(SettingsError, match=f"a rule of {days} days. Expected 0 to 36500 days"):
+        Retention(store).set_rule(Rule("", DataKind.ROW, days), by="Ada")
+
+
+def test_absurd_days_of_an_older_version_do_not_stop_the_plan(store: Store, database_url: str) -> None:
+    Retention(store).set_rule(Rule("", DataKind.ROW, 1), by="Ada")
+    engine = database.open_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE retention_rule SET keep_days = 99999999"))
+    engine.dispose()
+    assert Retention(store).plan().is_empty
+
+
+@pytest.mark.parametrize("kind", [DataKind.ROW, DataKind.MAP])
+def test_a_map_that_retention_takes_between_file_and_row_is_written_again(
+    tmp_path: Path, clock: Calendar, explained: Explanation, kind: DataKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, maps = f"sqlite:///{tmp_path}/store.db", tmp_path / "maps"
+    with open_store(url, clock=clock, blob_store=str(maps)) as store:
+        stored.prepared(store).record([stored.inspection(1, explained=explained)])
+        retention = Retention(store)
+        retention.set_rule(Rule("", kind, 30), by="Ada")
+        clock.now += timedelta(days=31)
+        plan, put, puts = retention.plan(), BlobStore.put, []
+
+        def interrupted(blobs: BlobStore, sha256: str, data: bytes) -> None:
+            put(blobs, sha256, data)
+            puts.append(sha256)
+            if len(puts) == 3:  # all files are written, no row is yet
+                worker = threading.Thread(
+                    target=retention.carry_out, args=(plan,), kwargs={"by": "A", "remove_picture": _never}
+                )
+                worker.start()
+                worker.join()
+                assert files(maps) == []
+
+        monkeypatch.setattr(BlobStore, "put", interrupted)
+        store.record([stored.inspection(2, explained=explained)])
+        assert len(files(maps)) == 3
+        assert fused(store, 2) is not None
+
+
+def test_a_blob_store_in_a_folder_with_colons(tmp_path: Path) -> None:
+    blobs = BlobStore(str(tmp_path / "a::b"))
+    blobs.put("ab12", b"map")
+    assert (tmp_path / "a::b/ab/ab12.ixm").read_bytes() == b"map"
+    assert blobs.get("ab12") == b"map"

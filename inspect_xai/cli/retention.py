@@ -1,13 +1,11 @@
 """`inspect-xai retention`: how long what is kept, what must be kept, and the deleting of the rest."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inspect_xai.cli.console import ByOption, DatabaseOption, JsonOption, SettingsOption, print_json, store_of, who
-from inspect_xai.errors import SettingsError
 
 if TYPE_CHECKING:
     from inspect_xai.settings import Settings
@@ -24,7 +22,7 @@ def register(app: typer.Typer) -> None:
 @commands.command()
 def rule(
     kind: Annotated[str | None, typer.Option("--kind", help="picture, map or row. Without: list the rules.")] = None,
-    days: Annotated[int | None, typer.Option("--days", help="Days it is kept.", min=0)] = None,
+    days: Annotated[int | None, typer.Option("--days", help="Days it is kept, at most 36500.", min=0)] = None,
     product: Annotated[str, typer.Option("--product", help="Default: all that have no rule of their own.")] = "",
     by: ByOption = "",
     db: DatabaseOption = None,
@@ -117,14 +115,14 @@ def apply_retention(settings: "Settings", *, carry_out: bool, archive: Sequence[
     Raises:
         SettingsError: If a picture that is due lies in none of the folders; nothing is deleted then.
     """
-    from inspect_xai.pipeline.archive import remove_archived
+    from inspect_xai.pipeline.archive import refuse_outside, remove_archived
     from inspect_xai.storage.retention import Retention
 
     with store_of(settings) as store:
         retention = Retention(store)
         found = retention.plan()
         if carry_out and not found.is_empty:
-            _refuse_outside(found, archive or [settings.line.source])
+            refuse_outside([place for _, place in found.pictures], archive or [settings.line.source])
             retention.carry_out(found, by=by, remove_picture=remove_archived)
     return found
 
@@ -150,11 +148,18 @@ def hold(
     if not (part or lot or product):
         raise typer.BadParameter("give --part, --lot or --product")
     with store_of(load_settings(settings, db=db)) as store:
-        number = Retention(store).place_hold(reason=reason, by=who(by), product=product, lot=lot, serial=part)
+        retention = Retention(store)
+        number = retention.place_hold(reason=reason, by=who(by), product=product, lot=lot, serial=part)
+        lost = retention.pictures_lost(number)
     if as_json:
-        print_json({"hold_id": number})
-    else:
-        typer.echo(f"hold {number} stands; release it with: inspect-xai retention release {number}")
+        gone = [{"serial": serial, "picture": place} for serial, place in lost]
+        print_json({"hold_id": number, "pictures_deleted_before": gone})
+        return
+    typer.echo(f"hold {number} stands; release it with: inspect-xai retention release {number}")
+    if lost:
+        typer.echo(f"too late for {len(lost)} pictures, which retention had deleted or was deleting:")
+    for serial, place in lost:
+        typer.echo(f"  {serial}  {place}")
 
 
 @commands.command()
@@ -187,24 +192,6 @@ def release(
         typer.echo(f"hold {each.hold_id}: {named}: {each.reason} ({each.placed_by}, {each.placed_at:%Y-%m-%d})")
     if not holds:
         typer.echo("no holds stand")
-
-
-def _refuse_outside(plan: "Plan", archive: Sequence[str]) -> None:
-    """Refuse to delete files the row names but no archive folder holds: a row is data, and may say anything.
-
-    Raises:
-        SettingsError: If a picture that is still there lies outside.
-    """
-    from inspect_xai.pipeline.archive import lies_below
-
-    for _, place in plan.pictures:
-        is_gone = "://" not in place and not Path(place).exists()
-        if not is_gone and not any(lies_below(place, folder) for folder in archive):
-            raise SettingsError(
-                f"the picture {place} lies in none of the archive folders",
-                expected=f"a place below {' or '.join(archive) or 'a folder that is named'}",
-                remedy="name its folder, or the beginning of its URL, with --archive",
-            )
 
 
 def _tell(plan: "Plan") -> None:

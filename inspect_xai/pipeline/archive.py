@@ -1,20 +1,19 @@
 """The archive as a source: recorded pictures are read again where they lie, as the parts they were recorded for."""
 
-import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-import fsspec
-
-from inspect_xai.errors import IntakeError, PictureError
+from inspect_xai.errors import IntakeError, PictureError, SettingsError
 from inspect_xai.pipeline.intake import Claim
-from inspect_xai.pipeline.pictures import DEFAULT_LIMITS, PictureLimits
-from inspect_xai.pipeline.remote import locate_archived, read_archived_bytes
+from inspect_xai.pipeline.pictures import DEFAULT_LIMITS, PICTURE_SUFFIXES, PictureLimits
+from inspect_xai.pipeline.remote import bytes_of_name, locate_archived, read_archived_bytes
+from inspect_xai.storage import places
 from inspect_xai.storage.store import Store
 from inspect_xai.storage.stored import InspectionSummary
 
@@ -23,32 +22,64 @@ _IDENTITY = ("serial", "product", "lot", "line", "station", "camera", "view", "s
 
 
 def lies_below(place: str, folder: str) -> bool:
-    """Say whether an archived picture lies below a folder or URL.
+    """Say whether an archived picture lies below a folder or URL; a link counts where it lies, not where it leads.
 
     >>> lies_below("s3://plant/in/L1/a.png", "s3://plant/in"), lies_below("s3://plant/in/../b.png", "s3://plant/in")
     (True, False)
     """
-    if ("://" in place) != ("://" in folder) or not folder:
+    if places.is_url(place) != ("://" in folder) or not folder:
         return False
-    if "://" not in place:
-        return Path(place).resolve().is_relative_to(Path(folder).resolve())
+    if not places.is_url(place):
+        path = Path(place)
+        return path.name not in {"", ".."} and path.parent.resolve().is_relative_to(Path(folder).resolve())
     return place.startswith(f"{folder.rstrip('/')}/") and ".." not in place.split("/")
+
+
+def refuse_outside(pictures: Sequence[str], folders: Sequence[str]) -> None:
+    """Refuse to delete files that rows name but no archive folder holds: a row is data, and may say anything.
+
+    Raises:
+        SettingsError: If a picture that is still there lies outside, or a folder is away: what is not seen there would
+            count as gone already.
+    """
+    for folder in folders if pictures else ():
+        if folder and "://" not in folder and not (Path(folder).is_dir() and any(Path(folder).iterdir())):
+            raise SettingsError(
+                f"the archive folder {folder} is not there, or empty",
+                remedy="see that its disk is mounted; if all is gone indeed, name the folder above it with --archive",
+            )
+    for place in pictures:
+        is_gone = not places.is_url(place) and not os.path.lexists(place)
+        if not is_gone and not any(lies_below(place, folder) for folder in folders):
+            raise SettingsError(
+                f"the picture {place} lies in none of the archive folders",
+                expected=f"a place below {' or '.join(folders) or 'a folder that is named'}",
+                remedy="name its folder, or the beginning of its URL, with --archive",
+            )
 
 
 def remove_archived(place: str) -> None:
     """Delete a picture and its sidecar, in a folder or at a URL; what is gone already is fine.
 
+    A sidecar that another picture beside it shares stays.
+
     Raises:
         IntakeError: If it cannot be deleted.
     """
-    picture = PurePosixPath(place)
+    stem = place.removesuffix(PurePosixPath(place).suffix)
     try:
-        files, path = fsspec.core.url_to_fs(place)
-        for each in (path, path.removesuffix(picture.suffix) + ".json"):
-            with contextlib.suppress(FileNotFoundError):
-                files.rm_file(each)
+        if not places.is_url(place) and bytes_of_name(place) is not None:
+            raise ValueError("its name is no UTF-8: delete it by hand")
+        places.remove_file(place)
+        if places.exists(f"{stem}.json") and not _is_shared(stem):
+            places.remove_file(f"{stem}.json")
     except (OSError, ImportError, ValueError) as error:
         raise IntakeError(f"the picture {place} cannot be deleted: {error}", remedy="see that it may be") from error
+
+
+def _is_shared(stem: str) -> bool:
+    endings = (spelled for suffix in PICTURE_SUFFIXES for spelled in (suffix, suffix.upper()))
+    return any(places.exists(stem + ending) for ending in endings)
 
 
 class ArchiveSource:

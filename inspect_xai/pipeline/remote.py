@@ -1,6 +1,8 @@
 """Pictures from a place that fsspec can list, read in place; and what opens a source or an archive of either kind."""
 
 import hashlib
+import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,8 +12,6 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
-
-import fsspec
 
 from inspect_xai.errors import IntakeError, PictureError, StoreError
 from inspect_xai.pipeline.intake import (
@@ -27,6 +27,7 @@ from inspect_xai.pipeline.intake import (
 )
 from inspect_xai.pipeline.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifests
 from inspect_xai.pipeline.pictures import PictureLimits, decode_picture, too_long
+from inspect_xai.storage import places
 from inspect_xai.storage.claims import Claims
 
 _LOOK_AHEAD = 1000  # names whose claims are looked up at once
@@ -50,7 +51,7 @@ class UrlSource:
 
     def __init__(self, url: str, *, lease_s: float = 600.0) -> None:
         try:
-            self._files, self._root = fsspec.core.url_to_fs(url)
+            self._files, self._root = places.opened_root(url)
         except (ImportError, ValueError, OSError) as error:
             raise IntakeError(
                 f"{url} cannot be opened: {error}", expected="a URL that fsspec knows, with its package installed"
@@ -227,8 +228,8 @@ def read_archived(location: str, *, limits: PictureLimits) -> PictureFile:
     Raises:
         PictureError: If it is not there or no longer a picture.
     """
-    if "://" not in location:
-        return read_picture(Path(location), limits=limits)
+    if not places.is_url(location):
+        return read_picture(Path(bytes_of_name(location) or location), limits=limits)
     data = read_archived_bytes(location, limits=limits)
     return PictureFile(decode_picture(data, limits=limits), hashlib.sha256(data).hexdigest())
 
@@ -240,8 +241,7 @@ def read_archived_bytes(location: str, *, limits: PictureLimits) -> bytes:
         PictureError: If it is not there or longer than any picture.
     """
     try:
-        with fsspec.open(location, "rb") as file:
-            data: bytes = file.read(limits.max_bytes + 1)
+        data = places.read_bytes(bytes_of_name(location) or location, limits.max_bytes + 1)
     except (OSError, ImportError, ValueError) as error:
         raise PictureError(f"{location} cannot be read: {error}", remedy="check that it is still there") from error
     if len(data) > limits.max_bytes:
@@ -259,7 +259,7 @@ def locate_archived(archived_to: str, archive: Path | None = None) -> str:
     Returns:
         A path or URL; the row's own where the file is found nowhere.
     """
-    if archive is None or "://" in archived_to or Path(archived_to).is_file():
+    if archive is None or places.is_url(archived_to) or Path(archived_to).is_file():
         return archived_to
     top = archive.resolve()
     parts = PurePosixPath(archived_to).parts
@@ -268,6 +268,14 @@ def locate_archived(archived_to: str, archive: Path | None = None) -> str:
         if candidate.is_relative_to(top) and candidate.is_file():
             return str(candidate)
     return archived_to
+
+
+def bytes_of_name(place: str) -> str | None:
+    """Return the path of a file whose name is no UTF-8, recorded with its odd bytes as hex; None: it is as recorded."""
+    if places.is_url(place) or "\\x" not in place or os.path.lexists(place):
+        return None
+    raw = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), place.encode())
+    return os.fsdecode(raw) if os.path.lexists(raw) else None
 
 
 def _stamp_of(found: dict[str, Any]) -> str:

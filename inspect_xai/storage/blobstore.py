@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-import fsspec
-
 from inspect_xai.errors import DatabaseAwayError, StoreError
+from inspect_xai.storage import places
 
 _SUFFIX = ".ixm"
 _REMEDY = "see that the blob store is there, writable and has room; then do it again: nothing was half written"
@@ -27,7 +26,7 @@ class BlobStore:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._files, self._root = fsspec.core.url_to_fs(url)
+        self._files, self._root = places.opened_root(url)
         self._is_local = "file" in (self._files.protocol if isinstance(self._files.protocol, tuple) else ())
 
     def put(self, sha256: str, data: bytes) -> None:
@@ -45,6 +44,24 @@ class BlobStore:
                 self._files.pipe_file(place, data)
         except OSError as error:
             raise DatabaseAwayError(f"the blob store {self.url} takes nothing: {error}", remedy=_REMEDY) from error
+
+    def ensure(self, sha256: str, data: bytes) -> None:
+        """Write a blob again if it was removed since it was put.
+
+        Raises:
+            DatabaseAwayError: It cannot be written, or not be asked whether it is there.
+        """
+        place = self._place(sha256)
+        try:
+            if self._is_local:
+                is_there = Path(place).is_file()
+            else:
+                self._files.invalidate_cache()
+                is_there = self._files.exists(place)
+        except OSError as error:
+            raise DatabaseAwayError(f"the blob store {self.url} cannot be read: {error}", remedy=_REMEDY) from error
+        if not is_there:
+            self.put(sha256, data)
 
     def get(self, sha256: str) -> bytes:
         """The bytes of a blob.

@@ -107,7 +107,11 @@ def _captures(connection: Connection, ids: Collection[int]) -> dict[int, Documen
     for number, serial, lot, product in connection.execute(_asking_parts(), {"among": list(ids)}).all():
         document = rows[number]
         document["part"] = {"serial": serial, "lot": lot, "product": product}
-        for name in ("part_id", "picture_deleted_at"):  # when the picture goes, what was said of it stays the same
+        for name in (
+            "part_id",
+            "picture_deleted_at",
+            "picture_going_at",
+        ):  # when the picture goes, what was said of it stays the same
             document.pop(name, None)
     return rows
 

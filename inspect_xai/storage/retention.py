@@ -5,7 +5,7 @@ When rows go, their reviews go with them, and the ledger keeps that they went an
 without a name stands for all products that have no rule of their own. Without any rule nothing is ever deleted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -26,6 +26,7 @@ from sqlalchemy import (
     update,
 )
 
+from inspect_xai.errors import IntakeError, SettingsError
 from inspect_xai.storage import database, ledger
 from inspect_xai.storage.documents import chunks
 from inspect_xai.storage.store import Store
@@ -45,6 +46,7 @@ from inspect_xai.storage.tables import (
 from inspect_xai.storage.writing import inserting
 
 _CHUNK: Final = 200  # rows per transaction: a line that records meanwhile waits for no more
+MOST_DAYS: Final = 36_500  # a hundred years; a date that many days back can still be reckoned
 
 
 class DataKind(StrEnum):
@@ -102,7 +104,13 @@ class Retention:
         self._clock = store._clock
 
     def set_rule(self, rule: Rule, *, by: str) -> None:
-        """Make a rule, or change the days of one."""
+        """Make a rule, or change the days of one.
+
+        Raises:
+            SettingsError: If the days are none that a rule can have.
+        """
+        if not 0 <= rule.keep_days <= MOST_DAYS:
+            raise SettingsError(f"a rule of {rule.keep_days} days", expected=f"0 to {MOST_DAYS} days")
         with database.writing(self._engine) as connection:
             now = self._clock()
             facts = {"keep_days": rule.keep_days, "set_at": now, "set_by": by}
@@ -122,7 +130,10 @@ class Retention:
             return [Rule(product, DataKind(kind), days) for product, kind, days in rows]
 
     def place_hold(self, *, reason: str, by: str, product: str = "", lot: str = "", serial: str = "") -> int:
-        """Keep everything of these parts until the hold is released; its id comes back."""
+        """Keep everything of these parts until the hold is released; its id comes back.
+
+        What it came too late for, `pictures_lost` tells.
+        """
         with database.writing(self._engine) as connection:
             now = self._clock()
             row: dict[str, Any] = {"product": product, "lot": lot, "serial": serial, "reason": reason}
@@ -153,6 +164,25 @@ class Retention:
                 for row in connection.execute(query)
             ]
 
+    def pictures_lost(self, hold_id: int) -> tuple[tuple[str, str], ...]:
+        """Pictures of a hold's parts that retention had deleted, or was deleting, when it was placed; none go after it.
+
+        Returns:
+            Serial number and place of each, in the order they were recorded.
+        """
+        query = (
+            select(Part.serial, Capture.archived_to)
+            .select_from(Capture)
+            .join(Part, Part.id == Capture.part_id)
+            .join(Lot, Lot.id == Part.lot_id)
+            .join(Product, Product.id == Lot.product_id)
+            .where(or_(Capture.picture_deleted_at.is_not(None), Capture.picture_going_at.is_not(None)))
+            .where(_is_held(LegalHold.id == hold_id))
+            .order_by(Capture.id)
+        )
+        with database.reading(self._engine) as connection:
+            return tuple((row.serial, row.archived_to) for row in connection.execute(query))
+
     def plan(self) -> Plan:
         """The dry run: what `carry_out` would delete now. Changes nothing."""
         with database.reading(self._engine) as connection:
@@ -175,30 +205,72 @@ class Retention:
         """Delete what a plan names, and write down that it went.
 
         In small transactions; after a fault a new plan names what is left. Holds placed since the plan was made are
-        obeyed.
+        obeyed, picture by picture: each is marked as going in a transaction that asks for holds, then deleted, then
+        recorded as deleted. A picture that cannot be deleted keeps no other from going.
 
         Args:
             plan: What `plan` returned; somebody has looked at it.
             by: Who had it carried out.
-            remove_picture: Deletes a picture by the place it was archived at; one that is gone already is no error.
-                Called before the deletion is recorded, so that nothing is recorded as deleted that is still there.
+            remove_picture: Deletes a picture by the place it was archived at, and proves that it is gone; one that is
+                gone already is no error. Called before the deletion is recorded, so that nothing is recorded as
+                deleted that is still there.
+
+        Raises:
+            IntakeError: If pictures could not be deleted; everything else is.
         """
+        kept: list[IntakeError] = []
         for start in range(0, len(plan.pictures), _CHUNK):
-            self._delete_pictures([number for number, _ in plan.pictures[start : start + _CHUNK]], by, remove_picture)
+            numbers = [number for number, _ in plan.pictures[start : start + _CHUNK]]
+            kept += self._delete_pictures(numbers, by, remove_picture)
         for blob_ids in chunks(plan.blob_ids):
             self._delete_maps(blob_ids, by)
         for inspection_ids in chunks(plan.inspection_ids):
             self._delete_rows(inspection_ids, by)
+        if kept:
+            first = kept[0]
+            found = (
+                f"{len(kept)} of {len(plan.pictures)} pictures are not deleted, nor recorded as deleted: {first.found}"
+            )
+            raise IntakeError(found, expected=first.expected, remedy=first.remedy)
 
-    def _delete_pictures(self, capture_ids: Sequence[int], by: str, remove: Callable[[str], None]) -> None:
-        with database.reading(self._engine) as connection:
-            due = _pictures(_expired(connection, DataKind.PICTURE, self._clock())).where(Capture.id.in_(capture_ids))
-            places = {row.id: row.archived_to for row in connection.execute(due)}
-        for place in places.values():
-            remove(place)
+    def _delete_pictures(self, capture_ids: Sequence[int], by: str, remove: Callable[[str], None]) -> list[IntakeError]:
+        removed: dict[int, str] = {}
+        kept: dict[int, IntakeError] = {}
+        try:
+            for number in capture_ids:
+                place = self._mark_going(number)
+                if place is None:
+                    continue
+                try:
+                    remove(place)
+                except IntakeError as error:
+                    kept[number] = error
+                else:
+                    removed[number] = place
+        finally:  # whatever ends this early, what is gone is written down as gone
+            if removed or kept:
+                self._record_deleted(removed, by, kept=kept)
+        return list(kept.values())
+
+    def _mark_going(self, capture_id: int) -> str | None:
+        """Mark a picture as going, and return its place; None where it is no longer due or a hold keeps it."""
         with database.writing(self._engine) as connection:
             now = self._clock()
-            connection.execute(update(Capture).where(Capture.id.in_(places)).values(picture_deleted_at=now))
+            due = _pictures(_expired(connection, DataKind.PICTURE, now)).where(Capture.id == capture_id)
+            row = connection.execute(due).one_or_none()
+            if row is None:
+                return None
+            connection.execute(update(Capture).where(Capture.id == capture_id).values(picture_going_at=now))
+            return str(row.archived_to)
+
+    def _record_deleted(self, places: Mapping[int, str], by: str, *, kept: Collection[int]) -> None:
+        with database.writing(self._engine) as connection:
+            now = self._clock()
+            connection.execute(update(Capture).where(Capture.id.in_(kept)).values(picture_going_at=None))
+            if not places:
+                return
+            gone = {"picture_deleted_at": now, "picture_going_at": None}
+            connection.execute(update(Capture).where(Capture.id.in_(places)).values(**gone))
             _remove_captures(connection, list(places))
             facts = {"pictures": sorted(places.values()), "by": by}
             ledger.append(connection, "retention", DataKind.PICTURE, facts=facts, now=now, made={})
@@ -276,12 +348,14 @@ def _maps_of(which: ColumnElement[bool]) -> CompoundSelect[Any]:
     return union(select(Explanation.fused_blob_id).where(which), sums.where(which, BlockMap.sums_blob_id.is_not(None)))
 
 
-def _is_held() -> ColumnElement[bool]:
+def _is_held(which: ColumnElement[bool] | None = None) -> ColumnElement[bool]:
+    """Whether a hold that stands, or the one that `which` names, keeps the part."""
+
     def fits(held: Any, own: Any) -> ColumnElement[bool]:
         return or_(held == "", held == own)
 
     return exists().where(
-        LegalHold.released_at.is_(None),
+        LegalHold.released_at.is_(None) if which is None else which,
         fits(LegalHold.product, Product.name),
         fits(LegalHold.lot, Lot.code),
         fits(LegalHold.serial, Part.serial),
@@ -291,7 +365,9 @@ def _is_held() -> ColumnElement[bool]:
 def _expired(connection: Connection, kind: DataKind, now: datetime) -> ColumnElement[bool]:
     """Whether a rule allows to delete this kind of data of an inspection or, for pictures, of a capture."""
     query = select(RetentionRule.product_name, RetentionRule.keep_days).where(RetentionRule.data_kind == kind.value)
-    limits = {row.product_name: now - timedelta(days=row.keep_days) for row in connection.execute(query)}
+    limits = {
+        row.product_name: now - timedelta(days=min(row.keep_days, MOST_DAYS)) for row in connection.execute(query)
+    }
     conditions = [(Product.name == name) & _is_before(kind, limit) for name, limit in limits.items() if name]
     if "" in limits:
         conditions.append(Product.name.not_in([name for name in limits if name]) & _is_before(kind, limits[""]))

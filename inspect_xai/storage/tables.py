@@ -22,7 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from inspect_xai.records import Decision, ModelStatus, Status, VerdictCode
 from inspect_xai.storage.types import Bytes, Id, Json, Real, UtcTime, Whole, Words
 
-REVISION: Final = "0011"
+REVISION: Final = "0012"
 """The schema revision this build reads and writes: the newest file in sql/migrations/versions (a test compares)."""
 
 VERSION_TABLE: Final = "inspect_xai_version"  # Alembic's default name is taken where Prefect lives in the database
@@ -117,6 +117,7 @@ class Capture(Base):
     width_px: Mapped[int]
     archived_to: Mapped[str]
     picture_deleted_at: Mapped[datetime | None]  # by retention
+    picture_going_at: Mapped[datetime | None]  # retention began to delete it then: a hold placed later came too late
     known_from: Mapped[str | None]  # what told the part: sidecar, path or file (its name alone); NULL: not written down
 
 

@@ -211,12 +211,17 @@ class Recorder:
         """The ids of map rows by hash, made where there are none, filled again where retention emptied them."""
         is_here = self._blob_store is None
         known: dict[str, int] = {}
+        kept: set[str] = set()
         table = tables.MapBlob.__table__
-        query = select(tables.MapBlob.sha256, tables.MapBlob.id, tables.MapBlob.data.is_(None).label("is_empty"))
+        query = select(
+            tables.MapBlob.sha256, tables.MapBlob.id, tables.MapBlob.deleted_at,
+            tables.MapBlob.data.is_(None).label("is_empty"),
+        )  # fmt: skip
         fill = update(table).where(table.c.id == bindparam("number"))  # type: ignore[arg-type]
         for chunk in chunks(blobs):
             rows = self._connection.execute(query.where(tables.MapBlob.sha256.in_(chunk))).all()
             known |= {row.sha256: row.id for row in rows}
+            kept |= {row.sha256 for row in rows if row.deleted_at is None}
             filled = [
                 {"number": row.id, "data": blobs[row.sha256].data if is_here else None, "deleted_at": None}
                 for row in rows
@@ -225,9 +230,9 @@ class Recorder:
             if filled:
                 self._connection.execute(fill, filled)
         if self._blob_store is not None:
-            # Retention may just have removed a file whose row is here: no other writer does so from now on.
-            for sha256 in known:
-                self._blob_store.put(sha256, blobs[sha256].data)
+            # Retention may have removed a file since it was put, unless a row keeps it; nobody does from now on.
+            for sha256 in blobs.keys() - kept:
+                self._blob_store.ensure(sha256, blobs[sha256].data)
         missing = [_blob_row(blob, is_here=is_here) for sha256, blob in blobs.items() if sha256 not in known]
         _insert(self._connection, tables.MapBlob, missing)
         made = _ids(self._connection, tables.MapBlob, ("sha256",), [(row["sha256"],) for row in missing])

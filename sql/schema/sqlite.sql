@@ -1,4 +1,4 @@
--- Tables and triggers on sqlite, revision 0011. Made by: python -m inspect_xai.storage.schema
+-- Tables and triggers on sqlite, revision 0012. Made by: python -m inspect_xai.storage.schema
 
 CREATE TABLE alert_sent (
     alert_id TEXT NOT NULL,
@@ -241,6 +241,7 @@ CREATE TABLE capture (
     width_px INTEGER NOT NULL,
     archived_to TEXT NOT NULL,
     picture_deleted_at TEXT,
+    picture_going_at TEXT,
     known_from TEXT,
     CONSTRAINT pk_capture PRIMARY KEY (id),
     CONSTRAINT uq_capture_sha256 UNIQUE (sha256),
