@@ -12,7 +12,8 @@
     ├── StoreError                 50   the database refuses
     │   ├── DatabaseAwayError      51   it cannot be reached; worth trying again
     │   ├── SchemaError            52   it is older or newer than this build
-    │   └── NotFoundError          53   nothing is stored under that id
+    │   ├── NotFoundError          53   nothing is stored under that id
+    │   └── RefusedError           54   the database does not take these very rows; others it does
     ├── SettingsError              60   settings contradict each other or name unknown keys
     ├── IntakeError                70   the source folder or URL cannot be read or written
     ├── StudyError                 80   counts, ratings or scores from which no honest number follows
@@ -125,6 +126,12 @@ class NotFoundError(StoreError):
     """Nothing is stored under that id."""
 
     exit_code = 53
+
+
+class RefusedError(StoreError):
+    """The database does not take these very rows, whatever is tried; it takes others."""
+
+    exit_code = 54
 
 
 class SettingsError(InspectXaiError):

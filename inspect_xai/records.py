@@ -3,6 +3,7 @@
 Shapes are written (rows, columns); a picture is uint8 (H, W) or RGB (H, W, 3); a map is float32 (H, W).
 """
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,6 +12,23 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+MAX_NAME_CHARS = 255
+"""Most characters of a label, serial, lot or version: a database indexes them."""
+
+_JOINERS = "\u200c\u200d"  # inside words of Persian and Hindi, and inside emoji
+
+
+def is_printable(text: str) -> bool:
+    r"""Tell whether text holds neither control characters nor marks that turn the direction of what follows.
+
+    >>> is_printable("Prüfling 7"), is_printable("a\u202eb"), is_printable("a\n")
+    (True, False, False)
+    """
+    if text.isprintable():
+        return True
+    return all(char.isprintable() or char in _JOINERS or unicodedata.category(char) == "Zs" for char in text)
+
 
 # The card is read from a file that people write by hand: a misspelt key must be an error, not a silent default.
 _STRICT_KEYS = {"extra": "forbid"}

@@ -24,6 +24,7 @@ from inspect_xai.errors import SettingsError
 from inspect_xai.pipeline.alerts import Outlets
 from inspect_xai.pipeline.identity import DEFAULT_PATTERN
 from inspect_xai.pipeline.pictures import DEFAULT_LIMITS
+from inspect_xai.records import MAX_NAME_CHARS
 
 FILE_VARIABLE = "INSPECT_XAI_SETTINGS"
 _PREFIX = "INSPECT_XAI_"
@@ -68,7 +69,7 @@ class LineSettings(BaseModel):
     keep: bool = False
     ok_share: float = Field(default=0.05, ge=0, le=1)
     path_pattern: str = DEFAULT_PATTERN
-    policy_version: str = Field(default="1", min_length=1)
+    policy_version: str = Field(default="1", min_length=1, max_length=MAX_NAME_CHARS)
     policy: Path | None = None
     max_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
     white_level: int = Field(default=DEFAULT_LIMITS.white_level, ge=1, le=65_535)

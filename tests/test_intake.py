@@ -1,11 +1,12 @@
 """Intake: which files are taken, by whom, where they go, and what their bytes become."""
 
+import json
 import multiprocessing
 import os
 import socket
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import fsspec
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inspect_xai.errors import IntakeError, PictureError, SettingsError
-from inspect_xai.pipeline.identity import PathPattern
+from inspect_xai.pipeline.identity import PathPattern, by_file
 from inspect_xai.pipeline.intake import Claim, FolderSource, read_picture, utc
 from inspect_xai.pipeline.pictures import PictureLimits, decode_picture, picture_size
 from inspect_xai.pipeline.remote import UrlSource, open_source
@@ -379,7 +380,7 @@ def test_a_name_too_long_for_its_hash_is_shortened(tmp_path: Path) -> None:
 
 
 def test_a_broken_clock_moves_to_the_nearest_time_there_is() -> None:
-    assert utc(1e15).year == 9999
+    assert utc(1e15).year == 2099
     assert utc(-1e15).year == 1970
 
 
@@ -496,3 +497,81 @@ def test_a_manifest_that_is_a_link_or_a_pipe_is_not_read(tmp_path: Path) -> None
         for claim in source.claim(10):
             with pytest.raises(PictureError, match=r"symbolic link|no ordinary file"):
                 source.sidecar(claim)
+
+
+# --- bounds of what is said of a picture
+
+
+FROM_SIDECAR = PathPattern("{line}/{serial}_{captured_at}")
+
+
+def said(**fields: object) -> bytes:
+    return json.dumps({"serial": "SN1"} | fields).encode()
+
+
+@pytest.mark.parametrize("field", ["serial", "lot", "product", "line", "station", "camera", "view", "shift"])
+def test_a_field_is_as_long_as_an_index_takes(field: str) -> None:
+    told = FROM_SIDECAR.identify("a.png", modified_at=NOON, sidecar=said(**{field: "x" * 255}))
+    assert "x" * 255 in (getattr(told, field, ""), getattr(told.part, field, ""))
+    with pytest.raises(PictureError, match=f"{field} has 256 characters"):
+        FROM_SIDECAR.identify("a.png", modified_at=NOON, sidecar=said(**{field: "x" * 256}))
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\x1b[2J", "a\u202eb", "a\x00b", " ", "\u3000"])
+def test_a_serial_that_is_blank_or_holds_control_characters_is_refused(text: str) -> None:
+    with pytest.raises(PictureError, match="gives serial no text"):
+        FROM_SIDECAR.identify("a.png", modified_at=NOON, sidecar=said(serial=text))
+
+
+def test_control_characters_of_a_path_are_spelled_out() -> None:
+    found = FROM_SIDECAR.identify("L1/SN\n\u202e7_20261122T061500Z.png", modified_at=NOON)
+    assert found.part.serial == "SN\\n\\u202e7"
+    with pytest.raises(PictureError, match="blank"):
+        FROM_SIDECAR.identify(" .png", modified_at=NOON)
+
+
+@pytest.mark.parametrize(
+    ("time", "is_taken"),
+    [
+        ("1989-12-31T23:59:59Z", False), ("1990-01-01T00:00:00Z", True), ("0001-01-01T00:00:00+23:59", False),
+        ("9999-12-31T23:59:59Z", False), ("9999-12-31T23:59:59-23:59", False), ("2099-01-01T00:00:00Z", False),
+    ],
+)  # fmt: skip
+def test_a_stated_time_lies_between_1990_and_tomorrow(time: str, is_taken: bool) -> None:
+    if is_taken:
+        told = FROM_SIDECAR.identify("a.png", modified_at=NOON, sidecar=said(captured_at=time))
+        assert told.captured_at == datetime.fromisoformat(time)
+        return
+    with pytest.raises(PictureError, match=r"a time from 1990-01-01|time with its zone"):
+        FROM_SIDECAR.identify("a.png", modified_at=NOON, sidecar=said(captured_at=time))
+
+
+def test_tomorrow_is_by_the_later_clock_of_machine_and_files() -> None:
+    soon = datetime.now(UTC) + timedelta(hours=23)
+    name = f"L1/SN1_{soon:%Y%m%dT%H%M%S}Z.png"
+    assert FROM_SIDECAR.identify(name, modified_at=NOON).captured_at == soon.replace(microsecond=0)
+    late = datetime.now(UTC) + timedelta(days=10)
+    name = f"L1/SN1_{late:%Y%m%dT%H%M%S}Z.png"
+    with pytest.raises(PictureError, match="set the camera's clock"):
+        FROM_SIDECAR.identify(name, modified_at=NOON)
+    assert FROM_SIDECAR.stand_in(name, modified_at=NOON).captured_at == NOON
+    assert FROM_SIDECAR.identify(name, modified_at=late).captured_at == late.replace(microsecond=0)
+
+
+def test_what_was_recorded_once_is_not_held_to_the_bounds_again() -> None:
+    told = FROM_SIDECAR.identify(
+        "a.png", modified_at=NOON, sidecar=said(captured_at="9999-01-01T00:00:00Z", lot="x" * 300), recorded=True
+    )
+    assert (told.captured_at.year, len(told.part.lot)) == (9999, 300)
+
+
+def test_a_file_named_too_long_is_known_by_its_start_and_a_hash() -> None:
+    found = by_file(f"{'x' * 300}.png", modified_at=NOON)
+    assert found.part.serial.startswith("x" * 127 + "~")
+    assert len(found.part.serial) == 140
+    assert by_file(f"{'x' * 301}.png", modified_at=NOON).part != found.part
+
+
+def test_names_are_composed_whatever_machine_wrote_them() -> None:
+    found = FROM_SIDECAR.identify("Pru\u0308fling_1.png", modified_at=NOON)
+    assert found.part.serial == "Pr\u00fcfling_1"

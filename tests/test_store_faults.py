@@ -1,5 +1,6 @@
 """What the store survives: kill -9, two writers on the same pictures, a server that goes away, a full disk."""
 
+import json
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, event, text
 
-from inspect_xai.errors import DatabaseAwayError, StoreError
+from inspect_xai.errors import DatabaseAwayError, RefusedError, StoreError
 from inspect_xai.pipeline import line as line_module
 from inspect_xai.pipeline.intake import FolderSource
 from inspect_xai.pipeline.line import Line, drain
@@ -350,3 +351,93 @@ def test_an_older_schema_is_refused_by_readers_and_upgraded_with_its_rows(
             names = connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'trigger'")).scalars().all()
             assert "review_no_delete" in names
             assert connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar_one() == "9000"
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize(
+    ("sqlstate", "kind"),
+    [
+        ("08006", DatabaseAwayError), ("53300", DatabaseAwayError), ("57P03", DatabaseAwayError),
+        ("40001", DatabaseAwayError), ("55P03", DatabaseAwayError), ("58030", DatabaseAwayError),
+        ("54000", RefusedError), ("22001", RefusedError), ("23514", RefusedError),
+        ("53100", StoreError), ("25006", StoreError), ("42P01", StoreError),
+    ],
+)  # fmt: skip
+def test_what_a_server_says_decides_who_is_at_fault(
+    postgres_server: Cluster, postgres_template: str, sqlstate: str, kind: type[StoreError]
+) -> None:
+    engine = database.open_engine(postgres_server.create(template=postgres_template))
+    try:
+        with pytest.raises(StoreError) as caught, database.writing(engine) as connection:
+            connection.execute(text(f"DO $$ BEGIN RAISE EXCEPTION 'so' USING ERRCODE = '{sqlstate}'; END $$"))
+    finally:
+        engine.dispose()
+    assert type(caught.value) is kind
+
+
+REFUSING = {
+    "sqlite": "CREATE TRIGGER refusing BEFORE INSERT ON {table} WHEN NEW.{column} LIKE 'BAD%' "
+    "BEGIN SELECT RAISE(ABORT, 'refused here'); END",
+    "postgresql": "ALTER TABLE {table} ADD CONSTRAINT refused_here CHECK ({column} NOT LIKE 'BAD%')",
+}
+
+
+def refuse(url: str, *, table: str, column: str) -> None:
+    """Let a database refuse rows of a table whose column begins with BAD."""
+    engine = database.open_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text(REFUSING[engine.dialect.name].format(table=table, column=column)))
+    engine.dispose()
+
+
+def plant(folder: Path, sidecars: dict[str, dict[str, str]], *, seed: int = 0) -> None:
+    folder.mkdir()
+    for number, (name, said) in enumerate(sidecars.items(), start=seed):
+        (folder / f"{name}.png").write_bytes(hostile.encoded(spots.part(number, spot_px=10)))
+        (folder / f"{name}.json").write_text(json.dumps(said))
+
+
+def test_no_field_of_a_sidecar_stops_a_line(database_url: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    long = "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), 9000))  # a database packs what repeats itself
+    fields = ("serial", "lot", "product", "line", "station", "camera")
+    plant(tmp_path / "in", {"good": {"serial": "SN1"}} | {f"long {each}": {each: long} for each in fields})
+    refuse(database_url, table="part", column="serial")
+    plant(tmp_path / "more", {"a": {"serial": "SN2"}, "b": {"serial": "BAD 1"}, "c": {"serial": "SN3"}}, seed=50)
+    bundle = spots.spot_bundle(tmp_path)
+    for folder in ("in", "more"):
+        with (
+            Line(bundle, database_url, device="cpu") as line,
+            FolderSource(tmp_path / folder, settle_s=0) as source,
+        ):
+            drain(line, source)
+            assert source.claim(10) == []
+    with open_store(database_url) as store:
+        rows = {row.file_name: row for row in store.find()}
+        assert store.verify_ledger().holds
+    assert len(rows) == 10
+    assert {name: row.serial for name, row in rows.items() if row.reason != "BAD_IMAGE"} == {
+        "good.png": "SN1", "a.png": "SN2", "b.png": "b", "c.png": "SN3",
+    }  # fmt: skip
+    for field in fields:
+        row = rows[f"long {field}.png"]
+        assert (row.verdict, row.serial) == ("UNSURE", f"long {field}")
+        assert f"{field} has 9000 characters" in row.failure_message
+    assert (rows["b.png"].verdict, rows["b.png"].reason, rows["b.png"].failure_kind) == (
+        "UNSURE", "UNFORESEEN", "RefusedError",
+    )  # fmt: skip
+    assert "refused" in rows["b.png"].failure_message
+
+
+def test_a_database_that_refuses_every_row_ends_the_line_with_all_files_claimed(
+    database_url: str, tmp_path: Path
+) -> None:
+    plant(tmp_path / "in", {"BAD 1": {}, "BAD 2": {}})
+    refuse(database_url, table="capture", column="file_name")
+    with (
+        Line(spots.spot_bundle(tmp_path), database_url, device="cpu") as line,
+        FolderSource(tmp_path / "in", settle_s=0) as source,
+        pytest.raises(RefusedError, match="refused"),
+    ):
+        drain(line, source)
+    assert len(list((tmp_path / "in/_claimed").rglob("*.png"))) == 2

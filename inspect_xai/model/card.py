@@ -13,7 +13,16 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from inspect_xai.errors import CardError
-from inspect_xai.records import Activation, ExplainSpec, InputSpec, ModelCard, OutputSpec, VerdictSpec
+from inspect_xai.records import (
+    MAX_NAME_CHARS,
+    Activation,
+    ExplainSpec,
+    InputSpec,
+    ModelCard,
+    OutputSpec,
+    VerdictSpec,
+    is_printable,
+)
 
 _ADAPTER = TypeAdapter(ModelCard)
 _MOST_CARD_BYTES = 1 << 20
@@ -149,6 +158,7 @@ def _translated(detail: dict[str, Any]) -> str:
 
 def _contradictions(card: ModelCard) -> Iterator[str]:
     """Yield what each key says that no card can mean."""
+    yield from _wrong_names(card)
     yield from _wrong_labels(card)
     yield from _wrong_input(card.input)
     verdict, explain = card.verdict, card.explain
@@ -169,10 +179,16 @@ def _contradictions(card: ModelCard) -> Iterator[str]:
         yield f"explain.blocks: found {list(explain.blocks)}, expected different tensor names"
 
 
-def _wrong_labels(card: ModelCard) -> Iterator[str]:
+def _wrong_names(card: ModelCard) -> Iterator[str]:
+    for key, each in [("name", card.name), ("version", card.version), *(("labels", label) for label in card.labels)]:
+        if len(each) > MAX_NAME_CHARS or not is_printable(each):
+            yield f"{key}: found {each[:40]!r}, expected at most {MAX_NAME_CHARS} printable characters"
     for key in ("name", "version"):
         if not getattr(card, key).strip():
             yield f"{key}: found an empty text, expected a name"
+
+
+def _wrong_labels(card: ModelCard) -> Iterator[str]:
     if not card.labels or not all(label.strip() for label in card.labels):
         yield f"labels: found {list(card.labels)}, expected at least one name and no empty one"
     for key, labels in (("labels", card.labels), ("ok_labels", card.ok_labels)):

@@ -1,16 +1,25 @@
 """Which part a picture shows: read from its path by one pattern, or from the sidecar file beside it."""
 
+import hashlib
 import json
 import re
+import unicodedata
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 
 from inspect_xai.errors import PictureError, SettingsError
-from inspect_xai.records import Part
+from inspect_xai.records import MAX_NAME_CHARS, Part, is_printable
 
 DEFAULT_PATTERN = "{line}/{station}/{serial}_{lot}_{camera}_{view}_{shift}_{captured_at}"
 FIELDS = ("line", "station", "serial", "product", "lot", "camera", "view", "shift", "captured_at")
+
+FIRST_CAPTURE = datetime(1990, 1, 1, tzinfo=UTC)
+"""Earlier times are those of a clock that was never set; later ones than tomorrow's are refused as well."""
+
+_CLOCKS_APART = timedelta(days=1)
+_BUILT = datetime(2026, 1, 1, tzinfo=UTC)  # a clock that says less lost its battery: it refuses no time
+_NO_CLOCK = datetime(2100, 1, 1, tzinfo=UTC)
 
 _TIME = r"\d{8}T\d{6}(?:\.\d{1,6})?Z"
 # The archive keeps a picture's name and adds the first digits of its hash; put back into a source it is the same part.
@@ -57,36 +66,100 @@ class PathPattern:
         self.pattern = pattern
         self._regex = _compile(pattern)
 
-    def identify(self, file_name: str, *, modified_at: datetime, sidecar: bytes | None = None) -> Identity:
+    def identify(
+        self, file_name: str, *, modified_at: datetime, sidecar: bytes | None = None, recorded: bool = False
+    ) -> Identity:
         """Say which part a picture shows.
+
+        Text is brought into Unicode's composed form (NFC), and control characters of a path are spelled out.
 
         Args:
             file_name: Path below the source, with forward slashes.
             modified_at: The file's last change, UTC; stands in where no time is known.
             sidecar: Content of the JSON file beside the picture, whose fields go before those of the path.
+            recorded: The sidecar is the identity of a recorded picture, which is not held to any bound again.
 
         Raises:
-            PictureError: If there is a sidecar and it does not say what it must: its picture's part is unknown.
+            PictureError: If there is a sidecar and it does not say what it must, a field is longer than
+                `MAX_NAME_CHARS`, no serial is left, or the time lies before `FIRST_CAPTURE` or after tomorrow: nobody
+                knows which part the picture shows.
         """
-        path = PurePosixPath(_ARCHIVED.sub("", str(PurePosixPath(file_name).with_suffix(""))))
-        fields: dict[str, str] = {}
-        captured_at = None
-        known_from = "file"
+        path = _without_suffix(file_name)
+        fields, stated_at, known_from = {"serial": path.name}, None, "file"
         match = self._regex.fullmatch(str(path))
         if match:
             found = match.groupdict()
-            captured_at = _parse_compact(found.pop("captured_at")) if "captured_at" in found else modified_at
-            if captured_at is not None:  # digits such as month 13 are no time: then the path is not of this pattern
-                fields, known_from = found, "path"
+            time = found.pop("captured_at", None)
+            at = None if time is None else _parse_compact(time)
+            if time is None or at is not None:  # digits such as month 13 are no time: the path is not of this pattern
+                fields, stated_at, known_from = found, at, "path"
         if sidecar is not None:
             told, told_at = _read_sidecar(sidecar)
-            fields, captured_at, known_from = fields | told, told_at or captured_at, "sidecar"
+            fields, stated_at, known_from = fields | told, told_at or stated_at, "sidecar"
+        if not recorded:
+            fields = {name: composed(value) for name, value in fields.items()}
+            _require_bounds(fields)
+            if stated_at is not None:
+                _require_time(stated_at, modified_at=modified_at)
         return Identity(
-            part=Part(fields.pop("serial", path.name), fields.pop("product", ""), fields.pop("lot", "")),
-            captured_at=captured_at or modified_at,
+            part=Part(fields.pop("serial"), fields.pop("product", ""), fields.pop("lot", "")),
+            captured_at=stated_at or modified_at,
             known_from=known_from,
             **fields,
         )
+
+    def stand_in(self, file_name: str, *, modified_at: datetime) -> Identity:
+        """Say of a picture what its path does, or, where that cannot be recorded, just what its file is called."""
+        try:
+            return self.identify(file_name, modified_at=modified_at)
+        except PictureError:
+            return by_file(file_name, modified_at=modified_at)
+
+
+def by_file(file_name: str, *, modified_at: datetime) -> Identity:
+    """Return an identity that any database takes: the serial is the file's name, shortened to its start and a hash."""
+    name = composed(_without_suffix(file_name).name)
+    if len(name) > MAX_NAME_CHARS or not name.strip():
+        name = f"{name[: MAX_NAME_CHARS // 2]}~{hashlib.sha256(file_name.encode()).hexdigest()[:HASH_DIGITS]}"
+    return Identity(Part(name), modified_at, "file")
+
+
+def composed(text: str) -> str:
+    r"""Return text as it is kept: composed (NFC), with control characters and marks of direction spelled out.
+
+    >>> composed("Pru\u0308fling\n"), composed("a b")
+    ('Prüfling\\n', 'a b')
+    """
+    normal = unicodedata.normalize("NFC", text)
+    if is_printable(normal):
+        return normal
+    return "".join(char if is_printable(char) else char.encode("unicode_escape").decode() for char in normal)
+
+
+def _without_suffix(file_name: str) -> PurePosixPath:
+    return PurePosixPath(_ARCHIVED.sub("", str(PurePosixPath(file_name).with_suffix(""))))
+
+
+def _require_bounds(fields: dict[str, str]) -> None:
+    long = sorted(name for name, value in fields.items() if len(value) > MAX_NAME_CHARS)
+    if long:
+        raise PictureError(
+            f"{long[0]} has {len(fields[long[0]])} characters: {fields[long[0]][:40]!r} ..",
+            expected=f"at most {MAX_NAME_CHARS}", remedy="correct what names the part: sidecar, manifest or path",
+        )  # fmt: skip
+    if not fields["serial"].strip():
+        raise PictureError("the serial is blank", expected="the number of the part", remedy="correct what names it")
+
+
+def _require_time(captured_at: datetime, *, modified_at: datetime) -> None:
+    """Refuse the times of clocks that were never set; later than tomorrow is by this machine's clock or the files'."""
+    now = datetime.now(UTC)
+    latest = max(now, modified_at) + _CLOCKS_APART if now > _BUILT else _NO_CLOCK
+    if not FIRST_CAPTURE <= captured_at <= latest:
+        raise PictureError(
+            f"the picture is said to be of {captured_at:%Y-%m-%d %H:%M:%S} UTC",
+            expected=f"a time from {FIRST_CAPTURE:%Y-%m-%d} to {latest:%Y-%m-%d}", remedy="set the camera's clock",
+        )  # fmt: skip
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
@@ -135,8 +208,8 @@ def _read_sidecar(content: bytes) -> tuple[dict[str, str], datetime | None]:
     if not isinstance(said, dict):
         raise PictureError("the sidecar file holds no JSON object", expected=f"an object with {', '.join(FIELDS)}")
     fields = {name: said[name] for name in FIELDS if name in said}
-    wrong = sorted(name for name, value in fields.items() if not (isinstance(value, str) and value.isprintable()))
-    if wrong or fields.get("serial") == "":
+    wrong = sorted(name for name, value in fields.items() if not (isinstance(value, str) and is_printable(value)))
+    if wrong or ("serial" in fields and not fields["serial"].strip()):
         raise PictureError(
             f"the sidecar gives {', '.join(wrong) or 'serial'} no text", expected="printable text in quotation marks"
         )
@@ -147,10 +220,10 @@ def _read_sidecar(content: bytes) -> tuple[dict[str, str], datetime | None]:
 def _parse_iso(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise PictureError(
-            f"the sidecar's captured_at is {text!r}", expected="a time with its zone, such as 2026-11-22T06:15:00Z"
-        )
-    return moment.astimezone(UTC)
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    raise PictureError(
+        f"the sidecar's captured_at is {text[:80]!r}", expected="a time with its zone, such as 2026-11-22T06:15:00Z"
+    )

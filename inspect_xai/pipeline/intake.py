@@ -43,7 +43,7 @@ _SIGN_EVERY_S = 1.0
 _MAX_DEPTH = 32  # each level of folders holds one file handle open
 _MAX_NAME_BYTES = 255
 MAX_SIDECAR_BYTES = 1 << 16
-_LAST_SECOND = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+_LAST_SECOND = datetime(2099, 12, 31, tzinfo=UTC).timestamp()
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,7 +441,7 @@ def _prune(claims: Path) -> None:
 
 
 def utc(timestamp: float) -> datetime:
-    """Return a file's time; one before 1970 or after 9999, which a broken clock writes, moves to the nearer end."""
+    """Return a file's time; one before 1970 or after 2099, which a broken clock writes, moves to the nearer end."""
     return datetime.fromtimestamp(min(max(timestamp, 0.0), _LAST_SECOND), UTC)
 
 

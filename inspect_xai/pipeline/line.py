@@ -27,6 +27,7 @@ from inspect_xai.errors import (
     InspectXaiError,
     IntakeError,
     PictureError,
+    RefusedError,
     SettingsError,
     StoreError,
 )
@@ -37,7 +38,7 @@ from inspect_xai.pipeline.archive import ArchiveSource
 from inspect_xai.pipeline.explain import Explainer, Look, Prepared, Question, explain_together
 from inspect_xai.pipeline.folder import versions
 from inspect_xai.pipeline.golden import FILES_NOT_KNOWN, LET_FILES_BE_KNOWN, verify_at_start
-from inspect_xai.pipeline.identity import Identity, PathPattern
+from inspect_xai.pipeline.identity import Identity, PathPattern, by_file
 from inspect_xai.pipeline.intake import Claim
 from inspect_xai.pipeline.outcome import LineSummary, Outcome
 from inspect_xai.pipeline.pictures import decode_picture, hash_of_pixels, memory_for, quiet_codecs
@@ -72,6 +73,7 @@ _READ_AT_ONCE, _MOST_READ_BYTES = 8, 1 << 25
 _DECODERS = 4
 _RECORDED_AT_ONCE = 64
 _RECORDED_AFTER_S = 5.0
+_MOST_FAILURE_CHARS = 2000
 _TRY_AGAIN_AFTER_S = (0.5, 2.0, 8.0)
 
 
@@ -319,14 +321,22 @@ class Line:
             yield batch
 
     def _record(self, source: Source | ArchiveSource, drafts: Sequence[_Draft]) -> list[_Recorded]:
-        """Record judged pictures in one transaction, but those whose bytes are known."""
+        """Record judged pictures in one transaction, but those whose bytes are known.
+
+        What the database refuses is recorded picture by picture, the one that it refuses with its reason alone.
+        """
         destinations = [self._destination(source, draft) for draft in drafts]
         inspections = [
             self._inspection(draft, archived_to=destination) if draft.known_id is None else None
             for draft, destination in zip(drafts, destinations, strict=True)
         ]
         new = [inspection for inspection in inspections if inspection]
-        rows = iter(self._patiently(lambda: self._store.record(new)) if new else [])
+        try:
+            rows = iter(self._patiently(lambda: self._store.record(new)) if new else [])
+        except RefusedError as error:
+            if len(drafts) > 1:  # whose fault it was is not known: one by one
+                return [recorded for draft in drafts for recorded in self._record(source, [draft])]
+            return self._record_refused(source, drafts[0], error)
         parts = self._patiently(lambda: self._store.parts_of([draft.sha256 for draft in drafts]))
         recorded = []
         for draft, inspection, destination in zip(drafts, inspections, destinations, strict=True):
@@ -339,6 +349,17 @@ class Line:
             facts = _facts(draft) | {"verdict": verdict, "inspection_id": row.inspection_id}
             _log.info("%s is inspection %d: %s", draft.claim.file_name, row.inspection_id, verdict, extra=facts)
         return recorded
+
+    def _record_refused(self, source: Source | ArchiveSource, draft: _Draft, error: RefusedError) -> list[_Recorded]:
+        """Record that a picture was refused, under its file's name; where even that is, the picture is not at fault."""
+        if isinstance(draft.error, RefusedError):
+            raise error
+        _log.error("%s (sha256 %s): %s", draft.claim.file_name, draft.sha256, error, extra=_facts(draft))
+        refused = _Draft(
+            draft.claim, draft.started_at, by_file(draft.claim.file_name, modified_at=draft.claim.modified_at),
+            sha256=draft.sha256, size_px=draft.size_px, duration_ms=draft.duration_ms, error=error,
+        )  # fmt: skip
+        return self._record(source, [refused])
 
     def _goes_on_waiting(self, drafts: Sequence[_Draft]) -> bool:
         """Whether pictures are to be explained that another would share runs with, and are few and small enough."""
@@ -414,17 +435,18 @@ class Line:
 
     def _read(self, source: Source | ArchiveSource, claim: Claim) -> _Draft:
         """Read a file, and which part it shows."""
-        draft = _Draft(claim, datetime.now(UTC), self._pattern.identify(claim.file_name, modified_at=claim.modified_at))
+        draft = _Draft(claim, datetime.now(UTC), self._pattern.stand_in(claim.file_name, modified_at=claim.modified_at))
         data = b""
         with self._guarding(draft):
             try:
                 data = source.read(claim, limits=self.rules.limits)
                 draft.sha256 = hashlib.sha256(data).hexdigest()
-                sidecar = source.sidecar(claim)
-                if sidecar is not None:
-                    draft.identity = self._pattern.identify(
-                        claim.file_name, modified_at=claim.modified_at, sidecar=sidecar
-                    )
+                draft.identity = self._pattern.identify(
+                    claim.file_name,
+                    modified_at=claim.modified_at,
+                    sidecar=source.sidecar(claim),
+                    recorded=isinstance(source, ArchiveSource),
+                )
             except PictureError:
                 draft.sha256 = _hash_of_no_picture(claim, data)
                 raise
@@ -555,7 +577,7 @@ class Line:
             prediction=draft.look.prediction if draft.look else None,
             explanation=draft.explanation,
             explained_because=draft.because,
-            failure=Failure(type(error).__name__, str(error)) if error else None,
+            failure=Failure(type(error).__name__, str(error)[:_MOST_FAILURE_CHARS]) if error else None,
             duration_ms=draft.duration_ms,
             signal=draft.signal,
         )

@@ -20,7 +20,7 @@ from inspect_xai.pipeline.explain import Explainer
 from inspect_xai.pipeline.identity import DEFAULT_PATTERN
 from inspect_xai.pipeline.pictures import PictureLimits
 from inspect_xai.pipeline.scoring import FEWEST_PASSES
-from inspect_xai.records import Method, ModelCard, Profile, VerdictCode, VerdictSpec
+from inspect_xai.records import MAX_NAME_CHARS, Method, ModelCard, Profile, VerdictCode, VerdictSpec
 
 _MOST_BYTES = 1 << 20
 _STRICT_KEYS = {"extra": "forbid"}
@@ -287,8 +287,8 @@ def _with_defaults(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _out_of_range(policy: Policy) -> Iterator[str]:
-    if not policy.version or not policy.version.isprintable():
-        yield "version: Input should be printable text"
+    if not 0 < len(policy.version) <= MAX_NAME_CHARS or not policy.version.isprintable():
+        yield f"version: Input should be printable text of at most {MAX_NAME_CHARS} characters"
     rules = {"explain": policy.explain} | {f"product.{name}": rule for name, rule in policy.product.items()}
     for name, rule in rules.items():
         if not 0 <= rule.ok_share <= 1:

@@ -1,5 +1,6 @@
 """Files of a URL source shared out among workers: who has claimed which, until when, and which are recorded."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
@@ -13,6 +14,7 @@ from inspect_xai.storage.tables import Claim, Model, Policy
 from inspect_xai.storage.writing import inserting
 
 _AT_ONCE = 200  # databases bound the number of parameters
+_MOST_NAME_BYTES = 1000  # of what is indexed
 
 
 class Claims:
@@ -57,13 +59,14 @@ class Claims:
         """
         with database.writing(self._store._engine) as connection:
             now = self._store._clock()
-            held = {name: row for part in _parts(list(files)) for name, row in self._rows(connection, part)}
-            free = (name for name, stamp in files.items() if _is_free(held.get(name), stamp, now))
+            kept = [_kept(name) for name in files]
+            held = {name: row for part in _parts(kept) for name, row in self._rows(connection, part)}
+            free = (name for name, stamp in files.items() if _is_free(held.get(_kept(name)), stamp, now))
             taken = set(islice(free, most))
             rows = [
                 {
                     **self._work,
-                    "file_name": name,
+                    "file_name": _kept(name),
                     "stamp": files[name],
                     "owner": self._owner,
                     "held_until": now + self._lease,
@@ -90,7 +93,7 @@ class Claims:
         if not names:
             return
         with database.writing(self._store._engine) as connection:
-            for part in _parts(names):
+            for part in _parts([_kept(name) for name in names]):
                 connection.execute(
                     update(Claim).where(*self._mine(), Claim.file_name.in_(part)).values(held_until=None)
                 )
@@ -110,6 +113,12 @@ class Claims:
         query = select(Claim.file_name, Claim.stamp, Claim.held_until).where(*self._here(), Claim.file_name.in_(names))
         for row in connection.execute(query):
             yield row.file_name, row
+
+
+def _kept(name: str) -> str:
+    """Return what stands for a file: its name, or that of a long path as a hash, since an index takes no more."""
+    data = name.encode("utf-8", "backslashreplace")
+    return name if len(data) <= _MOST_NAME_BYTES else f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def _is_free(held: Row[Any] | None, stamp: str, now: datetime) -> bool:

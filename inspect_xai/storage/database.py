@@ -11,17 +11,30 @@ from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, StatementError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    OperationalError,
+    StatementError,
+)
 
-from inspect_xai.errors import DatabaseAwayError, SettingsError, StoreError
+from inspect_xai.errors import DatabaseAwayError, RefusedError, SettingsError, StoreError
 
 BUSY_TIMEOUT_S: Final = 10.0  # the longest wait for another writer that was measured is 1.3 s
 _READING: Final = {"inspect_xai_reading": True}
 # One writer at a time on PostgreSQL too, as on SQLite: the ledger is a chain, and two chunks that hold the same
 # pictures in another order would lock each other out. A chunk takes milliseconds. The number only has to be our own.
 _WRITER_LOCK: Final = 0x1_5BEC7_0A1
-# SQLSTATEs of PostgreSQL that another try does not mend although the driver calls them operational.
-_LASTING: Final = {"53100": "its disk is full", "25006": "it is read-only"}
+# SQLSTATEs of PostgreSQL that no other try mends and no other row fares better with.
+_LASTING: Final = {"53100": "its disk is full", "25006": "it is read-only", "57P04": "it was dropped"}
+# Beginnings of SQLSTATEs after which the same may work later: no connection, rolled back for another's sake, short of
+# memory or connections, a lock or a time limit, shut down or starting, trouble of the system below it.
+_AWAY: Final = ("08", "40", "53", "55P03", "57", "58")
+# And of those that blame what was to be written: wrong data, a broken rule of a table, beyond a limit.
+_REFUSED: Final = ("22", "23", "54")
 
 
 def open_engine(url: str) -> Engine:
@@ -100,12 +113,26 @@ def told(engine: Engine) -> Iterator[None]:
         lasting = _lasting(error.orig)
         if lasting:
             raise StoreError(f"the database {place} takes nothing: {lasting} ({reason})") from error
-        if error.connection_invalidated or isinstance(error, OperationalError):
+        if error.connection_invalidated or _is_away(error):
             remedy = "see that it runs and can be reached, then do it again: nothing was half written"
             raise DatabaseAwayError(f"the database {place} is away: {reason}", remedy=remedy) from error
-        raise StoreError(f"the database {place} refuses: {reason}") from error
+        kind = RefusedError if _blames_the_rows(error) else StoreError
+        raise kind(f"the database {place} refuses: {reason}") from error
     except StatementError as error:  # a value that no column takes
-        raise StoreError(f"nothing to put into a database: {error.orig}") from error
+        raise RefusedError(f"nothing to put into a database: {error.orig}") from error
+    except OverflowError as error:  # from SQLite's driver, past SQLAlchemy
+        raise RefusedError(f"the database {place} refuses: {error}") from error
+
+
+def _is_away(error: DBAPIError) -> bool:
+    """Whether the same may work later. A failure to connect has no SQLSTATE; SQLite's other faults are told before."""
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    return sqlstate.startswith(_AWAY) if sqlstate else isinstance(error, OperationalError)
+
+
+def _blames_the_rows(error: DBAPIError) -> bool:
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    return sqlstate.startswith(_REFUSED) if sqlstate else isinstance(error, DataError | IntegrityError)
 
 
 def _lasting(error: BaseException | None) -> str:
