@@ -189,7 +189,15 @@ def test_a_card_made_in_code_is_held_to_the_same_rules() -> None:
         check_card(dataclasses.replace(card_from(document()), explain=ExplainSpec(mu=2)))
 
 
-names = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1).filter(lambda name: name.strip())
+plain = st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Cf", "Cn", "Co", "Zl", "Zp"))
+names = st.text(plain, min_size=1, max_size=255).filter(lambda name: name.strip())
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "a\nb", "a\u202eb"])
+def test_names_are_what_a_database_indexes_and_a_page_shows(name: str) -> None:
+    for key in ("name", "version", "labels"):
+        with pytest.raises(CardError, match=f"{key}: found .*at most 255 printable characters"):
+            check_card(dataclasses.replace(card_from(document()), **{key: (name, "b") if key == "labels" else name}))
 
 
 @settings(max_examples=40, deadline=None)
