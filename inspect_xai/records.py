@@ -188,6 +188,7 @@ class OutputSpec:
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
 
     activation: Activation = Activation.SOFTMAX
+    name: str = ""  # of the tensor with the class scores, where the network puts out more; empty: its output
 
 
 @dataclass(frozen=True, slots=True)

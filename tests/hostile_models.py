@@ -238,15 +238,21 @@ def _body(output: str) -> onnx.GraphProto:
     return helper.make_graph([helper.make_node("Identity", ["c0"], [output])], "body", [], [value])
 
 
-@_edit(UnsupportedModelError, "branches or loops")
+@_edit(UnsupportedModelError, "If 'r0' branches on what the picture shows")
 def condition(model: onnx.ModelProto) -> None:
     model.graph.node[1].CopyFrom(
         helper.make_node("If", ["yes"], ["r0"], then_branch=_body("a"), else_branch=_body("b"))
     )
-    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+            helper.make_node("Greater", ["most", "half"], ["yes"]),
+        ]
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "half"))
 
 
-@_edit(UnsupportedModelError, "branches or loops")
+@_edit(UnsupportedModelError, "loops at run time")
 def endless_loop(model: onnx.ModelProto) -> None:
     body = helper.make_graph(
         [helper.make_node("Identity", ["go"], ["go_on"])],
@@ -258,6 +264,22 @@ def endless_loop(model: onnx.ModelProto) -> None:
         [helper.make_tensor_value_info("go_on", TensorProto.BOOL, [])],
     )
     model.graph.node.append(helper.make_node("Loop", ["", "yes"], [], body=body))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+
+
+@_edit(UnsupportedModelError, "Loop '' loops at run time")
+def loop_in_a_branch(model: onnx.ModelProto) -> None:
+    branch = _body("a")
+    branch.node.append(helper.make_node("Loop", ["", "yes"], [], body=_body("c")))
+    model.graph.node[1].CopyFrom(helper.make_node("If", ["yes"], ["r0"], then_branch=branch, else_branch=_body("b")))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+
+
+@_edit(ModelFileError, "holds 3 of 2 bytes or numbers")
+def weight_in_a_branch(model: onnx.ModelProto) -> None:
+    branch = _body("a")
+    branch.initializer.append(TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2], float_data=[1, 2, 3]))
+    model.graph.node[1].CopyFrom(helper.make_node("If", ["yes"], ["r0"], then_branch=branch, else_branch=_body("b")))
     model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
 
 
@@ -343,14 +365,16 @@ def sparse_weight(model: onnx.ModelProto) -> None:
     )
 
 
-@_edit(UnsupportedModelError, "2 inputs: x, y")
+@_edit(UnsupportedModelError, "2 inputs: x (FLOAT [N, 3, 16, 16]), y (FLOAT")
 def two_pictures(model: onnx.ModelProto) -> None:
     model.graph.input.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3, 16, 16]))
+    model.graph.node.insert(0, helper.make_node("Add", ["x", "y"], ["xy"]))
+    model.graph.node[1].input[0] = "xy"
 
 
-@_edit(UnsupportedModelError, "2 outputs: z, r1")
+@_edit(CardError, 'write [output] name = "z" or [output] name = "r1"')
 def detector(model: onnx.ModelProto) -> None:
-    model.graph.output.append(helper.make_tensor_value_info("r1", TensorProto.FLOAT, ["N", 8, 8, 8]))
+    model.graph.output.append(helper.make_tensor_value_info("r1", TensorProto.FLOAT, ["N", 2, 1, 1]))
 
 
 @_edit(UnsupportedModelError, "takes 4 pictures at once")
@@ -363,9 +387,9 @@ def picture_without_batch(model: onnx.ModelProto) -> None:
     del model.graph.input[0].type.tensor_type.shape.dim[0]
 
 
-@_edit(UnsupportedModelError, "takes FLOAT16")
-def half_precision(model: onnx.ModelProto) -> None:
-    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+@_edit(UnsupportedModelError, "takes DOUBLE")
+def double_precision(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.DOUBLE
 
 
 @_edit(CardError, "input.height, input.width: the network's input 'x' has shape ['?', 3, 32, 32]")

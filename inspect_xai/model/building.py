@@ -52,7 +52,7 @@ def read_network(path: Path, card: ModelCard, *, given: Sequence[str]) -> Plan:
         ModelFileError: If the network's file is broken or hostile.
         UnsupportedModelError: If the network is sound but cannot be explained.
     """
-    loaded = load_model(path)
+    loaded = load_model(path, card)
     network = working_form(loaded.model, card, keep=given)
     head = read_head(network, card)
     found = find_blocks(network, scores=head.scores, classes=head.width, given=given)
@@ -103,7 +103,7 @@ def prove_again(
     Raises:
         BundleError: If a proof fails.
     """
-    given = load_model(folder / "model.onnx").model
+    given = load_model(folder / "model.onnx", card).model
     has_gradients = manifest["gradient"] == "reverse_mode"
     return prove(Subject(folder, card, ends, tuple(manifest["chain"]), given, dynamic_batch, has_gradients))
 

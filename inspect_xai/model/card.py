@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import math
 import reprlib
 import tomllib
 from collections.abc import Iterator
@@ -27,6 +26,9 @@ from inspect_xai.records import (
 _ADAPTER = TypeAdapter(ModelCard)
 _MOST_CARD_BYTES = 1 << 20
 _MOST_SIDE_PX = 16_384
+# Far beyond any camera's levels and any network's units; numbers beyond these leave nothing of the picture in float32.
+_LARGEST_NUMBER = 1e6
+_LEAST_DIVISOR = 1e-6
 _SECTIONS: dict[str, type] = {
     "input": InputSpec,
     "output": OutputSpec,
@@ -209,13 +211,13 @@ def _wrong_input(spec: InputSpec) -> Iterator[str]:
             yield f"input.{key}: found {side}, expected 2 to {_MOST_SIDE_PX} pixels"
     if not 0 <= spec.tile_overlap <= 0.9:
         yield f"input.tile_overlap: found {spec.tile_overlap}, expected 0 to 0.9"
-    if not (math.isfinite(spec.scale) and spec.scale > 0):
-        yield f"input.scale: found {spec.scale}, expected a number above 0"
+    if not _LEAST_DIVISOR <= spec.scale <= _LARGEST_NUMBER:
+        yield f"input.scale: found {spec.scale}, expected a number from {_LEAST_DIVISOR} to {_LARGEST_NUMBER:g}"
     for key, numbers in (("mean", spec.mean), ("std", spec.std)):
         if len(numbers) not in (1, spec.depth):
             lengths = "1" if spec.depth == 1 else f"1 or {spec.depth}"
             yield f"input.{key}: found {len(numbers)} numbers, expected {lengths} for {spec.channels} channels"
-        if not all(math.isfinite(number) for number in numbers):
-            yield f"input.{key}: found {list(numbers)}, expected finite numbers"
-    if not all(number > 0 for number in spec.std):
-        yield f"input.std: found {list(spec.std)}, expected numbers above 0"
+    if not all(abs(number) <= _LARGEST_NUMBER for number in spec.mean):
+        yield f"input.mean: found {list(spec.mean)}, expected numbers from -{_LARGEST_NUMBER:g} to {_LARGEST_NUMBER:g}"
+    if not all(_LEAST_DIVISOR <= number <= _LARGEST_NUMBER for number in spec.std):
+        yield f"input.std: found {list(spec.std)}, expected numbers from {_LEAST_DIVISOR} to {_LARGEST_NUMBER:g}"

@@ -19,7 +19,8 @@ from inspect_xai.errors import UnsupportedModelError
 from inspect_xai.model.gradient_arrays import EVERY_INPUT, FIRST_INPUT
 from inspect_xai.model.gradient_layers import LAYERS, SLOPES
 from inspect_xai.model.gradient_resize import resize
-from inspect_xai.model.tape import FLOATS, Step, Value, Writer, captured_names
+from inspect_xai.model.tape import FLOATS, Step, Value, Writer
+from inspect_xai.model.wiring import captured_names
 
 LOWEST_OPSET = 18  # ScatterElements adds up from here on; model files of older opsets are converted when they are read
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from inspect_xai.errors import CardError, UnsupportedModelError
+from inspect_xai.model.ends import scores_in_front
 from inspect_xai.model.tape import Value
 from inspect_xai.model.wiring import attribute_of
 from inspect_xai.model.working import Network, network_input, open_plain, run_plain, sample_pictures
@@ -26,6 +27,8 @@ _SHAPE_ONLY = frozenset({"Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze
 _FAR = 1e30  # beyond any logit, within float32
 _TINIEST = 1.2e-38  # the least float32 whose logarithm no processor takes for that of zero
 _ONE = 1e-3
+_MADE_UP = 4
+_SAME = 1e-6  # of a score; float32 keeps no more
 
 
 class Rivalry(StrEnum):
@@ -73,8 +76,14 @@ def read_head(network: Network, card: ModelCard) -> Head:
 
     Raises:
         CardError: If number of classes or activation contradict what the graph puts out.
-        UnsupportedModelError: If the output is no vector of class scores.
+        UnsupportedModelError: If the output is no vector of class scores, or is the same for all pictures.
     """
+    head = _read_head(network, card)
+    _check_answers(network, head, card)
+    return head
+
+
+def _read_head(network: Network, card: ModelCard) -> Head:
     width = _width(network)
     labels = len(card.labels)
     classes = 2 if width == 1 and labels == 2 else width
@@ -192,21 +201,47 @@ def _head_with_probabilities(network: Network, card: ModelCard, *, last: str, so
     )
 
 
+def _check_answers(network: Network, head: Head, card: ModelCard) -> None:
+    """Refuse a network that says the same of black, of white, and of several made-up pictures.
+
+    Class by class, so that a probability that is all but 1 does not hide what the others say.
+    """
+    made_up = sample_pictures(card, _MADE_UP, seed=6)
+    pictures = np.concatenate([np.zeros_like(made_up[:1]), np.full_like(made_up[:1], 255), made_up])
+    scores = _outputs(network, card, pictures, head.scores).astype(np.float64)
+    if np.all(np.ptp(scores, axis=0) <= _SAME * np.abs(scores).max(axis=0)):
+        raise UnsupportedModelError(
+            f"the network's output does not depend on its input: black, white and {_MADE_UP} made-up pictures score "
+            f"{', '.join(f'{score:.4g}' for score in scores[0][:5])}{', ...' if scores.shape[1] > 5 else ''}",
+            expected="a network that answers to what it is shown",
+            remedy="check scale, mean and std of the card: wrong ones make all pictures alike; if they are right, its "
+            "weights are damaged: export it again",
+        )
+
+
 def _width(network: Network) -> int:
     shape = network.shapes.get(network.output)
     if shape is None:
         raise UnsupportedModelError(
             f"the output {network.output!r} is no float tensor that depends on the picture",
             expected="one float score per class (not a class number)",
-            remedy="export the network without its last ArgMax, and in float32",
+            remedy=_name_of_scores(network),
         )
-    if len(shape) < 2 or shape[0] != 1 or sum(size > 1 for size in shape[1:]) > 1:
+    if not shape or shape[0] != 1 or sum(size > 1 for size in shape[1:]) > 1:
         raise UnsupportedModelError(
             f"the output {network.output!r} has shape {list(shape)} for one picture",
             expected="one vector of class scores, (batch, classes); detectors and segmenters are not explained",
             remedy="give a classifier",
         )
     return int(np.prod(shape[1:]))
+
+
+def _name_of_scores(network: Network) -> str:
+    nodes = {name: node for node in network.model.graph.node for name in node.output}
+    scores = scores_in_front(nodes, network.output)
+    if scores in network.shapes:
+        return f'write [output] name = "{scores}" in the card: what lies behind it is ignored'
+    return "export the network without its last ArgMax, and in float32"
 
 
 def _last_activation(network: Network, width: int) -> tuple[str, str]:
@@ -230,12 +265,18 @@ def _last_activation(network: Network, width: int) -> tuple[str, str]:
 
 def _sample_outputs(network: Network, card: ModelCard) -> NDArray[np.float32]:
     """Outputs (2, width) for two made-up pictures."""
-    session = open_plain(network.model.SerializeToString())
-    feeds = network_input(sample_pictures(card, 2, seed=2), card)
-    rows = [
-        run_plain(session, {network.image: feeds[index : index + 1]}, [network.output])[network.output]
-        for index in range(len(feeds))
-    ]
+    return _outputs(network, card, sample_pictures(card, 2, seed=2), network.output)
+
+
+def _outputs(network: Network, card: ModelCard, pictures: NDArray[np.float32], tensor: str) -> NDArray[np.float32]:
+    """One tensor of the network, flat, for each of some pictures."""
+    model = onnx.ModelProto()
+    model.CopyFrom(network.model)
+    if tensor != network.output:
+        model.graph.output.append(onnx.ValueInfoProto(name=tensor))
+    session = open_plain(model.SerializeToString())
+    feeds = network_input(pictures, card)
+    rows = [run_plain(session, {network.image: feeds[at : at + 1]}, [tensor])[tensor] for at in range(len(feeds))]
     return np.concatenate([row.reshape(1, -1) for row in rows])
 
 

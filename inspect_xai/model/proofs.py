@@ -3,6 +3,7 @@
 Each proof returns the largest relative error it saw; `Subject.bounds` says what is let through.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from inspect_xai.errors import BundleError
+from inspect_xai.model.ends import read_ends
 from inspect_xai.model.graph import PREFIX
+from inspect_xai.model.half import half_tensors
 from inspect_xai.model.session import open_session
 from inspect_xai.model.wiring import needed_nodes, put_nodes
 from inspect_xai.model.working import Arrays, network_input, open_plain, run_plain, sample_pictures
@@ -29,6 +32,10 @@ _BOUNDS = {
 }
 # In a quantised network a rounding of the input moves numbers by whole quanta, and slopes are those between quanta.
 _QUANTISED_BOUNDS = dict.fromkeys(_BOUNDS, 0.1) | {"gradient_deepest_block": 0.5, "gradient_other_blocks": 0.5}
+# Half precision keeps 11 bits, so that a rounding moves a number by up to 2^-11 of it. The network as given rounds once
+# for each of its n operators, the bundle's graphs, in single precision, never. Roundings are as often up as down: n of
+# them in a row come to sqrt(n) of one; four times that is let through.
+_HALF_ROUNDING = 4 * 2.0**-11
 _STEPS = (1e-4, 1e-3, 1e-2)  # of the block's range; kinks spoil large steps, rounding small ones
 _QUANTISED_STEPS = (0.1, 0.3, 0.03)
 _QUANTISED_OPS = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv"})
@@ -66,7 +73,9 @@ class Subject:
     @property
     def bounds(self) -> dict[str, float]:
         """The largest relative error let through, by proof."""
-        return _QUANTISED_BOUNDS if self.quantised else _BOUNDS
+        if self.quantised:
+            return _QUANTISED_BOUNDS
+        return _BOUNDS | {"network_as_given": max(_BOUNDS["network_as_given"], _rounding(half_tensors(self.given)))}
 
     def session(self, graph: str) -> ort.InferenceSession:
         """One of the bundle's graphs as it stands on disk, optimised as the engine will have it."""
@@ -78,6 +87,11 @@ class Subject:
         Graphs that are cut somewhere run as written if quantised: fused kernels round otherwise where they are cut.
         """
         return open_plain(model) if cut and self.quantised else open_session(model, threads=1)
+
+
+def _rounding(operators: int) -> float:
+    """What rounding to half precision behind each of so many operators may do to a result."""
+    return min(_HALF_ROUNDING * math.sqrt(operators), 0.1)
 
 
 def prove(subject: Subject) -> dict[str, float]:
@@ -122,14 +136,13 @@ def prove(subject: Subject) -> dict[str, float]:
 def _network_as_given(subject: Subject, predict: ort.InferenceSession) -> float:
     """The predict graph against the network as given, with the card's arithmetic in numpy around it."""
     pictures = sample_pictures(subject.card, 2, seed=10)
-    weights = {tensor.name for tensor in subject.given.graph.initializer}
-    image = next(info.name for info in subject.given.graph.input if info.name not in weights)
+    ends = read_ends(subject.given, subject.card)
     session = subject.open(subject.given.SerializeToString(), cut=False)
     (output,) = (info.name for info in session.get_outputs())
     errors = []
     for index in range(len(pictures)):
         picture = pictures[index : index + 1]
-        raw = run_plain(session, {image: network_input(picture, subject.card)}, [output])[output]
+        raw = run_plain(session, ends.feeds(network_input(picture, subject.card)), [output])[output]
         expected = _probabilities(raw.reshape(1, -1).astype(np.float64), subject.card)
         errors.append(_error(_predict(predict, picture), expected))
     return max(errors)

@@ -16,15 +16,18 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, TensorProto, helper
 
 from inspect_xai.errors import ModelFileError, UnsupportedModelError
+from inspect_xai.model.ends import with_chosen_output, with_free_axes
 from inspect_xai.model.session import first_line
 from inspect_xai.model.wiring import EXPORT_AGAIN, named, put_nodes, sort_nodes
+from inspect_xai.records import ModelCard
 
 MOST_MODEL_BYTES = 2**31 - 1  # what protobuf can hold in one message, weights included
 MOST_NODES = 20_000  # the largest CNN of the families supported has about 2 000
 OLDEST_OPSET = 7  # ONNX Runtime promises nothing below
+_FREE_WEIGHTS = 4  # the IR version since which weights need not be listed as inputs
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
 _STANDARD_DOMAINS = ("", "ai.onnx")
-_CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
+_LOOPS = ("Loop", "Scan", "SequenceMap")  # an If may turn out to be none: branches.py
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _SIGNED = (TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64)
@@ -47,7 +50,7 @@ class LoadedModel:
     """A model file that was found safe, with all weights inside.
 
     Attributes:
-        model: The model as given, but for weights that lay beside it.
+        model: The model as given up to the output chosen, with weights that lay beside it inside.
         content: The bytes that stand for it in a bundle: those of the file where all weights were inside.
     """
 
@@ -55,19 +58,23 @@ class LoadedModel:
     content: bytes
 
 
-def load_model(path: Path) -> LoadedModel:
+def load_model(path: Path, card: ModelCard | None = None) -> LoadedModel:
     """Read and check an .onnx file; weights beside it are read from its folder only.
 
     Args:
         path: The file.
+        card: Says which of several outputs counts; what is not needed for that one is neither checked nor kept.
 
     Raises:
+        CardError: If it does not say so, or names what is not there.
         ModelFileError: If the file is no ONNX, is broken, is too large, or claims what it does not hold.
         UnsupportedModelError: If it is sound but holds operators or constructs this method cannot explain.
     """
     content = _read(path)
     model = _parse(content, path)
     _check_versions(model)
+    with_free_axes(model)
+    model = model if card is None else with_chosen_output(model, card)
     _check_nodes(model)
     _check_expansion(model)
     beside = _check_tensors(model, path.parent)
@@ -79,10 +86,29 @@ def load_model(path: Path) -> LoadedModel:
         )
     put_nodes(model.graph, sort_nodes(model.graph.node, given=_given(model.graph)))
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(_as_of_today(model))
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         raise ModelFileError(f"{path} breaks the ONNX standard: {said(error)}", remedy=EXPORT_AGAIN) from error
     return LoadedModel(model, model.SerializeToString(deterministic=True) if beside else content)
+
+
+def _as_of_today(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return what the checker can judge: ImageScaler is gone, weights are no inputs, outputs have a type."""
+    old = any(node.op_type == "ImageScaler" for node in model.graph.node)
+    bare = [info.name for info in model.graph.output if not info.HasField("type")]
+    if not old and not bare and model.ir_version >= _FREE_WEIGHTS:
+        return model
+    known = onnx.ModelProto()
+    known.CopyFrom(model)
+    known.ir_version = max(model.ir_version, _FREE_WEIGHTS)
+    for info in known.graph.output:
+        if info.name in bare:
+            info.CopyFrom(helper.make_tensor_value_info(info.name, TensorProto.FLOAT, ()))
+    for node in known.graph.node:
+        if node.op_type == "ImageScaler":
+            node.op_type = "Identity"
+            del node.attribute[:]
+    return known
 
 
 def said(error: BaseException) -> str:
@@ -142,14 +168,29 @@ def _check_versions(model: onnx.ModelProto) -> None:
 
 
 def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Yield the nodes of the graph and of all local functions."""
-    yield from model.graph.node
-    for function in model.functions:
-        yield from function.node
+    """Yield the nodes of the graph, of the branches in it, and of all local functions."""
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        for node in nodes:
+            yield from _with_nested(node)
+
+
+def _with_nested(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    yield node
+    for graph in _graphs_of(node):
+        for inner in graph.node:
+            yield from _with_nested(inner)
+
+
+def _graphs_of(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    return [
+        graph
+        for attribute in node.attribute
+        for graph in (*([attribute.g] if attribute.type == AttributeProto.GRAPH else []), *attribute.graphs)
+    ]
 
 
 def _check_nodes(model: onnx.ModelProto) -> None:
-    """Refuse operators outside the standard, control flow, recurrence, and attributes that end the process."""
+    """Refuse operators outside the standard, loops, recurrence, and attributes that end the process."""
     functions = {(function.domain, function.name) for function in model.functions}
     for node in _all_nodes(model):
         if node.domain not in _STANDARD_DOMAINS and (node.domain, node.op_type) not in functions:
@@ -158,13 +199,11 @@ def _check_nodes(model: onnx.ModelProto) -> None:
                 expected="standard ONNX operators only",
                 remedy="export without custom operators, and give the file from before any runtime optimised it",
             )
-        if node.op_type in _CONTROL_FLOW or any(
-            attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for attribute in node.attribute
-        ):
+        if node.op_type in _LOOPS or (node.op_type != "If" and _graphs_of(node)):
             raise UnsupportedModelError(
-                f"{named(node)} branches or loops at run time",
+                f"{named(node)} loops at run time",
                 expected="a network that does the same for every picture",
-                remedy="export with fixed shapes and without conditions in forward()",
+                remedy="export with fixed shapes and without loops in forward()",
             )
         if node.op_type in _RECURRENT:
             raise UnsupportedModelError(
@@ -238,7 +277,8 @@ def _check_tensors(model: onnx.ModelProto, folder: Path) -> bool:
         for tensor in (attribute.t, *attribute.tensors)
         if attribute.HasField("t") or len(attribute.tensors)
     )
-    for tensor in constants:
+    of_branches = (tensor for node in _all_nodes(model) for graph in _graphs_of(node) for tensor in graph.initializer)
+    for tensor in (*constants, *of_branches):
         _check_claim(tensor, inside=True)
     outside = [tensor for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
     total = sum(

@@ -5,7 +5,7 @@ arithmetic on values appends nodes: `dy * (1 - y * y)` is two Mul nodes and one 
 on the way back from the output, with the cotangents of its outputs.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from inspect_xai.errors import UnsupportedModelError
+from inspect_xai.model.wiring import all_names
 
 Shape = tuple[int | str, ...]
 _STEEPEST = 3e38  # nearly the largest float32: one node in the place of Greater and Cast, which write 5 bytes a number
@@ -279,29 +280,8 @@ Rule = Callable[[Step], Value]
 InputRule = Callable[[Step, int], Value]
 
 
-def captured_names(node: onnx.NodeProto) -> set[str]:
-    """Tensors that the sub-graphs of an If, Loop or Scan node name, among them those they take from outside."""
-    return {
-        name
-        for attribute in node.attribute
-        if attribute.type == onnx.AttributeProto.GRAPH
-        for name in _all_names(attribute.g)
-    }
-
-
 def _unused_prefix(prefix: str, graph: onnx.GraphProto) -> str:
-    names = set(_all_names(graph))
+    names = set(all_names(graph))
     while any(name.startswith(prefix) for name in names):
         prefix = f"_{prefix}"
     return prefix
-
-
-def _all_names(graph: onnx.GraphProto) -> Iterable[str]:
-    """Names of every node and tensor, those inside sub-graphs included."""
-    for named in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
-        yield named.name
-    for node in graph.node:
-        yield node.name
-        yield from node.input
-        yield from node.output
-        yield from captured_names(node)

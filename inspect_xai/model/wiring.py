@@ -2,7 +2,7 @@
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import onnx
@@ -65,7 +65,7 @@ def _sources(nodes: Sequence[onnx.NodeProto], given: set[str]) -> list[set[int]]
                     expected="an input, a weight or a node's output",
                     remedy=EXPORT_AGAIN,
                 )
-    return [{makers[tensor] for tensor in node.input if tensor in makers} for node in nodes]
+    return [{makers[tensor] for tensor in reads(node) if tensor in makers} for node in nodes]
 
 
 def needed_nodes(
@@ -86,7 +86,7 @@ def needed_nodes(
         index = makers.get(open_ends.pop())
         if index is not None and index not in wanted:
             wanted.add(index)
-            open_ends += [name for name in nodes[index].input if name not in stop]
+            open_ends += [name for name in reads(nodes[index]) if name not in stop]
     return [node for index, node in enumerate(nodes) if index in wanted]
 
 
@@ -98,6 +98,32 @@ def put_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
         copies[-1].CopyFrom(node)
     del graph.node[:]
     graph.node.extend(copies)
+
+
+def reads(node: onnx.NodeProto) -> list[str]:
+    """Return what a node reads: its inputs, and what the sub-graphs of an If name."""
+    return [*node.input, *sorted(captured_names(node))]
+
+
+def captured_names(node: onnx.NodeProto) -> set[str]:
+    """Tensors that the sub-graphs of an If, Loop or Scan node name, among them those they take from outside."""
+    return {
+        name
+        for attribute in node.attribute
+        if attribute.type == onnx.AttributeProto.GRAPH
+        for name in all_names(attribute.g)
+    }
+
+
+def all_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Names of every node and tensor, those inside sub-graphs included."""
+    for entry in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        yield entry.name
+    for node in graph.node:
+        yield node.name
+        yield from node.input
+        yield from node.output
+        yield from captured_names(node)
 
 
 def named(node: onnx.NodeProto) -> str:

@@ -1,7 +1,9 @@
 """The working form of a network: one flat graph, constants folded, shapes known, batch free where the graph allows.
 
-    as given -> functions inlined -> input pinned to the card -> opset 18 or newer -> folded by ONNX Runtime (BASIC)
-             -> shapes measured by one forward pass -> batch freed, and proven by running two pictures at once
+    as given -> functions inlined -> cut behind the output chosen -> in single precision -> input pinned to the card
+             -> branches taken -> opset 18 or newer -> picture taken as float32 (N, C, H, W)
+             -> folded by ONNX Runtime (BASIC) -> shapes measured by one forward pass
+             -> batch freed, and proven by running two pictures at once
 
 Every step makes a new model; the one given is only read.
 """
@@ -19,13 +21,16 @@ import onnx.inliner
 import onnx.version_converter
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from inspect_xai.errors import CardError, ModelFileError, UnsupportedModelError
+from inspect_xai.model.branches import without_branches
+from inspect_xai.model.ends import Ends, enter_as_float, pin_inputs, read_ends, with_chosen_output
+from inspect_xai.model.half import in_single_precision
 from inspect_xai.model.safety import said
 from inspect_xai.model.session import ORT_ERRORS
-from inspect_xai.model.wiring import EXPORT_AGAIN, named, needed_nodes
-from inspect_xai.records import InputSpec, Layout, ModelCard
+from inspect_xai.model.wiring import EXPORT_AGAIN, attribute_of, named, needed_nodes, put_nodes
+from inspect_xai.records import Layout, ModelCard
 
 WORKING_OPSET = 18  # the first where every Reduce takes its axes as input and Resize may leave the batch axis alone
 MOST_TENSOR_BYTES = 2**31  # a single activation; above it a hostile graph would take the machine down
@@ -70,25 +75,27 @@ def working_form(model: onnx.ModelProto, card: ModelCard, *, keep: Sequence[str]
     Raises:
         CardError: If the graph's input is not what the card says.
         ModelFileError: If ONNX Runtime cannot load or run the graph, or it puts out something that is no number.
-        UnsupportedModelError: If it has several inputs or outputs, or cannot be upgraded.
+        UnsupportedModelError: If it has several inputs, branches on what it sees, or cannot be upgraded.
     """
-    flat = _inlined(model)
-    image, output = _ends(flat)
-    _check_keep(flat, keep)
-    _check_input(image, card)
-    pinned = _upgraded(_pinned(flat, image, card.input))
+    flat = in_single_precision(with_chosen_output(_inlined(model), card))
+    output = flat.graph.output[0].name
+    ends = read_ends(flat, card)
+    pinned = _pinned(flat, ends)
     _check_sizes(pinned)
-    folded = _folded(pinned, keep)
-    feeds = {image.name: network_input(sample_pictures(card, 1, seed=0), card)}
+    straight = without_branches(pinned, ends.image, run=run_model)
+    _check_keep(straight, keep)
+    upgraded = _upgraded(_without_scalers(straight))
+    image = enter_as_float(upgraded, card.input)
+    _check_sizes(upgraded)
+    folded = _folded(upgraded, keep)
+    feeds = {image: network_input(sample_pictures(card, 1, seed=0), card)}
     arrays = feeds | run_model(folded, feeds, outputs=None)
-    _check_finite(arrays[output.name])
-    computed = _computed_from(folded, image.name)
+    _check_finite(arrays[output])
+    computed = _computed_from(folded, image)
     shapes = {name: array.shape for name, array in arrays.items() if name in computed and array.dtype == np.float32}
     free = _freed(folded, shapes)
-    dynamic = _runs_in_batches(free, card, image.name)
-    return Network(
-        free if dynamic else folded, image.name, card.input.layout, output.name, shapes, dynamic_batch=dynamic
-    )
+    dynamic = _runs_in_batches(free, card, image)
+    return Network(free if dynamic else folded, image, card.input.layout, output, shapes, dynamic_batch=dynamic)
 
 
 def sample_pictures(card: ModelCard, count: int, *, seed: int) -> NDArray[np.float32]:
@@ -109,7 +116,7 @@ def network_input(pictures: NDArray[np.float32], card: ModelCard) -> NDArray[np.
 
 
 def run_model(
-    model: onnx.ModelProto | Path | bytes, feeds: Mapping[str, NDArray[Any]], *, outputs: Iterable[str] | None
+    model: onnx.ModelProto | Path | bytes, feeds: Mapping[str, NDArray[Any]], outputs: Iterable[str] | None
 ) -> Arrays:
     """Run a model once on the CPU as it is written.
 
@@ -193,24 +200,6 @@ def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
         ) from error
 
 
-def _ends(model: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:
-    weights = {tensor.name for tensor in model.graph.initializer}
-    images = [info for info in model.graph.input if info.name not in weights]
-    if len(images) != 1:
-        raise UnsupportedModelError(
-            f"the network has {len(images)} inputs: {', '.join(info.name for info in images)}",
-            expected="one picture",
-            remedy="export a network that takes one picture, with everything else fixed",
-        )
-    if len(model.graph.output) != 1:
-        raise UnsupportedModelError(
-            f"the network has {len(model.graph.output)} outputs: {', '.join(i.name for i in model.graph.output)}",
-            expected="one vector of class scores; detectors and segmenters are not explained",
-            remedy="keep the class scores alone, with onnx.utils.extract_model or by exporting again",
-        )
-    return images[0], model.graph.output[0]
-
-
 def _check_keep(model: onnx.ModelProto, keep: Sequence[str]) -> None:
     made = {name for node in model.graph.node for name in node.output}
     missing = [name for name in keep if name not in made]
@@ -222,67 +211,33 @@ def _check_keep(model: onnx.ModelProto, keep: Sequence[str]) -> None:
         )
 
 
-def _check_input(image: onnx.ValueInfoProto, card: ModelCard) -> None:
-    """Hold the graph's input against the card, key by key."""
-    kind = image.type.tensor_type
-    if kind.elem_type != TensorProto.FLOAT:
-        raise UnsupportedModelError(
-            f"input {image.name!r} takes {TensorProto.DataType.Name(kind.elem_type)}",
-            expected="FLOAT",
-            remedy="export with a float32 input",
-        )
-    if not kind.HasField("shape"):
-        return
-    axes = [axis.dim_value if axis.HasField("dim_value") else None for axis in kind.shape.dim]
-    if len(axes) != 4:
-        raise UnsupportedModelError(
-            f"input {image.name!r} has {len(axes)} axes",
-            expected="4: batch, channels, height, width",
-            remedy=EXPORT_AGAIN,
-        )
-    if axes[0] not in (None, 1):
-        raise UnsupportedModelError(
-            f"the network takes {axes[0]} pictures at once, no more and no fewer",
-            expected="a batch of 1 or a free batch axis",
-            remedy="export with dynamic_axes/dynamic_shapes for the batch, or with a batch of 1",
-        )
-    spec = card.input
-    wanted = _input_shape(spec)
-    if all(found in (None, size) for found, size in zip(axes, wanted, strict=True)):
-        return
-    found = [axis if axis else "?" for axis in axes]
-    expected = ["?", *wanted[1:]]
-    keys = ["channels", "height", "width"] if spec.layout is Layout.NCHW else ["height", "width", "channels"]
-    wrong = [
-        f"input.{key}" for key, axis, size in zip(keys, axes[1:], wanted[1:], strict=True) if axis not in (None, size)
-    ]
-    remedy = "set the key to what the network takes"
-    if sorted(map(str, found)) == sorted(map(str, expected)):
-        wrong = ["input.layout"]
-        remedy = f'say layout = "{Layout.NCHW if spec.layout is Layout.NHWC else Layout.NHWC}"'
-    raise CardError(
-        f"{', '.join(wrong)}: the network's input {image.name!r} has shape {found}, "
-        f"the card says {expected} ({spec.layout}, {spec.channels})",
-        remedy=remedy,
-    )
-
-
-def _input_shape(spec: InputSpec) -> tuple[int, int, int, int]:
-    if spec.layout is Layout.NHWC:
-        return (1, spec.height, spec.width, spec.depth)
-    return (1, spec.depth, spec.height, spec.width)
-
-
-def _pinned(model: onnx.ModelProto, image: onnx.ValueInfoProto, spec: InputSpec) -> onnx.ModelProto:
+def _pinned(model: onnx.ModelProto, ends: Ends) -> onnx.ModelProto:
     """Return the model with a static input shape and with nothing that says where it was made."""
     pinned = onnx.ModelProto()
     pinned.CopyFrom(model)
-    graph = pinned.graph
-    del graph.input[:], graph.value_info[:]  # weights listed as inputs would not be folded; old shapes may be symbolic
-    graph.input.append(helper.make_tensor_value_info(image.name, TensorProto.FLOAT, _input_shape(spec)))
-    graph.output[0].type.tensor_type.ClearField("shape")
+    pin_inputs(pinned, ends)
+    del pinned.graph.value_info[:]  # old shapes may be symbolic
+    if pinned.graph.output[0].HasField("type"):
+        pinned.graph.output[0].type.tensor_type.ClearField("shape")
     pinned.ir_version = max(model.ir_version, 8)
     return pinned
+
+
+def _without_scalers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Write ImageScaler, an operator of the first ONNX that runtimes still know, as a product and a sum."""
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "ImageScaler":
+            nodes.append(node)
+            continue
+        made = node.output[0]
+        scale, bias = attribute_of(node, "scale", 1.0), np.array(attribute_of(node, "bias", ()), np.float32)
+        operands = {f"{made}/scale": np.float32(scale), f"{made}/bias": bias.reshape(1, -1, 1, 1)}
+        model.graph.initializer.extend(numpy_helper.from_array(np.asarray(at), name) for name, at in operands.items())
+        nodes.append(helper.make_node("Mul", [node.input[0], f"{made}/scale"], [f"{made}/scaled"]))
+        nodes.append(helper.make_node("Add", [f"{made}/scaled", f"{made}/bias"], [made]))
+    put_nodes(model.graph, nodes)
+    return model
 
 
 def _check_sizes(model: onnx.ModelProto) -> None:
