@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -83,6 +84,48 @@ def tiff_in_a_circle() -> bytes:
     return bytes(data)
 
 
+def lost_half(data: bytes) -> bytes:
+    """A JPEG whose first scan lost its second half, with the end marker that gateways and repair tools put there."""
+    scan = data.find(b"\xff\xda")
+    return data[: scan + (len(data) - scan) // 2] + b"\xff\xd9"
+
+
+def without_first_row(data: bytes) -> bytes:
+    """A JPEG with restart markers that lost what stands between the first two of them."""
+    first, second = data.find(b"\xff\xd0"), data.find(b"\xff\xd1")
+    return data[:first] + data[second:]
+
+
+def tiff_with(data: bytes, tag: int, value: int) -> bytes:
+    """A little endian TIFF whose tag has another value."""
+    changed = bytearray(data)
+    (directory,) = struct.unpack_from("<I", data, 4)
+    (entries,) = struct.unpack_from("<H", data, directory)
+    for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
+        if struct.unpack_from("<H", data, entry)[0] == tag:
+            kind = {3: "<H", 4: "<I"}[struct.unpack_from("<H", data, entry + 2)[0]]
+            struct.pack_into(kind, changed, entry + 8, value)
+            return bytes(changed)
+    raise KeyError(tag)
+
+
+def tiff_of_two_sizes(first: int, second: int) -> bytes:
+    """A gray TIFF that gives width and height twice; libtiff takes the first, others the last."""
+    packed = zlib.compress(bytes(first * first), 9)
+    sides = [(256, 4, 1, first), (257, 4, 1, first)]
+    rest = [(258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 146), (277, 3, 1, 1), (278, 4, 1, first)]
+    entries = [*sides, *rest, (279, 4, 1, len(packed)), (256, 4, 1, second), (257, 4, 1, second)]
+    written = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + written + bytes(4) + packed
+
+
+def small_tiles() -> bytes:
+    """A TIFF of tiles of 16 x 16 pixels, the smallest the format knows."""
+    data = io.BytesIO()
+    tifffile.imwrite(data, surface(37), tile=(16, 16), photometric="rgb")
+    return data.getvalue()
+
+
 PNG = encoded(surface())
 JPEG = encoded(surface(), ".jpg")
 TIFF = encoded(surface(), ".tiff")
@@ -95,7 +138,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "header only.png": (PNG[:30], "IEND"),
     "half.png": (PNG[: len(PNG) // 2], "cut short"),
     "no end.png": (PNG[:-12], "cut short"),
-    "flipped.png": (PNG[:60] + bytes([PNG[60] ^ 0xFF]) + PNG[61:], "do not decode"),
+    "flipped.png": (PNG[:60] + bytes([PNG[60] ^ 0xFF]) + PNG[61:], "checksum"),
     "half.jpg": (JPEG[: len(JPEG) // 2], "cut short"),
     "no end.jpg": (JPEG[:-2], "cut short"),
     "marker only.jpg": (b"\xff\xd8\xff", "header"),
@@ -105,7 +148,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "no directory.tif": (b"II*\0\xff\xff\xff\x7f", "directory"),
     "no size.tif": (b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", 258, 3, 1, 8) + b"\0" * 4, "size"),
     "odd size.tif": (b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", 256, 2, 1, 8) + b"\0" * 4, "type 2"),
-    "half.bmp": (encoded(surface(), ".bmp")[:2000], "do not decode"),
+    "half.bmp": (encoded(surface(), ".bmp")[:2000], "cut short"),
     "wrong magic.png": (b"this is a text, not a picture\n" * 20, "begins with"),
     "gif.png": (pillow("L", "GIF"), "begins with"),
     "page.png": (b"<html><script>alert(1)</script></html>", "begins with"),
@@ -127,13 +170,13 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "32 bit.tif": (pillow("I", "TIFF"), "int32"),
     "header cut.jpg": (JPEG[:200], "cut short"),
     "no scan.jpg": (b"\xff\xd8\xff\xd9", "cut short"),
-    "hole.png": (PNG[:200] + bytes(400) + PNG[600:], "do not decode"),
-    "header damaged.png": (PNG[:29] + bytes([PNG[29] ^ 0xFF]) + PNG[30:], "do not decode"),
+    "hole.png": (PNG[:200] + bytes(400) + PNG[600:], "checksum"),
+    "header damaged.png": (PNG[:29] + bytes([PNG[29] ^ 0xFF]) + PNG[30:], "checksum"),
     "3 bits deep.png": (PNG[:24] + b"\x03" + PNG[25:], "do not decode"),
     "colour type 5.png": (PNG[:25] + b"\x05" + PNG[26:], "do not decode"),
     "script first.jpg": (b"\xff\xd8\xff\xfe\x00\x10<script>alert" + JPEG[2:], "marker"),
-    "lying.tif": (tiff_claiming(100, 100), "do not decode"),
-    "lying.bmp": (bmp_claiming(100, 100), "do not decode"),
+    "lying.tif": (tiff_claiming(100, 100), "0 strips or tiles"),
+    "lying.bmp": (bmp_claiming(100, 100), "100 x 100 pixels of 24 bits take 30000 bytes"),
     "too wide.png": (png_claiming(100_000_000, 8), "pixels"),
     "seven.png": (encoded(surface(size=(7, 7))), "7 x 7"),
     "sent as text.png": (PNG.replace(b"\r\n", b"\n", 1), "begins with"),
@@ -144,6 +187,10 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "animated.png.jpg": (pillow("P", "GIF", save_all=True, append_images=[Image.new("P", (60, 40))]), "begins with"),
     "pdf.jpg": (pillow("RGB", "PDF"), "begins with"),
     "drawing.bmp": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "begins with"),
+    "lost half.jpg": (lost_half(JPEG), "premature end of data segment"),
+    "lost half progressive.jpg": (lost_half(pillow("RGB", "JPEG", progressive=True)), "damaged"),
+    "lost row.jpg": (without_first_row(pillow("RGB", "JPEG", restart_marker_rows=1)), "instead of RST0"),
+    "two sizes.tif": (tiff_of_two_sizes(1_000, 64), "tag 256 twice"),
     "jpeg 2000.jpg": (encoded(surface(), ".jp2"), "begins with"),
 }
 
@@ -191,6 +238,11 @@ SOUND: dict[str, bytes] = {
     "\N{LATIN SMALL LETTER E WITH ACUTE}.png": encoded(surface(26)),
     " leading and trailing .png": encoded(surface(27)),
     "a" * 40 + ".png.png.png": encoded(surface(28)),
+    "stray bytes.jpg": JPEG[:20] + b"\0\0" + JPEG[20:],
+    "fill bytes.jpg": JPEG[:20] + b"\xff" * 100 + JPEG[20:],
+    "two pictures.jpg": JPEG + JPEG,
+    "small tiles.tif": small_tiles(),
+    "white is zero.tif": tiff_with(pillow("L", "TIFF"), 262, 0),
     "trailing zeros.jpg": encoded(surface(22), ".jpg") + bytes(512),
 }
 

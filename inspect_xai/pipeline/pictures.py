@@ -12,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspect_xai.errors import PictureError
+from inspect_xai.pipeline.jpeg import jpeg_exif, jpeg_size, read_jpeg
+from inspect_xai.pipeline.png import PNG_SIGNATURE, png_exif, png_size, read_png
+from inspect_xai.pipeline.tiff import read_tiff, tiff_orientation, tiff_size
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 
@@ -20,11 +23,7 @@ _MIN_SIDE_PX = 8
 # 16-bit RGBA without compression, and room for a header: no honest file of max_pixels is larger.
 _BYTES_PER_PIXEL = 8
 _HEADER_BYTES = 1 << 20
-
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_JPEG_SCAN = 0xDA
-_JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
-_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
+_BMP_MASKS, _BMP_WITH_PROFILE = 3, 124
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ DEFAULT_LIMITS = PictureLimits()
 
 
 def decode_picture(data: bytes, *, limits: PictureLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
-    """Turn a file's bytes into pixels.
+    """Turn a file's bytes into pixels. Whatever a decoder warns of refuses the picture.
 
     Args:
         data: The whole file.
@@ -64,7 +63,7 @@ def decode_picture(data: bytes, *, limits: PictureLimits = DEFAULT_LIMITS) -> ND
         `PictureLimits.white_level` says. Of a file with several pages or frames, the first.
 
     Raises:
-        PictureError: If the bytes are no PNG, JPEG, BMP or TIFF, are cut short, or lie outside the limits.
+        PictureError: If the bytes are no PNG, JPEG, BMP or TIFF, are cut short or damaged, or lie outside the limits.
     """
     height, width = picture_size(data)
     if height * width > limits.max_pixels:
@@ -75,22 +74,51 @@ def decode_picture(data: bytes, *, limits: PictureLimits = DEFAULT_LIMITS) -> ND
         )
     if min(height, width) < _MIN_SIDE_PX:
         raise PictureError(f"the picture is {width} x {height} pixels", expected=f"{_MIN_SIDE_PX} or more a side")
-    _refuse_cut_short(data)
-    flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR
-    if not limits.honour_exif:
-        flags |= cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        with quiet_codecs():
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except (cv2.error, MemoryError) as error:
-        raise PictureError(f"the picture does not decode: {error}", remedy="take it again") from error
-    if pixels is None:
+        pixels, white = _read(data, limits)
+        orientation = _orientation(data) if limits.honour_exif else 1
+    except struct.error as error:
+        raise PictureError(f"the file ends within its header: {len(data)} bytes", expected="a whole file") from error
+    if pixels.shape[:2] != (height, width):
         raise PictureError(
-            "the header is that of a picture, but its pixels do not decode",
-            expected="a whole file",
-            remedy="see whether the camera finished writing; PNG without compression shows damage soonest",
+            f"the file decodes to {pixels.shape[1]} x {pixels.shape[0]} pixels",
+            expected=f"{width} x {height}, as its header says",
+            remedy="write the file again",
         )
-    return _as_rgb(_as_8_bit(np.asarray(pixels), limits.white_level))
+    return _turned(_as_8_bit(pixels, white), orientation)
+
+
+def _read(data: bytes, limits: PictureLimits) -> tuple[NDArray[np.uint8 | np.uint16], int]:
+    """Return (pixels, value that counts as white)."""
+    if data.startswith(PNG_SIGNATURE):
+        with quiet_codecs():
+            return read_png(data), limits.white_level
+    if data.startswith(b"BM"):
+        return _read_bmp(data), limits.white_level
+    if data.startswith(b"\xff\xd8"):
+        return read_jpeg(data), limits.white_level
+    return read_tiff(data, white_level=limits.white_level, max_pixels=limits.max_pixels)
+
+
+def _orientation(data: bytes) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 where there is none."""
+    if data.startswith(b"BM"):
+        return 1
+    block = png_exif(data) if data.startswith(PNG_SIGNATURE) else data
+    if data.startswith(b"\xff\xd8"):
+        block = jpeg_exif(data)
+    return tiff_orientation(block) if block else 1
+
+
+def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Turn and mirror as EXIF's eight orientations say; a value that means nothing leaves the picture as it is."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def picture_size(data: bytes) -> tuple[int, int]:
@@ -102,19 +130,17 @@ def picture_size(data: bytes) -> tuple[int, int]:
     if not data:
         raise PictureError("the file is empty", remedy="see whether the camera or its disk is full")
     try:
-        if data.startswith(b"\x89PNG\r\n\x1a\n"):
-            width, height = struct.unpack_from(">II", data, 16)
-        elif data.startswith(b"\xff\xd8\xff"):
-            width, height = _jpeg_size(data)
-        elif data.startswith(b"BM"):
-            width, height = _bmp_size(data)
-        elif data[:4] in (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"):
-            width, height = _tiff_size(data)
-        else:
-            raise PictureError(f"the file begins with {data[:8]!r}", expected="a PNG, JPEG, BMP or TIFF file")
+        if data.startswith(PNG_SIGNATURE):
+            return png_size(data)
+        if data.startswith(b"\xff\xd8\xff"):
+            return jpeg_size(data)
+        if data.startswith(b"BM"):
+            return _bmp_size(data)
+        if data[:4] in (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"):
+            return tiff_size(data)
     except struct.error as error:
         raise PictureError(f"the file ends within its header: {len(data)} bytes", expected="a whole file") from error
-    return height, width
+    raise PictureError(f"the file begins with {data[:8]!r}", expected="a PNG, JPEG, BMP or TIFF file")
 
 
 def memory_for(data: bytes) -> int:
@@ -142,99 +168,66 @@ def too_long(size: int, max_bytes: int) -> PictureError:
     )
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    for marker, offset in _jpeg_segments(data):
-        if marker in _JPEG_FRAMES:
-            height, width = struct.unpack_from(">HH", data, offset + 3)
-            return width, height
-    raise PictureError("the JPEG file has no frame header", expected="a whole file")
-
-
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield (marker, offset of its length field) up to and with the first scan."""
-    offset = 2
-    while True:
-        if offset + 4 > len(data):
-            raise PictureError("the JPEG file is cut short: it ends in its header", expected="a whole file")
-        lead, marker = data[offset], data[offset + 1]
-        if lead != 0xFF:
-            raise PictureError(f"the JPEG file has {lead:#x} where a marker must stand", expected="a whole file")
-        if marker == 0xFF:  # padding
-            offset += 1
-            continue
-        offset += 2
-        yield marker, offset
-        if marker == _JPEG_SCAN:
-            return
-        if marker not in _JPEG_WITHOUT_LENGTH:
-            offset += max(2, struct.unpack_from(">H", data, offset)[0])
-
-
 def _bmp_size(data: bytes) -> tuple[int, int]:
     (header_bytes,) = struct.unpack_from("<I", data, 14)
     width, height = struct.unpack_from("<HH", data, 18) if header_bytes == 12 else struct.unpack_from("<ii", data, 18)
-    return abs(width), abs(height)  # a negative height: rows run top down
+    return abs(height), abs(width)  # a negative height: rows run top down
 
 
-def _tiff_size(data: bytes) -> tuple[int, int]:
-    order = "<" if data[:2] == b"II" else ">"
-    big = data[2:4] in (b"+\x00", b"\x00+")
-    directory = struct.unpack_from(f"{order}Q", data, 8)[0] if big else struct.unpack_from(f"{order}I", data, 4)[0]
-    count_code, entry_bytes, value_at = ("Q", 20, 12) if big else ("H", 12, 8)
-    if directory + struct.calcsize(count_code) > len(data):
-        raise PictureError("the TIFF file ends before its directory", expected="a whole file")
-    (count,) = struct.unpack_from(order + count_code, data, directory)
-    found = {}
-    for index in range(min(count, 4096)):
-        entry = directory + struct.calcsize(count_code) + index * entry_bytes
-        tag, kind = struct.unpack_from(f"{order}HH", data, entry)
-        if tag in (_TIFF_WIDTH, _TIFF_HEIGHT):
-            code = {3: "H", 4: "I", 16: "Q"}.get(kind)
-            if code is None:
-                raise PictureError(f"the TIFF file gives its size as type {kind}", expected="type 3, 4 or 16")
-            (found[tag],) = struct.unpack_from(order + code, data, entry + value_at)
-    if len(found) < 2:
-        raise PictureError("the TIFF file does not give its size", expected="tags 256 and 257")
-    return found[_TIFF_WIDTH], found[_TIFF_HEIGHT]
-
-
-def _refuse_cut_short(data: bytes) -> None:
-    """Refuse files whose end is missing: some decoders fill the rest with gray and say nothing.
+def _read_bmp(data: bytes) -> NDArray[np.uint8]:
+    """Decode a BMP file.
 
     Raises:
-        PictureError: If a PNG has no IEND chunk or a JPEG no end marker after its scan.
+        PictureError: If its rows are not all there, its header contradicts itself, or they do not decode.
     """
-    if data.startswith(b"\x89PNG"):
-        offset = 8
-        while data[offset + 4 : offset + 8] != b"IEND":
-            offset += 12 + int.from_bytes(data[offset : offset + 4], "big")
-            if offset >= len(data):
-                raise PictureError("the PNG file is cut short: no IEND chunk", expected="a whole file")
-    elif data.startswith(b"\xff\xd8"):
-        # Inside a scan 0xFF is always followed by 0x00 or a restart marker, so an end marker there is the real one.
-        *_, (_, scan) = _jpeg_segments(data)
-        if data.find(b"\xff\xd9", scan) < 0:
-            raise PictureError("the JPEG file is cut short: no end marker", expected="a whole file")
+    _check_bmp(data)
+    with quiet_codecs():
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+    if pixels is None or pixels.dtype != np.uint8:
+        raise _damaged_bmp("its pixels do not decode", "rows as the header describes them")
+    return np.asarray(pixels if pixels.ndim == 2 else pixels[..., 2::-1], np.uint8)
 
 
-def _as_8_bit(pixels: NDArray[np.generic], white_level: int) -> NDArray[np.uint8]:
-    if pixels.dtype == np.uint8:
-        return pixels.astype(np.uint8, copy=False)
-    if pixels.dtype != np.uint16:
-        raise PictureError(f"the pixels are {pixels.dtype}", expected="8 or 16 bits without sign")
-    return np.asarray(_to_8_bit(white_level)[pixels])
+def _check_bmp(data: bytes) -> None:
+    """Compare the lengths of header, rows and file: BMP has no checksum, and a wrong width shears the picture."""
+    start, header_bytes = struct.unpack_from("<II", data, 10)
+    if header_bytes == 12:
+        (bits,), coding, stated, colours = struct.unpack_from("<H", data, 24), 0, 0, 0
+        entry_bytes = 3
+    else:
+        bits, coding, stated = struct.unpack_from("<HII", data, 28)
+        (colours,), entry_bytes = struct.unpack_from("<I", data, 46), 4
+    colours = colours or (1 << bits if bits <= 8 else 0)
+    masks = 12 if coding == _BMP_MASKS and header_bytes == 40 else 0
+    if start < 14 + header_bytes + masks + entry_bytes * colours:
+        raise _damaged_bmp(f"its rows begin at byte {start}", "them behind header and palette")
+    if not stated and header_bytes < _BMP_WITH_PROFILE and struct.unpack_from("<I", data, 2)[0] == len(data):
+        stated = len(data) - start
+    height, width = _bmp_size(data)
+    rows = height * (-(-width * bits // 32) * 4)
+    if coding in (0, _BMP_MASKS) and (start + rows > len(data) or (stated and not rows <= stated <= rows + 3)):
+        raise _damaged_bmp(
+            f"{width} x {height} pixels of {bits} bits take {rows} bytes, {stated} stated, {len(data) - start} there",
+            "one number",
+        )
+
+
+def _damaged_bmp(found: str, expected: str) -> PictureError:
+    return PictureError(
+        f"the BMP file is damaged or cut short: {found}",
+        expected=expected,
+        remedy="see whether the camera finished writing; PNG shows damage soonest",
+    )
+
+
+def _as_8_bit(pixels: NDArray[np.uint8 | np.uint16], white_level: int) -> NDArray[np.uint8]:
+    return np.asarray(pixels if pixels.dtype == np.uint8 else _to_8_bit(white_level)[pixels], np.uint8)
 
 
 @lru_cache(maxsize=4)
 def _to_8_bit(white_level: int) -> NDArray[np.uint8]:
     values = np.arange(65_536, dtype=np.int64)
     return np.minimum((values * 510 + white_level) // (2 * white_level), 255).astype(np.uint8)
-
-
-def _as_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if pixels.ndim == 2:
-        return pixels
-    return np.ascontiguousarray(pixels[..., 2::-1])  # the codecs give BGR, sometimes with alpha behind
 
 
 @contextmanager
