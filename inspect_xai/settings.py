@@ -48,6 +48,7 @@ class LineSettings(BaseModel):
         settle_s: Seconds a file must not change before it is taken; 0 where nobody writes any more.
         lease_s: Seconds without a sign of life after which another machine's claims are taken over.
         keep: Leave the files where they are.
+        ignore: Patterns of names of files and folders that are passed over, beside those of NAS systems and Windows.
         ok_share: Share of the OK pictures that is explained too, chosen by their hash.
         path_pattern: Which part a picture shows, read from its path.
         policy_version: Under which version of these rules inspections are recorded; with another version the same
@@ -67,6 +68,7 @@ class LineSettings(BaseModel):
     settle_s: float = Field(default=1.0, ge=0, le=3600)
     lease_s: float = Field(default=600.0, gt=0)
     keep: bool = False
+    ignore: tuple[str, ...] = ()
     ok_share: float = Field(default=0.05, ge=0, le=1)
     path_pattern: str = DEFAULT_PATTERN
     policy_version: str = Field(default="1", min_length=1, max_length=MAX_NAME_CHARS)

@@ -1,9 +1,12 @@
 """Intake: which files are taken, by whom, where they go, and what their bytes become."""
 
+import hashlib
 import json
 import multiprocessing
 import os
 import socket
+import sys
+import tempfile
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -575,3 +578,209 @@ def test_a_file_named_too_long_is_known_by_its_start_and_a_hash() -> None:
 def test_names_are_composed_whatever_machine_wrote_them() -> None:
     found = FROM_SIDECAR.identify("Pru\u0308fling_1.png", modified_at=NOON)
     assert found.part.serial == "Pr\u00fcfling_1"
+
+
+# --- what lies beside pictures
+
+
+def serials(source: FolderSource | UrlSource, limit: int = 100) -> dict[str, str]:
+    """Serial by file name of all a source holds, claimed a few at a time and put away, as a line does."""
+    found: dict[str, str] = {}
+    while claims := source.claim(limit):
+        for claim in claims:
+            try:
+                told = source.sidecar(claim)
+                identity = PathPattern("{serial}").identify(claim.file_name, modified_at=NOON, sidecar=told)
+                found[claim.file_name] = identity.part.serial
+            except PictureError as error:
+                found[claim.file_name] = error.found
+        for claim in claims:
+            sha256 = hashlib.sha256(claim.file_name.encode()).hexdigest()
+            place = source.destination(claim, captured_at=NOON, sha256=sha256, rejected=False)
+            source.move(claim, destination=place)
+    return found
+
+
+def sidecar(path: Path, serial: str) -> Path:
+    path.write_text(json.dumps({"serial": serial}))
+    return path
+
+
+def plant_sidecars(folder: Path) -> dict[str, str]:
+    """Pictures whose sidecars are named as machines name them, and the serial that each says."""
+    for number, (picture, beside) in enumerate(
+        {
+            "P1.PNG": "P1.JSON", "P2.png": "P2.Json", "P3.png": "P3.png.json", "P4.jpg": "P4.jpg.JSON",
+            "Pru\u0308f.png": "Pr\u00fcf.json", "\u00d6l.png": "O\u0308l.png.json",
+        }.items()
+    ):  # fmt: skip
+        write(folder / picture, seed=number)
+        sidecar(folder / beside, f"SN{number}")
+    return {
+        "P1.PNG": "SN0",
+        "P2.png": "SN1",
+        "P3.png": "SN2",
+        "P4.jpg": "SN3",
+        "Pru\u0308f.png": "SN4",
+        "\u00d6l.png": "SN5",
+    }
+
+
+@pytest.mark.parametrize("kind", ["folder", "kept", "url"])
+def test_sidecars_are_found_however_a_machine_names_them(tmp_path: Path, kind: str) -> None:
+    expected = plant_sidecars(tmp_path)
+    url = f"file://{tmp_path}" if kind == "url" else str(tmp_path)
+    with open_source(url, settle_s=0, keep=kind == "kept") as source:
+        assert serials(source) == expected
+        assert source.strays() == []
+    if kind == "folder":
+        archived = sorted(path.name for path in (tmp_path / "_archive/2026-11-22").iterdir())
+        assert len(archived) == 12
+        assert sum(name.endswith(".json") for name in archived) == 6
+
+
+@pytest.mark.parametrize("name", ["MANIFEST.CSV", "Manifest.csv"])
+@pytest.mark.parametrize("kind", ["folder", "url"])
+def test_a_manifest_is_read_in_capitals_and_in_any_normal_form(tmp_path: Path, name: str, kind: str) -> None:
+    write(tmp_path / "L1/Pru\u0308fling_1.png")
+    (tmp_path / name).write_text("file,serial\nL1/Pr\u00fcfling_1.png,SN42\n", encoding="utf-8")
+    with open_source(f"file://{tmp_path}" if kind == "url" else str(tmp_path), settle_s=0) as source:
+        assert serials(source) == {"L1/Pru\u0308fling_1.png": "SN42"}
+        assert source.strays() == []
+
+
+@pytest.mark.parametrize("limit", [1, 10])
+@pytest.mark.parametrize("kind", ["folder", "kept", "url"])
+def test_a_sidecar_of_two_pictures_is_nobodys(tmp_path: Path, kind: str, limit: int) -> None:
+    for number, name in enumerate(("a.jpg", "a.png", "b.png")):
+        write(tmp_path / name, seed=number)
+    sidecar(tmp_path / "a.json", "TRUE"), sidecar(tmp_path / "b.json", "SNB")
+    url = f"file://{tmp_path}" if kind == "url" else str(tmp_path)
+    with open_source(url, settle_s=0, keep=kind == "kept") as source:
+        told = serials(source, limit)
+    shared = "one sidecar lies beside 2 pictures: a.jpg, a.png"
+    assert told == {"a.jpg": shared, "a.png": shared, "b.png": "SNB"}
+
+
+def test_each_of_two_pictures_with_a_sidecar_of_its_own_is_known(tmp_path: Path) -> None:
+    write(tmp_path / "a.jpg", seed=1), write(tmp_path / "a.png", seed=2)
+    sidecar(tmp_path / "a.jpg.json", "SN1"), sidecar(tmp_path / "a.json", "SN2")
+    with FolderSource(tmp_path, settle_s=0) as source:
+        assert serials(source, 1) == {"a.jpg": "SN1", "a.png": "SN2"}
+
+
+def test_sidecars_and_tables_of_no_picture_are_told(tmp_path: Path) -> None:
+    write(tmp_path / "L1/a.png")
+    (tmp_path / "manifest.csv").write_text("file,serial\n")
+    for name in ("L1/late.json", "L1/a.jpg.json", "parts.CSV", "_own.json", "@eaDir/x.json", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    expected = ["L1/a.jpg.json", "L1/late.json", "parts.CSV"]
+    with FolderSource(tmp_path, settle_s=0) as source:
+        assert source.strays() == expected
+        assert serials(source) == {"L1/a.png": "a"}
+        assert source.strays() == expected
+    with FolderSource(tmp_path, settle_s=0, ignore=["*.CSV", "L?"]) as source:
+        assert source.strays() == []
+    write(tmp_path / "L1/a.png")
+    with UrlSource(f"file://{tmp_path}") as source:
+        assert serials(source) == {"L1/a.png": "a"}
+        assert source.strays() == expected
+
+
+def _dies_at(folder: Path, rename: int) -> None:
+    """Claim, record and put away, but die before the n-th rename."""
+    renames = 0
+
+    def counting(event: str, _arguments: object) -> None:
+        nonlocal renames
+        renames += event == "os.rename"
+        if renames == rename:
+            os._exit(9)
+
+    sys.addaudithook(counting)
+    with FolderSource(folder, settle_s=0) as source:
+        serials(source)
+
+
+@pytest.mark.parametrize("rename", range(1, 6))
+def test_picture_and_sidecar_stay_together_whenever_a_line_dies(tmp_path: Path, rename: int) -> None:
+    write(tmp_path / "in/L1/a.png")
+    sidecar(tmp_path / "in/L1/a.json", "TRUE")
+    line = multiprocessing.get_context("spawn").Process(target=_dies_at, args=(tmp_path / "in", rename))
+    line.start()
+    line.join()
+    assert line.exitcode == 9
+    with FolderSource(tmp_path / "in", settle_s=0) as source:
+        assert set(serials(source).items()) <= {("L1/a.png", "TRUE")}
+        assert source.claim(10) == []
+    files = sorted(path.name for path in (tmp_path / "in").rglob("a*") if path.is_file())
+    assert len(files) == 2
+    assert files[0].startswith("a~")
+    assert files[1] == files[0].replace(".json", ".png")
+    assert list((tmp_path / "in/_claimed").rglob("a*")) == []
+
+
+def test_what_half_opened_lines_left_is_swept(tmp_path: Path) -> None:
+    left, young = tmp_path / "_claimed/.new-0a0b0c0d", tmp_path / "_claimed/.new-01020304"
+    for folder in (left, young):
+        folder.mkdir(parents=True)
+        (folder / ".owner").touch()
+    os.utime(left, (time.time() - 61,) * 2)
+    with FolderSource(tmp_path, settle_s=0) as source:
+        source.claim(1)
+        assert (left.exists(), young.exists()) == (False, True)
+
+
+def test_a_hard_link_from_the_archive_is_put_away_once(tmp_path: Path) -> None:
+    write(tmp_path / "a.png")
+    with FolderSource(tmp_path, settle_s=0) as source:
+        serials(source)
+        (archived,) = (tmp_path / "_archive").rglob("a~*.png")
+        (tmp_path / "a.png").hardlink_to(archived)
+        assert serials(source) == {"a.png": "a"}
+        assert source.claim(10) == []
+    assert archived.is_file()
+    assert [path.name for path in tmp_path.rglob("*.png")] == [archived.name]
+
+
+def test_an_archive_on_another_file_system_gets_a_copy(tmp_path: Path) -> None:
+    far = Path("/dev/shm")  # noqa: S108  a file system of its own
+    if not far.is_dir() or far.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no other file system to write to")
+    path = write(tmp_path / "in/L1/a.png")
+    os.utime(path, (1e9, 1e9))
+    content = path.read_bytes()
+    sidecar(tmp_path / "in/L1/a.json", "TRUE")
+    (tmp_path / "in/link.png").symlink_to("/nowhere")
+    with tempfile.TemporaryDirectory(dir=far) as elsewhere:
+        (tmp_path / "in/_archive").symlink_to(elsewhere)
+        with FolderSource(tmp_path / "in", settle_s=0) as source:
+            assert serials(source) == {"L1/a.png": "TRUE", "link.png": "link"}
+        kept = {path.name.split("~")[0] + path.suffix: path for path in Path(elsewhere).rglob("*~*")}
+        assert set(kept) == {"a.png", "a.json", "link.png"}
+        assert kept["a.png"].read_bytes() == content
+        assert kept["a.png"].stat().st_mtime == 1e9
+        assert kept["link.png"].readlink() == Path("/nowhere")
+        assert list(Path(elsewhere).rglob("*.part")) == []
+    assert list((tmp_path / "in/_claimed").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "url"])
+def test_what_systems_keep_beside_pictures_is_passed_over(tmp_path: Path, kind: str) -> None:
+    for number, name in enumerate((
+        "L1/a.png", "L1/@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg", "#recycle/b.png", "$RECYCLE.BIN/S-1-5-21/$R1.png",
+        "System Volume Information/c.png", "lost+found/d.png", "~snapshot/hourly.0/e.png", ".@__thumb/f.png",
+        "preview/g.png", "L1/h_preview.png", "#3/i.png",
+    )):  # fmt: skip
+        write(tmp_path / name, seed=number)
+    location = f"file://{tmp_path}" if kind == "url" else str(tmp_path)
+    with open_source(location, settle_s=0, ignore=["preview", "*_preview.png"]) as source:
+        assert set(serials(source)) == {"L1/a.png", "#3/i.png"}
+
+
+def test_a_name_of_255_bytes_is_taken_once(tmp_path: Path) -> None:
+    write(tmp_path / ("x" * 251 + ".png")), write(tmp_path / "ok.png", seed=1)
+    with FolderSource(tmp_path, settle_s=0) as source:
+        assert serials(source) == {"x" * 251 + ".png": "x" * 251, "ok.png": "ok"}
+        assert source.claim(10) == []

@@ -145,6 +145,14 @@ def test_the_same_bytes_twice_in_one_chunk_are_one_capture(tmp_path: Path, bundl
     assert len(list((tmp_path / "in/_archive").rglob("*.png"))) == 2
 
 
+def test_a_sidecar_that_comes_late_is_told(
+    incoming: Path, bundle: Path, db: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (incoming / "late.json").write_text('{"serial": "TRUE"}')
+    assert run(incoming, bundle, db).unmatched == 1
+    assert "late.json belongs to no picture" in caplog.text
+
+
 def test_hostile_files_get_a_row_with_a_reason_and_the_next_picture_is_inspected(
     tmp_path: Path, bundle: Path, db: str
 ) -> None:

@@ -76,10 +76,12 @@ def quantize(
     """
     from inspect_xai.cli.console import progress_bar
     from inspect_xai.model.bundle import load_bundle
-    from inspect_xai.pipeline.intake import is_picture, read_picture
+    from inspect_xai.pipeline.beside import is_passed_over, is_picture
+    from inspect_xai.pipeline.intake import read_picture
     from inspect_xai.pipeline.quantise import quantise_bundle
 
-    found = sorted(path for path in calibration.rglob("*") if is_picture(path.name) and path.is_file())
+    pictures_below = (path for path in calibration.rglob("*") if is_picture(path.name) and path.is_file())
+    found = sorted(path for path in pictures_below if not is_passed_over(path.name))
     chosen = [found[index * len(found) // pictures] for index in range(pictures)] if len(found) > pictures else found
     with progress_bar(shown=not as_json) as progress:
         task = progress.add_task("measuring", total=None)

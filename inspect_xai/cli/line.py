@@ -154,7 +154,9 @@ def open_source_of(settings: "Settings") -> "Source":
     chosen = settings.line
     if not chosen.source:
         raise SettingsError("no source is named", remedy="give --source DIR, or set `source` under [line]")
-    return open_source(chosen.source, settle_s=chosen.settle_s, lease_s=chosen.lease_s, keep=chosen.keep)
+    return open_source(
+        chosen.source, settle_s=chosen.settle_s, lease_s=chosen.lease_s, keep=chosen.keep, ignore=chosen.ignore
+    )
 
 
 @contextmanager
@@ -178,6 +180,10 @@ def stopped_by_signals() -> Iterator[threading.Event]:
 
 def print_summary(summary: "LineSummary", settings: "Settings") -> None:
     """Say in a few lines what a line did."""
+    if summary.unmatched:
+        typer.echo(
+            f"{summary.unmatched} JSON or CSV files belong to no picture, so nobody read them: the log above names them"
+        )
     if not summary.seen:
         typer.echo("no picture is waiting")
         return

@@ -46,7 +46,7 @@ def doctor(
     else:
         premises = Premises(
             chosen.bundle, chosen.device, chosen.db, chosen.line.source, chosen.line.keep, chosen.line.lease_s,
-            chosen.report.out, chosen.line.policy, os.environ.get("PREFECT_API_URL", ""),
+            chosen.report.out, chosen.line.policy, os.environ.get("PREFECT_API_URL", ""), chosen.line.ignore,
         )  # fmt: skip
         findings = [Finding("settings", ok=True, found="they can be read"), *examine(premises)]
     if as_json:

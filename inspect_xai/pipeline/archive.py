@@ -137,6 +137,10 @@ class ArchiveSource:
     def release(self, claim: Claim) -> None:
         """Nothing is claimed, so nothing is given back."""
 
+    def strays(self) -> list[str]:
+        """Return nothing: no folder is looked through."""
+        return []
+
     def _pictures(self) -> Iterator[Claim]:
         start, end = self._since, datetime.now(UTC)  # what this very run records is not read again
         while start < end:

@@ -55,6 +55,7 @@ class Premises:
     reports: Path
     policy: Path | None = None
     prefect: str = ""
+    ignore: tuple[str, ...] = ()
 
 
 def examine(premises: Premises) -> list[Finding]:
@@ -154,8 +155,9 @@ def _source(premises: Premises) -> Iterator[Finding]:
     if not premises.source:
         yield Finding("source", ok=False, found="none is named", remedy="set `source` under [line], or --source")
         return
-    with open_source(premises.source, keep=True):  # claims nothing
+    with open_source(premises.source, keep=True, ignore=premises.ignore) as source:  # claims nothing
         yield Finding("source", ok=True, found=f"{premises.source} can be read")
+        strays = source.strays()
     if "://" in premises.source:
         return
     left = left_by_the_dead(Path(premises.source), lease_s=premises.lease_s)
@@ -163,6 +165,11 @@ def _source(premises: Premises) -> Iterator[Finding]:
         "claims", ok=not left,
         found=f"{len(left)} lines that are gone left files claimed" + (f": {left[0]}" if left else ""),
         remedy="run the line: it takes them over" if left else "",
+    )  # fmt: skip
+    named = f": {', '.join(strays[:3])}" if strays else ""
+    yield Finding(
+        "sidecars", ok=not strays, found=f"{len(strays)} JSON or CSV files belong to no picture{named}",
+        remedy="name them as their pictures, have them written first, or list them under `ignore`" if strays else "",
     )  # fmt: skip
 
 

@@ -27,6 +27,10 @@ HASH_DIGITS = 12
 _ARCHIVED = re.compile(rf"~[0-9a-f]{{{HASH_DIGITS}}}$")
 
 
+SHARED_BY = "inspect_xai_shared_by"
+"""Key of the sidecar that each picture gets which shared one with others: nobody knows which of them it meant."""
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What is known of a capture before its pixels are looked at.
@@ -207,6 +211,8 @@ def _read_sidecar(content: bytes) -> tuple[dict[str, str], datetime | None]:
         raise PictureError(f"the sidecar file is no JSON: {error}", remedy="mend or remove the sidecar") from error
     if not isinstance(said, dict):
         raise PictureError("the sidecar file holds no JSON object", expected=f"an object with {', '.join(FIELDS)}")
+    if SHARED_BY in said:
+        raise shared(said[SHARED_BY])
     fields = {name: said[name] for name in FIELDS if name in said}
     wrong = sorted(name for name, value in fields.items() if not (isinstance(value, str) and is_printable(value)))
     if wrong or ("serial" in fields and not fields["serial"].strip()):
@@ -215,6 +221,15 @@ def _read_sidecar(content: bytes) -> tuple[dict[str, str], datetime | None]:
         )
     stated = fields.pop("captured_at", None)
     return fields, None if stated is None else _parse_iso(stated)
+
+
+def shared(pictures: object) -> PictureError:
+    """Return the error of a picture whose sidecar may mean another one as well."""
+    names = [str(name) for name in pictures] if isinstance(pictures, list | tuple) else []
+    return PictureError(
+        f"one sidecar lies beside {len(names)} pictures: {', '.join(names)}", expected="a sidecar for each picture",
+        remedy="name them as the pictures, suffix and all, such as P1.png.json",
+    )  # fmt: skip
 
 
 def _parse_iso(text: str) -> datetime:

@@ -1,6 +1,6 @@
 """Where pictures come from: a folder that cameras write into (`remote.py` reads URLs in place).
 
-    DIR/L1/S3/SN0042_....png          written by a camera; _*, .*, *.part and *.tmp are passed over
+    DIR/L1/S3/SN0042_....png          written by a camera; _*, .*, *.part, *.tmp and @eaDir are passed over
     DIR/_claimed/HOST-PID-ID/L1/...   renamed here by the one line that owns it now
     DIR/_archive/2026-11-22/L1/...    renamed here once it is recorded, its hash added to its name
     DIR/_rejected/2026-11-22/L1/...   the same for files without a picture in them
@@ -9,15 +9,18 @@ A claim is a rename, so one line wins and the others find nothing. Nothing here 
 recorded once: the database's uniqueness sees to that. What is here keeps lines from doing each other's work.
 """
 
+import errno
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import secrets
+import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,15 +34,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspect_xai.errors import IntakeError, PictureError
-from inspect_xai.pipeline.identity import HASH_DIGITS
+from inspect_xai.pipeline.beside import (
+    belongs_to_nothing,
+    find_manifest,
+    find_sidecar,
+    has_picture,
+    is_passed_over,
+    is_picture,
+    is_sidecar,
+    sharing,
+    stem_of,
+)
+from inspect_xai.pipeline.identity import HASH_DIGITS, SHARED_BY, shared
 from inspect_xai.pipeline.manifest import MAX_MANIFEST_BYTES, Manifests
-from inspect_xai.pipeline.pictures import DEFAULT_LIMITS, PICTURE_SUFFIXES, PictureLimits, decode_picture, too_long
+from inspect_xai.pipeline.pictures import DEFAULT_LIMITS, PictureLimits, decode_picture, too_long
 
 _log = logging.getLogger(__name__)
 
-_UNFINISHED = (".part", ".tmp")
 _OWNER_FILE = ".owner"  # locked by a living line; its time is the line's last sign of life
 _SIGN_EVERY_S = 1.0
+_HALF_OPENED_S = 60.0  # a place for claims without its name after so long: its line died while it opened
 _MAX_DEPTH = 32  # each level of folders holds one file handle open
 _MAX_NAME_BYTES = 255
 MAX_SIDECAR_BYTES = 1 << 16
@@ -99,22 +113,32 @@ class FolderSource:
             machine a dead line is known by its lock, at once.
         keep: Leave all files where they are, for read-only folders. Nothing is claimed then: two lines on one such
             folder do the work twice, and still record it once.
+        ignore: Patterns of names of files and folders that are passed over, beside those of `is_passed_over`.
 
     Raises:
         IntakeError: If the folder cannot be read, or not written although `keep` is off.
     """
 
-    def __init__(self, folder: Path, *, settle_s: float = 1.0, lease_s: float = 600.0, keep: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        settle_s: float = 1.0,
+        lease_s: float = 600.0,
+        keep: bool = False,
+        ignore: Sequence[str] = (),
+    ) -> None:
         self.folder = folder.absolute()
+        self.ignore = tuple(ignore)
         self.settle_s = settle_s
         self.lease_s = lease_s
         self.keep = keep
         if not self.folder.is_dir():
             raise IntakeError(f"{folder} is no folder", expected="the folder that the cameras write into")
         self._manifests = Manifests(
-            stamp_of=lambda path: _stamp(f"{self.folder}/{path}"),
-            read=lambda path: _read_own(f"{self.folder}/{path}", MAX_MANIFEST_BYTES),
+            find=self._manifest_of, read=lambda path: _read_own(f"{self.folder}/{path}", MAX_MANIFEST_BYTES)
         )
+        self._beside: dict[str, str | None] = {}  # sidecars of what is claimed, by the picture's place
         self._claims: Path | None = None
         self._sign_at = 0.0
         self._lock: IO[str] | None = None
@@ -134,6 +158,19 @@ class FolderSource:
         """Count what a line would find now, for a progress bar; nothing is claimed."""
         return sum(1 for _ in self._files())
 
+    def strays(self) -> list[str]:
+        """Return the JSON and CSV files that belong to no picture now, by their paths below the source.
+
+        A sidecar that came later than its picture is among them, and one whose picture is still to come.
+        """
+        found = [
+            (name, path)
+            for name, path in _files_below(self.folder, self.ignore)
+            if name.lower().endswith((".json", ".csv")) and belongs_to_nothing(path)
+        ]
+        oldest = time.time() - self.settle_s
+        return sorted(as_text(name) for name, path in found if (stamp := _stamp(path)) and stamp[2] / 1e9 <= oldest)
+
     def read(self, claim: Claim, *, limits: PictureLimits) -> bytes:
         """Return the whole content of a claimed file.
 
@@ -148,10 +185,12 @@ class FolderSource:
         """Return what is said beside a claimed picture: its JSON file, else its row in a manifest, if there is one.
 
         Raises:
-            PictureError: If there is one and it cannot be read.
+            PictureError: If there is one and it cannot be read, or may mean another picture.
         """
-        beside = _sidecar_of(claim.location)
-        if os.path.lexists(beside):
+        beside = self._sidecar_of(claim)
+        if beside is not None:
+            if self.keep and len(others := sharing(claim.location, beside)) > 1:
+                raise shared([as_text(other) for other in others])
             return _read_own(beside, MAX_SIDECAR_BYTES)
         return self._manifests.sidecar_of(claim.file_name)
 
@@ -170,7 +209,7 @@ class FolderSource:
         return str(self.folder / state / f"{captured_at:%Y-%m-%d}" / path.parent / name)
 
     def move(self, claim: Claim, *, destination: str) -> None:
-        """Move a recorded file to its `destination`, its sidecar with it.
+        """Move a recorded file to its `destination`, its sidecar with it; to another disk they are copied.
 
         Raises:
             IntakeError: If the folder cannot be written; the claim stays and the move is repeated later.
@@ -180,12 +219,15 @@ class FolderSource:
         source, target = Path(claim.location), Path(destination)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+            beside = self._sidecar_of(claim)
             with suppress(FileNotFoundError):  # another line, which took this one for dead, has moved it already
-                source.rename(target)
-            with suppress(FileNotFoundError):
-                source.with_suffix(".json").rename(target.with_suffix(".json"))
+                _put(source, target)
+            if beside is not None:
+                with suppress(FileNotFoundError):
+                    _put(Path(beside), target.with_suffix(".json"))
         except OSError as error:
             raise _not_written(target, error) from error
+        self._beside.pop(claim.location, None)
 
     def release(self, claim: Claim) -> None:
         """Put a claimed file back for any line to take; if that fails it stays claimed, which is as good."""
@@ -193,11 +235,14 @@ class FolderSource:
             return
         claimed = Path(claim.location)
         original = self.folder / claimed.relative_to(self._claims or self.folder)
+        beside = self._sidecar_of(claim)
         if not os.path.lexists(original):
-            with suppress(OSError):  # the sidecar first: who takes the picture looks for it
-                claimed.with_suffix(".json").rename(original.with_suffix(".json"))
+            if beside is not None:
+                with suppress(OSError):  # the sidecar first: who takes the picture looks for it
+                    Path(beside).rename(original.with_name(Path(beside).name))
             with suppress(OSError):
                 claimed.rename(original)
+                self._beside.pop(claim.location, None)
 
     def close(self) -> None:
         """Give up the place for claims; files still claimed stay there for the next line."""
@@ -243,15 +288,45 @@ class FolderSource:
         if not self.keep:
             for claims in self._dead_lines():
                 yield from _pictures_below(claims)
-        yield from _pictures_below(self.folder)
+        yield from _pictures_below(self.folder, self.ignore)
 
     def _dead_lines(self) -> Iterator[Path]:
         for claims in (self.folder / "_claimed").iterdir():
+            if claims.name.startswith(".new-") and self._now() - claims.lstat().st_mtime > _HALF_OPENED_S:
+                _prune(claims)
             if claims != self._claims and not claims.name.startswith(".") and self._is_dead(claims):
+                self._sweep(claims)
                 _prune(claims)
                 if claims.exists():
                     _log.warning("taking over what a dead line left in %s", claims)
                     yield claims
+
+    def _sweep(self, claims: Path) -> None:
+        """Put the sidecars away whose pictures a line had moved already when it died."""
+        for folder, _, files in os.walk(claims):
+            for name in filter(is_sidecar, files):
+                left = Path(folder) / name
+                if not has_picture(str(left)):
+                    with suppress(OSError):
+                        _put(left, self._archived_beside(left.relative_to(claims)))
+
+    def _archived_beside(self, sidecar: Path) -> Path:
+        """Return where a sidecar belongs: beside the last archived of its pictures that has none, else aside."""
+        stem = stem_of(sidecar.stem) if is_picture(sidecar.stem) else sidecar.stem
+        named, archived = f"{stem}~", []
+        for state in ("_archive", "_rejected"):
+            for folder in self.folder.glob(f"{state}/*"):
+                with suppress(OSError):
+                    archived += [
+                        path
+                        for path in (folder / sidecar.parent).iterdir()
+                        if path.name.startswith(named) and is_picture(path.name) and find_sidecar(str(path)) is None
+                    ]
+        if archived:
+            return max(archived, key=lambda path: path.lstat().st_ctime_ns).with_suffix(".json")
+        aside = self.folder / f"_rejected/{utc(self._now()):%Y-%m-%d}" / sidecar
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        return aside
 
     def _is_dead(self, claims: Path) -> bool:
         return is_dead(claims, now=self._now(), lease_s=self.lease_s)
@@ -286,19 +361,45 @@ class FolderSource:
             modified_at = utc(os.lstat(path).st_mtime)
             target = path
             if self._claims is not None:
-                target = str(self._claims / name)
+                target, beside = str(self._claims / name), find_sidecar(path)
                 if os.path.lexists(target):  # its namesake is still being inspected; a later walk finds this one
                     return None
+                if beside is not None and len(others := sharing(path, beside)) > 1:
+                    beside = _given_to_each(beside, others, of=path)
                 Path(target).parent.mkdir(parents=True, exist_ok=True)
-                os.rename(path, target)  # noqa: PTH104  as everything here: a Path keeps its parts among the interned
-                with suppress(FileNotFoundError):
-                    os.rename(_sidecar_of(path), _sidecar_of(target))  # noqa: PTH104
+                # The picture first: whose it is, his is the sidecar. A Path would keep its parts among the interned.
+                os.rename(path, target)  # noqa: PTH104
+                self._beside[target] = self._take_sidecar(name, path, target, beside)
         except FileNotFoundError:
             return None
         except OSError as error:
-            _warn_once(f"{path} cannot be claimed: {error}")
+            elsewhere = ": make a folder on another disk a source of its own" if error.errno == errno.EXDEV else ""
+            _warn_once(f"{path} cannot be claimed: {error}{elsewhere}")
             return None
         return Claim(as_text(name), target, modified_at)
+
+    def _take_sidecar(self, name: str, path: str, target: str, beside: str | None) -> str | None:
+        """Rename a claimed picture's sidecar, which a line that died may have left where both had lain."""
+        original = f"{self.folder}/{name}"
+        if beside is None and path != original and not os.path.lexists(original):
+            beside = find_sidecar(original)
+        if beside is None:
+            return None
+        with_it = f"{os.path.dirname(target)}/{os.path.basename(beside)}"  # noqa: PTH119, PTH120  as above
+        with suppress(FileNotFoundError):
+            os.rename(beside, with_it)  # noqa: PTH104
+        return with_it
+
+    def _sidecar_of(self, claim: Claim) -> str | None:
+        if claim.location in self._beside:
+            return self._beside[claim.location]
+        return find_sidecar(claim.location)
+
+    def _manifest_of(self, folder: str) -> tuple[str, object] | None:
+        """Return the path below the source of a folder's manifest, and what changes when it does."""
+        found = find_manifest(f"{self.folder}/{folder}" if folder else str(self.folder))
+        stamp = None if found is None else _stamp(found)
+        return None if found is None or stamp is None else (os.path.relpath(found, self.folder), stamp)
 
 
 def is_dead(claims: Path, *, now: float, lease_s: float) -> bool:
@@ -329,21 +430,27 @@ def left_by_the_dead(folder: Path, *, lease_s: float) -> list[Path]:
     ]
 
 
-def _pictures_below(top: Path) -> Iterator[tuple[str, str]]:
-    """Yield (path below top, path) of everything named like a picture, holding no list of names; follow no link.
+def _pictures_below(top: Path, ignore: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+    """Yield (path below top, path) of everything named like a picture; see `_files_below`."""
+    return ((name, path) for name, path in _files_below(top, ignore) if is_picture(path))
 
-    As text: a million names made into Paths would grow the interpreter's table of interned text, which never shrinks.
+
+def _files_below(top: Path, ignore: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+    """Yield (path below top, path) of all files and links but those passed over, holding no list of names.
+
+    No link is followed. As text: a million names made into Paths would grow the interpreter's table of interned text,
+    which never shrinks.
     """
     folders: list[Any] = []
     _enter(str(top), folders)
     try:
         while folders:
             entry = _next_entry(folders)
-            if entry is None or is_passed_over(entry.name):
+            if entry is None or is_passed_over(entry.name, ignore):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 _enter(entry.path, folders)
-            elif is_picture(entry.name) and (entry.is_symlink() or entry.is_file(follow_symlinks=False)):
+            elif entry.is_symlink() or entry.is_file(follow_symlinks=False):
                 yield os.path.relpath(entry.path, top), entry.path
     finally:
         for folder in folders:
@@ -378,18 +485,64 @@ def _warn_once(message: str) -> None:
     _log.warning(message)
 
 
-def is_passed_over(name: str) -> bool:
-    """Tell whether a file or folder of this name is never looked at: hidden, the line's own, or unfinished."""
-    return name.startswith(("_", ".")) or name.endswith(_UNFINISHED)
+def _given_to_each(sidecar: str, pictures: Sequence[str], *, of: str) -> str:
+    """Give each picture that shares a sidecar one of its own that says so; return the path of that of one of them.
+
+    Each keeps it wherever it goes: when the first of them is archived, the others must not seem to be the only ones.
+    """
+    folder = os.path.dirname(sidecar)  # noqa: PTH120  paths are text here
+    _warn_once(f"{sidecar} lies beside {len(pictures)} pictures: nobody knows which of them it means")
+    told = {SHARED_BY: [as_text(name) for name in pictures]}
+    with suppress(PictureError):
+        told["sidecar"] = [_read_own(sidecar, MAX_SIDECAR_BYTES).decode("utf-8", "backslashreplace")]
+    for name in pictures:
+        own = Path(f"{folder}/{name}.json")
+        own.with_suffix(".json.part").write_text(json.dumps(told))
+        own.with_suffix(".json.part").rename(own)
+    with suppress(FileNotFoundError, IsADirectoryError, PermissionError):
+        Path(sidecar).unlink()
+    return f"{folder}/{os.path.basename(of)}.json"  # noqa: PTH119
 
 
-def is_picture(name: str) -> bool:
-    """Tell whether a file of this name is taken for a picture."""
-    return not is_passed_over(name) and os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES  # noqa: PTH122  names only
+def _put(source: Path, target: Path) -> None:
+    """Rename a file; onto another file system it is copied, and goes when the copy is on the disk.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        OSError: If it cannot be written there.
+    """
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _copy(source, target)
+    else:
+        if os.path.lexists(source):  # two names of one file: such a rename does nothing
+            source.unlink()
+        return
+    source.unlink()
 
 
-def _sidecar_of(path: str) -> str:
-    return os.path.splitext(path)[0] + ".json"  # noqa: PTH122  for every picture: a fifth of the time of a Path
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file or a link so that its name never stands for half of it, its times with it."""
+    aside = target.with_name(f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.part")
+    aside.unlink(missing_ok=True)  # of a line that died here
+    if source.is_symlink():
+        aside.symlink_to(source.readlink())
+    else:
+        handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(handle, "rb") as file, aside.open("xb") as copy:
+            shutil.copyfileobj(file, copy)
+            copy.flush()
+            os.fsync(copy.fileno())
+        shutil.copystat(source, aside)
+    aside.rename(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _stamp(path: Path | str) -> tuple[int, int, int] | None:

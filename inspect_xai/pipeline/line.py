@@ -38,7 +38,7 @@ from inspect_xai.pipeline.archive import ArchiveSource
 from inspect_xai.pipeline.explain import Explainer, Look, Prepared, Question, explain_together
 from inspect_xai.pipeline.folder import versions
 from inspect_xai.pipeline.golden import FILES_NOT_KNOWN, LET_FILES_BE_KNOWN, verify_at_start
-from inspect_xai.pipeline.identity import Identity, PathPattern, by_file
+from inspect_xai.pipeline.identity import Identity, PathPattern, by_file, composed
 from inspect_xai.pipeline.intake import Claim
 from inspect_xai.pipeline.outcome import LineSummary, Outcome
 from inspect_xai.pipeline.pictures import decode_picture, hash_of_pixels, memory_for, quiet_codecs
@@ -74,6 +74,8 @@ _DECODERS = 4
 _RECORDED_AT_ONCE = 64
 _RECORDED_AFTER_S = 5.0
 _MOST_FAILURE_CHARS = 2000
+_PART = ("serial", "product", "lot")
+_STRAYS_EVERY_S, _STRAYS_TOLD = 60.0, 20
 _TRY_AGAIN_AFTER_S = (0.5, 2.0, 8.0)
 
 
@@ -610,6 +612,8 @@ def drain(
     stop = stop or threading.Event()
     summary = LineSummary(line.run.run_id, line.run.provider)
     start = time.perf_counter()
+    strays: list[str] = []
+    looked_at = 0.0
 
     def after_each() -> bool:
         if on_progress:
@@ -626,10 +630,26 @@ def drain(
             if claims:
                 summary = summary.plus(inspect_chunk(claims))
             elif watch_every_s is None:
+                strays = _told_strays(source)
                 break
             else:
+                if time.monotonic() > looked_at + _STRAYS_EVERY_S:
+                    strays, looked_at = _told_strays(source), time.monotonic()
                 stop.wait(watch_every_s)
-    return replace(summary, seconds=time.perf_counter() - start)
+    return replace(summary, unmatched=len(strays), seconds=time.perf_counter() - start)
+
+
+def _told_strays(source: Source | ArchiveSource) -> list[str]:
+    """Return the sidecars and tables that belong to no picture; the log names each of the first ones once."""
+    strays = source.strays()
+    for name in strays[:_STRAYS_TOLD]:
+        _tell_once(f"{name} belongs to no picture: nobody read it")
+    return strays
+
+
+@lru_cache(maxsize=4096)
+def _tell_once(message: str) -> None:
+    _log.warning(message)
 
 
 def _while_the_next_is_made(worker: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -658,7 +678,7 @@ def _hash_of_no_picture(claim: Claim, data: bytes) -> str:
 def _other_part(draft: _Draft, parts: Mapping[str, Part]) -> str:
     """Return the part the same bytes were recorded for before, where it is not the one the file names."""
     recorded, named = parts.get(draft.sha256), draft.identity.part
-    if recorded is None or recorded == named:
+    if recorded is None or all(composed(getattr(recorded, each)) == getattr(named, each) for each in _PART):
         return ""
     _log.warning(
         "%s (serial %s, sha256 %s): the very same bytes were recorded for serial %s, product %r, lot %r before",

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -20,12 +21,12 @@ class Manifests:
     """The manifests of a source, each read once while it stays as it is.
 
     Args:
-        stamp_of: Path of a manifest below the source -> what changes when it does; None: there is none.
+        find: Folder below the source -> path of its manifest, and what changes when it does; None: there is none.
         read: The same path -> its content.
     """
 
-    def __init__(self, *, stamp_of: Callable[[str], object | None], read: Callable[[str], bytes]) -> None:
-        self._stamp_of = stamp_of
+    def __init__(self, *, find: Callable[[str], tuple[str, object] | None], read: Callable[[str], bytes]) -> None:
+        self._find = find
         self._rows = lru_cache(maxsize=_KEPT)(lambda path, _stamp: read_manifest(read(path), name=path))
 
     def sidecar_of(self, file_name: str) -> bytes | None:
@@ -40,17 +41,16 @@ class Manifests:
         folder = file_name
         while folder:
             folder = folder.rpartition("/")[0]
-            path = f"{folder}/{MANIFEST}" if folder else MANIFEST
-            stamp = self._stamp_of(path)
-            if stamp is not None:
-                said = self._rows(path, stamp).get(file_name.removeprefix(f"{folder}/"))
+            found = self._find(folder)
+            if found is not None:
+                said = self._rows(*found).get(_key(file_name.removeprefix(f"{folder}/")))
                 if said is not None:
                     return json.dumps(said).encode()
         return None
 
 
 def read_manifest(content: bytes, *, name: str = MANIFEST) -> dict[str, dict[str, str]]:
-    """Read a manifest: fields by picture, its path below the manifest's folder; empty cells say nothing.
+    """Read a manifest: fields by picture, its path (NFC) below the manifest's folder; empty cells say nothing.
 
     Args:
         content: UTF-8, a head line, cells divided by commas, or by semicolons where the head line has no comma.
@@ -71,10 +71,15 @@ def read_manifest(content: bytes, *, name: str = MANIFEST) -> dict[str, dict[str
             )  # fmt: skip
         found: dict[str, dict[str, str]] = {}
         for row in reader:
-            picture = str(PurePosixPath((row[_FILE] or "").replace("\\", "/")))
+            picture = _key(str(PurePosixPath((row[_FILE] or "").replace("\\", "/"))))
             if picture in found:
                 raise PictureError(f"{name} names {picture} twice", expected="a row a picture", remedy=remedy)
             found[picture] = {field: row[field] for field in FIELDS if row.get(field)}
     except (UnicodeDecodeError, csv.Error) as error:
         raise PictureError(f"{name} is no table: {error}", expected="CSV in UTF-8", remedy=remedy) from error
     return found
+
+
+def _key(picture: str) -> str:
+    """Return a path as it is compared: composed, whichever way a machine writes its letters."""
+    return unicodedata.normalize("NFC", picture)

@@ -37,7 +37,7 @@ class LineSummary:
     """What a line did: counts of pictures, forward passes for explanations, and seconds of wall time.
 
     `under_another_part` counts files whose bytes were recorded for another part before: a camera that froze, or a part
-    with two names.
+    with two names. `unmatched` counts sidecars and tables in the source that belong to no picture at the end.
     """
 
     run_id: str
@@ -52,6 +52,7 @@ class LineSummary:
     explained: int = 0
     passes: int = 0
     under_another_part: int = 0
+    unmatched: int = 0
     seconds: float = 0.0
 
     def plus(self, outcomes: Sequence[Outcome]) -> "LineSummary":

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,18 +14,18 @@ from types import TracebackType
 from typing import Any, Self
 
 from inspect_xai.errors import IntakeError, PictureError, StoreError
+from inspect_xai.pipeline.beside import Listing, is_passed_over
+from inspect_xai.pipeline.identity import shared
 from inspect_xai.pipeline.intake import (
     MAX_SIDECAR_BYTES,
     Claim,
     FolderSource,
     PictureFile,
     as_text,
-    is_passed_over,
-    is_picture,
     read_picture,
     utc,
 )
-from inspect_xai.pipeline.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifests
+from inspect_xai.pipeline.manifest import MAX_MANIFEST_BYTES, Manifests
 from inspect_xai.pipeline.pictures import PictureLimits, decode_picture, too_long
 from inspect_xai.storage import places
 from inspect_xai.storage.claims import Claims
@@ -42,6 +42,7 @@ class UrlSource:
     Args:
         url: The place.
         lease_s: Claims of a worker that gave no sign of life for this long are taken over.
+        ignore: Patterns of names of files and folders that are passed over, beside those of `is_passed_over`.
 
     Raises:
         IntakeError: If fsspec does not know the protocol or its package is not installed.
@@ -49,7 +50,7 @@ class UrlSource:
 
     keep = True
 
-    def __init__(self, url: str, *, lease_s: float = 600.0) -> None:
+    def __init__(self, url: str, *, lease_s: float = 600.0, ignore: Sequence[str] = ()) -> None:
         try:
             self._files, self._root = places.opened_root(url)
         except (ImportError, ValueError, OSError) as error:
@@ -58,12 +59,15 @@ class UrlSource:
             ) from error
         self.url = str(self._files.unstrip_protocol(self._root))
         self.lease_s = lease_s
+        self.ignore = tuple(ignore)
         self._claims: Claims | None = None
         self._renewed_at = 0.0
         self._recorded: list[str] = []
         self._beside: dict[str, str] = {}  # of what is claimed: sidecars that the listing showed
-        self._manifest_stamps: dict[str, str] = {}
-        self._manifests = Manifests(stamp_of=self._manifest_stamps.get, read=self._read_manifest)
+        self._shared: dict[str, list[str]] = {}  # the same: pictures whose sidecar may mean others, too
+        self._strays: list[str] = []
+        self._manifests_at: dict[str, tuple[str, str]] = {}  # by folder: path and stamp
+        self._manifests = Manifests(find=self._manifests_at.get, read=self._read_manifest)
         self._ahead: list[_Listed] = []
         self._walk = self._pictures()
 
@@ -100,6 +104,10 @@ class UrlSource:
             raise IntakeError(f"{self._root} cannot be listed: {error}", remedy="check the URL") from error
         return claims
 
+    def strays(self) -> list[str]:
+        """Return the JSON and CSV files that belong to no picture, as the last listing showed them."""
+        return sorted(self._strays)
+
     def read(self, claim: Claim, *, limits: PictureLimits) -> bytes:
         """Return the whole content of a file.
 
@@ -116,9 +124,11 @@ class UrlSource:
         """Return what is said beside a picture: its JSON file, else its row in a manifest, if there is one.
 
         Raises:
-            PictureError: If there is one and it cannot be read.
+            PictureError: If there is one and it cannot be read, or may mean another picture.
             IntakeError: If the place cannot be reached.
         """
+        if claim.location in self._shared:
+            raise shared(self._shared[claim.location])
         beside = self._beside.get(claim.location)
         if beside is not None:
             return self._fetch(beside, MAX_SIDECAR_BYTES)
@@ -130,12 +140,16 @@ class UrlSource:
 
     def move(self, claim: Claim, *, destination: str) -> None:  # noqa: ARG002
         """Leave the file where it is; it is recorded, which is written down with the next claim."""
-        self._beside.pop(claim.location, None)
+        self._forget(claim)
         self._recorded.append(claim.file_name)
 
     def release(self, claim: Claim) -> None:
         """Leave the file to any worker; that is written down when the place is no longer shared."""
+        self._forget(claim)
+
+    def _forget(self, claim: Claim) -> None:
         self._beside.pop(claim.location, None)
+        self._shared.pop(claim.location, None)
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -165,18 +179,28 @@ class UrlSource:
     def _entry(self, listed: "_Listed") -> Claim:
         if listed.sidecar:
             self._beside[listed.location] = listed.sidecar
+        if len(listed.shared) > 1:
+            self._shared[listed.location] = listed.shared
         return Claim(listed.file_name, listed.location, listed.changed_at)
 
     def _pictures(self) -> Iterator["_Listed"]:
-        for _, folders, files in self._files.walk(self._root, detail=True, on_error="raise"):
-            for name in [name for name in folders if is_passed_over(name)]:
+        self._strays = []
+        for folder, folders, files in self._files.walk(self._root, detail=True, on_error="raise"):
+            for name in [name for name in folders if is_passed_over(name, self.ignore)]:
                 del folders[name]
-            if MANIFEST in files:
-                self._manifest_stamps[self._below(files[MANIFEST])] = _stamp_of(files[MANIFEST])
-            for name, found in sorted(files.items()):
-                if is_picture(name):
-                    sidecar = files.get(str(PurePosixPath(name).with_suffix(".json")), {}).get("name", "")
-                    yield _Listed(self._below(found), found["name"], _changed_at(found), _stamp_of(found), sidecar)
+            listing = Listing([name for name in files if not is_passed_over(name, self.ignore)])
+            below = self._below({"name": folder})
+            self._manifests_at.pop(below, None)
+            if listing.manifest is not None:
+                found = files[listing.manifest]
+                self._manifests_at[below] = self._below(found), _stamp_of(found)
+            self._strays += [self._below(files[name]) for name in listing.strays()]
+            for name in listing.pictures:
+                found, beside = files[name], listing.sidecar_of(name)
+                yield _Listed(
+                    self._below(found), found["name"], _changed_at(found), _stamp_of(found),
+                    files[beside]["name"] if beside else "", listing.sharing(name) if beside else [],
+                )  # fmt: skip
 
     def _below(self, found: dict[str, Any]) -> str:
         return as_text(str(found["name"]).removeprefix(self._root).lstrip("/"))
@@ -206,20 +230,28 @@ class _Listed:
     changed_at: datetime
     stamp: str
     sidecar: str
+    shared: list[str]
 
 
 Source = FolderSource | UrlSource
 
 
-def open_source(location: str, *, settle_s: float = 1.0, lease_s: float = 600.0, keep: bool = False) -> Source:
+def open_source(
+    location: str,
+    *,
+    settle_s: float = 1.0,
+    lease_s: float = 600.0,
+    keep: bool = False,
+    ignore: Sequence[str] = (),
+) -> Source:
     """Open a folder or a URL as a source of pictures; the arguments are those of `FolderSource`.
 
     Raises:
         IntakeError: If it cannot be opened.
     """
     if "://" in location:
-        return UrlSource(location, lease_s=lease_s)
-    return FolderSource(Path(location), settle_s=settle_s, lease_s=lease_s, keep=keep)
+        return UrlSource(location, lease_s=lease_s, ignore=ignore)
+    return FolderSource(Path(location), settle_s=settle_s, lease_s=lease_s, keep=keep, ignore=ignore)
 
 
 def read_archived(location: str, *, limits: PictureLimits) -> PictureFile:

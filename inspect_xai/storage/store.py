@@ -1,6 +1,7 @@
 """The record of all inspections, in SQLite or PostgreSQL: what goes in stays, and comes out as frozen values."""
 
 import dataclasses
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +61,11 @@ def _parts_of() -> Select[tuple[str, str, str, str]]:
 def _of_files(bundle_sha256: str | None) -> dict[str, str]:
     """What an event says of a bundle's files, where they are known."""
     return {} if bundle_sha256 is None else {"bundle_sha256": bundle_sha256}
+
+
+def _as_typed(value: str) -> list[str]:
+    """Return a text in the ways that machines write the same letters: as it is, composed and decomposed."""
+    return list(dict.fromkeys([value, unicodedata.normalize("NFC", value), unicodedata.normalize("NFD", value)]))
 
 
 def open_store(url: str, *, create: bool = True, blob_store: str = "", clock: Clock = utc_now) -> "Store":
@@ -427,7 +433,7 @@ class Store:
         }
         for name, value in equal.items():
             if value is not None:
-                query = query.where(reading.column(name) == value)
+                query = query.where(reading.column(name).in_(_as_typed(value)))
         if fingerprint is not None:
             query = query.where(tables.Model.fingerprint.startswith(fingerprint, autoescape=True))
         if since is not None:
