@@ -55,11 +55,17 @@ def test_a_sound_machine_passes_and_is_left_as_it_was(premises: Premises, tmp_pa
     findings = examine(premises)
     assert wrong(findings) == {}
     assert [finding.check for finding in findings] == [
-        "versions", "bundle", "device", "database", "model", "source", "claims",
+        "versions", "bundle", "device", "database", "model", "source", "claims", "sidecars",
         "folder of reports", "folder of database", "folder of source", "clock",
     ]  # fmt: skip
     assert "CPUExecutionProvider ran prediction, trace and masks" in findings[2].found
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_sidecar_of_no_picture_is_found(premises: Premises, tmp_path: Path) -> None:
+    (tmp_path / "in/P1.JSON").touch()
+    assert wrong(examine(premises)) == {"sidecars": "1 JSON or CSV files belong to no picture: P1.JSON"}
+    assert wrong(examine(altered(premises, ignore=("P1.*",)))) == {}
 
 
 def test_each_fault_is_found_and_nothing_else(premises: Premises, bundle: Path, tmp_path: Path) -> None:

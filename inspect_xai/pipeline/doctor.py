@@ -155,7 +155,7 @@ def _source(premises: Premises) -> Iterator[Finding]:
     if not premises.source:
         yield Finding("source", ok=False, found="none is named", remedy="set `source` under [line], or --source")
         return
-    with open_source(premises.source, keep=True, ignore=premises.ignore) as source:  # claims nothing
+    with open_source(premises.source, settle_s=0, keep=True, ignore=premises.ignore) as source:  # claims nothing
         yield Finding("source", ok=True, found=f"{premises.source} can be read")
         strays = source.strays()
     if "://" in premises.source:
