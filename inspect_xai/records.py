@@ -244,8 +244,35 @@ class ModelCard:
 
 
 @dataclass(frozen=True, slots=True)
+class CellAxis:
+    """Where the cells of a feature map lie along one axis of the window: cell i at `first_px + i * step_px`.
+
+    Pixels count from the center of the window's first pixel, which is 0. Unpadded layers move the first cell inwards.
+    """
+
+    first_px: float
+    step_px: float
+
+
+@dataclass(frozen=True, slots=True)
+class CellGrid:
+    """Where the cells of a feature map lie on the window."""
+
+    rows: CellAxis
+    columns: CellAxis
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Mapping[str, float]]) -> "CellGrid":
+        """Read what `dataclasses.asdict` made of a grid."""
+        return cls(CellAxis(**told["rows"]), CellAxis(**told["columns"]))
+
+
+@dataclass(frozen=True, slots=True)
 class BlockEnd:
-    """The last tensor of one convolutional block (method notes 1.3), shallow to deep in the bundle."""
+    """The last tensor of one convolutional block (method notes 1.3), shallow to deep in the bundle.
+
+    `grid` says where its cells lie on the window; None: they reach from edge to edge, as padded layers leave them.
+    """
 
     tensor: str
     op: str
@@ -253,6 +280,7 @@ class BlockEnd:
     height: int
     width: int
     rule: str  # "last_cut_tensor", "before_expansion", "before_class_map", "fallback" or "given"
+    grid: CellGrid | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +372,7 @@ class BlockMap:
 
     `sums` is the score-weighted sum of the kept feature maps at block resolution, float32 (h, w); the block map is
     its bilinear upsampling, min-max normalised, so the map can be rebuilt from it. It is None where the block was
-    dropped (`note` says why).
+    dropped (`note` says why). `grid` is that of the block end.
     """
 
     tensor: str
@@ -360,6 +388,7 @@ class BlockMap:
     note: str = ""  # "", "no_positive_evidence", "all_constant", "flat"
     sums: NDArray[np.float32] | None = None
     predicted: int = 0  # of the kept masks, those whose score was predicted instead of given by a forward pass
+    grid: CellGrid | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from inspect_xai.errors import ExplanationError
 from inspect_xai.maths import rivals, sise
 from inspect_xai.maths.metrics import KEPT_SHARE, share_of
+from inspect_xai.records import CellGrid
 
 FLOOR = 0.05
 """Added to each factor, so that one block that misses a place does not delete it. From 0.02 to 0.2 little changes."""
@@ -26,7 +27,12 @@ GRID_SIGMA_CELLS = 1.0
 
 
 def gradient_map(
-    features: NDArray[np.floating], gradients: NDArray[np.floating], size: tuple[int, int], *, feeds_stride: bool
+    features: NDArray[np.floating],
+    gradients: NDArray[np.floating],
+    size: tuple[int, int],
+    *,
+    feeds_stride: bool,
+    grid: CellGrid | None = None,
 ) -> NDArray[np.float32] | None:
     """Turn one block end's pixel-wise gradients into a map of where its features argue for the class.
 
@@ -35,6 +41,7 @@ def gradient_map(
         gradients: (C, h, w) of the class's margin.
         size: (H, W) of the window.
         feeds_stride: Whether a strided layer follows, as it does behind every block end but the deepest.
+        grid: Where the cells lie; None: from edge to edge.
 
     Returns:
         (H, W) in [0, 1], or None where nothing argues for the class, or all alike.
@@ -42,7 +49,7 @@ def gradient_map(
     local = np.maximum(rivals.layer_cam(features, gradients), 0)
     if feeds_stride:
         local = cv2.GaussianBlur(local, (0, 0), GRID_SIGMA_CELLS, borderType=cv2.BORDER_REFLECT_101)
-    return sise.normalised(local, size)
+    return sise.normalised(local, size, grid=grid)
 
 
 def multiply(maps: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

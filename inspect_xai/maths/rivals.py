@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from inspect_xai.errors import ExplanationError
 from inspect_xai.maths.sise import interpolation, rank_map, upsample
+from inspect_xai.records import CellGrid
 
 RISE_CELLS = 7
 """Cells of RISE's coarse grid along the window's shorter side."""
@@ -24,7 +25,9 @@ RISE_NOISE = 0.25
 """RISE may stop below this noise (`RiseEstimate.noise`): the map then correlates with its limit at about 0.97."""
 
 
-def evidence_map(signed: NDArray[np.floating], size: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+def evidence_map(
+    signed: NDArray[np.floating], size: tuple[int, int], *, grid: CellGrid | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Turn what a method found into an explanation map and its ranking.
 
     What argues against the class becomes 0, at block resolution as the papers have it; among those zeros the signed
@@ -33,6 +36,7 @@ def evidence_map(signed: NDArray[np.floating], size: tuple[int, int]) -> tuple[N
     Args:
         signed: (h, w) from any method here.
         size: (H, W) of the window.
+        grid: Where the cells lie; None: from edge to edge.
 
     Returns:
         The map (H, W), 0 or more, not rescaled; the rank map (H, W).
@@ -42,7 +46,7 @@ def evidence_map(signed: NDArray[np.floating], size: tuple[int, int]) -> tuple[N
     """
     if not np.isfinite(signed).all():
         raise ExplanationError("a rival method's map holds values that are NaN or infinite")
-    evidence, companion = upsample(np.maximum(signed, 0), size), upsample(signed, size)
+    evidence, companion = (upsample(found, size, grid=grid) for found in (np.maximum(signed, 0), signed))
     return evidence, rank_map(evidence, companion, companion)
 
 
@@ -115,19 +119,25 @@ def layer_cam(features: NDArray[np.floating], gradients: NDArray[np.floating]) -
     return hires_cam(features, np.maximum(gradients, 0))
 
 
-def fuse_layer_cams(maps: Sequence[NDArray[np.floating]], size: tuple[int, int]) -> NDArray[np.float32]:
+def fuse_layer_cams(
+    maps: Sequence[NDArray[np.floating]], size: tuple[int, int], *, grids: Sequence[CellGrid | None] = ()
+) -> NDArray[np.float32]:
     """Put the LayerCAM maps of several block ends together: each brought to one scale, then the largest of them.
 
     Args:
         maps: (h, w) each, of any resolution.
         size: (H, W) of the window.
+        grids: Where the cells of each lie; default: from edge to edge.
 
     Returns:
         (H, W), 0 or more; what argues against the class is 0.
 
     Source: LayerCAM, equation 8 and the fusion that follows it.
     """
-    scaled = [upsample(np.maximum(found, 0), size) for found in maps]
+    scaled = [
+        upsample(np.maximum(found, 0), size, grid=grid)
+        for found, grid in zip(maps, grids or [None] * len(maps), strict=True)
+    ]
     return np.asarray(np.max([np.tanh(2 * found / (found.max() or 1)) for found in scaled], axis=0), dtype=np.float32)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from inspect_xai.errors import ExplanationError, SettingsError
-from inspect_xai.records import Baseline, SelectionRule
+from inspect_xai.records import Baseline, CellAxis, CellGrid, SelectionRule
 
 OTSU_BINS = 256
 """Fixed bins keep the threshold from moving with the range of the values."""
@@ -154,18 +154,26 @@ def _ada_mu(shares: NDArray[np.float64]) -> float:
     return tau if bool((shares > tau).any()) else 0.0
 
 
-def interpolation(size_out: int, size_in: int) -> NDArray[np.float64]:
+def interpolation(size_out: int, size_in: int, axis: CellAxis | None = None) -> NDArray[np.float64]:
     """Write bilinear resizing along one axis as a matrix: U = Uh @ A @ Uw.T.
 
-    Half-pixel centres, clamped at the edges, no antialiasing: the Resize that the scoring graph does.
+    The cells that are resized reach from edge to edge, or lie where `axis` says; beyond the outer ones theirs is
+    continued. No antialiasing: what the scoring graph does.
+
+    Args:
+        size_out: Pixels.
+        size_in: Cells.
+        axis: Where the cells lie.
 
     Returns:
         (size_out, size_in), each row sums to 1.
 
     >>> interpolation(4, 2).tolist()
     [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]]
+    >>> interpolation(5, 2, CellAxis(first_px=1, step_px=2)).tolist()
+    [[1.0, 0.0], [1.0, 0.0], [0.5, 0.5], [0.0, 1.0], [0.0, 1.0]]
     """
-    centre = np.clip((np.arange(size_out) + 0.5) * size_in / size_out - 0.5, 0, size_in - 1)
+    centre = _in_cells(size_out, size_in, axis)
     left = np.floor(centre).astype(np.intp)
     right = np.minimum(left + 1, size_in - 1)
     share = centre - left
@@ -176,26 +184,45 @@ def interpolation(size_out: int, size_in: int) -> NDArray[np.float64]:
     return matrix
 
 
-def upsample(maps: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float32]:
+def _in_cells(size_out: int, size_in: int, axis: CellAxis | None) -> NDArray[np.float64]:
+    """The positions (size_out,) of the pixels, counted in cells."""
+    pixels = np.arange(size_out)
+    if axis is None:
+        return np.clip((pixels + 0.5) * size_in / size_out - 0.5, 0, size_in - 1)
+    return np.clip((pixels - axis.first_px) / axis.step_px, 0, size_in - 1)
+
+
+def upsample(maps: NDArray[np.floating], size: tuple[int, int], *, grid: CellGrid | None = None) -> NDArray[np.float32]:
     """Resize maps bilinearly.
 
     Args:
         maps: (..., h, w).
         size: (H, W) wanted.
+        grid: Where the cells lie; None: from edge to edge.
 
     Returns:
         (..., H, W).
     """
-    return _upsample(maps, size).astype(np.float32)
+    return _upsample(maps, size, grid).astype(np.float32)
 
 
-def _upsample(maps: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float64]:
-    rows, columns = (interpolation(out, given) for out, given in zip(size, maps.shape[-2:], strict=True))
+def _upsample(maps: NDArray[np.floating], size: tuple[int, int], grid: CellGrid | None) -> NDArray[np.float64]:
+    rows, columns = (interpolation(*along) for along in _along(size, maps.shape[-2:], grid))
     upsampled: NDArray[np.float64] = rows @ maps.astype(np.float64) @ columns.T
     return upsampled
 
 
-def extremes(features: NDArray[np.floating], size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _along(
+    size: tuple[int, int], cells: Sequence[int], grid: CellGrid | None
+) -> tuple[tuple[int, int, CellAxis | None], tuple[int, int, CellAxis | None]]:
+    """What `interpolation` is told of the rows, and of the columns."""
+    rows, columns = (grid.rows, grid.columns) if grid else (None, None)
+    return (size[0], cells[0], rows), (size[1], cells[1], columns)
+
+
+def extremes(
+    features: NDArray[np.floating], size: tuple[int, int], *, grid: CellGrid | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Find the smallest and the largest value of each upsampled map without upsampling it.
 
     Between four neighbouring cells an upsampled map is bilinear, so it is largest and smallest at a corner of the
@@ -204,6 +231,7 @@ def extremes(features: NDArray[np.floating], size: tuple[int, int]) -> tuple[NDA
     Args:
         features: (n, h, w).
         size: (H, W) of the network's window.
+        grid: Where the cells lie; None: from edge to edge.
 
     Returns:
         (n,) and (n,).
@@ -212,7 +240,7 @@ def extremes(features: NDArray[np.floating], size: tuple[int, int]) -> tuple[NDA
         ExplanationError: A feature map is not finite.
     """
     _require_finite(features, what="a feature map")
-    rows, columns = (_corner_samples(out, given) for out, given in zip(size, features.shape[-2:], strict=True))
+    rows, columns = (_corner_samples(*along) for along in _along(size, features.shape[-2:], grid))
     low, high = np.empty(len(features)), np.empty(len(features))
     step = max(1, _CHUNK_VALUES // (len(rows) * len(columns)))
     for start in range(0, len(features), step):
@@ -222,17 +250,16 @@ def extremes(features: NDArray[np.floating], size: tuple[int, int]) -> tuple[NDA
 
 
 @lru_cache(maxsize=64)
-def _corner_samples(size_out: int, size_in: int) -> NDArray[np.float64]:
+def _corner_samples(size_out: int, size_in: int, axis: CellAxis | None) -> NDArray[np.float64]:
     """The rows of `interpolation` that are first or last between two input cells."""
-    centre = np.clip((np.arange(size_out) + 0.5) * size_in / size_out - 0.5, 0, size_in - 1)
-    ends = np.flatnonzero(np.diff(np.floor(centre)))
-    return np.asarray(interpolation(size_out, size_in)[np.unique([0, *ends, *(ends + 1), size_out - 1])])
+    ends = np.flatnonzero(np.diff(np.floor(_in_cells(size_out, size_in, axis))))
+    return np.asarray(interpolation(size_out, size_in, axis)[np.unique([0, *ends, *(ends + 1), size_out - 1])])
 
 
 @lru_cache(maxsize=64)
-def _shares(size_out: int, size_in: int) -> NDArray[np.float64]:
+def _shares(size_out: int, size_in: int, axis: CellAxis | None) -> NDArray[np.float64]:
     """How much of the upsampled map's sum each input cell makes."""
-    return np.asarray(interpolation(size_out, size_in).sum(axis=0))
+    return np.asarray(interpolation(size_out, size_in, axis).sum(axis=0))
 
 
 def with_contrast(low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -251,7 +278,7 @@ def with_contrast(low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArra
 
 
 def attribution_masks(
-    features: NDArray[np.floating], size: tuple[int, int]
+    features: NDArray[np.floating], size: tuple[int, int], *, grid: CellGrid | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Turn feature maps into masks: first upsample, then stretch each to [0, 1].
 
@@ -261,6 +288,7 @@ def attribution_masks(
     Args:
         features: (n, h, w).
         size: (H, W) of the network's window.
+        grid: Where the cells lie; None: from edge to edge.
 
     Returns:
         Masks (n, H, W); smallest value (n,) and range (n,) of the upsampled maps. A constant map's mask is all zero.
@@ -268,7 +296,7 @@ def attribution_masks(
     Source: SISE, attribution masks; method notes, section 3.
     """
     _require_finite(features, what="a feature map")
-    upsampled = _upsample(features, size)
+    upsampled = _upsample(features, size, grid)
     minimum = upsampled.min(axis=(1, 2), keepdims=True)
     span = upsampled.max(axis=(1, 2), keepdims=True) - minimum
     masks = np.divide(upsampled - minimum, span, out=np.zeros_like(upsampled), where=span > 0)
@@ -281,6 +309,7 @@ def weighted_sums(
     *,
     size: tuple[int, int],
     low: NDArray[np.float64] | None = None,
+    grid: CellGrid | None = None,
 ) -> NDArray[np.float32]:
     """Weigh each kept feature map by its mask's score over its mask's mass, and average.
 
@@ -296,6 +325,7 @@ def weighted_sums(
         scores: (n,) probability of the class for each masked picture.
         size: (H, W) of the network's window.
         low: (n,) smallest value of each upsampled map, where `extremes` has told it already.
+        grid: Where the cells lie; None: from edge to edge.
 
     Returns:
         (h, w); all zero where no mask was scored.
@@ -312,19 +342,22 @@ def weighted_sums(
     _require_finite(score, what="a mask's score")
     if n == 0:
         return np.zeros((h, w), dtype=np.float32)
-    least = extremes(features, size)[0] if low is None else low
-    rows, columns = (_shares(out, given) for out, given in zip(size, (h, w), strict=True))
+    least = extremes(features, size, grid=grid)[0] if low is None else low
+    rows, columns = (_shares(*along) for along in _along(size, (h, w), grid))
     mass = np.einsum("i,kij,j->k", rows, features, columns) - size[0] * size[1] * least
     weights = np.divide(score, n * mass, out=np.zeros(n), where=mass > 0)
     return np.asarray(np.einsum("k,kij->ij", weights, features) - weights @ least, dtype=np.float32)
 
 
-def normalised(sums: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float32] | None:
+def normalised(
+    sums: NDArray[np.floating], size: tuple[int, int], *, grid: CellGrid | None = None
+) -> NDArray[np.float32] | None:
     """Turn a block's weighted sum into its block map: upsample, then stretch to [0, 1].
 
     Args:
         sums: (h, w), from `weighted_sums`.
         size: (H, W) of the network's window.
+        grid: Where the cells lie; None: from edge to edge.
 
     Returns:
         (H, W), or None where the sum is flat (one constant mask, or nothing scored): such a block has nothing to say.
@@ -335,7 +368,7 @@ def normalised(sums: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.
     Source: SISE figure 5; method notes, section 4.1.
     """
     _require_finite(sums, what="the weighted sum of the masks")
-    upsampled = _upsample(sums, size)
+    upsampled = _upsample(sums, size, grid)
     low, high = upsampled.min(), upsampled.max()
     if high - low <= FLAT * max(abs(low), abs(high)):
         return None

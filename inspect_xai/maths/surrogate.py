@@ -18,6 +18,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from inspect_xai.maths.sise import interpolation
+from inspect_xai.records import CellGrid
+
 GRID = 7
 """Masks are compared on at most 7 x 7 cells: the deepest block end of a 224 px network, where most masks live."""
 
@@ -33,12 +36,20 @@ _ALIKE = 1e-12  # squared distances of masks in [0, 1] below this are rounding
 _LEAST_SCORE = 1e-7  # log of a float32 probability is rounding below this
 
 
-def describe_masks(features: NDArray[np.floating], *, cells: tuple[int, int]) -> NDArray[np.float64]:
+def describe_masks(
+    features: NDArray[np.floating],
+    *,
+    cells: tuple[int, int],
+    size: tuple[int, int] | None = None,
+    grid: CellGrid | None = None,
+) -> NDArray[np.float64]:
     """Bring feature maps of any resolution to masks on one coarse grid.
 
     Args:
         features: (n, h, w) with contrast.
-        cells: (rows, columns) of the grid.
+        cells: (rows, columns) of the coarse grid, from edge to edge of the window.
+        size: (H, W) of the window; needed with `grid`.
+        grid: Where the feature maps' own cells lie; None: from edge to edge.
 
     Returns:
         (n, rows * columns), each map stretched to [0, 1] and averaged by area.
@@ -46,7 +57,15 @@ def describe_masks(features: NDArray[np.floating], *, cells: tuple[int, int]) ->
     low = features.min(axis=(1, 2), keepdims=True).astype(np.float64)
     span = features.max(axis=(1, 2), keepdims=True) - low
     masks: NDArray[np.float64] = np.divide(features - low, span, out=np.zeros(features.shape), where=span > 0)
-    rows, columns = (_averaging(out, given) for out, given in zip(cells, features.shape[1:], strict=True))
+    if grid is None or size is None:
+        rows, columns = (_averaging(out, given) for out, given in zip(cells, features.shape[1:], strict=True))
+    else:
+        rows, columns = (
+            _averaging(out, side) @ interpolation(side, given, axis)
+            for out, side, given, axis in zip(
+                cells, size, features.shape[1:], (grid.rows, grid.columns), strict=True
+            )
+        )  # fmt: skip
     return np.asarray((rows @ masks @ columns.T).reshape(len(features), cells[0] * cells[1]))
 
 

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,15 @@ import onnxruntime as ort
 import inspect_xai
 from inspect_xai.errors import UnsupportedModelError
 from inspect_xai.model.blocks import Blocks, find_blocks, turn_channels_first
-from inspect_xai.model.bundle import WEIGHTS
-from inspect_xai.model.graph import block_graphs, derivation, predict_graph, score_graph, trace_graph
+from inspect_xai.model.bundle import WEIGHTS, describe_end
+from inspect_xai.model.cells import place_cells
+from inspect_xai.model.graph import PREFIX, block_graphs, derivation, predict_graph, score_graph, trace_graph
 from inspect_xai.model.head import Head, read_head
 from inspect_xai.model.proofs import Subject, prove
 from inspect_xai.model.safety import LoadedModel, load_model
 from inspect_xai.model.weights import move_weights
 from inspect_xai.model.working import Network, working_form
-from inspect_xai.records import BlockEnd, ModelCard
+from inspect_xai.records import BlockEnd, InputSpec, Layout, ModelCard
 
 RECIPE_VERSION = 1  # raised whenever the derived graphs would compute something else
 
@@ -57,7 +58,10 @@ def read_network(path: Path, card: ModelCard, *, given: Sequence[str]) -> Plan:
     head = read_head(network, card)
     found = find_blocks(network, scores=head.scores, classes=head.width, given=given)
     network = turn_channels_first(network, found.turned) if found.turned else network
-    return Plan(path, loaded, card, network, head, found)
+    ends, notes = place_cells(
+        network.model, image=network.image, layout=network.layout, shapes=network.shapes, ends=found.ends
+    )
+    return Plan(path, loaded, card, network, head, replace(found, ends=ends, notes=(*found.notes, *notes)))
 
 
 def write_network(plan: Plan, work: Path) -> dict[str, Any]:
@@ -81,7 +85,8 @@ def write_network(plan: Plan, work: Path) -> dict[str, Any]:
     _check_fallback(reason, complete=len(chain) == len(ends))
     subject = Subject(work, plan.card, ends, chain, model, dynamic_batch, not reason)
     return {
-        "blocks": [asdict(end) for end in ends],
+        "blocks": [describe_end(end) for end in ends],
+        "cells": "edge_to_edge" if all(end.grid is None for end in ends) else "on_grids",
         "chain": chain,
         "batch": "dynamic" if dynamic_batch else 1,
         "gradient": "finite_difference" if reason else "reverse_mode",
@@ -106,6 +111,28 @@ def prove_again(
     given = load_model(folder / "model.onnx", card).model
     has_gradients = manifest["gradient"] == "reverse_mode"
     return prove(Subject(folder, card, ends, tuple(manifest["chain"]), given, dynamic_batch, has_gradients))
+
+
+def has_displaced_cells(predict: Path, ends: Sequence[BlockEnd], spec: InputSpec) -> bool:
+    """Tell whether block ends do not reach from edge to edge, of a bundle that says nothing of its cells.
+
+    Args:
+        predict: Its graph of that name.
+        ends: Its block ends.
+        spec: What the network takes.
+    """
+    model = onnx.load(predict, load_external_data=False)
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes = {"picture": (1, spec.depth, spec.height, spec.width)}
+    for info in (*inferred.value_info, *inferred.output):
+        axes = [axis.dim_value or 0 for axis in info.type.tensor_type.shape.dim]
+        if axes and all(axes[1:]):
+            shapes[info.name] = (1 if not axes[0] else axes[0], *axes[1:])
+    tensors = {end.tensor: PREFIX + end.tensor for end in ends}
+    placed, _ = place_cells(
+        model, image="picture", layout=Layout.NCHW, shapes=shapes, ends=ends, tensors=tensors
+    )  # fmt: skip
+    return any(end.grid is not None for end in placed)
 
 
 def _write_graphs(plan: Plan, work: Path) -> str:

@@ -13,14 +13,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import inspect_xai
 from inspect_xai.errors import BundleError
 from inspect_xai.model.card import canonical, card_toml, check_card, read_card
-from inspect_xai.records import BlockEnd, ModelCard, Scoring
+from inspect_xai.records import BlockEnd, CellGrid, ModelCard, Scoring
 
 __all__ = ["ModelBundle", "add_int8", "build_bundle", "check_bundle", "load_bundle", "read_card"]
 
@@ -58,6 +58,11 @@ class ModelBundle:
         """Digest of all files: of the manifest, which holds the hash of every other, without what proving measured."""
         told = {name: value for name, value in self.manifest.items() if name != "proofs"}
         return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def grids(self) -> dict[str, CellGrid | None]:
+        """Where the cells of each block end lie, by its name; None: from edge to edge."""
+        return {end.tensor: end.grid for end in self.blocks}
 
     def graph(self, name: str) -> Path:
         """Return the path of a derived graph: "predict", "trace", "score", "block_0" and so on.
@@ -134,7 +139,7 @@ def load_bundle(folder: Path | str) -> ModelBundle:
     card = read_card(folder / "card.toml")
     try:
         _check_files(folder, manifest["files"])
-        ends = tuple(BlockEnd(**end) for end in manifest["blocks"])
+        ends = tuple(_read_end(end) for end in manifest["blocks"])
         dynamic = manifest["batch"] == "dynamic"
         fingerprint = _fingerprint(card, manifest)
         recorded = manifest["fingerprint"]
@@ -144,7 +149,9 @@ def load_bundle(folder: Path | str) -> ModelBundle:
         raise BundleError(
             f"{folder / _MANIFEST} records fingerprint {recorded}, its contents make {fingerprint}", remedy=_REBUILD
         )
-    return ModelBundle(folder, card, ends, fingerprint, dynamic, manifest)
+    bundle = ModelBundle(folder, card, ends, fingerprint, dynamic, manifest)
+    _check_cells(bundle)
+    return bundle
 
 
 def check_bundle(folder: Path | str) -> ModelBundle:
@@ -184,6 +191,35 @@ def add_int8(bundle: ModelBundle, graph: bytes, out: Path, *, facts: dict[str, A
         (work / _MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         _put_in_place(work, out)
     return load_bundle(out)
+
+
+def describe_end(end: BlockEnd) -> dict[str, Any]:
+    """Return a block end as the manifest, and so the fingerprint, has it: without a grid where it has none."""
+    return {name: value for name, value in asdict(end).items() if name != "grid" or value is not None}
+
+
+def _read_end(told: dict[str, Any]) -> BlockEnd:
+    grid = told.get("grid")
+    return BlockEnd(**(told | {"grid": CellGrid.from_json(grid) if grid is not None else None}))
+
+
+def _check_cells(bundle: ModelBundle) -> None:
+    """Refuse a bundle from before grids were known if its maps would point to the wrong place.
+
+    Raises:
+        BundleError: If they would.
+    """
+    if "cells" in bundle.manifest:
+        return
+    from inspect_xai.model.building import has_displaced_cells  # loads onnx, for such a bundle only
+
+    if has_displaced_cells(bundle.graph("predict"), bundle.blocks, bundle.card.input):
+        raise BundleError(
+            f"{bundle.folder} was built by a version that took the network's feature maps to reach from edge to edge "
+            "of the window; they do not (convolutions without padding, crops), and its maps point to the wrong place",
+            expected="a bundle that says where the cells of its block ends lie",
+            remedy=f"its verdicts were right; {_REBUILD}",
+        )
 
 
 def _fingerprint(card: ModelCard, manifest: dict[str, Any]) -> str:

@@ -4,8 +4,10 @@ A window is (H, W, C) in the network's channel order and in pixel units (0 to 25
 the card's mean and standard deviation is part of the graphs.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from inspect_xai.errors import BundleError, DeviceError, ExplanationError, UnsupportedModelError
 from inspect_xai.model.bundle import INT8_GRAPH, WEIGHTS, ModelBundle
 from inspect_xai.model.session import OutOfDeviceMemoryError, hold, open_session, physical_cores, run
-from inspect_xai.records import ModelCard, Scoring
+from inspect_xai.records import CellAxis, CellGrid, ModelCard, Scoring
 
 Number = TypeVar("Number", bound=np.generic)
 
@@ -94,6 +96,7 @@ class Engine:
         self.bundle = bundle
         self.int8_px = _largest_int8(bundle, scoring or bundle.card.explain.scoring)
         self.int8_masks = 0
+        self._on_grids = any(end.grid for end in bundle.blocks)
         self.notes: list[str] = []
         self.threads = threads or physical_cores()
         self._memory_mb = memory_mb
@@ -139,6 +142,7 @@ class Engine:
                 if self._predicting_graph == "score":  # a map without contrast masks all: the baseline stands there
                     feeds |= {"baseline": feeds["picture"], "image": np.arange(len(feeds["picture"]))}
                     feeds["maps"] = np.zeros((len(feeds["picture"]), 1, 1, 1), np.float32)
+                    feeds |= self.enlarging((1, 1))
                 (scores,) = run(self._session(self._predicting_graph), ["probabilities"], feeds)
             except OutOfDeviceMemoryError:
                 feeds.clear()  # on a CPU the same memory: the smaller batch needs room beside it
@@ -196,7 +200,12 @@ class Engine:
         return Trace(probabilities, chosen, found["feature"], alphas, found.get("gradient", {}))
 
     def score_masks(
-        self, window: NDArray[np.generic], maps: NDArray[np.float32], *, baseline: NDArray[np.float32]
+        self,
+        window: NDArray[np.generic],
+        maps: NDArray[np.float32],
+        *,
+        baseline: NDArray[np.float32],
+        grid: CellGrid | None = None,
     ) -> MaskScores:
         """Score a window seen through each map: where the map is low, the baseline stands in its place.
 
@@ -207,10 +216,10 @@ class Engine:
             window: (H, W, C) in pixel units.
             maps: (n, h, w) float32 feature maps of any resolution.
             baseline: (H, W, C) float32 in pixel units.
+            grid: Where the maps' cells lie: that of their block end; None: from edge to edge.
         """
-        return self.score_together(
-            window[None], maps, baselines=baseline[None], image=np.zeros(len(maps), np.int64)
-        )  # fmt: skip
+        image = np.zeros(len(maps), np.int64)
+        return self.score_together(window[None], maps, baselines=baseline[None], image=image, grid=grid)
 
     def score_together(
         self,
@@ -219,6 +228,7 @@ class Engine:
         *,
         baselines: NDArray[np.float32],
         image: NDArray[np.int64],
+        grid: CellGrid | None = None,
     ) -> MaskScores:
         """Score several windows seen through maps of one resolution; where one window's masks end the next's go on.
 
@@ -227,12 +237,17 @@ class Engine:
             maps: (n, h, w) float32 feature maps, those of one window together.
             baselines: (P, H, W, C) float32 in pixel units.
             image: (n,) index of the window that each map masks.
+            grid: Where the maps' cells lie: that of their block end; None: from edge to edge.
         """
         classes = len(self.card.labels)
         probabilities = np.empty((len(maps), classes), np.float32)
         minimum, span = np.empty(len(maps), np.float32), np.empty(len(maps), np.float32)
         shown = {"picture": _nchw(windows), "baseline": _nchw(baselines)}
         held = {name: hold(array, device=self.device) for name, array in shown.items()}
+        held |= {
+            name: hold(array, device=self.device)
+            for name, array in self.enlarging(maps.shape[1:], grid=grid).items()
+        }  # fmt: skip
         graph = self._scoring_graph(maps.shape[1], maps.shape[2])
         start = 0
         while start < len(maps):
@@ -252,6 +267,26 @@ class Engine:
         in_8_bits = graph == INT8_GRAPH
         self.int8_masks += len(maps) if in_8_bits else 0
         return MaskScores(_finite(probabilities, "scores of masked pictures"), minimum, span, in_8_bits)
+
+    def enlarging(self, cells: Sequence[int], *, grid: CellGrid | None = None) -> dict[str, NDArray[np.float32]]:
+        """Return what the scoring graph needs to enlarge maps, beside the maps: nothing where it stretches them itself.
+
+        Args:
+            cells: (h, w) of the maps.
+            grid: Where their cells lie; None: from edge to edge.
+
+        Raises:
+            ValueError: If the maps have a grid and the graph has no inputs for one.
+        """
+        if not self._on_grids:
+            if grid is not None:
+                raise ValueError(f"maps on {grid} for a network whose block ends reach from edge to edge")
+            return {}
+        spec, (rows, columns) = self.card.input, (grid.rows, grid.columns) if grid else (None, None)
+        return {
+            "rows": _weights(spec.height, cells[0], rows),
+            "columns": np.ascontiguousarray(_weights(spec.width, cells[1], columns).T),
+        }
 
     def score_features(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return what the layers behind the deepest block end make of its feature maps.
@@ -301,7 +336,8 @@ class Engine:
         with suppress(ExplanationError):  # a black picture's numbers mean nothing; a real one's are looked at
             trace = self.trace(window)
             for end in self.bundle.blocks[:: max(1, len(self.bundle.blocks) - 1)]:  # in 8 bits the deepest at most
-                self.score_masks(window, trace.features[end.tensor][: self.bucket], baseline=window)
+                maps = trace.features[end.tensor][: self.bucket]
+                self.score_masks(window, maps, baseline=window, grid=end.grid)
 
     def close(self) -> None:
         """Drop all sessions and the memory they hold."""
@@ -423,6 +459,15 @@ def _largest_int8(bundle: ModelBundle, scoring: Scoring) -> int:
             remedy=f"inspect-xai bundle quantize {bundle.folder} --calibration DIR",
         )
     return int(bundle.manifest["int8"]["largest_px"])
+
+
+@lru_cache(maxsize=64)
+def _weights(pixels: int, cells: int, axis: CellAxis | None) -> NDArray[np.float32]:
+    """How much of each cell (pixels, cells) a pixel gets, bilinearly; beyond the outer cells theirs is continued."""
+    if axis is None:
+        axis = CellAxis(first_px=(pixels / cells - 1) / 2, step_px=pixels / cells)
+    place = np.clip((np.arange(pixels) - axis.first_px) / axis.step_px, 0, cells - 1)
+    return np.asarray(np.maximum(0, 1 - np.abs(place[:, np.newaxis] - np.arange(cells))), np.float32)
 
 
 def _power_of_two(count: int) -> int:

@@ -125,6 +125,9 @@ def score_graph(plan: Derivation) -> onnx.ModelProto:
     picture and baseline (p, C, H, W), image (n,) int64, maps (n, 1, h, w) of any resolution -> probabilities (n, K),
     and of each map brought to H x W its minimum (n,) and span (n,). Map i masks picture image[i]; a single index holds
     for all maps. A map without contrast gets span 0 and masks everything.
+
+    Where block ends do not reach from edge to edge, maps are not stretched but multiplied by two more inputs, rows
+    (H, h) and columns (w, W): how much of each cell a pixel's row and column get (`Engine.enlarging`).
     """
     draft = _Draft(plan)
     several, chosen, count = ("p", "i", "n") if plan.batch != 1 else (1, 1, 1)
@@ -134,11 +137,16 @@ def score_graph(plan: Derivation) -> onnx.ModelProto:
     # before they are chosen, as what is chosen is there once for every mask of a run.
     picture, baseline = (draft.network_input(pictures) for pictures in given)
     contrast, hidden = (value.then("Gather", image, axis=0) for value in (picture - baseline, baseline))
-    maps = draft.take("maps", (count, 1, "h", "w"))
-    up = maps.then(
-        "Resize", None, None, [plan.spec.height, plan.spec.width], mode="linear", axes=[2, 3],
-        coordinate_transformation_mode="half_pixel",
-    )  # fmt: skip
+    sides, cells = (plan.spec.height, plan.spec.width), (count, 1, "h", "w")
+    if any(end.grid for end in plan.ends):
+        rows, columns = draft.take("rows", (sides[0], "h")), draft.take("columns", ("w", sides[1]))
+        up = rows.then("MatMul", draft.take("maps", cells)).then("MatMul", columns)
+    else:
+        maps = draft.take("maps", cells)
+        up = maps.then(
+            "Resize", None, None, list(sides), mode="linear", axes=[2, 3],
+            coordinate_transformation_mode="half_pixel",
+        )  # fmt: skip
     lowest, highest = (up.then(op, [1, 2, 3], keepdims=1) for op in ("ReduceMin", "ReduceMax"))
     reach = highest - lowest
     size = lowest.then("Abs").then("Max", highest.then("Abs"), 1.0)

@@ -20,7 +20,7 @@ from inspect_xai.model.half import half_tensors
 from inspect_xai.model.session import open_session
 from inspect_xai.model.wiring import needed_nodes, put_nodes
 from inspect_xai.model.working import Arrays, network_input, open_plain, run_plain, sample_pictures
-from inspect_xai.records import Activation, BlockEnd, ModelCard
+from inspect_xai.records import Activation, BlockEnd, CellAxis, CellGrid, ModelCard
 
 _BOUNDS = {
     "network_as_given": 1e-4,
@@ -64,6 +64,11 @@ class Subject:
     given: onnx.ModelProto
     dynamic_batch: bool
     has_gradients: bool
+
+    @property
+    def on_grids(self) -> bool:
+        """Whether the score graph is told where the maps' cells lie."""
+        return any(end.grid for end in self.ends)
 
     @property
     def quantised(self) -> bool:
@@ -182,35 +187,52 @@ def _chain_of_cuts(subject: Subject, trace: ort.InferenceSession) -> float:
 
 
 def _masking(subject: Subject, predict: ort.InferenceSession) -> float:
-    """The score graph against masks made by numpy, among them one of a map without contrast; alone and in one run."""
+    """The score graph against masks made by numpy, among them one of a map without contrast; alone and in one run.
+
+    Where cells do not reach from edge to edge, on the grid of every block end.
+    """
+    grids = {end.grid for end in subject.ends}
+    return max(_masking_on(subject, predict, grid) for grid in sorted(grids, key=str))
+
+
+def _masking_on(subject: Subject, predict: ort.InferenceSession, grid: CellGrid | None) -> float:
     shown = sample_pictures(subject.card, 2, seed=13)
     hidden, image = shown[::-1].copy(), np.array([0, 1, 0])
     maps = np.random.default_rng(14).normal(size=(3, 1, 5, 7)).astype(np.float32)
     maps[2] = 0.3
     spec = subject.card.input
-    up = _interpolation(spec.height, 5) @ maps[:, 0].astype(np.float64) @ _interpolation(spec.width, 7).T
+    rows = _interpolation(spec.height, 5, grid.rows if grid else None)
+    columns = _interpolation(spec.width, 7, grid.columns if grid else None)
+    up = rows @ maps[:, 0].astype(np.float64) @ columns.T
     minimum, span = up.min(axis=(1, 2)), np.ptp(up, axis=(1, 2))
     span[2] = 0.0
     score = subject.session("score")
+    ready = {"rows": rows.astype(np.float32), "columns": columns.T.astype(np.float32)} if subject.on_grids else {}
     outputs = ["probabilities", "minimum", "span"]
     expected, errors = [], []
     for index, mask in enumerate((up - minimum[:, None, None]) / np.where(span > 0, span, np.inf)[:, None, None]):
         own = slice(image[index], image[index] + 1)
         expected.append(_predict(predict, (mask * shown[own] + (1 - mask) * hidden[own]).astype(np.float32)))
-        feeds = {"picture": shown[own], "baseline": hidden[own], "image": image[:1], "maps": maps[index : index + 1]}
+        feeds = ready | {
+            "picture": shown[own], "baseline": hidden[own], "image": image[:1], "maps": maps[index : index + 1]
+        }  # fmt: skip
         found = run_plain(score, feeds, outputs)
         errors.append(_error(found["probabilities"], expected[-1]))
         errors.append(_error(found["minimum"], minimum[index : index + 1]))
         errors.append(float(np.abs(found["span"][0] - span[index])))
     if subject.dynamic_batch:
-        feeds = {"picture": shown, "baseline": hidden, "image": image, "maps": maps}
+        feeds = ready | {"picture": shown, "baseline": hidden, "image": image, "maps": maps}
         errors.append(_error(run_plain(score, feeds, outputs)["probabilities"], np.concatenate(expected)))
     return max(errors)
 
 
-def _interpolation(size_out: int, size_in: int) -> NDArray[np.float64]:
-    """Half-pixel bilinear weights (size_out, size_in), clamped at the edges."""
-    position = np.clip((np.arange(size_out) + 0.5) * size_in / size_out - 0.5, 0, size_in - 1)
+def _interpolation(size_out: int, size_in: int, axis: CellAxis | None) -> NDArray[np.float64]:
+    """Bilinear weights (size_out, size_in), half-pixel or on a grid, clamped at the edges."""
+    if axis is None:
+        position = (np.arange(size_out) + 0.5) * size_in / size_out - 0.5
+    else:
+        position = (np.arange(size_out) - axis.first_px) / axis.step_px
+    position = np.clip(position, 0, size_in - 1)
     return np.asarray(np.maximum(0, 1 - np.abs(position[:, None] - np.arange(size_in))), np.float64)
 
 

@@ -279,9 +279,9 @@ def _passes(bundle: ModelBundle, trace: Trace, profile: Profile) -> int:
     mu = spec.mu if profile is Profile.EXACT else 0.0
     size = (bundle.card.input.height, bundle.card.input.width)
     masks = 0
-    for name, features in trace.features.items():
+    for name, grid in bundle.grids.items():
         kept = sise.select(trace.alphas[name], rule=rule, mu=mu).kept
-        masks += int(sise.with_contrast(*sise.extremes(features[kept], size)).sum())
+        masks += int(sise.with_contrast(*sise.extremes(trace.features[name][kept], size, grid=grid)).sum())
     limit, asks = Limit(PROFILE_SHARE[profile], None, None), False
     if spec.method is Method.GRAD_SISE:
         limit, asks = sufficient.reserve(limit, masks)

@@ -5,6 +5,7 @@ import json
 import platform
 import zipfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,8 @@ def _describe_tile(explained: TileExplanation, labels: tuple[str, ...]) -> dict[
 
 
 def _describe_block(block: BlockMap) -> dict[str, Any]:
-    return {name: getattr(block, name) for name in block.__slots__ if name != "sums"} | {
+    return {name: getattr(block, name) for name in block.__slots__ if name not in ("sums", "grid")} | {
+        "grid": None if block.grid is None else asdict(block.grid),
         "height": None if block.sums is None else block.sums.shape[0],
         "width": None if block.sums is None else block.sums.shape[1],
     }

@@ -22,7 +22,7 @@ from inspect_xai.maths import metrics, rivals, sise
 from inspect_xai.model.engine import Engine, Trace
 from inspect_xai.pipeline.scoring import FEWEST_PASSES, OVERHEAD_PASSES, Limit, ask, confidence, score_within
 from inspect_xai.pipeline.sharing import Asking
-from inspect_xai.records import BlockMap, Method
+from inspect_xai.records import BlockMap, CellGrid, Method
 
 RISE_MASKS = 4000
 """Most masks of RISE; it stops before where its map has settled (`rivals.RISE_NOISE`)."""
@@ -55,9 +55,9 @@ class Aim:
         """(H, W) of the window."""
         return self.window.shape[0], self.window.shape[1]
 
-    def ask(self, maps: NDArray[np.float32]) -> Asking[NDArray[np.float64]]:
-        """Ask for the scores (n,) of the window seen through maps (n, h, w)."""
-        return ask(self.window, maps, baseline=self.hidden, target=self.target, against=self.against)
+    def ask(self, maps: NDArray[np.float32], grid: CellGrid | None = None) -> Asking[NDArray[np.float64]]:
+        """Ask for the scores (n,) of the window seen through maps (n, h, w) on a grid."""
+        return ask(self.window, maps, baseline=self.hidden, target=self.target, against=self.against, grid=grid)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +71,7 @@ class Evidence:
         scores: (n,) of the masked windows; empty for methods that mask nothing.
         blocks: The block ends it rests on, each with its map where it has one of its own.
         notes: What a reader must know, as codes.
+        grid: Where the cells of `signed` lie; None: from edge to edge.
     """
 
     signed: NDArray[np.float32]
@@ -79,6 +80,7 @@ class Evidence:
     scores: NDArray[np.float64]
     blocks: tuple[BlockMap, ...] = ()
     notes: tuple[str, ...] = ()
+    grid: CellGrid | None = None
 
 
 def find_evidence(engine: Engine, aim: Aim, *, method: Method) -> Asking[Evidence]:
@@ -121,31 +123,32 @@ def _from_gradients(engine: Engine, aim: Aim, method: Method) -> Evidence:
         Method.HIRES_CAM: rivals.hires_cam,
     }[method]
     signed = combine(trace.features[name], trace.gradients[name])
-    return Evidence(signed, trace.probabilities, 1, np.zeros(0), (_block(trace, name, signed),))
+    block = _block(engine, trace, name, signed)
+    return Evidence(signed, trace.probabilities, 1, np.zeros(0), (block,), grid=block.grid)
 
 
 def _layer_cam(engine: Engine, aim: Aim) -> Evidence:
     trace = engine.trace(aim.window, target=aim.target, against=aim.against, gradients=True)
     maps = {name: rivals.layer_cam(trace.features[name], trace.gradients[name]) for name in trace.features}
-    fused = rivals.fuse_layer_cams(list(maps.values()), aim.size)
-    blocks = tuple(_block(trace, name, found) for name, found in maps.items())
+    grids = engine.bundle.grids
+    fused = rivals.fuse_layer_cams(list(maps.values()), aim.size, grids=[grids[name] for name in maps])
+    blocks = tuple(_block(engine, trace, name, found) for name, found in maps.items())
     return Evidence(fused, trace.probabilities, 1, np.zeros(0), blocks, ("stride_grid",))
 
 
 def _score_cam(engine: Engine, aim: Aim) -> Asking[Evidence]:
     trace = engine.trace(aim.window, target=aim.target, against=aim.against)
     name = engine.bundle.blocks[-1].tensor
-    features = trace.features[name]
-    varying = features[sise.with_contrast(*sise.extremes(features, aim.size))]
+    features, grid = trace.features[name], engine.bundle.grids[name]
+    varying = features[sise.with_contrast(*sise.extremes(features, aim.size, grid=grid))]
     if not len(varying):
         nothing = np.zeros(features.shape[1:], np.float32)
-        return Evidence(nothing, trace.probabilities, 1, np.zeros(0), (_block(trace, name, nothing),))
-    (scores,), (scored,) = yield from score_within([varying], aim.ask, aim.limit)
+        return Evidence(nothing, trace.probabilities, 1, np.zeros(0), (_block(engine, trace, name, nothing),))
+    (scores,), (scored,) = yield from score_within([varying], aim.ask, aim.limit, size=aim.size, grids=[grid])
     signed = rivals.score_cam(varying, scores)
     notes = () if scored.all() else ("scores_predicted",)
-    return Evidence(
-        signed, trace.probabilities, 1 + int(scored.sum()), scores, (_block(trace, name, signed),), notes
-    )  # fmt: skip
+    blocks = (_block(engine, trace, name, signed),)
+    return Evidence(signed, trace.probabilities, 1 + int(scored.sum()), scores, blocks, notes, grid)
 
 
 def _recipro_cam(engine: Engine, aim: Aim) -> Evidence:
@@ -160,8 +163,8 @@ def _recipro_cam(engine: Engine, aim: Aim) -> Evidence:
         ]
     )
     signed = rivals.recipro_cam(scores, places)
-    note = f"head_passes_{len(scores)}"
-    return Evidence(signed, trace.probabilities, 1, scores, (_block(trace, name, signed),), (note,))
+    block = _block(engine, trace, name, signed)
+    return Evidence(signed, trace.probabilities, 1, scores, (block,), (f"head_passes_{len(scores)}",), block.grid)
 
 
 def _rise(engine: Engine, aim: Aim) -> Asking[Evidence]:
@@ -212,11 +215,11 @@ def _chance(engine: Engine, aim: Aim, method: Method) -> Evidence:
     return Evidence(drawn, engine.predict(aim.window[None])[0], 1, np.zeros(0), notes=("knows_nothing",))
 
 
-def _block(trace: Trace, name: str, signed: NDArray[np.float32]) -> BlockMap:
+def _block(engine: Engine, trace: Trace, name: str, signed: NDArray[np.float32]) -> BlockMap:
     """Say of a block end what a record says of it; its `sums` are the evidence for the class."""
     alphas, evidence = trace.alphas[name], np.maximum(signed, 0)
     return BlockMap(
         tensor=name, channels=len(alphas), positive=int((alphas > 0).sum()), kept=len(alphas), constant=0,
         beta=float(alphas.max()), threshold=0.0, score_min=0.0, score_max=0.0, otsu=None,
-        sums=evidence, note="" if np.ptp(evidence) > 0 else "flat",
+        sums=evidence, note="" if np.ptp(evidence) > 0 else "flat", grid=engine.bundle.grids[name],
     )  # fmt: skip

@@ -46,8 +46,9 @@ class BlockMapsOnPicture(Mapping[str, NDArray[np.float32]]):
         return len(self._names)
 
     def _of_window(self, window: TileExplanation, name: str) -> NDArray[np.float32]:
-        sums = next((block.sums for block in window.blocks if block.tensor == name), None)
-        shown = sise.normalised(sums, self._window_hw) if sums is not None else None
+        block = next((block for block in window.blocks if block.tensor == name and block.sums is not None), None)
+        sums, grid = (block.sums, block.grid) if block is not None else (None, None)
+        shown = sise.normalised(sums, self._window_hw, grid=grid) if sums is not None else None
         if shown is None or window.status is not Status.EXPLAINED:
             return np.zeros(self._window_hw, np.float32)
         return shown

@@ -124,14 +124,15 @@ def _feeds(explainer: Explainer, picture: NDArray[np.uint8]) -> list[Feeds]:
     window = tiles.cut(look.picture, look.tiles[look.prediction.tile], spec)
     hidden = sise.baseline_picture(window, explainer.baseline, mean=engine.mean_px)
     trace, rng = engine.trace(window), np.random.default_rng(_SEED)
-    shown: Feeds = {"picture": _nchw(window), "baseline": _nchw(hidden), "image": np.zeros(1, np.int64)}
+    shown = {"picture": _nchw(window), "baseline": _nchw(hidden), "image": np.zeros(1, np.int64)}
     feeds: list[Feeds] = []
-    for name, features in trace.features.items():
-        maps = features[trace.alphas[name] > 0]
-        maps = maps[sise.with_contrast(*sise.extremes(maps, (spec.height, spec.width)))]
+    for name, grid in engine.bundle.grids.items():
+        maps = trace.features[name][trace.alphas[name] > 0]
+        maps = maps[sise.with_contrast(*sise.extremes(maps, (spec.height, spec.width), grid=grid))]
+        fixed = shown | engine.enlarging(maps.shape[1:], grid=grid)
         chosen = maps[rng.permutation(len(maps))[:_MASKS_PER_BLOCK], None]
         step = len(chosen) if engine.bundle.dynamic_batch else 1
-        feeds += [{**shown, "maps": chosen[start : start + step]} for start in range(0, len(chosen), step or 1)]
+        feeds += [{**fixed, "maps": chosen[start : start + step]} for start in range(0, len(chosen), step or 1)]
     return feeds
 
 

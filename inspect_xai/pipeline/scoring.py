@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from inspect_xai.maths import surrogate
 from inspect_xai.model.engine import ALL_OTHERS
 from inspect_xai.pipeline.sharing import Asking, Masks
+from inspect_xai.records import CellGrid
 
 OVERHEAD_PASSES = 2  # a trace and the bare baseline
 FEWEST_PASSES = 16  # a prediction from fewer scores is a guess
@@ -39,15 +40,20 @@ class Limit:
 
 def score_within(
     stacks: Sequence[NDArray[np.float32]],
-    score: Callable[[NDArray[np.float32]], Asking[NDArray[np.float64]]],
+    score: Callable[[NDArray[np.float32], CellGrid | None], Asking[NDArray[np.float64]]],
     limit: Limit,
+    *,
+    size: tuple[int, int],
+    grids: Sequence[CellGrid | None],
 ) -> Asking[tuple[list[NDArray[np.float64]], list[NDArray[np.bool_]]]]:
     """Score masks as far as the limit allows, and predict the scores of the others.
 
     Args:
         stacks: Masks of each block as feature maps (n, h, w).
-        score: Maps (n, h, w) of one resolution -> scores (n,), as `ask` does.
+        score: Maps (n, h, w) of one resolution and their grid -> scores (n,), as `ask` does.
         limit: What it may cost.
+        size: (H, W) of the window.
+        grids: Per block, where its cells lie; None: from edge to edge.
 
     Returns:
         Per block the scores (n,), and which of them (n,) come from a forward pass.
@@ -57,13 +63,18 @@ def score_within(
     total, count = sum(counts), limit.masks(sum(counts))
     if count == total and limit.deadline is None:
         every = []
-        for features in stacks:
-            said = (yield from score(features)) if len(features) else np.zeros(0)
+        for features, grid in zip(stacks, grids, strict=True):
+            said = (yield from score(features, grid)) if len(features) else np.zeros(0)
             every.append(said)
         return every, [np.ones(n, bool) for n in counts]
     shapes = [(features.shape[1], features.shape[2]) for features in stacks]
     cells = surrogate.grid_of(shapes)
-    masks = np.concatenate([surrogate.describe_masks(features, cells=cells) for features in stacks])
+    masks = np.concatenate(
+        [
+            surrogate.describe_masks(features, cells=cells, size=size, grid=grid)
+            for features, grid in zip(stacks, grids, strict=True)
+        ]
+    )
     blocks = np.repeat(np.arange(len(stacks)), counts)
     detail = np.repeat([surrogate.unseen_detail(shape, cells=cells) for shape in shapes], counts)
     order = surrogate.order_masks(masks, blocks, detail=detail, count=count)
@@ -74,7 +85,7 @@ def score_within(
         chunk = order[start : start + step]
         for block in np.unique(blocks[chunk]):
             members = np.sort(chunk[blocks[chunk] == block])
-            scores[members] = yield from score(stacks[block][members - int(sum(counts[:block]))])
+            scores[members] = yield from score(stacks[block][members - int(sum(counts[:block]))], grids[block])
         known[chunk] = True
         now = time.perf_counter()
         if limit.deadline is not None and now + (now - began) > limit.deadline:
@@ -92,9 +103,10 @@ def ask(
     baseline: NDArray[np.float32],
     target: int,
     against: int,
+    grid: CellGrid | None = None,
 ) -> Asking[NDArray[np.float64]]:
-    """Ask for the scores (n,) of the target class of a window (H, W, C) seen through maps (n, h, w)."""
-    said = yield Masks(window, maps, baseline)
+    """Ask for the scores (n,) of the target class of a window (H, W, C) seen through maps (n, h, w) on a grid."""
+    said = yield Masks(window, maps, baseline, grid)
     return confidence(said.probabilities, target, against)
 
 

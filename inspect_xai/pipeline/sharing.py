@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspect_xai.model.engine import Engine, MaskScores
+from inspect_xai.records import CellGrid
 
 T = TypeVar("T")
 
@@ -31,11 +32,13 @@ class Masks:
         window: float32 (H, W, C) in pixel units.
         maps: (n, h, w) float32, at least one.
         baseline: (H, W, C), what stands where a map is low.
+        grid: Where the maps' cells lie; None: from edge to edge of the window.
     """
 
     window: NDArray[np.float32]
     maps: NDArray[np.float32]
     baseline: NDArray[np.float32]
+    grid: CellGrid | None = None
 
 
 Asking: TypeAlias = Generator[Masks, MaskScores, T]
@@ -110,8 +113,8 @@ def _in_step(engine: Engine, tasks: list[Task[T]]) -> list[T]:
         go_on(number, None)
     while asked:
         # Shallow blocks first, whose maps are the largest: who is behind catches up and shares the next runs.
-        shape = max((masks.maps.shape[1:] for masks in asked.values()), key=lambda size: (size[0] * size[1], size))
-        ready = {number: asked.pop(number) for number in sorted(asked) if asked[number].maps.shape[1:] == shape}
+        first = max(asked.values(), key=lambda masks: (masks.maps[0].size, masks.maps.shape[1:], str(masks.grid)))
+        ready = {number: asked.pop(number) for number in sorted(asked) if _are_alike(asked[number], first)}
         began = time.perf_counter()
         answers = _scored(engine, ready)
         each_s = (time.perf_counter() - began) / sum(len(masks.maps) for masks in ready.values())
@@ -123,11 +126,16 @@ def _in_step(engine: Engine, tasks: list[Task[T]]) -> list[T]:
     return [done[number] for number in range(len(tasks))]
 
 
+def _are_alike(one: Masks, other: Masks) -> bool:
+    """Tell whether two windows' maps have their cells in the same places."""
+    return one.maps.shape[1:] == other.maps.shape[1:] and one.grid == other.grid
+
+
 def _scored(engine: Engine, ready: Mapping[int, Masks]) -> dict[int, MaskScores]:
     """Score masks of one resolution, of several windows in shared runs."""
     if len(ready) == 1:
         ((number, masks),) = ready.items()
-        return {number: engine.score_masks(masks.window, masks.maps, baseline=masks.baseline)}
+        return {number: engine.score_masks(masks.window, masks.maps, baseline=masks.baseline, grid=masks.grid)}
     several = list(ready.values())
     counts = [len(masks.maps) for masks in several]
     said = engine.score_together(
@@ -135,6 +143,7 @@ def _scored(engine: Engine, ready: Mapping[int, Masks]) -> dict[int, MaskScores]
         np.concatenate([masks.maps for masks in several]),
         baselines=np.stack([masks.baseline for masks in several]),
         image=np.repeat(np.arange(len(several)), counts),
+        grid=several[0].grid,
     )
     ends = np.cumsum(counts)[:-1]
     parts = (np.split(array, ends) for array in (said.probabilities, said.minimum, said.span))

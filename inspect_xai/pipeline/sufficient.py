@@ -67,10 +67,10 @@ def fuse_sufficient(
         ask: Whether the network is asked; else the region is that of HiResCAM.
     """
     size = (window.shape[0], window.shape[1])
-    names = list(trace.features)
+    names, grids = list(trace.features), engine.bundle.grids
     gradient_maps = [
         grad_sise.gradient_map(
-            trace.features[name], trace.gradients[name], size, feeds_stride=name != names[-1]
+            trace.features[name], trace.gradients[name], size, feeds_stride=name != names[-1], grid=grids[name]
         )
         for name in names
     ]  # fmt: skip
@@ -78,9 +78,9 @@ def fuse_sufficient(
     deep = names[-1]
     layer_cams = [rivals.layer_cam(trace.features[name], trace.gradients[name]) for name in names]
     coarse = [
-        sise.upsample(rivals.hires_cam(trace.features[deep], trace.gradients[deep]), size),
+        sise.upsample(rivals.hires_cam(trace.features[deep], trace.gradients[deep]), size, grid=grids[deep]),
         block_maps[-1],
-        rivals.fuse_layer_cams(layer_cams, size),
+        rivals.fuse_layer_cams(layer_cams, size, grids=[grids[name] for name in names]),
     ]
     regions = grad_sise.regions(product, coarse)
     chosen = REGIONS.index("hirescam")

@@ -12,7 +12,16 @@ from inspect_xai.model.engine import Engine
 from inspect_xai.pipeline import methods, sufficient
 from inspect_xai.pipeline.scoring import OVERHEAD_PASSES, Limit, ask, confidence, score_within
 from inspect_xai.pipeline.sharing import Asking, Clock
-from inspect_xai.records import BlockMap, ExplainSettings, Method, SelectionRule, Status, Tile, TileExplanation
+from inspect_xai.records import (
+    BlockMap,
+    CellGrid,
+    ExplainSettings,
+    Method,
+    SelectionRule,
+    Status,
+    Tile,
+    TileExplanation,
+)
 
 _BLOCK_BY_BLOCK = (Method.SISE, Method.ADA_SISE, Method.GRAD_SISE)  # the others are run by methods.py
 _NO_SCORE = 1e-7  # below this a probability is rounding: float32 softmax puts 1 in front of it
@@ -81,18 +90,19 @@ def explain_window(
         hidden = sise.baseline_picture(window, settings.baseline, mean=engine.mean_px)
         baseline_score = float(confidence(engine.predict(hidden[None]), target, against)[0])
     selected = [
-        _select(name, trace.features[name], trace.alphas[name], size=size, settings=settings) for name in trace.features
+        _select(name, trace.features[name], trace.alphas[name], size=size, settings=settings, grid=grid)
+        for name, grid in engine.bundle.grids.items()
     ]
-    stacks = [each.features for each in selected]
+    stacks, grids = [each.features for each in selected], [each.block.grid for each in selected]
 
-    def score(maps: NDArray[np.float32]) -> Asking[NDArray[np.float64]]:
-        return ask(window, maps, baseline=hidden, target=target, against=against)
+    def score(maps: NDArray[np.float32], grid: CellGrid | None) -> Asking[NDArray[np.float64]]:
+        return ask(window, maps, baseline=hidden, target=target, against=against, grid=grid)
 
     asks = False
     if fine:
         limit, asks = sufficient.reserve(limit, sum(map(len, stacks)))
     with clock.step("masks"):
-        scores, scored = yield from score_within(stacks, score, limit)
+        scores, scored = yield from score_within(stacks, score, limit, size=size, grids=grids)
     with clock.step("maps"):
         blocks, maps = _block_maps(selected, scores, scored, size)
         everything = np.concatenate(scores)
@@ -125,19 +135,20 @@ def _select(
     *,
     size: tuple[int, int],
     settings: ExplainSettings,
+    grid: CellGrid | None,
 ) -> _Selected:
     """Choose a block's masks; the block map comes back with its counts and nothing else yet."""
     rule = SelectionRule.ADA if settings.method is Method.ADA_SISE else SelectionRule.MU
     selection = sise.select(alphas, rule=rule, mu=settings.mu)
     chosen = features[selection.kept]
-    low, high = sise.extremes(chosen, size)
+    low, high = sise.extremes(chosen, size, grid=grid)
     varies = sise.with_contrast(low, high)
     varying = chosen[varies]
     note = "" if len(varying) else "all_constant" if len(chosen) else "no_positive_evidence"
     block = BlockMap(
         tensor=name, channels=len(features), positive=selection.positive, kept=len(varying),
         constant=len(chosen) - len(varying), beta=selection.beta, threshold=selection.threshold,
-        score_min=0.0, score_max=0.0, otsu=None, note=note,
+        score_min=0.0, score_max=0.0, otsu=None, note=note, grid=grid,
     )  # fmt: skip
     return _Selected(block, varying, low[varies])
 
@@ -149,10 +160,14 @@ def _as_window(found: methods.Evidence, tile: Tile, size: tuple[int, int]) -> Wi
         status = Status.NOT_EXPLAINED
     fusion, maps = _empty(size), {}
     if status is Status.EXPLAINED:
-        evidence, _ = rivals.evidence_map(found.signed, size)
-        companion = sise.upsample(found.signed, size)
+        evidence, _ = rivals.evidence_map(found.signed, size, grid=found.grid)
+        companion = sise.upsample(found.signed, size, grid=found.grid)
         fusion = sise.Fusion(evidence, companion, companion, ())
-        shown = {block.tensor: sise.normalised(block.sums, size) for block in found.blocks if block.sums is not None}
+        shown = {
+            block.tensor: sise.normalised(block.sums, size, grid=block.grid)
+            for block in found.blocks
+            if block.sums is not None
+        }
         maps = {name: shown_map for name, shown_map in shown.items() if shown_map is not None}
     spread = float(np.ptp(found.scores)) if len(found.scores) else 1.0  # nothing was masked, so nothing scored alike
     scores = tuple(float(p) for p in found.probabilities)
@@ -172,8 +187,8 @@ def _block_maps(
     for chosen, said, known in zip(selected, scores, scored, strict=True):
         block = chosen.block
         if len(chosen.features):
-            sums = sise.weighted_sums(chosen.features, said, size=size, low=chosen.low)
-            normalised = sise.normalised(sums, size)
+            sums = sise.weighted_sums(chosen.features, said, size=size, low=chosen.low, grid=block.grid)
+            normalised = sise.normalised(sums, size, grid=block.grid)
             block = replace(
                 block, sums=sums, score_min=float(said.min()), score_max=float(said.max()),
                 predicted=int((~known).sum()), note="flat" if normalised is None else "",

@@ -435,6 +435,7 @@ def _block(row: Row[Any], maps: "_Maps") -> records.BlockMap:
         otsu=row.otsu,
         note=row.note,
         predicted=row.predicted,
+        grid=None if row.grid is None else records.CellGrid.from_json(row.grid),
         sums=None if row.sums_blob_id is None else maps.get(row.sums_blob_id),
     )
 

@@ -22,7 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from inspect_xai.records import Decision, ModelStatus, Status, VerdictCode
 from inspect_xai.storage.types import Bytes, Id, Json, Real, UtcTime, Whole, Words
 
-REVISION: Final = "0012"
+REVISION: Final = "0013"
 """The schema revision this build reads and writes: the newest file in sql/migrations/versions (a test compares)."""
 
 VERSION_TABLE: Final = "inspect_xai_version"  # Alembic's default name is taken where Prefect lives in the database
@@ -336,6 +336,7 @@ class BlockMap(Base):
     otsu: Mapped[float | None]
     note: Mapped[str]
     predicted: Mapped[int] = mapped_column(server_default=text("0"))  # masks whose score no forward pass gave
+    grid: Mapped[dict[str, Any] | None]  # where its cells lie on the window; NULL: from edge to edge
     sums_blob_id: Mapped[int | None] = mapped_column(_parent("map_blob.id"), index=True)
 
 

@@ -339,6 +339,7 @@ def _block_rows(
             "otsu": None if block.otsu is None else finite(block.otsu),
             "note": block.note,
             "predicted": int(block.predicted),
+            "grid": None if block.grid is None else dataclasses.asdict(block.grid),
             "sums_blob_id": sums.get((row, position)),
         }
         for row, tile in enumerate(explanation.tiles)

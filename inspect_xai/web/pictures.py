@@ -219,7 +219,9 @@ def block_map(inspection: StoredInspection, tensor: str) -> NDArray[np.float32]:
     windows = [tile.tile for tile in explanation.tiles]
     maps = []
     for tile in explanation.tiles:
-        sums = next((block.sums for block in tile.blocks if block.tensor == tensor and not block.note), None)
-        whole = None if sums is None else sise.normalised(sums, size)
+        block = next((block for block in tile.blocks if block.tensor == tensor and not block.note), None)
+        whole = None
+        if block is not None and block.sums is not None:
+            whole = sise.normalised(block.sums, size, grid=block.grid)
         maps.append(np.zeros(size, np.float32) if whole is None else whole)
     return tiles.stitch(maps, windows, explanation.fused.shape)

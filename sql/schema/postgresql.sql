@@ -1,4 +1,4 @@
--- Tables and triggers on postgresql, revision 0012. Made by: python -m inspect_xai.storage.schema
+-- Tables and triggers on postgresql, revision 0013. Made by: python -m inspect_xai.storage.schema
 
 CREATE TABLE alert_sent (
     alert_id TEXT NOT NULL,
@@ -456,6 +456,7 @@ CREATE TABLE block_map (
     otsu DOUBLE PRECISION,
     note TEXT NOT NULL,
     predicted BIGINT DEFAULT 0 NOT NULL,
+    grid JSONB,
     sums_blob_id BIGINT,
     CONSTRAINT pk_block_map PRIMARY KEY (explanation_id, tile_position, position),
     CONSTRAINT fk_block_map_explanation_id_tile_position FOREIGN KEY(explanation_id, tile_position) REFERENCES explanation_tile (explanation_id, position) ON DELETE CASCADE,

@@ -1,4 +1,4 @@
--- Tables and triggers on sqlite, revision 0012. Made by: python -m inspect_xai.storage.schema
+-- Tables and triggers on sqlite, revision 0013. Made by: python -m inspect_xai.storage.schema
 
 CREATE TABLE alert_sent (
     alert_id TEXT NOT NULL,
@@ -483,6 +483,7 @@ CREATE TABLE block_map (
     otsu REAL,
     note TEXT NOT NULL,
     predicted INTEGER DEFAULT 0 NOT NULL,
+    grid TEXT,
     sums_blob_id INTEGER,
     CONSTRAINT pk_block_map PRIMARY KEY (explanation_id, tile_position, position),
     CONSTRAINT fk_block_map_explanation_id_tile_position FOREIGN KEY(explanation_id, tile_position) REFERENCES explanation_tile (explanation_id, position) ON DELETE CASCADE,
