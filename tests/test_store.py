@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import event
 
 from inspect_xai.errors import DatabaseAwayError, NotFoundError, SettingsError, StoreError
-from inspect_xai.records import Failure, Part, Profile, Reason, Verdict, VerdictCode
+from inspect_xai.records import CellAxis, CellGrid, Failure, Part, Profile, Reason, Verdict, VerdictCode
 from inspect_xai.storage import database
 from inspect_xai.storage.store import Store, open_store
 from tests import stored
@@ -57,7 +57,8 @@ def test_an_explained_inspection_comes_back_as_it_went_in(store: Store, rng: np.
 def test_how_an_explanation_was_limited_comes_back(store: Store, rng: np.random.Generator) -> None:
     given = stored.explanation(rng)
     tile = given.tiles[0]
-    blocks = (dataclasses.replace(tile.blocks[0], predicted=4), *tile.blocks[1:])
+    grid = CellGrid(CellAxis(15.0, 4.0), CellAxis(7.5, 4.0))
+    blocks = (dataclasses.replace(tile.blocks[0], predicted=4, grid=grid), *tile.blocks[1:])
     settings = dataclasses.replace(given.settings, profile=Profile.QUICK, max_passes=40, budget_s=1.5)
     limited = dataclasses.replace(given, settings=settings, tiles=(dataclasses.replace(tile, blocks=blocks),))
     [recorded] = store.record([stored.inspection(1, explained=limited)])
@@ -66,8 +67,11 @@ def test_how_an_explanation_was_limited_comes_back(store: Store, rng: np.random.
     assert found.settings == settings
     assert isinstance(found.settings.profile, Profile)
     assert [block.predicted for block in found.tiles[0].blocks] == [4, 0, 0]
+    assert [block.grid for block in found.tiles[0].blocks] == [grid, None, None]
     written = store.evidence([recorded.inspection_id])["documents"][f"inspection/{recorded.inspection_id}"]
     told = [block.get("predicted", "left out") for block in written["explanation"]["blocks"]]
+    assert ["grid" in block for block in written["explanation"]["blocks"]] == [True, False, False]
+    assert store.verify_ledger().holds
     assert told == [4, "left out", "left out"]  # 0 is left out: digests of older rows, which had no such count, hold
 
 

@@ -123,7 +123,7 @@ def has_displaced_cells(predict: Path, ends: Sequence[BlockEnd], spec: InputSpec
     """
     model = onnx.load(predict, load_external_data=False)
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {"picture": (1, spec.depth, spec.height, spec.width)}
+    shapes: dict[str, tuple[int, ...]] = {"picture": (1, spec.depth, spec.height, spec.width)}
     for info in (*inferred.value_info, *inferred.output):
         axes = [axis.dim_value or 0 for axis in info.type.tensor_type.shape.dim]
         if axes and all(axes[1:]):

@@ -12,6 +12,7 @@ tensor is a list of (size, step) factors, the slowest first: so reshapes lose no
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ class Places:
         return replace(self, axes=axes, first=self.first + shift)
 
     def evened(self, index: int) -> "Places | None":
-        """An axis as one factor: what was put between two cells (depth to space) is spread evenly; None: it is mixed."""
+        """An axis as one factor, what was put between two cells (depth to space) spread evenly; None: it is mixed."""
         axis = self.axes[index]
         if len(axis) < 2:
             return self
@@ -141,15 +142,14 @@ def place_cells(
         grid = _grid(places, end)
         grids.append(grid)
         apart = max(apart, places.apart if places is not None and grid is not None else 0.0)
-    notes = ("cells_unknown",) if None in grids else ()
-    if apart > _APART_CELLS + _NEAR:
-        notes += ("cells_of_paths_differ",)
+    told = {"cells_unknown": None in grids, "cells_of_paths_differ": apart > _APART_CELLS + _NEAR}
     padded = all(
         grid is None
         or (is_edge_to_edge(grid.rows, end.height, height) and is_edge_to_edge(grid.columns, end.width, width))
         for grid, end in zip(grids, ends, strict=True)
     )
-    return tuple(replace(end, grid=None if padded else grid) for grid, end in zip(grids, ends, strict=True)), notes
+    placed = (replace(end, grid=None if padded else grid) for grid, end in zip(grids, ends, strict=True))
+    return tuple(placed), tuple(note for note, applies in told.items() if applies)
 
 
 def is_edge_to_edge(axis: CellAxis, cells: int, side: int) -> bool:
@@ -215,9 +215,11 @@ def _follow(
         else:
             rule = _RULES.get(node.op_type, _same_places)
             made = [rule(step)]
-        for name, places, shape in zip(node.output, made, known, strict=False):
-            if places is not None and shape in (None, places.shape):
-                found[name] = places
+        found |= {
+            name: places
+            for name, places, shape in zip(node.output, made, known, strict=False)
+            if places is not None and shape in (None, places.shape)
+        }
     return found
 
 
@@ -361,11 +363,10 @@ def _windowed(step: _Step) -> Places | None:
     kernel = _kernel(step, spatial)
     if kernel is None:
         return None
-    channels = (
-        source.shape[1] if pools else step.kernels.get(step.node.input[_KERNEL_INPUT[step.node.op_type]], (0,))[0]
-    )
-    channels = step.shape[1] if step.shape is not None else channels
-    made: Places | None = source if pools else source.folded(1, channels)
+    made: Places | None = source
+    if not pools:
+        weights = step.kernels.get(step.node.input[_KERNEL_INPUT[step.node.op_type]], (0,))
+        made = source.folded(1, weights[0] if step.shape is None else step.shape[1])
     strides, dilations = (step.attribute(name) or [1] * spatial for name in ("strides", "dilations"))
     for number in range(spatial):
         axis = number + 2
@@ -453,12 +454,11 @@ def _resized(step: _Step) -> Places | None:
 
 def _padded(step: _Step) -> Places | None:
     """Pad: cells are added in front; taken away where a number is negative."""
-    pads = step.constant(1)
-    axes = step.constant(3)
+    pads, rank = step.constant(1), len(step.source.axes)
     if pads is None or step.shape is None:
         return None
     made: Places | None = step.source
-    axes = list(range(len(step.shape))) if axes is None else [axis % len(step.shape) for axis in axes]
+    axes = [axis % rank for axis in step.constant(3) or range(rank)]
     for number, axis in enumerate(axes):
         if made is not None and (pads[number] or pads[number + len(axes)]):
             made = _cut(made, axis, start=-pads[number], stride=1, size=step.shape[axis])
@@ -474,9 +474,8 @@ def _sliced(step: _Step) -> Places | None:
     for number, axis in enumerate(axes if axes is not None else range(len(starts))):
         axis %= len(source.axes)
         given, stride = source.shape[axis], strides[number] if strides is not None else 1
-        chosen = range(given)[
-            slice(starts[number], None if stride < 0 > ends[number] + given else ends[number], stride)
-        ]
+        end = None if stride < 0 and ends[number] < -given else ends[number]
+        chosen = range(given)[slice(starts[number], end, stride)]
         if made is not None:
             made = _cut(made, axis, start=chosen.start, stride=stride, size=len(chosen))
     return made
@@ -512,7 +511,7 @@ def _gathered(step: _Step) -> Places | None:
         return None
     axis = step.attribute("axis", 0) % len(source.axes)
     indices = [index % source.shape[axis] for index in indices]
-    strides = {after - before for before, after in zip(indices, indices[1:], strict=False)} or {1}
+    strides = {after - before for before, after in pairwise(indices)} or {1}
     if len(strides) > 1:
         made: Places | None = source.folded(axis, len(indices))
     else:

@@ -228,11 +228,9 @@ def _masking_on(subject: Subject, predict: ort.InferenceSession, grid: CellGrid 
 
 def _interpolation(size_out: int, size_in: int, axis: CellAxis | None) -> NDArray[np.float64]:
     """Bilinear weights (size_out, size_in), half-pixel or on a grid, clamped at the edges."""
-    if axis is None:
-        position = (np.arange(size_out) + 0.5) * size_in / size_out - 0.5
-    else:
-        position = (np.arange(size_out) - axis.first_px) / axis.step_px
-    position = np.clip(position, 0, size_in - 1)
+    pixels = np.arange(size_out, dtype=np.float64)
+    cells = (pixels + 0.5) * size_in / size_out - 0.5 if axis is None else (pixels - axis.first_px) / axis.step_px
+    position = np.clip(cells, 0, size_in - 1)
     return np.asarray(np.maximum(0, 1 - np.abs(position[:, None] - np.arange(size_in))), np.float64)
 
 

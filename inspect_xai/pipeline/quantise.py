@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,7 +125,11 @@ def _feeds(explainer: Explainer, picture: NDArray[np.uint8]) -> list[Feeds]:
     window = tiles.cut(look.picture, look.tiles[look.prediction.tile], spec)
     hidden = sise.baseline_picture(window, explainer.baseline, mean=engine.mean_px)
     trace, rng = engine.trace(window), np.random.default_rng(_SEED)
-    shown = {"picture": _nchw(window), "baseline": _nchw(hidden), "image": np.zeros(1, np.int64)}
+    shown: dict[str, NDArray[Any]] = {
+        "picture": _nchw(window),
+        "baseline": _nchw(hidden),
+        "image": np.zeros(1, np.int64),
+    }
     feeds: list[Feeds] = []
     for name, grid in engine.bundle.grids.items():
         maps = trace.features[name][trace.alphas[name] > 0]
