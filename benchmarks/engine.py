@@ -31,6 +31,7 @@ from inspect_xai.model.engine import Engine
 from inspect_xai.model.int8 import quantise_scoring
 from inspect_xai.pipeline.explain import Explainer
 from inspect_xai.pipeline.intake import read_picture
+from inspect_xai.pipeline.pictures import PictureLimits
 from inspect_xai.records import InputSpec, ModelCard
 
 
@@ -111,7 +112,7 @@ def defective_window(bundle: ModelBundle) -> np.ndarray:
     """The deciding window of the first tile of the test split that has a defect and is judged right."""
     with Explainer(bundle, device="cpu", faithfulness=False) as explainer:
         for part in defective_parts(shared_folder(), "magnetic-tile", split="test"):
-            look = explainer.look(read_picture(part.path).pixels)
+            look = explainer.look(read_picture(part.path, limits=PictureLimits()).pixels)
             if look.prediction.label == part.label:
                 target = bundle.card.labels.index(part.label)
                 tile = look.tiles[int(np.argmax(look.scores[:, target]))]

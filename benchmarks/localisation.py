@@ -35,6 +35,7 @@ from inspect_xai.model.engine import Engine, MaskScores, Trace
 from inspect_xai.pipeline.explain import Explainer, Look
 from inspect_xai.pipeline.faithful import in_window, order_of
 from inspect_xai.pipeline.intake import read_picture
+from inspect_xai.pipeline.pictures import PictureLimits
 from inspect_xai.records import Baseline, Explanation, Method, Tile
 
 CHANCE = (Method.RANDOM, Method.CENTRE)
@@ -164,7 +165,7 @@ def measured_rows(explainer: Explainer, parts: list[RealPart], options: argparse
 
 def measured(explainer: Explainer, part: RealPart, options: argparse.Namespace) -> Iterator[Row]:
     """Explain one picture by every method and measure each."""
-    picture, truth = read_picture(part.path).pixels, part.mask
+    picture, truth = read_picture(part.path, limits=PictureLimits()).pixels, part.mask
     look = explainer.look(picture)
     if look.prediction.label != part.label:
         return

@@ -42,6 +42,7 @@ from inspect_xai.model.session import open_session
 from inspect_xai.pipeline.explain import Explainer
 from inspect_xai.pipeline.faithful import in_window
 from inspect_xai.pipeline.intake import read_picture
+from inspect_xai.pipeline.pictures import PictureLimits
 from inspect_xai.records import InputSpec, ModelCard
 
 OURS = (
@@ -204,7 +205,7 @@ def cut_windows(shared: Path, name: str, bundle: Path) -> Iterator[dict[str, NDA
     with Explainer(load_bundle(bundle), device="cpu") as explainer:
         for index in np.random.default_rng(1).permutation(len(parts)):
             part = parts[index]
-            look = explainer.look(read_picture(part.path).pixels)
+            look = explainer.look(read_picture(part.path, limits=PictureLimits()).pixels)
             if look.prediction.label != part.label:
                 continue
             target = explainer.card.labels.index(part.label)

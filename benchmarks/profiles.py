@@ -34,6 +34,7 @@ from inspect_xai.model.engine import Engine
 from inspect_xai.pipeline.explain import PROFILE_SHARE, Explainer
 from inspect_xai.pipeline.faithful import in_window
 from inspect_xai.pipeline.intake import read_picture
+from inspect_xai.pipeline.pictures import PictureLimits
 from inspect_xai.pipeline.scoring import OVERHEAD_PASSES, Limit, score_within
 from inspect_xai.pipeline.sharing import Asking
 from inspect_xai.records import Profile, SelectionRule
@@ -120,7 +121,7 @@ def measure_set(
             if found == (options.pictures + 1) // len(SETS):
                 return
             part = parts[index]
-            look = explainer.look(read_picture(part.path).pixels)
+            look = explainer.look(read_picture(part.path, limits=PictureLimits()).pixels)
             if look.prediction.label != part.label:
                 continue
             found += 1

@@ -206,6 +206,7 @@ def real_explanations(bundle: Path, pictures: Path, *, number: int) -> dict[str,
     """Explanations of real pictures by profile, brought to 224 x 224, with the milliseconds each took."""
     from inspect_xai.pipeline.explain import Explainer
     from inspect_xai.pipeline.intake import read_picture
+    from inspect_xai.pipeline.pictures import PictureLimits
 
     suffixes = {".png", ".jpg", ".bmp"}
     found = sorted(path for path in pictures.rglob("*") if path.suffix.lower() in suffixes)
@@ -215,7 +216,9 @@ def real_explanations(bundle: Path, pictures: Path, *, number: int) -> dict[str,
         explained: list[tuple[Explanation, float]] = []
         with Explainer(bundle, device="cpu", profile=profile) as explainer:
             for index in chosen:
-                picture = cv2.resize(read_picture(found[index]).pixels, (224, 224), interpolation=cv2.INTER_AREA)
+                picture = cv2.resize(
+                    read_picture(found[index], limits=PictureLimits()).pixels, (224, 224), interpolation=cv2.INTER_AREA
+                )
                 begun = time.perf_counter()
                 explained.append((explainer(picture), (time.perf_counter() - begun) * 1000))
         made[f"real, {profile}"] = explained

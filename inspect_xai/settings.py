@@ -23,11 +23,12 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from inspect_xai.errors import SettingsError
 from inspect_xai.pipeline.alerts import Outlets
 from inspect_xai.pipeline.identity import DEFAULT_PATTERN
-from inspect_xai.pipeline.pictures import DEFAULT_LIMITS
+from inspect_xai.pipeline.pictures import PictureLimits
 from inspect_xai.records import MAX_NAME_CHARS
 
 FILE_VARIABLE = "INSPECT_XAI_SETTINGS"
 _PREFIX = "INSPECT_XAI_"
+_USUAL = PictureLimits()
 _NOT_SETTINGS = frozenset({FILE_VARIABLE, "INSPECT_XAI_SHARED", "INSPECT_XAI_HOME"})
 
 
@@ -56,7 +57,8 @@ class LineSettings(BaseModel):
         policy: The plant's policy file, in the place of `ok_share` and `policy_version`.
         max_pixels: Larger pictures are refused.
         white_level: The value of 16-bit pictures that counts as white.
-        honour_exif: Turn pictures as their EXIF orientation says.
+        honour_exif: Turn pictures as their EXIF orientation says. These three hold for every command that reads a
+            picture file (`limits`).
         golden: Folder with the model's golden set, which it must reproduce before the line starts (see: inspect-xai
             model golden).
     """
@@ -73,10 +75,15 @@ class LineSettings(BaseModel):
     path_pattern: str = DEFAULT_PATTERN
     policy_version: str = Field(default="1", min_length=1, max_length=MAX_NAME_CHARS)
     policy: Path | None = None
-    max_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
-    white_level: int = Field(default=DEFAULT_LIMITS.white_level, ge=1, le=65_535)
-    honour_exif: bool = False
+    max_pixels: int = Field(default=_USUAL.max_pixels, ge=1)
+    white_level: int = Field(default=_USUAL.white_level, ge=1, le=65_535)
+    honour_exif: bool = _USUAL.honour_exif
     golden: Path | None = None
+
+    @property
+    def limits(self) -> PictureLimits:
+        """What picture files may be and how they become pixels, for the line and for every other command."""
+        return PictureLimits(self.max_pixels, self.white_level, self.honour_exif)
 
 
 class ReportSettings(BaseModel):

@@ -34,6 +34,7 @@ from inspect_xai.pipeline.explain import Explainer
 from inspect_xai.pipeline.faithful import in_window
 from inspect_xai.pipeline.frames import read_frames
 from inspect_xai.pipeline.labelled import LabelledPicture, read_labelled, read_truth
+from inspect_xai.pipeline.pictures import PictureLimits
 from inspect_xai.pipeline.rows import AuditRow, Measured, read_rows
 from inspect_xai.pipeline.sanity import check_sanity
 from inspect_xai.records import Channels, Fit, InputSpec, Method, ModelCard, ModelStatus, Tile
@@ -43,7 +44,8 @@ from tests.toys import toy_model
 
 LABELS = ("pit", "free")
 SIDE = 32
-QUICK = AuditSettings((Method.SISE, Method.GRAD_CAM), steps=4, sanity=0)
+LIMITS = PictureLimits()
+QUICK = AuditSettings((Method.SISE, Method.GRAD_CAM), steps=4, sanity=0, limits=LIMITS)
 
 
 def hand_built(looks_at: str) -> onnx.ModelProto:
@@ -242,7 +244,7 @@ def colour_bundle(folder: Path, weights: dict[str, np.ndarray], *, pooled: bool 
 
 
 def audited(bundle: ModelBundle, table: Path, out: Path) -> findings.AuditReport:
-    settings = AuditSettings((Method.SISE,), steps=2)
+    settings = AuditSettings((Method.SISE,), steps=2, limits=LIMITS)
     with Explainer(bundle, device="cpu", threads=1, profile="quick") as explainer:
         return findings.find(run_audit(explainer, table, out, settings=settings))
 
@@ -308,10 +310,12 @@ class TestRows:
         inside = {}
         with Explainer(bundles["honest"], device="cpu", threads=1) as explainer:
             for name, region in (("mask", str(tmp_path / "region.png")), ("box", "0,0,24,24"), ("all", "picture")):
-                settings = AuditSettings((Method.GRAD_CAM,), steps=2, region=region)
+                settings = AuditSettings((Method.GRAD_CAM,), steps=2, region=region, limits=LIMITS)
                 audit = run_audit(explainer, table, tmp_path / name, settings=settings)
                 inside[name] = [found.numbers["inside"] for row in audit.rows for found in row.measured]
-            mask_of_other_size = AuditSettings((Method.GRAD_CAM,), steps=2, region=str(tmp_path / "small.png"))
+            mask_of_other_size = AuditSettings(
+                (Method.GRAD_CAM,), steps=2, region=str(tmp_path / "small.png"), limits=LIMITS
+            )
             cv2.imwrite(str(tmp_path / "small.png"), mask[:8])
             wrong = run_audit(explainer, table, tmp_path / "wrong", settings=mask_of_other_size)
 
@@ -324,7 +328,7 @@ class TestRows:
         drawn = []
         with Explainer(bundles["honest"], device="cpu", threads=1) as explainer:
             for number, seed in enumerate((1, 1, 2)):
-                settings = AuditSettings((Method.GRAD_CAM,), steps=2, sample=3, seed=seed)
+                settings = AuditSettings((Method.GRAD_CAM,), steps=2, sample=3, seed=seed, limits=LIMITS)
                 audit = run_audit(explainer, table, tmp_path / str(number), settings=settings)
                 drawn.append([row.image for row in audit.rows])
 
@@ -366,10 +370,11 @@ class TestKilledAudits:
             "from inspect_xai.pipeline import rows\n"
             "from inspect_xai.pipeline.audit import AuditSettings, run_audit\n"
             "from inspect_xai.pipeline.explain import Explainer\n"
+            "from inspect_xai.pipeline.pictures import PictureLimits\n"
             "from inspect_xai.records import Method\n"
             "rows.PIECE_PICTURES = 2\n"
             "with Explainer(sys.argv[1], device='cpu', threads=1) as explainer:\n"
-            "    settings = AuditSettings((Method.SISE, Method.GRAD_CAM), steps=4, sanity=0)\n"
+            "    settings = AuditSettings((Method.SISE, Method.GRAD_CAM), steps=4, sanity=0, limits=PictureLimits())\n"
             "    wait = lambda done, total: time.sleep(600) if done == 5 else None\n"
             "    run_audit(explainer, Path(sys.argv[2]), Path(sys.argv[3]), settings=settings, on_row=wait)\n"
         )  # fmt: skip
@@ -401,7 +406,9 @@ class TestKilledAudits:
             Explainer(bundles["honest"], device="cpu", threads=1) as explainer,
             pytest.raises(SettingsError, match="other settings"),
         ):
-            run_audit(explainer, table, audits["honest"].folder, settings=AuditSettings(QUICK.methods, steps=9))
+            run_audit(
+                explainer, table, audits["honest"].folder, settings=AuditSettings(QUICK.methods, steps=9, limits=LIMITS)
+            )
 
     def test_another_model_is_refused_in_the_same_folder(self, bundles, table: Path, audits):
         with (
@@ -443,16 +450,17 @@ def test_a_wrong_table_is_refused_with_its_line(text: str, said: str, table: Pat
 
 
 def test_a_mask_of_another_size_is_refused(tmp_path: Path):
-    cv2.imwrite(str(tmp_path / "m.png"), np.zeros((3, 4), np.uint8))
+    cv2.imwrite(str(tmp_path / "m.png"), np.zeros((30, 40), np.uint8))
 
-    with pytest.raises(PictureError, match="3 x 4 px"):
-        read_truth(LabelledPicture("p", tmp_path / "p.png", "pit", tmp_path / "m.png"), (4, 3))
+    with pytest.raises(PictureError, match="30 x 40 px"):
+        read_truth(LabelledPicture("p", tmp_path / "p.png", "pit", tmp_path / "m.png"), (40, 30), limits=LIMITS)
 
 
 def test_an_empty_mask_is_no_truth(tmp_path: Path):
-    cv2.imwrite(str(tmp_path / "m.png"), np.full((3, 4), 127, np.uint8))
+    cv2.imwrite(str(tmp_path / "m.png"), np.full((30, 40), 127, np.uint8))
 
-    assert read_truth(LabelledPicture("p", tmp_path / "p.png", "pit", tmp_path / "m.png"), (3, 4)) is None
+    marked = LabelledPicture("p", tmp_path / "p.png", "pit", tmp_path / "m.png")
+    assert read_truth(marked, (30, 40), limits=LIMITS) is None
 
 
 class TestWhereabouts:
@@ -712,9 +720,14 @@ class TestForgetting:
         steps: list[tuple[int, int]] = []
         with Explainer(learnt, device="cpu", threads=1, profile="quick") as explainer:
             looked = check_sanity(
-                explainer, parts, method=Method.SISE, seed=0, on_step=lambda done, total: steps.append((done, total))
+                explainer,
+                parts,
+                method=Method.SISE,
+                seed=0,
+                limits=LIMITS,
+                on_step=lambda done, total: steps.append((done, total)),
             )
-            blind = check_sanity(explainer, parts, method=Method.CENTRE, seed=0)
+            blind = check_sanity(explainer, parts, method=Method.CENTRE, seed=0, limits=LIMITS)
 
         assert looked.repeat == 0
         assert [step.downto for step in looked.steps] == [HEAD, *(end.tensor for end in reversed(learnt.blocks))]
@@ -737,11 +750,13 @@ class TestForgetting:
 
         with Explainer(learnt, device="cpu", threads=1, profile="quick") as explainer:
             with pytest.raises(KeyboardInterrupt):
-                check_sanity(explainer, parts, method=Method.GRAD_CAM, seed=0, keep=keep, on_step=pull_the_plug)
+                check_sanity(
+                    explainer, parts, method=Method.GRAD_CAM, seed=0, limits=LIMITS, keep=keep, on_step=pull_the_plug
+                )
             counts: list[list[int]] = [[], [], []]
             found = [
                 check_sanity(
-                    explainer, parts, method=Method.GRAD_CAM, seed=seed, keep=path,
+                    explainer, parts, method=Method.GRAD_CAM, seed=seed, limits=LIMITS, keep=path,
                     on_step=lambda done, _, seen=seen: seen.append(done),
                 )
                 for path, seed, seen in ((keep, 0, counts[0]), (None, 0, counts[1]), (keep, 1, counts[2]))
@@ -938,7 +953,7 @@ def test_settings_that_mean_nothing_are_refused(wrong: dict[str, object], bundle
         Explainer(bundles["honest"], device="cpu", threads=1) as explainer,
         pytest.raises(SettingsError, match="Expected"),
     ):
-        run_audit(explainer, table, tmp_path / "out", settings=AuditSettings(**wrong))  # type: ignore[arg-type]
+        run_audit(explainer, table, tmp_path / "out", settings=AuditSettings(**wrong, limits=LIMITS))  # type: ignore[arg-type]
 
 
 def test_a_folder_without_an_audit_is_named(tmp_path: Path):

@@ -183,13 +183,14 @@ def test_upkeep_checks_the_golden_set_and_deletes_only_when_told(settings: Path,
     from inspect_xai.errors import GoldenSetError
     from inspect_xai.pipeline.explain import Explainer
     from inspect_xai.pipeline.golden import make_golden
+    from inspect_xai.pipeline.pictures import PictureLimits
     from inspect_xai.storage.retention import DataKind, Retention, Rule
 
     db = f"sqlite:///{tmp_path / 'line.db'}"
     inspect_line(str(settings))
     pictures = [write(tmp_path / f"golden{number}.png", number, spot_px=10 * number) for number in range(2)]
     with Explainer(bundle, device="cpu") as explainer:
-        make_golden(explainer, pictures, out=tmp_path / "golden")
+        make_golden(explainer, pictures, out=tmp_path / "golden", limits=PictureLimits())
     settings.write_text(settings.read_text().replace("[line]\n", f'[line]\ngolden = "{tmp_path / "golden"}"\n'))
     assert golden_check(str(settings))["holds"]
     manifest = tmp_path / "golden/manifest.json"

@@ -6,6 +6,7 @@ import struct
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import cv2
 import numpy as np
@@ -17,9 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from inspect_xai.errors import PictureError
-from inspect_xai.pipeline.pictures import PictureLimits, decode_picture, picture_size
+from inspect_xai.pipeline import pictures
+from inspect_xai.pipeline.pictures import PictureLimits, picture_size
 from tests import hostile
 from tests.hostile import png_chunk, tiff_with
+
+decode_picture = partial(pictures.decode_picture, limits=PictureLimits())
 
 TURNED = PictureLimits(honour_exif=True)
 

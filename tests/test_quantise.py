@@ -16,6 +16,7 @@ from inspect_xai.model.bundle import ModelBundle, build_bundle, load_bundle
 from inspect_xai.model.engine import Engine
 from inspect_xai.pipeline.explain import Explainer
 from inspect_xai.pipeline.intake import read_picture
+from inspect_xai.pipeline.pictures import PictureLimits
 from inspect_xai.pipeline.quantise import FEWEST_PICTURES, Quantised, quantise_bundle
 from inspect_xai.records import ExplainSpec, InputSpec, ModelCard, Scoring
 from tests.toy_graphs import noise, quantised
@@ -159,7 +160,7 @@ def test_a_trained_network_keeps_its_maps(name: str, shared_dir: Path, tmp_path:
     bundle = build_bundle(real_model(shared_dir, name), real_card(shared_dir, name), tmp_path / "bundle")
     parts = [part for part, _ in zip(defective_parts(shared_dir, name, split="train"), range(8), strict=False)]
 
-    done = quantise_bundle(bundle, [read_picture(part.path).pixels for part in parts])
+    done = quantise_bundle(bundle, [read_picture(part.path, limits=PictureLimits()).pixels for part in parts])
 
     assert done.tried[-1].mean >= 0.95
     assert done.tried[-1].int8_share > 0.5, "at least the deepest block bears 8 bits"

@@ -10,6 +10,7 @@ from inspect_xai.maths import metrics
 from inspect_xai.model.bundle import ModelBundle, build_bundle
 from inspect_xai.pipeline.explain import Explainer
 from inspect_xai.pipeline.intake import read_picture
+from inspect_xai.pipeline.pictures import PictureLimits
 from inspect_xai.records import Status, VerdictCode
 
 pytestmark = pytest.mark.data
@@ -35,7 +36,7 @@ def test_maps_of_real_defects_lie_on_the_defects(real_bundle: ModelBundle, share
     gains, hits = [], []
     with Explainer(real_bundle, device="cpu", profile="quick") as explainer:
         for part in defective_parts(shared_dir, real_bundle.card.name, split="test"):
-            look = explainer.look(read_picture(part.path).pixels)
+            look = explainer.look(read_picture(part.path, limits=PictureLimits()).pixels)
             if look.prediction.label != part.label or look.verdict.code is not VerdictCode.NG:
                 continue
             found = explainer.explain(look, target=part.label)

@@ -49,8 +49,8 @@ def record(store: Store, places: Sequence[tuple[float, float]], *, day: int = 0,
         store.record([stored.of_part(given, f"{(day % 100) * 1000 + n:064x}", **where)])
 
 
-def no_photograph(place: str) -> None:
-    assert place.startswith("archive/")
+def no_photograph(inspection_id: int) -> None:
+    assert inspection_id >= 1
 
 
 def test_a_cohort_has_its_centre_and_the_way_it_went(store: Store) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.cli.console import DeviceOption, JsonOption, print_json, progress_bar, who
+from inspect_xai.cli.console import DeviceOption, JsonOption, PixelSettingsOption, print_json, progress_bar, who
 from inspect_xai.records import Baseline, Method, Profile
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def audit(
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="Threads. Default: all cores.")] = None,
     device: DeviceOption = "auto",
+    settings: PixelSettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure whether a network looks at the defect, on pictures whose truth is known.
@@ -73,10 +74,11 @@ def audit(
     from inspect_xai.pipeline.explain import Explainer
     from inspect_xai.pipeline.findings import NO, find
     from inspect_xai.reports.audit import as_plain, write_audit
+    from inspect_xai.settings import load_settings
 
-    settings = AuditSettings(
+    chosen = AuditSettings(
         _methods(methods), profile, mu, baseline, sample, seed, steps, only_right=not every, region=region,
-        sanity=sanity, adcc=adcc,
+        sanity=sanity, adcc=adcc, limits=load_settings(settings).line.limits,
     )  # fmt: skip
     with (
         Explainer(bundle, device=device, profile=profile, mu=mu, baseline=baseline, threads=threads) as explainer,
@@ -87,15 +89,15 @@ def audit(
             _make_known(db, loaded)  # a database that does not fit is told now, not after hours
         task = progress.add_task("measuring", total=None)
         measured = run_audit(
-            explainer, manifest, out, settings=settings,
+            explainer, manifest, out, settings=chosen,
             on_row=lambda done, total: progress.update(task, completed=done, total=total),
         )  # fmt: skip
-        checks = progress.add_task("sanity", total=None, visible=settings.sanity > 0)
+        checks = progress.add_task("sanity", total=None, visible=chosen.sanity > 0)
         checked = _checked(
-            explainer, measured, settings, lambda done, total: progress.update(checks, completed=done, total=total)
+            explainer, measured, chosen, lambda done, total: progress.update(checks, completed=done, total=total)
         )
     report = find(measured, sanity=checked)
-    written = write_audit(measured, report, command=_command(bundle, manifest, out, settings))
+    written = write_audit(measured, report, command=_command(bundle, manifest, out, chosen, file=settings))
     if db is not None:
         _keep(db, loaded, measured, report)
     if as_json:
@@ -153,18 +155,19 @@ def _checked(explainer: "Explainer", audit: "Audit", settings: "AuditSettings", 
     step = max(1, len(explained) // settings.sanity)
     parts = [(audit.pictures / row.image, row.target) for row in explained[::step][: settings.sanity]]
     return check_sanity(
-        explainer, parts, method=settings.methods[0], seed=settings.seed, keep=audit.folder / "sanity.json",
-        on_step=on_step,  # type: ignore[arg-type]
+        explainer, parts, method=settings.methods[0], seed=settings.seed, limits=settings.limits,
+        keep=audit.folder / "sanity.json", on_step=on_step,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
-def _command(bundle: Path, manifest: Path, out: Path, settings: "AuditSettings") -> str:
+def _command(bundle: Path, manifest: Path, out: Path, settings: "AuditSettings", *, file: Path | None) -> str:
     words = ["inspect-xai audit", str(bundle), "--manifest", str(manifest), "--methods", ",".join(settings.methods)]
     for name in ("profile", "mu", "baseline", "sample", "seed", "steps", "region", "sanity"):
         value = getattr(settings, name)
         words += [] if value is None else [f"--{name}", str(value)]
     words += ["--adcc"] if settings.adcc else []
     words += [] if settings.only_right else ["--all"]
+    words += [] if file is None else ["--settings", str(file)]
     return " ".join([*words, "--out", str(out)])
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.cli.console import JsonOption, print_json
+from inspect_xai.cli.console import JsonOption, PixelSettingsOption, print_json
 
 if TYPE_CHECKING:
     from inspect_xai.model.bundle import ModelBundle
@@ -65,6 +65,7 @@ def quantize(
     ],
     pictures: Annotated[int, typer.Option("--pictures", help="How many of them to take, spread evenly.")] = 32,
     threads: Annotated[int | None, typer.Option("--threads", help="Threads; default: all cores.")] = None,
+    settings: PixelSettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Let a bundle score masked pictures in 8 bits, as far as its maps stay what they are.
@@ -79,7 +80,9 @@ def quantize(
     from inspect_xai.pipeline.beside import is_passed_over, is_picture
     from inspect_xai.pipeline.intake import read_picture
     from inspect_xai.pipeline.quantise import quantise_bundle
+    from inspect_xai.settings import load_settings
 
+    limits = load_settings(settings).line.limits
     pictures_below = (path for path in calibration.rglob("*") if is_picture(path.name) and path.is_file())
     found = sorted(path for path in pictures_below if not is_passed_over(path.name))
     chosen = [found[index * len(found) // pictures] for index in range(pictures)] if len(found) > pictures else found
@@ -87,7 +90,7 @@ def quantize(
         task = progress.add_task("measuring", total=None)
         done = quantise_bundle(
             load_bundle(bundle),
-            [read_picture(path).pixels for path in chosen],
+            [read_picture(path, limits=limits).pixels for path in chosen],
             threads=threads,
             advance=lambda: progress.advance(task),
         )

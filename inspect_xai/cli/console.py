@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 SettingsOption = Annotated[
     Path | None, typer.Option("--settings", help="TOML file with settings; or the variable INSPECT_XAI_SETTINGS.")
 ]
+PixelSettingsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings",
+        help="TOML file with settings, or the variable INSPECT_XAI_SETTINGS: white_level, honour_exif and max_pixels "
+        "under [line] say how files become pixels.",
+    ),
+]
 DatabaseOption = Annotated[
     str | None, typer.Option("--db", help="Database URL, for instance sqlite:///inspections.db.", show_default=False)
 ]

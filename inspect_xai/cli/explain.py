@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inspect_xai.cli.console import DeviceOption, JsonOption, print_json, progress_bar
+from inspect_xai.cli.console import DeviceOption, JsonOption, PixelSettingsOption, print_json, progress_bar
 from inspect_xai.errors import InspectXaiError, SettingsError
 from inspect_xai.records import Baseline, Method, Profile
 
@@ -58,6 +58,7 @@ def explain(
     bucket: Annotated[
         int | None, typer.Option("--bucket", min=1, help="Masks per run; default: measured or usual here.")
     ] = None,
+    settings: PixelSettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Explain single pictures: where does the class get its score from?
@@ -70,7 +71,9 @@ def explain(
     Example: inspect-xai explain tile.bundle part42.png --target crack --against free --out maps
     """
     from inspect_xai.pipeline.explain import Explainer
+    from inspect_xai.settings import load_settings
 
+    limits = load_settings(settings).line.limits
     labels = _read_truth(truth) if truth else {}
     rows: list[dict[str, Any]] = []
     first_error: InspectXaiError | None = None
@@ -87,6 +90,7 @@ def explain(
             max_passes=max_passes,
             budget_s=budget,
             faithfulness=faithfulness,
+            limits=limits,
         ) as explainer,  # fmt: skip
         progress_bar(shown=not as_json) as progress,
     ):
@@ -114,7 +118,7 @@ def _explain_one(
     from inspect_xai.pipeline.folder import describe, save_explanation
     from inspect_xai.pipeline.intake import read_picture
 
-    read = read_picture(path)
+    read = read_picture(path, limits=explainer.limits)
     look = explainer.look(read.pixels)
     label = look.prediction.label if target == "predicted" else target
     explanation = explainer.explain(look, target=label, against=against)
@@ -127,6 +131,7 @@ def _explain_one(
         verdict=look.verdict,
         source=str(path),
         sha256=read.sha256,
+        limits=explainer.limits,
     )
     return {"picture": str(path), "folder": str(folder)} | describe(explanation, bundle=bundle, verdict=look.verdict)
 

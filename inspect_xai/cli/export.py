@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from inspect_xai.cli.console import JsonOption, print_json
+from inspect_xai.cli.console import JsonOption, PixelSettingsOption, print_json
 
 
 def register(app: typer.Typer) -> None:
@@ -23,6 +23,7 @@ def export(
     ] = None,
     opset: Annotated[int, typer.Option("--opset", help="ONNX operator set.")] = 18,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that stands there.")] = False,
+    settings: PixelSettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Export a torch classifier and make a bundle of it (needs the extra `export`).
@@ -37,12 +38,14 @@ def export(
     from inspect_xai.model.bundle import read_card
     from inspect_xai.model.export import export_bundle, load_module
     from inspect_xai.pipeline.intake import read_picture
+    from inspect_xai.settings import load_settings
 
+    limits = load_settings(settings).line.limits
     known = read_card(card)
     module = load_module(factory, weights=weights)
     windows = []
     for path in picture or []:
-        seen = tiles.as_channels(read_picture(path).pixels, known.input.channels)
+        seen = tiles.as_channels(read_picture(path, limits=limits).pixels, known.input.channels)
         windows += [tiles.cut(seen, tile, known.input) for tile in tiles.windows(seen.shape[:2], known.input)]
     bundle, error = export_bundle(
         module, known, out, windows=np.stack(windows) if windows else None, opset=opset, force=force

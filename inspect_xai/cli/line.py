@@ -115,7 +115,6 @@ def open_line_of(settings: "Settings", *, explain_all: bool = False) -> "Line":
     """
     from inspect_xai.cli.logs import log_as_json
     from inspect_xai.pipeline.line import Line
-    from inspect_xai.pipeline.pictures import PictureLimits
     from inspect_xai.pipeline.policy import LineRules, read_policy
 
     if settings.log == "json":
@@ -133,7 +132,7 @@ def open_line_of(settings: "Settings", *, explain_all: bool = False) -> "Line":
         policy_version=chosen.policy_version,
         ok_share=chosen.ok_share,
         path_pattern=chosen.path_pattern,
-        limits=PictureLimits(chosen.max_pixels, chosen.white_level, chosen.honour_exif),
+        limits=chosen.limits,
         plan=read_policy(chosen.policy) if chosen.policy else None,
     )
     return Line(

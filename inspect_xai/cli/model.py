@@ -10,6 +10,7 @@ from inspect_xai.cli.console import (
     DatabaseOption,
     DeviceOption,
     JsonOption,
+    PixelSettingsOption,
     SettingsOption,
     print_json,
     store_of,
@@ -82,7 +83,7 @@ def golden_(
     pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Picture files, some of each label.")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder. Default: golden/ inside the bundle.")] = None,
     device: DeviceOption = "auto",
-    settings: SettingsOption = None,
+    settings: PixelSettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Keep what a model says of some pictures, so that every machine can show that it computes the same.
@@ -91,13 +92,11 @@ def golden_(
     """
     from inspect_xai.pipeline.explain import Explainer
     from inspect_xai.pipeline.golden import FOLDER, make_golden
-    from inspect_xai.pipeline.pictures import PictureLimits
     from inspect_xai.settings import load_settings
 
-    line = load_settings(settings).line
+    limits = load_settings(settings).line.limits
     folder = out or bundle / FOLDER
     with Explainer(bundle, device=device, faithfulness=False) as explainer:
-        limits = PictureLimits(line.max_pixels, line.white_level, line.honour_exif)
         made = make_golden(explainer, pictures, out=folder, limits=limits)
     if as_json:
         print_json({"folder": folder} | made)

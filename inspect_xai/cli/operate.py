@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, print_json
+from inspect_xai.cli.console import DatabaseOption, JsonOption, PixelSettingsOption, SettingsOption, print_json
 from inspect_xai.errors import InspectXaiError
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def bench(
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the bucket for `line` and `explain` on this machine.")
     ] = False,
+    settings: PixelSettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how fast a model runs here, and say whether a night's pictures fit.
@@ -97,14 +98,16 @@ def bench(
     from inspect_xai.pipeline.bench import Night
     from inspect_xai.pipeline.bench import bench as measure
     from inspect_xai.pipeline.intake import read_picture
+    from inspect_xai.settings import load_settings
 
+    limits = load_settings(settings).line.limits
     if (pictures is None) != (window is None):
         raise typer.BadParameter("give both --pictures and --window")
     night = Night(pictures, window, explained) if pictures and window else None
     loaded = load_bundle(bundle)
     report = measure(
-        loaded, read_picture(picture).pixels if picture else None, device=device, threads=threads or (), rounds=rounds,
-        night=night, memory_mb=memory, keep=keep,
+        loaded, read_picture(picture, limits=limits).pixels if picture else None, device=device, threads=threads or (),
+        rounds=rounds, night=night, memory_mb=memory, keep=keep,
     )  # fmt: skip
     if as_json:
         print_json(report)

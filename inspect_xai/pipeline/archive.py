@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from inspect_xai.errors import IntakeError, PictureError, SettingsError
 from inspect_xai.pipeline.intake import Claim
-from inspect_xai.pipeline.pictures import DEFAULT_LIMITS, PICTURE_SUFFIXES, PictureLimits
+from inspect_xai.pipeline.pictures import PICTURE_SUFFIXES, PictureLimits
 from inspect_xai.pipeline.remote import bytes_of_name, locate_archived, read_archived_bytes
 from inspect_xai.storage import places
 from inspect_xai.storage.store import Store
@@ -88,9 +88,9 @@ class ArchiveSource:
     Args:
         store: Where they are recorded; read day by day.
         since: Inspected at or after.
+        limits: Longer files are passed over.
         wanted: Which rows; default: all.
         archive: Folder the archive was moved to.
-        limits: Longer files are passed over.
     """
 
     keep = True
@@ -100,9 +100,9 @@ class ArchiveSource:
         store: Store,
         *,
         since: datetime,
+        limits: PictureLimits,
         wanted: Callable[[InspectionSummary], bool] = lambda _row: True,
         archive: Path | None = None,
-        limits: PictureLimits = DEFAULT_LIMITS,
     ) -> None:
         self._store, self._since, self._wanted = store, since, wanted
         self._archive, self._limits = archive, limits

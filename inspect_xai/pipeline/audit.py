@@ -20,14 +20,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from inspect_xai.errors import InspectXaiError, PictureError, SettingsError
+from inspect_xai.errors import InspectXaiError, SettingsError
 from inspect_xai.maths import whereabouts
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.pipeline.explain import Explainer, Look
 from inspect_xai.pipeline.folder import versions
 from inspect_xai.pipeline.intake import read_picture
-from inspect_xai.pipeline.labelled import MASK_LEVEL, LabelledPicture, read_labelled, read_truth, table_sha256
+from inspect_xai.pipeline.labelled import LabelledPicture, read_labelled, read_mask, read_truth, table_sha256
 from inspect_xai.pipeline.measuring import measure, measure_adcc, open_scene
+from inspect_xai.pipeline.pictures import PictureLimits
 from inspect_xai.pipeline.rows import AuditRow, Measured, RowWriter, read_rows
 from inspect_xai.records import Baseline, Explanation, Method, Profile
 
@@ -56,6 +57,7 @@ class AuditSettings:
             a picture that is bright where the part is.
         sanity: So many pictures go through the sanity checks; 0: none.
         adcc: Measure ADCC too, for one more explanation of each picture by each method.
+        limits: How the files of pictures and masks become pixels.
     """
 
     methods: tuple[Method, ...] = (Method.SISE, Method.GRAD_SISE, Method.GRAD_CAM, Method.LAYER_CAM)
@@ -69,6 +71,7 @@ class AuditSettings:
     region: str = "auto"
     sanity: int = 3
     adcc: bool = False
+    limits: PictureLimits = field(kw_only=True)
 
     @property
     def compared(self) -> tuple[Method, ...]:
@@ -99,6 +102,11 @@ class Audit:
     def pictures(self) -> Path:
         """Folder that the rows' images are relative to."""
         return Path(self.header["table"]).parent
+
+    @property
+    def limits(self) -> PictureLimits:
+        """How files became pixels."""
+        return PictureLimits.recorded(self.header["settings"])
 
     def labelled(self) -> dict[str, LabelledPicture]:
         """Read the table again, by image; empty where it, or a picture, is not there any more."""
@@ -172,6 +180,7 @@ def open_audit(folder: Path) -> Audit:
             f"{folder} has audit schema {header.get('schema_version')}", expected=str(SCHEMA_VERSION),
             remedy="run the audit again with this version",
         )  # fmt: skip
+    header["settings"].setdefault("limits", asdict(PictureLimits()))  # before they were recorded, all audits had these
     return Audit(folder, header, tuple(read_rows(folder / "rows")))
 
 
@@ -248,15 +257,15 @@ def _measure_picture(
     """Judge, explain and measure one picture; what is wrong with it becomes its row."""
     row = AuditRow(labelled.image, labelled.label, labelled.part, labelled.station)
     try:
-        pixels = read_picture(labelled.path).pixels
+        pixels = read_picture(labelled.path, limits=settings.limits).pixels
         size = (pixels.shape[0], pixels.shape[1])
-        truth = read_truth(labelled, size)
+        truth = read_truth(labelled, size, limits=settings.limits)
         look = explainer.look(pixels)
         said = look.prediction
         row = replace(row, predicted=said.label, score=said.score, verdict=str(look.verdict.code))
         if labelled.label in explainer.card.ok_labels or (settings.only_right and not row.is_right):
             return row
-        region = _region(settings.region, pixels)
+        region = _region(settings.region, pixels, limits=settings.limits)
         target = explainer.card.labels.index(labelled.label)
         scene = open_scene(explainer.engine, look, target=target, truth=truth, part=region, seed=settings.seed)
         measured, maps = [], {}
@@ -286,7 +295,7 @@ def _explain_all(
         yield method, found, time.perf_counter() - began
 
 
-def _region(said: str, picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def _region(said: str, picture: NDArray[np.uint8], *, limits: PictureLimits) -> NDArray[np.bool_]:
     """Return where the part is in a picture, bool (H, W)."""
     size = (picture.shape[0], picture.shape[1])
     if said == "auto":
@@ -294,11 +303,7 @@ def _region(said: str, picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
     if said == "picture":
         return np.ones(size, np.bool_)
     if Path(said).is_file():
-        mask = cv2.imread(said, cv2.IMREAD_GRAYSCALE)
-        if mask is None or mask.shape != size:
-            found = "no picture" if mask is None else f"{mask.shape[0]} x {mask.shape[1]} px"
-            raise PictureError(f"region {said} is {found}", expected=f"{size[0]} x {size[1]} px, as the pictures")
-        return np.asarray(mask) > MASK_LEVEL
+        return read_mask(Path(said), size, limits=limits)
     return whereabouts.boxes_mask((_box(said),), size)
 
 

@@ -20,6 +20,7 @@ from inspect_xai.pipeline.bucket import settle_bucket
 from inspect_xai.pipeline.faithful import measure_faithfulness
 from inspect_xai.pipeline.judge import excess, judge, predict, worst_window
 from inspect_xai.pipeline.onpicture import BlockMapsOnPicture
+from inspect_xai.pipeline.pictures import PictureLimits
 from inspect_xai.pipeline.scoring import FEWEST_PASSES, Limit
 from inspect_xai.pipeline.sharing import Clock, Task, run_together
 from inspect_xai.pipeline.window import WindowMaps, explain_window
@@ -103,6 +104,8 @@ class Explainer:
         verdict: Thresholds to judge by; default: the card's.
         faithfulness: Measure with every explanation whether it is true to the network, in a few passes more that count
             neither as `passes` nor against a bound (see `pipeline/faithful.py`).
+        limits: What picture files may be and how they become pixels; default: those of a line whose settings say
+            nothing. A line's own are `load_settings().line.limits`.
 
     Raises:
         BundleError: If the folder is no sound bundle.
@@ -126,6 +129,7 @@ class Explainer:
         memory_mb: int | None = None,
         verdict: VerdictSpec | None = None,
         faithfulness: bool = True,
+        limits: PictureLimits | None = None,
     ) -> None:
         shared = bundle if isinstance(bundle, Engine) else None
         given = bundle.bundle if isinstance(bundle, Engine) else bundle
@@ -140,6 +144,7 @@ class Explainer:
         self.baseline = Baseline(baseline or spec.baseline)
         self.max_passes, self.budget_s, self.threads = max_passes, budget_s, threads
         self.faithfulness = faithfulness
+        self.limits = limits or PictureLimits()
         if not 0 <= self.mu < 1:
             raise SettingsError(
                 f"mu is {self.mu}", expected="0 <= mu < 1", remedy="0 keeps every positive channel; 0.3 is usual"
@@ -223,14 +228,14 @@ class Explainer:
         """Look at a picture and explain it.
 
         Args:
-            picture: uint8 (H, W) or RGB (H, W, 3), or the path of a picture file.
+            picture: uint8 (H, W) or RGB (H, W, 3), or the path of a picture file, read within `limits`.
             target: Label or its index; default: the label the network predicts.
             against: Rival label or its index; default: all other labels.
         """
         if isinstance(picture, Path | str):
             from inspect_xai.pipeline.intake import read_picture
 
-            picture = read_picture(Path(picture)).pixels
+            picture = read_picture(Path(picture), limits=self.limits).pixels
         look = self.look(picture)
         named = look.prediction.label if target is None else self._label(target)
         return self.explain(look, target=named, against=None if against is None else self._label(against))

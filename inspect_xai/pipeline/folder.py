@@ -18,6 +18,7 @@ from inspect_xai import __version__
 from inspect_xai.errors import PictureError
 from inspect_xai.maths import colour
 from inspect_xai.model.bundle import ModelBundle
+from inspect_xai.pipeline.pictures import PictureLimits
 from inspect_xai.pipeline.whole import replaced_folder
 from inspect_xai.records import BlockMap, Explanation, TileExplanation, Verdict
 
@@ -40,6 +41,7 @@ def save_explanation(
     verdict: Verdict,
     source: str = "",
     sha256: str = "",
+    limits: PictureLimits | None = None,
 ) -> None:
     """Write an explanation beside its maps; a folder that stands there and holds one is replaced as a whole.
 
@@ -51,6 +53,7 @@ def save_explanation(
         verdict: What the line would do.
         source: Path or name of the picture, for the record.
         sha256: Of the picture file's bytes.
+        limits: By which the file became pixels; None: there was no file.
 
     Raises:
         PictureError: If `folder` exists and is no explanation, so that nothing else is ever overwritten.
@@ -69,6 +72,7 @@ def save_explanation(
         manifest = describe(explanation, bundle=bundle, verdict=verdict)
         manifest["picture"] = {
             "source": source, "sha256": sha256, "height_px": picture.shape[0], "width_px": picture.shape[1],
+            "limits": asdict(limits) if limits else None,
         }  # fmt: skip
         manifest["files"] = {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(work.iterdir())

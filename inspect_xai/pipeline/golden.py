@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from inspect_xai.errors import GoldenSetError, PictureError, StoreError
 from inspect_xai.pipeline.explain import Explainer
 from inspect_xai.pipeline.folder import versions
-from inspect_xai.pipeline.pictures import DEFAULT_LIMITS, PictureLimits, decode_picture
+from inspect_xai.pipeline.pictures import PictureLimits, decode_picture
 from inspect_xai.pipeline.remote import read_archived_bytes
 from inspect_xai.pipeline.tolerance import SCORE_TOLERANCE, MapAgreement, compare_maps, scores_off
 from inspect_xai.pipeline.whole import replaced_folder
@@ -70,9 +70,7 @@ class GoldenReport:
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
 
 
-def make_golden(
-    explainer: Explainer, pictures: Sequence[Path], *, out: Path, limits: PictureLimits = DEFAULT_LIMITS
-) -> dict[str, Any]:
+def make_golden(explainer: Explainer, pictures: Sequence[Path], *, out: Path, limits: PictureLimits) -> dict[str, Any]:
     """Let a model say what it makes of some pictures, and keep that as its golden set.
 
     Args:
@@ -129,7 +127,7 @@ def verify_golden(explainer: Explainer, folder: Path) -> GoldenReport:
             expected=f"that of {bundle.fingerprint}",
             remedy=_MAKE,
         )
-    limits = PictureLimits(**manifest["limits"])
+    limits = PictureLimits.recorded(manifest)
     checks = [_check_one(explainer, entry, folder=folder, limits=limits) for entry in manifest["pictures"]]
     worst_first = sorted(checks, key=lambda check: (check.holds, -max(check.score_off, check.map_off)))
     return GoldenReport(

@@ -47,7 +47,7 @@ from inspect_xai.pipeline.beside import (
 )
 from inspect_xai.pipeline.identity import HASH_DIGITS, SHARED_BY, shared
 from inspect_xai.pipeline.manifest import MAX_MANIFEST_BYTES, Manifests
-from inspect_xai.pipeline.pictures import DEFAULT_LIMITS, PictureLimits, decode_picture, too_long
+from inspect_xai.pipeline.pictures import PictureLimits, decode_picture, too_long
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class PictureFile:
     sha256: str
 
 
-def read_picture(path: Path, *, limits: PictureLimits = DEFAULT_LIMITS) -> PictureFile:
+def read_picture(path: Path, *, limits: PictureLimits) -> PictureFile:
     """Read one picture file.
 
     Args:

@@ -14,7 +14,7 @@ left, height and width in pixels, one box after the other, parted by semicolons.
 import csv
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 
 from inspect_xai.errors import PictureError, SettingsError
 from inspect_xai.maths.whereabouts import boxes_mask
+from inspect_xai.pipeline.intake import read_picture
+from inspect_xai.pipeline.pictures import PictureLimits
 
 Box = tuple[int, int, int, int]
 _COLUMNS = ("image", "label", "mask", "boxes", "part", "station")
@@ -115,12 +117,13 @@ def _boxes(where: str, text: str) -> tuple[Box, ...]:
     return tuple(boxes)
 
 
-def read_truth(labelled: LabelledPicture, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+def read_truth(labelled: LabelledPicture, size: tuple[int, int], *, limits: PictureLimits) -> NDArray[np.bool_] | None:
     """Read where the defect is.
 
     Args:
         labelled: The line.
         size: (H, W) of its picture.
+        limits: How the picture's file became pixels.
 
     Returns:
         (H, W), True on the defect; None where that is not known, or the mask marks nothing.
@@ -129,16 +132,34 @@ def read_truth(labelled: LabelledPicture, size: tuple[int, int]) -> NDArray[np.b
         PictureError: If the mask is no picture, or not of that size.
     """
     if labelled.mask is not None:
-        mask = cv2.imdecode(np.frombuffer(labelled.mask.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE)
-        if mask is None or mask.shape != size:
-            found = "no picture" if mask is None else f"{mask.shape[0]} x {mask.shape[1]} px"
-            raise PictureError(f"mask {labelled.mask} is {found}", expected=f"{size[0]} x {size[1]} px, as its picture")
-        truth = np.asarray(mask) > MASK_LEVEL
+        truth = read_mask(labelled.mask, size, limits=limits)
     elif labelled.boxes:
         truth = boxes_mask(labelled.boxes, size)
     else:
         return None
     return truth if truth.any() else None
+
+
+def read_mask(path: Path, size: tuple[int, int], *, limits: PictureLimits) -> NDArray[np.bool_]:
+    """Read a mask: which pixels of a picture are marked.
+
+    Args:
+        path: A picture file, bright where it marks; full white is that of the file, whatever the camera's is.
+        size: (H, W) it must have.
+        limits: How the file of the picture that it belongs to became pixels: a mask is turned as that was.
+
+    Returns:
+        (H, W), True where the mask is brighter than `MASK_LEVEL`.
+
+    Raises:
+        PictureError: If the file cannot be read, is no picture, or has another size.
+    """
+    pixels = read_picture(path, limits=replace(limits, white_level=PictureLimits().white_level)).pixels
+    if pixels.shape[:2] != size:
+        found = f"mask {path} is {pixels.shape[0]} x {pixels.shape[1]} px"
+        raise PictureError(found, expected=f"{size[0]} x {size[1]} px, as its picture")
+    gray = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    return np.asarray(gray) > MASK_LEVEL
 
 
 def table_sha256(path: Path) -> str:

@@ -2,10 +2,11 @@
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -28,7 +29,9 @@ _BMP_MASKS, _BMP_WITH_PROFILE = 3, 124
 
 @dataclass(frozen=True, slots=True)
 class PictureLimits:
-    """What a picture may be.
+    """What a picture may be, and how its file becomes pixels: nothing is decoded without them.
+
+    They come from the settings (`Settings.line.limits`) or from what was recorded with a result (`recorded`).
 
     Attributes:
         max_pixels: Larger pictures are refused before they are decoded; 100 million is a 16k x 6k line scan.
@@ -47,11 +50,14 @@ class PictureLimits:
         """A file longer than this is not read."""
         return self.max_pixels * _BYTES_PER_PIXEL + _HEADER_BYTES
 
+    @classmethod
+    def recorded(cls, settings: Mapping[str, Any]) -> Self:
+        """Return those recorded with a run, an audit or a golden set; where none are, the defaults held."""
+        known = settings.get("limits")
+        return cls(**known) if isinstance(known, Mapping) else cls()
 
-DEFAULT_LIMITS = PictureLimits()
 
-
-def decode_picture(data: bytes, *, limits: PictureLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
+def decode_picture(data: bytes, *, limits: PictureLimits) -> NDArray[np.uint8]:
     """Turn a file's bytes into pixels. Whatever a decoder warns of refuses the picture.
 
     Args:

@@ -238,6 +238,7 @@ def explainer_for(explainer: Explainer, policy: Policy, *, product: str, station
         max_passes=rule.max_passes,
         budget_s=rule.max_seconds,
         faithfulness=rule.faithfulness,
+        limits=explainer.limits,
         verdict=policy.verdict_of(explainer.engine.card, product=product, station=station),
     )
 

@@ -128,8 +128,7 @@ def archived_picture(stored: StoredInspection, *, archive: Path | None = None) -
 
 def limits_of(stored: StoredInspection) -> PictureLimits:
     """Return the rules by which the line decoded the picture: they decide what its pixels are."""
-    known = stored.run.settings.get("limits")
-    return PictureLimits(**known) if isinstance(known, dict) else PictureLimits()
+    return PictureLimits.recorded(stored.run.settings)
 
 
 def _thresholds_of(stored: StoredInspection, card: ModelCard) -> VerdictSpec:

@@ -20,6 +20,7 @@ from inspect_xai.maths import likeness, sise
 from inspect_xai.model.randomise import randomised_copy, stages
 from inspect_xai.pipeline.explain import Explainer
 from inspect_xai.pipeline.intake import read_picture
+from inspect_xai.pipeline.pictures import PictureLimits
 from inspect_xai.records import Method
 
 GATE = 0.5
@@ -98,6 +99,7 @@ def check_sanity(
     *,
     method: Method,
     seed: int,
+    limits: PictureLimits,
     keep: Path | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Sanity:
@@ -108,6 +110,7 @@ def check_sanity(
         parts: Pictures and the label to explain, at least one.
         method: To check.
         seed: Of the shuffled weights.
+        limits: How files become pixels.
         keep: JSON file of the steps done, written after each; what it holds of the same checks is not done again.
         on_step: Called with the steps done and their total.
 
@@ -118,13 +121,16 @@ def check_sanity(
     order = list(reversed(stages(explainer.engine.bundle)))
     settings = (method, explainer.profile, explainer.mu, explainer.baseline, seed)
     shown = [[str(path), label] for path, label in parts]
-    kept = _Kept.open(keep, of=[explainer.engine.bundle.fingerprint, *settings, shown])
+    kept = _Kept.open(keep, of=[explainer.engine.bundle.fingerprint, *settings, asdict(limits), shown])
     report = on_step or (lambda *_: None)
     total = len(order) + len(_CHANGES) + 1
     report(kept.count, total)
     pictures, before = list[tuple[Picture, str]](), list[_Maps]()
     if kept.count < total:
-        pictures = [(_strongest_window(explainer, read_picture(path).pixels, label), label) for path, label in parts]
+        pictures = [
+            (_strongest_window(explainer, read_picture(path, limits=limits).pixels, label), label)
+            for path, label in parts
+        ]
         before = [_maps(explainer, picture, label) for picture, label in pictures]
     for downto in order:
         if downto not in kept.steps:

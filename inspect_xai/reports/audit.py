@@ -33,6 +33,7 @@ from inspect_xai.pipeline.findings import (
 )
 from inspect_xai.pipeline.intake import read_picture
 from inspect_xai.pipeline.labelled import LabelledPicture, read_truth
+from inspect_xai.pipeline.pictures import PictureLimits
 from inspect_xai.pipeline.sanity import FUSED, GATE
 from inspect_xai.records import Baseline
 from inspect_xai.reports import words
@@ -201,6 +202,8 @@ def _made_with(audit: Audit) -> dict[str, str]:
 
 
 def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {entry}" for name, entry in value.items())
     return ", ".join(str(entry) for entry in value) if isinstance(value, list) else str(value)
 
 
@@ -246,20 +249,27 @@ def _show(audit: Audit, suspect: Suspect, labelled: LabelledPicture | None) -> _
     path = audit.pictures / row.image
     reduced = audit.maps(row).get(str(audit.methods[0]))
     try:
-        pixels = read_picture(path).pixels
+        pixels = read_picture(path, limits=audit.limits).pixels
     except (InspectXaiError, OSError) as error:
         return _Shown(suspect, "", "", f"the picture is not there any more: {error}")
     overlay = ""
     if reduced is not None:
         fused = np.asarray(cv2.resize(reduced, (pixels.shape[1], pixels.shape[0])), np.float32)
         overlay = _jpeg(colour.overlay(pixels, fused, regions=find_regions(fused)))
-    return _Shown(suspect, _jpeg(_with_truth(labelled, pixels)), overlay, "" if overlay else "there is no map")
+    return _Shown(
+        suspect,
+        _jpeg(_with_truth(labelled, pixels, limits=audit.limits)),
+        overlay,
+        "" if overlay else "there is no map",
+    )
 
 
-def _with_truth(labelled: LabelledPicture | None, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _with_truth(
+    labelled: LabelledPicture | None, pixels: NDArray[np.uint8], *, limits: PictureLimits
+) -> NDArray[np.uint8]:
     """Return the picture with the defect's outline on it where its place is known."""
     shown = np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels.copy()
-    truth = None if labelled is None else _truth(labelled, (pixels.shape[0], pixels.shape[1]))
+    truth = None if labelled is None else _truth(labelled, (pixels.shape[0], pixels.shape[1]), limits=limits)
     if truth is not None:
         outlines, _ = cv2.findContours(truth.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         shown = np.ascontiguousarray(shown)
@@ -267,9 +277,9 @@ def _with_truth(labelled: LabelledPicture | None, pixels: NDArray[np.uint8]) -> 
     return np.asarray(shown, np.uint8)
 
 
-def _truth(labelled: LabelledPicture, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+def _truth(labelled: LabelledPicture, size: tuple[int, int], *, limits: PictureLimits) -> NDArray[np.bool_] | None:
     try:
-        return read_truth(labelled, size)
+        return read_truth(labelled, size, limits=limits)
     except (InspectXaiError, OSError):
         return None
 

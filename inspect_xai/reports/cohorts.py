@@ -84,8 +84,8 @@ class CohortPicture:
     photographed: str  # serial of the part whose photograph lies below; empty: none could be read
 
 
-PhotographOf = Callable[[str], NDArray[np.uint8] | None]
-"""Reads a picture from where it was archived; None where it is not there."""
+PhotographOf = Callable[[int], NDArray[np.uint8] | None]
+"""Reads the picture of an inspection by its id; None where it is not there."""
 
 
 def cohorts_of(
@@ -174,7 +174,7 @@ def _cohort(
         None if change is None else change.down_px * scale,
         None if change is None else change.right_px * scale,
     )
-    photograph = photograph_of(given[0][0].archived_to)
+    photograph = photograph_of(given[0][0].inspection_id)
     below = None if photograph is None or photograph.shape[:2] != key.size else _resized(photograph, size)
     mean, spread = (_drawn(values, below) for values in (now.mean, now.spread))
     name = given[0][0].serial if below is not None else ""

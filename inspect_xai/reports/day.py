@@ -37,7 +37,7 @@ from inspect_xai.reports.expected import Expected, expected_of
 from inspect_xai.reports.numbers import LEAST_DAYS, Numbers, numbers_of
 from inspect_xai.reports.parquet import write_parquet
 from inspect_xai.reports.period import Period
-from inspect_xai.reports.pictures import data_uri, photograph_at, pictures_of
+from inspect_xai.reports.pictures import archived, data_uri, pictures_of
 from inspect_xai.reports.watch import PICTURE, TOGETHER, Drift, drift_of
 from inspect_xai.storage.figures import Figures
 from inspect_xai.storage.store import Store
@@ -133,7 +133,9 @@ def write_report(
     alarms = alarms_of(numbers, period, drift, rules=rules, seen=book.acknowledged())
     expected = expected_of(figures, period, models)
     against = None if baseline is None else Period(baseline.first, baseline.last, period.zone, shift)
-    cohorts, odd = cohorts_of(figures, period, photograph_of=photograph_at, against=against)
+    cohorts, odd = cohorts_of(
+        figures, period, photograph_of=lambda number: archived(store.get(number))[0], against=against
+    )
     cards = _cards(store, seen.flagged, period.zone)
     counts = {each.name: each.count for each in numbers.headline}
     report = Report(

@@ -1,7 +1,6 @@
 """Pictures on the page: read from the archive, drawn with their map, small, and inside the page itself."""
 
 import base64
-from typing import Any
 
 import cv2
 import numpy as np
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 
 from inspect_xai.errors import PictureError
 from inspect_xai.maths import colour
-from inspect_xai.pipeline.pictures import DEFAULT_LIMITS, PictureLimits
+from inspect_xai.pipeline.pictures import PictureLimits
 from inspect_xai.pipeline.remote import read_archived
 from inspect_xai.records import Status
 from inspect_xai.storage.stored import StoredInspection
@@ -33,31 +32,18 @@ def pictures_of(stored: StoredInspection) -> tuple[str, str, str]:
     return "" if picture is None else data_uri(picture), overlay, missing
 
 
-def photograph_at(place: str) -> NDArray[np.uint8] | None:
-    """The picture archived there, to draw on; None where it cannot be read."""
-    try:
-        return read_archived(place, limits=DEFAULT_LIMITS).pixels
-    except PictureError:
-        return None
-
-
 def archived(stored: StoredInspection) -> tuple[NDArray[np.uint8] | None, str]:
     """Return the picture from the archive as the model saw it, or why there is none."""
     capture = stored.capture
     if not capture.height_px:
         return None, "the file holds no picture"
-    limits = PictureLimits(**_as_mapping(stored.run.settings.get("limits")))
     try:
-        picture = read_archived(capture.archived_to, limits=limits)
+        picture = read_archived(capture.archived_to, limits=PictureLimits.recorded(stored.run.settings))
     except PictureError as error:
         return None, f"the picture is missing from the archive: {error}"
     if picture.sha256 != capture.sha256:
         return None, f"the file at {capture.archived_to} is another picture than the one inspected"
     return picture.pixels, ""
-
-
-def _as_mapping(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def data_uri(picture: NDArray[np.uint8]) -> str:

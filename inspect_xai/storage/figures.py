@@ -84,7 +84,6 @@ class StoredMap:
 
     inspection_id: int
     serial: str
-    archived_to: str
     faithfulness: dict[str, float]
     score_spread: float | None
     fused: NDArray[np.float32]
@@ -361,8 +360,7 @@ class Figures:
             .scalar_subquery()
         )
         columns = (
-            Inspection.id, reading.column("serial"), Capture.archived_to, Explanation.faithfulness, spread,
-            MapBlob.sha256,
+            Inspection.id, reading.column("serial"), Explanation.faithfulness, spread, MapBlob.sha256,
         )  # fmt: skip
         query = self._explained(start, end, *columns).where(
             *(reading.column(name) == getattr(key, name) for name in ("product", "line", "station", "view")),
@@ -376,11 +374,11 @@ class Figures:
             with database.reading(self._engine) as connection:
                 rows = connection.execute(page.add_columns(MapBlob.data)).all()
             for row in rows:
-                number, serial, archived_to, faithfulness, score_spread, sha256, data = row
+                number, serial, faithfulness, score_spread, sha256, data = row
                 blob = self._store._fetch(sha256) if data is None else data
                 fused = decode(blob, sha256=sha256)
                 if fused.shape == key.size:
-                    yield StoredMap(number, serial, archived_to, faithfulness, score_spread, fused)
+                    yield StoredMap(number, serial, faithfulness, score_spread, fused)
             if len(rows) < _AT_A_TIME:
                 return
             last = rows[-1][0]

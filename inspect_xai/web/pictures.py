@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from inspect_xai.errors import NotFoundError, PictureError
 from inspect_xai.maths import colour, sise, tiles
 from inspect_xai.maths.regions import marked_pixels
-from inspect_xai.pipeline.pictures import DEFAULT_LIMITS, decode_picture
+from inspect_xai.pipeline.pictures import PictureLimits, decode_picture
 from inspect_xai.pipeline.remote import read_archived_bytes
 from inspect_xai.records import Region, Status
 from inspect_xai.storage.stored import StoredExplanation, StoredInspection
@@ -23,7 +23,7 @@ from inspect_xai.storage.stored import StoredExplanation, StoredInspection
 THUMBNAIL_PX: Final = 160
 _CACHE_BYTES: Final = 96 << 20
 Map = NDArray[np.float32]
-_DRAWN_BY: Final = "1"  # change it when the same record is drawn in another way, so that no browser keeps the old one
+_DRAWN_BY: Final = "2"  # change it when the same record is drawn in another way, so that no browser keeps the old one
 
 
 class MissingPictureError(NotFoundError):
@@ -87,15 +87,16 @@ class Archive:
         return "" if inspection.capture.height_px else "picture.reason_unreadable"
 
     def read(self, inspection: StoredInspection) -> NDArray[np.uint8]:
-        """The pixels of an inspection's picture, uint8 (H, W) or RGB (H, W, 3).
+        """The pixels of an inspection's picture as the line decoded them, uint8 (H, W) or RGB (H, W, 3).
 
         Raises:
             MissingPictureError: There is none that may be shown.
         """
+        limits = PictureLimits.recorded(inspection.run.settings)
         place = self.locate(inspection.capture.archived_to)
-        data = _fetched(place) if "://" in place else _read(Path(place))
+        data = _fetched(place, limits) if "://" in place else _read(Path(place), limits)
         try:
-            pixels = decode_picture(data)
+            pixels = decode_picture(data, limits=limits)
         except PictureError as error:
             raise MissingPictureError("unreadable") from error
         if hashlib.sha256(data).hexdigest() != inspection.capture.sha256:
@@ -103,19 +104,19 @@ class Archive:
         return pixels
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, limits: PictureLimits) -> bytes:
     # Not by fsspec: it takes "::" in a file's name for a chain of URLs.
     try:
-        if path.stat().st_size > DEFAULT_LIMITS.max_bytes:
+        if path.stat().st_size > limits.max_bytes:
             raise MissingPictureError("unreadable")
         return path.read_bytes()
     except OSError as error:
         raise MissingPictureError("missing") from error
 
 
-def _fetched(url: str) -> bytes:
+def _fetched(url: str, limits: PictureLimits) -> bytes:
     try:
-        return read_archived_bytes(url, limits=DEFAULT_LIMITS)
+        return read_archived_bytes(url, limits=limits)
     except PictureError as error:
         raise MissingPictureError("missing") from error
 
