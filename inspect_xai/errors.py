@@ -25,6 +25,17 @@ Exit codes 0 (ok), 1 (findings) and 2 (usage) belong to the command line.
 from typing import ClassVar
 
 
+def printable(text: str) -> str:
+    r"""Return one line of text in which no character commands a terminal or begins another line.
+
+    >>> print(printable("P1\nOK \x1b[32m"))
+    P1\nOK \x1b[32m
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 class InspectXaiError(Exception):
     """Something went wrong that a person can act on.
 
@@ -45,7 +56,7 @@ class InspectXaiError(Exception):
             sentences.append(f"Expected {expected}")
         if remedy:
             sentences.append(f"To mend it: {remedy}")
-        super().__init__(". ".join(sentence.rstrip(". ") for sentence in sentences) + ".")
+        super().__init__(printable(". ".join(sentence.rstrip(". ") for sentence in sentences) + "."))
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the way between processes, which a keyword-only constructor does not by itself."""

@@ -12,15 +12,15 @@ Read at doors only (commands and flows) and handed down as values.
 """
 
 import os
-import tomllib
 from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from inspect_xai.errors import SettingsError
+from inspect_xai.files import read_toml
 from inspect_xai.pipeline.alerts import Outlets
 from inspect_xai.pipeline.identity import DEFAULT_PATTERN
 from inspect_xai.pipeline.pictures import PictureLimits
@@ -231,6 +231,10 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
     if path is not None and not path.is_file():
         raise SettingsError(f"there is no settings file {path}", remedy=f"correct --settings or {FILE_VARIABLE}")
     _refuse_unknown_variables()
+    try:
+        document = read_toml(path.read_bytes()) if path else {}
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path} is no TOML: {error}") from error
 
     class Reader(Settings):
         @classmethod
@@ -242,15 +246,13 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
             dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  the library's signature
             file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path)
+            return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=document)
 
     try:
         return Reader(**_given(flags))
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{path} is no TOML: {error}") from error
     except ValidationError as error:
         raise _explained(error, path) from error
-    except (OSError, UnicodeDecodeError, ValueError) as error:  # a section's variable that is no JSON, for instance
+    except ValueError as error:  # a section's variable that is no JSON, for instance
         raise SettingsError(f"the settings cannot be read: {error}") from error
 
 

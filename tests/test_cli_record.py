@@ -475,6 +475,13 @@ def test_find_trace_and_stats(cli: Run, db: str, bundle: Path) -> None:
     assert "SN2  lot LOT8  L1/S3  spots 1 (not approved)  reviewed: NG" in cli(*near)[1]
     assert cli("find", "--region-near", 31, 0, 1, "--db", db)[1] == "0 found\n"
     assert cli("find", "--since", "2126-01-01", "--db", db)[1] == "0 found\n"
+    [captured] = {row["captured_at"][:10] for row in json.loads(out)}
+    day = ["--since", captured, "--until", f"{captured}T23:59:59", "--db", db]
+    assert cli("find", *day)[1].endswith("3 found\n"), "by when the pictures were taken"
+    assert f"captured {captured} " in cli("find", *day)[1]
+    assert cli("find", *day, "--by-inspection-time")[1] == "0 found\n"
+    assert cli("stats", "--by", "line", *day)[1].split()[-9:-6] == ["3", "1", "1"]
+    assert len(cli("stats", "--by", "line", *day, "--by-inspection-time")[1].splitlines()) == 1
 
     code, out, _ = cli("trace", "SN2", "--db", db, "--json")
     [step] = json.loads(out)

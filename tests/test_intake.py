@@ -11,6 +11,7 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import fsspec
 import numpy as np
@@ -132,6 +133,15 @@ def test_an_archived_picture_put_back_is_the_same_part() -> None:
     )
     assert identity.part.serial == "SN7"
     assert identity.captured_at.microsecond == 250_000
+
+
+def test_a_sidecars_time_without_zone_is_the_plants() -> None:
+    sidecar = b'{"serial": "SN9", "captured_at": "2026-11-22T07:00:00"}'
+    at_the_plant = PathPattern("{serial}", zone=ZoneInfo("Europe/Berlin"))
+    identity = at_the_plant.identify("SN1.png", modified_at=NOON, sidecar=sidecar)
+    assert identity.captured_at == datetime(2026, 11, 22, 6, tzinfo=UTC)
+    with pytest.raises(PictureError, match=r"captured_at is '2026-11-22T07:00:00'.*time_zone in \[report\]"):
+        PathPattern("{serial}").identify("SN1.png", modified_at=NOON, sidecar=sidecar)
 
 
 def test_a_sidecar_goes_before_the_path() -> None:

@@ -220,9 +220,32 @@ def test_a_period_knows_the_one_before_and_days_of_23_hours() -> None:
     )
     start, end = week.span_of(date(2026, 3, 29))  # clocks go forward
     assert end - start == timedelta(hours=23)
-    assert week.name == "2026-03-23_2026-03-29_early-shift"
+    assert week.name == "2026-03-23_2026-03-29_early-shift-86524a56"
     with pytest.raises(SettingsError, match="at most a year apart"):
         Period(DAY, DAY - timedelta(days=1), berlin)
+
+
+def test_no_two_shifts_share_a_folder() -> None:
+    shifts = [
+        "EARLY",
+        "early",
+        "早班",
+        "晚班",
+        "A+",
+        "A-",
+        "A--aee8736c",
+        "a b",
+        "a_b",
+        "../x",
+        "x" * 300,
+        "x" * 301,
+        "é",
+        "e\u0301",
+    ]
+    names = [Period(DAY, DAY, ZoneInfo("UTC"), shift).name for shift in shifts]
+    assert len(set(names)) == len(shifts)
+    assert names[:3] == ["2026-11-23_EARLY", "2026-11-23_early", "2026-11-23_早班"]
+    assert all(len(name.encode()) < 200 and "/" not in name for name in names)
 
 
 def test_what_people_read_is_written_in_words(store: Store, tmp_path: Path) -> None:

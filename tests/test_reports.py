@@ -230,8 +230,18 @@ def test_a_shift_has_its_own_page_and_leaves_the_days_parquet_alone(store: Store
         store.record([stored.of_part(stored.inspection(number), f"{number:064x}", shift=shift)])
     report = write_report(store, first=DAY, last=DAY, out=tmp_path / "out", shift="../LATE")
     assert (report.inspections, report.parquet) == (2, ())
-    assert report.page.parent == tmp_path / "out" / "2026-11-23_-LATE"
+    assert report.page.parent == tmp_path / "out" / "2026-11-23_-LATE-6fbb381a"
     assert "Inspections of 2026-11-23, shift ../LATE" in Page(report.page).text
+
+
+def test_a_shift_that_nobody_ever_worked_is_refused_by_name(store: Store, tmp_path: Path) -> None:
+    store.record([stored.of_part(stored.inspection(0), f"{0:064x}", shift="EARLY")])
+    with pytest.raises(SettingsError, match=r"in the shift 'MORNING'. Expected one of EARLY") as refused:
+        write_report(store, first=DAY, last=DAY, out=tmp_path / "out", shift="MORNING")
+    assert refused.value.remedy == "spell it as the pictures do"
+    assert not (tmp_path / "out").exists()
+    other_day = DAY - timedelta(days=30)
+    assert write_report(store, first=other_day, last=other_day, out=tmp_path / "out", shift="EARLY").inspections == 0
 
 
 def test_the_page_stays_light_however_many_pictures_there_are(store: Store, tmp_path: Path) -> None:

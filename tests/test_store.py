@@ -196,6 +196,16 @@ def test_counts_by_several_fields(store: Store) -> None:
     assert found == {("S0", "NG"): 1, ("S0", "OK"): 1, ("S1", "OK"): 1, ("S2", "NG"): 1}
 
 
+def test_a_picture_inspected_late_counts_for_the_day_it_was_taken(store: Store) -> None:
+    late = dataclasses.replace(stored.inspection(77), inspected_at=NOON + timedelta(days=30))
+    store.record([late])
+    day = (late.capture.captured_at, late.capture.captured_at + timedelta(seconds=1))
+    assert [each.serial for each in store.find(since=day[0], until=day[1], moment="captured_at")] == ["SN00077"]
+    assert store.find(since=day[0], until=day[1]) == []
+    assert store.counts(*day, moment="captured_at") == {("NG",): 1}
+    assert store.counts(*day) == {}
+
+
 def test_find_narrows_by_everything_given(store: Store, rng: np.random.Generator) -> None:
     explained = stored.explanation(rng)  # its regions have their middles at (2.5, 4) and (9, 10)
     store.record([stored.inspection(n, explained=explained if n == 12 else None) for n in (1, 12, 13)])

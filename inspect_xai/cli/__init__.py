@@ -30,6 +30,7 @@ from inspect_xai.cli import (
     serve,
     show,
 )
+from inspect_xai.cli.console import use_any_terminal
 from inspect_xai.errors import InspectXaiError
 
 
@@ -95,6 +96,7 @@ for module in _MODULES:
 
 def main() -> None:
     """Run the command line; an error of the house ends it with that error's exit code."""
+    use_any_terminal()
     try:
         app()
     except InspectXaiError as error:

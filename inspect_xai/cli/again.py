@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, print_json, progress_bar, store_of
+from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, echo, print_json, progress_bar, store_of
 from inspect_xai.cli.line import open_line_of, print_summary, stopped_by_signals
 
 if TYPE_CHECKING:
@@ -116,5 +116,5 @@ def _again(
     else:
         print_summary(summary, settings)
         if pictures.missing:
-            typer.echo(f"{pictures.missing} pictures are gone or no longer those that were recorded: see the log")
+            echo(f"{pictures.missing} pictures are gone or no longer those that were recorded: see the log")
     raise typer.Exit(_FINDINGS if pictures.missing else 0)

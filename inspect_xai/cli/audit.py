@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.cli.console import DeviceOption, JsonOption, PixelSettingsOption, print_json, progress_bar, who
+from inspect_xai.cli.console import DeviceOption, JsonOption, PixelSettingsOption, echo, print_json, progress_bar, who
 from inspect_xai.records import Baseline, Method, Profile
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ def audit(
         print_json(as_plain(measured, report) | {"page": written.page})
     else:
         _print(report, measured)
-        typer.echo(f"page     {written.page}")
-        typer.echo(f"numbers  {written.numbers}")
+        echo(f"page     {written.page}")
+        echo(f"numbers  {written.numbers}")
     if report.answer.answer == NO or (checked is not None and not checked.passed):
         raise typer.Exit(_FINDINGS)
 
@@ -200,21 +200,21 @@ def _keep(db: str, bundle: "ModelBundle", audit: "Audit", report: "AuditReport")
 def _print(report: "AuditReport", audit: "Audit") -> None:
     counted = report.answer.counted
     reasons = [f"{counted.count} of {counted.denominator} pictures count for the network", *report.answer.reasons]
-    typer.echo(f"looks at the defect: {report.answer.answer} ({'; '.join(reasons)})")
+    echo(f"looks at the defect: {report.answer.answer} ({'; '.join(reasons)})")
     for label, found in report.by_label.items():
-        typer.echo(f"  {label}: {found.answer} ({found.counted.count} of {found.counted.denominator})")
+        echo(f"  {label}: {found.answer} ({found.counted.count} of {found.counted.denominator})")
     if report.sanity:
-        typer.echo(f"sanity: {'passed' if report.sanity.passed else 'failed'}")
+        echo(f"sanity: {'passed' if report.sanity.passed else 'failed'}")
     columns = [key for key in ("aupro", "ebpg", "inside", "drop_mean", "road") if _is_measured(report, key)]
     if report.methods:
-        typer.echo(f"{'method':12}" + "".join(f"{key:>11}" for key in columns) + f"{'passes':>9}{'seconds':>9}")
+        echo(f"{'method':12}" + "".join(f"{key:>11}" for key in columns) + f"{'passes':>9}{'seconds':>9}")
     for method in report.methods:
         numbers = "".join(
             f"{method.cells[key].average.mean:>11.3f}" if key in method.cells else f"{'-':>11}" for key in columns
         )
-        typer.echo(f"{method.method:12}{numbers}{method.passes:>9.0f}{method.seconds:>9.2f}")
+        echo(f"{method.method:12}{numbers}{method.passes:>9.0f}{method.seconds:>9.2f}")
     if report.errors:
-        typer.echo(f"{len(report.errors)} of {len(audit.rows)} pictures could not be measured: {report.errors[0][1]}")
+        echo(f"{len(report.errors)} of {len(audit.rows)} pictures could not be measured: {report.errors[0][1]}")
 
 
 def _is_measured(report: "AuditReport", key: str) -> bool:
@@ -222,17 +222,17 @@ def _is_measured(report: "AuditReport", key: str) -> bool:
 
 
 def _print_comparison(found: "Comparison") -> None:
-    typer.echo(
+    echo(
         f"{found.pictures} pictures: {len(found.changed)} changed, {found.newly_wrong} newly wrong, "
         f"{found.newly_right} newly right (McNemar p = {found.p_value:.3g}), {found.new_escapes} new escapes"
     )
     for part in found.changed:
-        typer.echo(f"  {part.image} ({part.label}): {part.before} -> {part.after}")
+        echo(f"  {part.image} ({part.label}): {part.before} -> {part.after}")
     if found.correlation is not None:
-        typer.echo(f"maps of {found.method}: median rank correlation {found.correlation:.3f}; furthest moved:")
+        echo(f"maps of {found.method}: median rank correlation {found.correlation:.3f}; furthest moved:")
         for part in found.moved[:5]:
-            typer.echo(f"  {part.image} ({part.label}): {part.correlation:.3f}")
+            echo(f"  {part.image} ({part.label}): {part.correlation:.3f}")
     for key, step in found.metrics.items():
-        typer.echo(f"  {key:16} {step.mean:+.4f} ({step.low:+.4f} to {step.high:+.4f})")
+        echo(f"  {key:16} {step.mean:+.4f} ({step.low:+.4f} to {step.high:+.4f})")
     for breach in found.breaches:
-        typer.echo(f"beyond tolerance: {breach}")
+        echo(f"beyond tolerance: {breach}")

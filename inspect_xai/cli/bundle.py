@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.cli.console import JsonOption, PixelSettingsOption, print_json
+from inspect_xai.cli.console import JsonOption, PixelSettingsOption, echo, print_json
 
 if TYPE_CHECKING:
     from inspect_xai.model.bundle import ModelBundle
@@ -98,12 +98,12 @@ def quantize(
         print_json({"fingerprint": done.bundle.fingerprint, "tried": done.tried, **done.bundle.manifest["int8"]})
         return
     for one in done.tried:
-        typer.echo(
+        echo(
             f"maps up to {one.largest_px:4} px in 8 bits ({one.blocks} blocks, {one.int8_share:.0%} of the masks): "
             f"correlation {one.mean:.3f}, lowest {one.least:.3f}, on {one.pictures} pictures"
         )
-    typer.echo(f"{bundle} scores in 8 bits now; fingerprint {done.bundle.fingerprint}")
-    typer.echo(f"that is another model, to be approved by itself: inspect-xai model register {bundle} --db URL")
+    echo(f"{bundle} scores in 8 bits now; fingerprint {done.bundle.fingerprint}")
+    echo(f"that is another model, to be approved by itself: inspect-xai model register {bundle} --db URL")
 
 
 def _print(bundle: "ModelBundle", *, as_json: bool) -> None:
@@ -111,17 +111,17 @@ def _print(bundle: "ModelBundle", *, as_json: bool) -> None:
         print_json({"folder": bundle.folder, "sha256": bundle.sha256, "card": bundle.card, "manifest": bundle.manifest})
         return
     card = bundle.card
-    typer.echo(f"{card.name} {card.version}  {bundle.folder}")
-    typer.echo(f"fingerprint  {bundle.fingerprint}")
-    typer.echo(f"all files    {bundle.sha256}")
-    typer.echo(f"labels       {', '.join(card.labels)}  (OK: {', '.join(card.ok_labels) or 'none'})")
+    echo(f"{card.name} {card.version}  {bundle.folder}")
+    echo(f"fingerprint  {bundle.fingerprint}")
+    echo(f"all files    {bundle.sha256}")
+    echo(f"labels       {', '.join(card.labels)}  (OK: {', '.join(card.ok_labels) or 'none'})")
     spec = card.input
-    typer.echo(f"input        {spec.height} x {spec.width} {spec.channels}, fit {spec.fit}")
-    typer.echo(f"batch        {'any' if bundle.dynamic_batch else '1'}")
-    typer.echo(f"gradient     {bundle.manifest['gradient']}")
-    typer.echo("blocks")
+    echo(f"input        {spec.height} x {spec.width} {spec.channels}, fit {spec.fit}")
+    echo(f"batch        {'any' if bundle.dynamic_batch else '1'}")
+    echo(f"gradient     {bundle.manifest['gradient']}")
+    echo("blocks")
     for end in bundle.blocks:
-        typer.echo(f"  {end.tensor}  {end.op}  {end.channels} x {end.height} x {end.width}  ({end.rule})")
-    typer.echo("proofs (largest error found)")
+        echo(f"  {end.tensor}  {end.op}  {end.channels} x {end.height} x {end.width}  ({end.rule})")
+    echo("proofs (largest error found)")
     for name, error in bundle.manifest["proofs"].items():
-        typer.echo(f"  {name}  {error}")
+        echo(f"  {name}  {error}")

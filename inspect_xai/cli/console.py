@@ -2,7 +2,9 @@
 
 import dataclasses
 import getpass
+import io
 import json
+import logging
 import os
 import socket
 import sys
@@ -17,6 +19,8 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from inspect_xai.errors import printable
 
 if TYPE_CHECKING:
     from inspect_xai.settings import Settings
@@ -41,9 +45,41 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machine
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 
 
+def use_any_terminal() -> None:
+    r"""Let no output fail or command the terminal: what cannot be shown is written as an escape such as \u2713."""
+    if sys.getfilesystemencoding() == "ascii":  # file names would fail, too: begin again in UTF-8 mode
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", "-m", "inspect_xai", *sys.argv[1:]])  # noqa: S606
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_PrintableLines())
+
+
+class _PrintableLines(logging.Formatter):
+    """Writes each record as one line, with the traceback behind it where there is one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the library's name
+        return printable(super().formatMessage(record))
+
+
+def echo(text: str = "", *, err: bool = False) -> None:
+    """Print lines for people; names in them may hold anything (`printable` for what must stay one line)."""
+    typer.echo("\n".join(map(printable, text.split("\n"))), err=err)
+
+
 def print_json(value: Any) -> None:
     """Print `value` as JSON; dataclasses, enums, times, paths and numpy numbers become plain values."""
-    typer.echo(json.dumps(value, default=plain, indent=2, ensure_ascii=False, allow_nan=False))
+    print_text_of_json(json.dumps(value, default=plain, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_text_of_json(text: str) -> None:
+    """Print JSON text; where the terminal cannot show all of it, with JSON's own escapes."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        text = json.dumps(json.loads(text), indent=2 if "\n" in text else None)
+    typer.echo(text)
 
 
 def plain(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import typer
 
-from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, print_json
+from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, echo, print_json
 
 commands = typer.Typer(help="Make, upgrade and check the database.", no_args_is_help=True)
 
@@ -30,9 +30,9 @@ def upgrade(db: DatabaseOption = None, settings: SettingsOption = None, as_json:
     if as_json:
         print_json({"db": shown(url), "before": before or None, "schema": REVISION})
     elif before == REVISION:
-        typer.echo(f"{shown(url)} has schema {REVISION} already")
+        echo(f"{shown(url)} has schema {REVISION} already")
     else:
-        typer.echo(f"{shown(url)} brought from schema {before or 'none'} to {REVISION}")
+        echo(f"{shown(url)} brought from schema {before or 'none'} to {REVISION}")
 
 
 @commands.command()
@@ -53,4 +53,4 @@ def status(db: DatabaseOption = None, settings: SettingsOption = None, as_json: 
     if as_json:
         print_json({"db": shown(url), "schema": REVISION, "fits": True})
     else:
-        typer.echo(f"{shown(url)} has schema {REVISION}, which is what this version needs")
+        echo(f"{shown(url)} has schema {REVISION}, which is what this version needs")

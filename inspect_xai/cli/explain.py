@@ -1,14 +1,16 @@
 """`inspect-xai explain`: pictures in, a folder of maps for each out."""
 
-import csv
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from unicodedata import normalize
 
 import typer
 
-from inspect_xai.cli.console import DeviceOption, JsonOption, PixelSettingsOption, print_json, progress_bar
-from inspect_xai.errors import InspectXaiError, SettingsError
+from inspect_xai.cli.console import DeviceOption, JsonOption, PixelSettingsOption, echo, print_json, progress_bar
+from inspect_xai.errors import InspectXaiError, SettingsError, printable
+from inspect_xai.files import read_table
 from inspect_xai.records import Baseline, Method, Profile
 
 if TYPE_CHECKING:
@@ -107,7 +109,7 @@ def explain(
         print_json(rows)
     else:
         for row in rows:
-            typer.echo(_line(row))
+            echo(_line(row))
     if first_error is not None:
         raise typer.Exit(first_error.exit_code)
 
@@ -140,13 +142,13 @@ def _line(row: dict[str, Any]) -> str:
     from inspect_xai.reports.words import faithfulness_in_words
 
     if "error" in row:
-        return f"{row['picture']}: {row['error']}: {row['message']}"
+        return f"{printable(row['picture'])}: {row['error']}: {row['message']}"
     verdict, prediction = row["verdict"], row["prediction"]
     aim = row["target"] + (f" against {row['against']}" if row["against"] else "")
     said = f"{verdict['code']}, {prediction['label']} {prediction['score']:.3f}"
     cost = f"{row['passes']} passes{_saved(row)}, {row['duration_ms'] / 1000:.2f} s"
     faithful = faithfulness_in_words(row["faithfulness"])
-    line = f"{row['picture']}: {said}; {row['method']} for {aim}: {row['status']}, {cost} -> {row['folder']}"
+    line = f"{printable(row['picture'])}: {said}; {row['method']} for {aim}: {row['status']}, {cost} -> {row['folder']}"
     return f"{line}\n  {faithful}" if faithful else line
 
 
@@ -160,23 +162,32 @@ def _saved(row: dict[str, Any]) -> str:
 
 
 def _folders(pictures: Sequence[Path], out: Path) -> list[Path]:
-    """Name one folder per picture after its stem, with a number where two pictures share one."""
-    taken: dict[str, int] = {}
+    """Name one folder per picture after its stem, with the first free number where that name is taken.
+
+    Names that differ in case or in the composition of letters only count as the same: on some disks they are.
+    """
+    taken: set[str] = set()
     folders = []
     for picture in pictures:
-        count = taken[picture.stem] = taken.get(picture.stem, 0) + 1
-        folders.append(out / (picture.stem if count == 1 else f"{picture.stem}-{count}"))
+        names = chain([picture.stem], (f"{picture.stem}-{number}" for number in count(2)))
+        name = next(name for name in names if normalize("NFC", name).casefold() not in taken)
+        taken.add(normalize("NFC", name).casefold())
+        folders.append(out / name)
     return folders
 
 
 def _read_truth(path: Path) -> dict[Path, str]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return {(path.parent / row["image"]).resolve(): row["label"] for row in csv.DictReader(file)}
-    except (OSError, KeyError, UnicodeDecodeError) as error:
+        columns, rows = read_table(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise SettingsError(
-            f"{path} cannot be read as a table of labels: {error!r}", expected="a CSV file with columns image,label"
+            f"{path} cannot be read: {error}", expected="a CSV file with columns image,label"
         ) from error
+    if not {"image", "label"} <= set(columns):
+        raise SettingsError(
+            f"{path} has the columns {', '.join(columns) or 'none'}", expected="a CSV file with columns image,label"
+        )
+    return {(path.parent / row["image"]).resolve(): row["label"] for _, row in rows}
 
 
 def _true_label(picture: Path, labels: dict[Path, str]) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from inspect_xai.cli.console import JsonOption, PixelSettingsOption, print_json
+from inspect_xai.cli.console import JsonOption, PixelSettingsOption, echo, print_json
 
 
 def register(app: typer.Typer) -> None:
@@ -53,6 +53,6 @@ def export(
     if as_json:
         print_json({"folder": bundle.folder, "fingerprint": bundle.fingerprint, "parity": error})
     else:
-        typer.echo(f"{known.name} {known.version}  {bundle.folder}")
-        typer.echo(f"fingerprint  {bundle.fingerprint}")
-        typer.echo(f"parity       {error:.2g} of the output, on {4 + len(windows)} windows")
+        echo(f"{known.name} {known.version}  {bundle.folder}")
+        echo(f"fingerprint  {bundle.fingerprint}")
+        echo(f"parity       {error:.2g} of the output, on {4 + len(windows)} windows")

@@ -3,10 +3,20 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
+from zoneinfo import ZoneInfo
 
 import typer
 
-from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, print_json, store_of
+from inspect_xai.cli.console import (
+    DatabaseOption,
+    JsonOption,
+    SettingsOption,
+    echo,
+    print_json,
+    print_text_of_json,
+    store_of,
+)
+from inspect_xai.errors import printable
 
 if TYPE_CHECKING:
     from inspect_xai.storage.store import Store
@@ -16,8 +26,15 @@ _LONG_AGO, _LONG_AFTER = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, 
 
 LotOption = Annotated[str | None, typer.Option("--lot", help="Its lot.")]
 ProductOption = Annotated[str | None, typer.Option("--product", help="Its product.")]
-SinceOption = Annotated[datetime | None, typer.Option("--since", formats=_TIMES, help="Inspected at or after, UTC.")]
-UntilOption = Annotated[datetime | None, typer.Option("--until", formats=_TIMES, help="Inspected before, UTC.")]
+SinceOption = Annotated[
+    datetime | None, typer.Option("--since", formats=_TIMES, help="Captured at or after, in the plant's zone.")
+]
+UntilOption = Annotated[
+    datetime | None, typer.Option("--until", formats=_TIMES, help="Captured before, in the plant's zone.")
+]
+InspectionTimeOption = Annotated[
+    bool, typer.Option("--by-inspection-time", help="--since and --until mean when the picture was inspected.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -47,6 +64,7 @@ def find(
     map_: Annotated[str | None, typer.Option("--map", help="sha256 of a stored map.")] = None,
     since: SinceOption = None,
     until: UntilOption = None,
+    by_inspection_time: InspectionTimeOption = False,
     limit: Annotated[int, typer.Option("--limit", help="At most so many.", min=1)] = 100,
     whole: Annotated[
         bool, typer.Option("--whole", help="Everything about each, as JSON, one a line: to be copied elsewhere.")
@@ -55,7 +73,7 @@ def find(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find inspections that fit everything given, newest first.
+    """Find inspections that fit everything given, newest first, by when their pictures were taken.
 
     From the hash of a picture, map, model or model file it leads back to the parts. --whole writes the same documents
     as the desk's JSON interface (docs/api.md).
@@ -64,17 +82,19 @@ def find(
     """
     from inspect_xai.settings import load_settings
 
-    with store_of(load_settings(settings, db=db)) as store:
+    chosen = load_settings(settings, db=db)
+    zone = ZoneInfo(chosen.report.time_zone)
+    with store_of(chosen) as store:
         found = store.find(
             serial=part, lot=lot, product=product, label=label, verdict=verdict, fingerprint=model,
-            model_file=model_file, since=as_utc(since), until=as_utc(until), near_px=region_near, sha256=picture,
-            map_sha256=map_, limit=limit,
+            model_file=model_file, since=in_zone(since, zone), until=in_zone(until, zone), near_px=region_near,
+            sha256=picture, map_sha256=map_, moment=moment_of(by_inspection_time=by_inspection_time), limit=limit,
         )  # fmt: skip
         if whole:
             from inspect_xai.web.documents import document
 
             for row in found:
-                typer.echo(document(store.get(row.inspection_id)).model_dump_json())
+                print_text_of_json(document(store.get(row.inspection_id)).model_dump_json())
             return
     if as_json:
         print_json(found)
@@ -82,7 +102,8 @@ def find(
     _print_table(
         [
             (
-                str(row.inspection_id), f"{row.inspected_at:%Y-%m-%d %H:%M:%S}", row.verdict, row.label or "-",
+                str(row.inspection_id), f"captured {row.captured_at.astimezone(zone):%Y-%m-%d %H:%M:%S}",
+                f"inspected {row.inspected_at.astimezone(zone):%Y-%m-%d %H:%M:%S}", row.verdict, row.label or "-",
                 f"{row.score:.3f}", row.serial, f"lot {row.lot or '-'}", f"{row.line or '-'}/{row.station or '-'}",
                 f"{row.model_name} {row.model_version}{'' if row.model_status == 'approved' else ' (not approved)'}",
                 f"reviewed: {row.reviewed_verdict}" if row.review_decision else "",
@@ -90,7 +111,7 @@ def find(
             for row in found
         ]
     )  # fmt: skip
-    typer.echo(f"{len(found)} found" + (", perhaps more: raise --limit" if len(found) == limit else ""))
+    echo(f"{len(found)} found" + (", perhaps more: raise --limit" if len(found) == limit else ""))
 
 
 def trace(
@@ -115,7 +136,7 @@ def trace(
     if as_json:
         print_json(steps)
     for step in [] if as_json else steps:
-        typer.echo(f"inspection {step['inspection_id']}: {step['verdict']}")
+        echo(f"inspection {step['inspection_id']}: {step['verdict']}")
         told = {name: value for name, value in step.items() if name not in ("inspection_id", "verdict")}
         _print_table(
             [
@@ -127,10 +148,10 @@ def trace(
     for each in repeats:
         facts = each.facts
         if lot in (None, facts["lot"]) and product in (None, facts["product"]):
-            typer.echo(f"no inspection of its own: {facts['file_name']!r} holds the very picture of inspection "
+            echo(f"no inspection of its own: {facts['file_name']!r} holds the very picture of inspection "
                        f"{facts['inspection']} (event {each.sequence} of the ledger)", err=True)  # fmt: skip
     if not steps:
-        typer.echo(f"no part has the serial {part!r}", err=True)
+        echo(f"no part has the serial {part!r}", err=True)
         raise typer.Exit(1)
 
 
@@ -140,11 +161,12 @@ def stats(
     ] = "line,station",
     since: SinceOption = None,
     until: UntilOption = None,
+    by_inspection_time: InspectionTimeOption = False,
     db: DatabaseOption = None,
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Count inspections, verdicts, explanations and answers by group.
+    """Count inspections, verdicts, explanations and answers by group, by when their pictures were taken.
 
     Escapes and overkill count what people answered; the report of the day estimates the rates.
 
@@ -159,8 +181,11 @@ def stats(
     unknown = [name for name in names if name not in {field.name for field in fields(InspectionSummary)}]
     if unknown or not names:
         raise typer.BadParameter(f"no field is called {', '.join(unknown) or 'nothing'}", param_hint="--by")
-    with store_of(load_settings(settings, db=db)) as store:
-        rows = store.stats(as_utc(since) or _LONG_AGO, as_utc(until) or _LONG_AFTER, by=names)
+    chosen = load_settings(settings, db=db)
+    zone = ZoneInfo(chosen.report.time_zone)
+    start, end = in_zone(since, zone) or _LONG_AGO, in_zone(until, zone) or _LONG_AFTER
+    with store_of(chosen) as store:
+        rows = store.stats(start, end, by=names, moment=moment_of(by_inspection_time=by_inspection_time))
     if as_json:
         print_json([dict(zip(names, row.group, strict=True)) | _counts(row) for row in rows])
         return
@@ -171,9 +196,10 @@ def stats(
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows with their columns below each other."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        typer.echo("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
+    shown = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
+        echo("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _counts(row: Any) -> dict[str, Any]:
@@ -220,6 +246,11 @@ def _steps(store: "Store", serial: str, lot: str | None, product: str | None) ->
     return steps
 
 
-def as_utc(moment: datetime | None) -> datetime | None:
-    """Return a time given on the command line, which is meant in UTC."""
-    return None if moment is None else moment.replace(tzinfo=UTC)
+def in_zone(moment: datetime | None, zone: ZoneInfo) -> datetime | None:
+    """Return a time given on the command line, which is meant in the plant's zone."""
+    return None if moment is None else moment.replace(tzinfo=zone).astimezone(UTC)
+
+
+def moment_of(*, by_inspection_time: bool) -> str:
+    """Return which time of an inspection --since and --until speak of."""
+    return "inspected_at" if by_inspection_time else "captured_at"

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 from typing import Annotated
+from zoneinfo import ZoneInfo
 
 import typer
 
-from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, print_json, progress_bar, store_of
-from inspect_xai.cli.find import LotOption, ProductOption, SinceOption, UntilOption, as_utc
+from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, echo, print_json, progress_bar, store_of
+from inspect_xai.cli.find import LotOption, ProductOption, SinceOption, UntilOption, in_zone
 
 commands = typer.Typer(help="Check the record's chain of hashes, and export evidence.", no_args_is_help=True)
 
@@ -45,12 +46,12 @@ def verify(
     if as_json:
         print_json(report)
     else:
-        typer.echo(f"{'holds' if report.holds else 'DOES NOT HOLD'}: {report.events} events, {report.rows} rows")
+        echo(f"{'holds' if report.holds else 'DOES NOT HOLD'}: {report.events} events, {report.rows} rows")
         for finding in report.findings:
-            typer.echo(f"  {finding.kind}: {finding.what}")
+            echo(f"  {finding.kind}: {finding.what}")
         for note in report.notes:
-            typer.echo(f"  note: {note}")
-        typer.echo(f"head {report.head}")
+            echo(f"  note: {note}")
+        echo(f"head {report.head}")
     if not report.holds:
         raise typer.Exit(_FINDINGS)
 
@@ -68,7 +69,7 @@ def head(db: DatabaseOption = None, settings: SettingsOption = None, as_json: Js
     if as_json:
         print_json({"head": found})
     else:
-        typer.echo(found)
+        echo(found)
 
 
 @commands.command()
@@ -98,16 +99,19 @@ def export(
 
     if not (part or lot or product or since or until):
         raise typer.BadParameter("give --part, --lot, --product, --since or --until")
-    with store_of(load_settings(settings, db=db)) as store:
+    chosen = load_settings(settings, db=db)
+    zone = ZoneInfo(chosen.report.time_zone)
+    with store_of(chosen) as store:
         found = store.find(
-            serial=part, lot=lot, product=product, since=as_utc(since), until=as_utc(until), limit=_MOST
+            serial=part, lot=lot, product=product, since=in_zone(since, zone), until=in_zone(until, zone),
+            moment="captured_at", limit=_MOST,
         )  # fmt: skip
         made = export_evidence(store, [row.inspection_id for row in found], out=out, archive=archive)
     if as_json:
         print_json(made)
         return
-    typer.echo(f"{made.inspections} inspections in {made.files} files: {made.path}")
-    typer.echo(f"sha256  {made.sha256}")
-    typer.echo(f"head    {made.head}")
+    echo(f"{made.inspections} inspections in {made.files} files: {made.path}")
+    echo(f"sha256  {made.sha256}")
+    echo(f"head    {made.head}")
     for missing in made.missing:
-        typer.echo(f"missing {missing}")
+        echo(f"missing {missing}")

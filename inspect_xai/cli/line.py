@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, print_json, progress_bar, who
+from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, echo, print_json, progress_bar, who
 from inspect_xai.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def line(
         print_json(summary)
     else:
         if stop.is_set():
-            typer.echo("stopped when asked: the picture at work is recorded, the rest given back")
+            echo("stopped when asked: the picture at work is recorded, the rest given back")
         print_summary(summary, chosen)
 
 
@@ -133,6 +133,7 @@ def open_line_of(settings: "Settings", *, explain_all: bool = False) -> "Line":
         ok_share=chosen.ok_share,
         path_pattern=chosen.path_pattern,
         limits=chosen.limits,
+        time_zone=settings.report.time_zone if "time_zone" in settings.report.model_fields_set else "",
         plan=read_policy(chosen.policy) if chosen.policy else None,
     )
     return Line(
@@ -180,27 +181,25 @@ def stopped_by_signals() -> Iterator[threading.Event]:
 def print_summary(summary: "LineSummary", settings: "Settings") -> None:
     """Say in a few lines what a line did."""
     if summary.unmatched:
-        typer.echo(
+        echo(
             f"{summary.unmatched} JSON or CSV files belong to no picture, so nobody read them: the log above names them"
         )
     if not summary.seen:
-        typer.echo("no picture is waiting")
+        echo("no picture is waiting")
         return
     pictures = "picture" if summary.inspected == 1 else "pictures"
-    typer.echo(
+    echo(
         f"{summary.inspected} {pictures} inspected in {summary.seconds:.1f} s on {summary.provider}: "
         f"{summary.ok} OK, {summary.ng} NG, {summary.unsure} UNSURE"
     )
-    typer.echo(f"{summary.explained} explained with {summary.passes} forward passes")
+    echo(f"{summary.explained} explained with {summary.passes} forward passes")
     if summary.already_known:
-        typer.echo(f"{summary.already_known} were recorded already")
+        echo(f"{summary.already_known} were recorded already")
     if summary.under_another_part:
-        typer.echo(
-            f"{summary.under_another_part} have the very bytes of a picture recorded for another part: see the log"
-        )
+        echo(f"{summary.under_another_part} have the very bytes of a picture recorded for another part: see the log")
     if summary.failed:
-        typer.echo(f"{summary.failed} could not be judged or explained: the log above and the report say why")
-    typer.echo(f"run {summary.run_id} in {_without_password(settings.db)}")
+        echo(f"{summary.failed} could not be judged or explained: the log above and the report say why")
+    echo(f"run {summary.run_id} in {_without_password(settings.db)}")
 
 
 def _without_password(url: str) -> str:

@@ -12,6 +12,7 @@ from inspect_xai.cli.console import (
     JsonOption,
     PixelSettingsOption,
     SettingsOption,
+    echo,
     print_json,
     store_of,
     who,
@@ -101,9 +102,9 @@ def golden_(
     if as_json:
         print_json({"folder": folder} | made)
         return
-    typer.echo(f"golden set of {made['name']} {made['version']}, made on {made['provider']}: {folder}")
+    echo(f"golden set of {made['name']} {made['version']}, made on {made['provider']}: {folder}")
     for entry in made["pictures"]:
-        typer.echo(f"  {entry['picture']}  {entry['source']}  {entry['verdict']}, {entry['target']}")
+        echo(f"  {entry['picture']}  {entry['source']}  {entry['verdict']}, {entry['target']}")
 
 
 @commands.command()
@@ -277,7 +278,7 @@ def _tell(model: "StoredModel", *, as_json: bool) -> None:
     if golden is not None:
         word = "holds" if golden["holds"] else "DOES NOT HOLD"
         result = f"golden set {word} on {golden['provider']} ({golden['verified_at']})"
-    typer.echo(f"{model.fingerprint[:16]}  {model.name} {model.version}  {model.status}  "
+    echo(f"{model.fingerprint[:16]}  {model.name} {model.version}  {model.status}  "
                f"by {model.status_by}, {model.status_at:%Y-%m-%d %H:%M} UTC; {result}")  # fmt: skip
 
 
@@ -285,12 +286,12 @@ def _tell_report(report: "GoldenReport", *, as_json: bool) -> None:
     if as_json:
         print_json(report)
         return
-    typer.echo(f"{'holds' if report.holds else 'DOES NOT HOLD'} on {report.provider}: {len(report.checks)} pictures, "
+    echo(f"{'holds' if report.holds else 'DOES NOT HOLD'} on {report.provider}: {len(report.checks)} pictures, "
                f"model {report.fingerprint[:16]}")  # fmt: skip
-    typer.echo("  picture              verdict           score off   map off   top pixels the same")
+    echo("  picture              verdict           score off   map off   top pixels the same")
     for check in report.checks[:_SHOWN]:
         verdict = check.verdict if check.verdict == check.verdict_now else f"{check.verdict} -> {check.verdict_now}"
-        typer.echo(f"  {check.picture:<20} {verdict:<16} {check.score_off:>10.1e} {check.map_off:>9.1e} "
+        echo(f"  {check.picture:<20} {verdict:<16} {check.score_off:>10.1e} {check.map_off:>9.1e} "
                    f"{check.overlap:>9.0%}{'' if check.holds else '  differs'}")  # fmt: skip
     if len(report.checks) > _SHOWN:
-        typer.echo(f"  and {len(report.checks) - _SHOWN} that are nearer")
+        echo(f"  and {len(report.checks) - _SHOWN} that are nearer")

@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.cli.console import ByOption, DatabaseOption, JsonOption, SettingsOption, print_json, store_of, who
+from inspect_xai.cli.console import (
+    ByOption,
+    DatabaseOption,
+    JsonOption,
+    SettingsOption,
+    echo,
+    print_json,
+    store_of,
+    who,
+)
 
 if TYPE_CHECKING:
     from inspect_xai.maths.agreement import Agreement, Kappa
@@ -68,9 +77,7 @@ def create(
             if as_json:
                 print_json(made)
             else:
-                typer.echo(
-                    f"{made.name}: {made.parts} parts, {len(names)} appraisers, {trials} trials; it waits on the desk"
-                )
+                echo(f"{made.name}: {made.parts} parts, {len(names)} appraisers, {trials} trials; it waits on the desk")
             return
         rows = msa.create(store, parts=parts, appraisers=names, trials=trials, seed=seed)
     msa.write(Path(study), rows)
@@ -92,11 +99,11 @@ def list_(db: DatabaseOption = None, settings: SettingsOption = None, as_json: J
         print_json([{"study": study, "progress": progress} for study, progress in found])
         return
     for study, progress in found:
-        typer.echo(f"{study.name}: {study.parts} parts, {study.trials} trials, by {study.created_by}")
+        echo(f"{study.name}: {study.parts} parts, {study.trials} trials, by {study.created_by}")
         for each in progress:
             whose = f"{each.appraiser}, trial {each.trial}" if each.trial else "reference"
-            typer.echo(f"  {whose:<28} {each.answered} of {each.parts}")
-    typer.echo(f"{len(found)} studies")
+            echo(f"  {whose:<28} {each.answered} of {each.parts}")
+    echo(f"{len(found)} studies")
 
 
 def export(
@@ -196,25 +203,25 @@ def _wrote(study: Path, rows: int, *, as_json: bool) -> None:
     if as_json:
         print_json({"study": study, "rows": rows})
     else:
-        typer.echo(f"{rows} rows in {study}")
+        echo(f"{rows} rows in {study}")
 
 
 def _tell(found: "Agreement") -> None:
     for each in found.appraisals:
-        typer.echo(each.appraiser)
+        echo(each.appraiser)
         if each.within.denominator:
-            typer.echo(f"  with themselves  {_rate(each.within)}")
+            echo(f"  with themselves  {_rate(each.within)}")
         for name, told in (
             ("effectiveness", _rate(each.effectiveness)), ("miss", _rate(each.miss)),
             ("false_alarm", _rate(each.false_alarm)), ("kappa", _kappa(each.kappa)),
         ):  # fmt: skip
             grade = f"  {each.grades[name].value}" if name in each.grades else ""
-            typer.echo(f"  {name.replace('_', ' '):<15}  {told}{grade}")
-    typer.echo("all together")
-    typer.echo(f"  all alike        {_rate(found.between)}")
-    typer.echo(f"  all right        {_rate(found.all_right)}")
+            echo(f"  {name.replace('_', ' '):<15}  {told}{grade}")
+    echo("all together")
+    echo(f"  all alike        {_rate(found.between)}")
+    echo(f"  all right        {_rate(found.all_right)}")
     for (one, other), kappa in found.pairs.items():
-        typer.echo(f"  kappa {one} - {other}: {_kappa(kappa)}")
+        echo(f"  kappa {one} - {other}: {_kappa(kappa)}")
 
 
 def _rate(rate: "Rate") -> str:

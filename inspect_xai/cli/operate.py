@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.cli.console import DatabaseOption, JsonOption, PixelSettingsOption, SettingsOption, print_json
+from inspect_xai.cli.console import DatabaseOption, JsonOption, PixelSettingsOption, SettingsOption, echo, print_json
 from inspect_xai.errors import InspectXaiError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def doctor(
     else:
         for finding in findings:
             remedy = f". To mend it: {finding.remedy}" if finding.remedy else ""
-            typer.echo(f"{'ok  ' if finding.ok else 'MEND'}  {finding.check:<20}  {finding.found}{remedy}")
+            echo(f"{'ok  ' if finding.ok else 'MEND'}  {finding.check:<20}  {finding.found}{remedy}")
     raise typer.Exit(0 if all(finding.ok for finding in findings) else _FINDINGS)
 
 
@@ -118,26 +118,22 @@ def bench(
 
 
 def _print(report: "BenchReport", night: "Night | None") -> None:
-    typer.echo(f"{report.provider}, forward passes per second: median (slowest to fastest round)")
+    echo(f"{report.provider}, forward passes per second: median (slowest to fastest round)")
     for rate in report.rates:
         chosen = "  <- fastest" if rate == report.best else ""
         spread = f"({rate.slowest_per_s:.1f} to {rate.fastest_per_s:.1f})"
-        typer.echo(f"threads {rate.threads:>2}  bucket {rate.bucket:>2}  {rate.per_s:>8.1f}  {spread}{chosen}")
+        echo(f"threads {rate.threads:>2}  bucket {rate.bucket:>2}  {rate.per_s:>8.1f}  {spread}{chosen}")
     for choice in report.chosen:
         kept = f"kept in {choice.kept}" if choice.kept else "keep it with --keep, or say --bucket"
-        typer.echo(
-            f"threads {choice.threads:>2}: bucket {choice.bucket} is as fast as any; now {choice.before} ({kept})"
-        )
+        echo(f"threads {choice.threads:>2}: bucket {choice.bucket} is as fast as any; now {choice.before} ({kept})")
     for rate in report.shared:
         chosen = "  <- faster together" if rate.per_s == max(each.per_s for each in report.shared) else ""
         spread = f"({rate.slowest_per_s:.1f} to {rate.fastest_per_s:.1f})"
-        typer.echo(
-            f"processes {rate.processes:>2} with {rate.threads:>2} threads  {rate.per_s:>8.1f}  {spread}{chosen}"
-        )
-    typer.echo(f"one picture of {report.windows} windows is judged in {report.look_s * 1e3:.0f} ms")
+        echo(f"processes {rate.processes:>2} with {rate.threads:>2} threads  {rate.per_s:>8.1f}  {spread}{chosen}")
+    echo(f"one picture of {report.windows} windows is judged in {report.look_s * 1e3:.0f} ms")
     for each in report.expected:
         line = f"{each.profile:<6}  {each.passes:>6} passes, about {each.seconds:.2f} s an explained window"
         if night:
             fits = "yes" if each.fits else "no"
             line += f"; {night.pictures} pictures in {night.hours:g} h: {each.hours:.1f} h, fits in the window: {fits}"
-        typer.echo(line)
+        echo(line)

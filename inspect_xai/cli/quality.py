@@ -6,7 +6,16 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from inspect_xai.cli.console import ByOption, DatabaseOption, JsonOption, SettingsOption, print_json, store_of, who
+from inspect_xai.cli.console import (
+    ByOption,
+    DatabaseOption,
+    JsonOption,
+    SettingsOption,
+    echo,
+    print_json,
+    store_of,
+    who,
+)
 
 _DAYS = ["%Y-%m-%d"]
 SinceOption = Annotated[datetime, typer.Option("--since", formats=_DAYS, help="First day, in the plant's zone.")]
@@ -64,9 +73,9 @@ def baseline(
     if as_json:
         print_json({"first": first, "last": last, "cells": len(learnt.quiet), "strata": strata})
         return
-    typer.echo(f"{len(learnt.quiet)} features learnt from {first} to {last}:")
+    echo(f"{len(learnt.quiet)} features learnt from {first} to {last}:")
     for stratum in strata:
-        typer.echo(f"  {' '.join(stratum)}: {', '.join(c.feature for c in learnt.quiet if c.stratum == stratum)}")
+        echo(f"  {' '.join(stratum)}: {', '.join(c.feature for c in learnt.quiet if c.stratum == stratum)}")
 
 
 def list_(
@@ -91,7 +100,7 @@ def list_(
         return
     for name, alarm in alarms.items():
         told = f"seen by {seen[name].by}: {seen[name].note}" if name in seen else "open"
-        typer.echo(f"{name}  {alarm['owner']}  {told}\n    {alarm['text']}")
+        echo(f"{name}  {alarm['owner']}  {told}\n    {alarm['text']}")
 
 
 def acknowledge(
@@ -118,7 +127,7 @@ def acknowledge(
         )
     with store_of(chosen) as store:
         made = Watchbook(store).acknowledge(alarm_id, by=who(by), note=note)
-    typer.echo(f"{alarm_id} acknowledged by {made.by}")
+    echo(f"{alarm_id} acknowledged by {made.by}")
 
 
 def calibrate(
@@ -163,7 +172,7 @@ def calibrate(
     if as_json:
         print_json(content)
         return
-    typer.echo(
+    echo(
         f"{registered.name} {registered.version}: {content['kind']} on {content['reviews']} reviews "
         f"({content['defects']} defects); expected calibration error {100 * content['expected_error_before']:.2f} % "
         f"before, {100 * content['expected_error']:.2f} % after"

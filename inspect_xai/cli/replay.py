@@ -16,6 +16,7 @@ from inspect_xai.cli.console import (
     DeviceOption,
     JsonOption,
     SettingsOption,
+    echo,
     print_json,
     progress_bar,
     store_of,
@@ -87,7 +88,7 @@ def replay(
     if as_json:
         print_json({"counts": {name: counts[name] for name in ("holds", "differs", "cannot")}, "replays": results})
     elif len(results) != 1:
-        typer.echo(f"{len(results)} replayed: {counts['holds']} hold, {counts['differs']} differ, "
+        echo(f"{len(results)} replayed: {counts['holds']} hold, {counts['differs']} differ, "
                    f"{counts['cannot']} cannot be replayed")  # fmt: skip
     if counts["differs"] or counts["cannot"]:
         raise typer.Exit(_FINDINGS)
@@ -142,14 +143,14 @@ def _chosen_ids(store: "Store", settings: "Settings", on: datetime | None, sampl
 
 
 def _print(result: "Replay") -> None:
-    typer.echo(f"inspection {result.inspection_id}: {result.outcome}{_how_near(result)}")
+    echo(f"inspection {result.inspection_id}: {result.outcome}{_how_near(result)}")
     for each in result.differences:
         off = "" if each.off is None else f" (off by {each.off:.3g}, allowed {each.allowed:.3g})"
-        typer.echo(f"  {each.what}: recorded {each.recorded}, now {each.now}{off}")
+        echo(f"  {each.what}: recorded {each.recorded}, now {each.now}{off}")
     for change in result.changed:
-        typer.echo(f"  changed since: {change.what} was {change.recorded}, is {change.now}")
+        echo(f"  changed since: {change.what} was {change.recorded}, is {change.now}")
     for missing in result.missing:
-        typer.echo(f"  missing: {missing}")
+        echo(f"  missing: {missing}")
 
 
 def _how_near(result: "Replay") -> str:

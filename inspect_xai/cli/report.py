@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, print_json, store_of
+from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, echo, print_json, store_of
 
 if TYPE_CHECKING:
     from inspect_xai.pipeline.alerts import Alert, AlertRule, Delivery
@@ -74,18 +74,18 @@ def report(
 
         print_json(asdict(written) | {"pdf": printed, "sent": None if sent is None else sent.sent})
         return
-    typer.echo(
+    echo(
         f"{written.inspections} inspections: {written.ok} OK, {written.ng} NG, {written.unsure} UNSURE; "
         f"{written.shown} of {written.flagged} flagged parts shown"
     )
-    typer.echo(f"page     {written.page}")
+    echo(f"page     {written.page}")
     if printed:
-        typer.echo(f"pdf      {printed}")
+        echo(f"pdf      {printed}")
     for channel, ids in sent.sent.items() if sent else ():
         if ids:
-            typer.echo(f"alerts   {len(ids)} by {channel.value}")
+            echo(f"alerts   {len(ids)} by {channel.value}")
     for path in written.parquet:
-        typer.echo(f"parquet  {path}")
+        echo(f"parquet  {path}")
 
 
 def yesterday(settings: "Settings") -> datetime:

@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.cli.console import ByOption, DatabaseOption, JsonOption, SettingsOption, print_json, store_of, who
+from inspect_xai.cli.console import (
+    ByOption,
+    DatabaseOption,
+    JsonOption,
+    SettingsOption,
+    echo,
+    print_json,
+    store_of,
+    who,
+)
 
 if TYPE_CHECKING:
     from inspect_xai.settings import Settings
@@ -47,9 +56,9 @@ def rule(
         print_json(rules)
         return
     for each in rules:
-        typer.echo(f"{each.product or 'all other products'}: {each.kind} for {each.keep_days} days")
+        echo(f"{each.product or 'all other products'}: {each.kind} for {each.keep_days} days")
     if not rules:
-        typer.echo("no rules: nothing is ever deleted")
+        echo("no rules: nothing is ever deleted")
 
 
 @commands.command()
@@ -97,7 +106,7 @@ def apply(
         print_json({"carried_out": yes, "plan": found})
         return
     _tell(found)
-    typer.echo("deleted" if yes else "dry run: nothing was deleted; say --yes to delete")
+    echo("deleted" if yes else "dry run: nothing was deleted; say --yes to delete")
 
 
 def apply_retention(settings: "Settings", *, carry_out: bool, archive: Sequence[str] = (), by: str) -> "Plan":
@@ -155,11 +164,11 @@ def hold(
         gone = [{"serial": serial, "picture": place} for serial, place in lost]
         print_json({"hold_id": number, "pictures_deleted_before": gone})
         return
-    typer.echo(f"hold {number} stands; release it with: inspect-xai retention release {number}")
+    echo(f"hold {number} stands; release it with: inspect-xai retention release {number}")
     if lost:
-        typer.echo(f"too late for {len(lost)} pictures, which retention had deleted or was deleting:")
+        echo(f"too late for {len(lost)} pictures, which retention had deleted or was deleting:")
     for serial, place in lost:
-        typer.echo(f"  {serial}  {place}")
+        echo(f"  {serial}  {place}")
 
 
 @commands.command()
@@ -180,7 +189,7 @@ def release(
     with store_of(load_settings(settings, db=db)) as store:
         retention = Retention(store)
         if hold_id is not None and not retention.release_hold(hold_id, by=who(by)):
-            typer.echo(f"no hold {hold_id} stands", err=True)
+            echo(f"no hold {hold_id} stands", err=True)
             raise typer.Exit(1)
         holds = retention.holds()
     if as_json:
@@ -189,13 +198,13 @@ def release(
     for each in holds:
         kept = {"part": each.serial, "lot": each.lot, "product": each.product}
         named = ", ".join(f"{name} {value}" for name, value in kept.items() if value)
-        typer.echo(f"hold {each.hold_id}: {named}: {each.reason} ({each.placed_by}, {each.placed_at:%Y-%m-%d})")
+        echo(f"hold {each.hold_id}: {named}: {each.reason} ({each.placed_by}, {each.placed_at:%Y-%m-%d})")
     if not holds:
-        typer.echo("no holds stand")
+        echo("no holds stand")
 
 
 def _tell(plan: "Plan") -> None:
-    typer.echo(f"pictures     {len(plan.pictures)}")
-    typer.echo(f"maps         {len(plan.blob_ids)}, {plan.blob_bytes} bytes")
-    typer.echo(f"inspections  {len(plan.inspection_ids)}")
-    typer.echo(f"kept by legal holds  {plan.held}")
+    echo(f"pictures     {len(plan.pictures)}")
+    echo(f"maps         {len(plan.blob_ids)}, {plan.blob_bytes} bytes")
+    echo(f"inspections  {len(plan.inspection_ids)}")
+    echo(f"kept by legal holds  {plan.held}")

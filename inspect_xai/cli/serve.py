@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inspect_xai.cli.console import echo
 from inspect_xai.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ def token(
     made = new_token()
     # A JSON string is a TOML string too.
     quoted = json.dumps(name, ensure_ascii=False)
-    typer.echo(f'[[person]]\nname = {quoted}\nrole = "{role.lower()}"\ntoken_sha256 = "{digest_of(made)}"\n')
-    typer.echo(f"token of {name}: {made}", err=True)
+    echo(f'[[person]]\nname = {quoted}\nrole = "{role.lower()}"\ntoken_sha256 = "{digest_of(made)}"\n')
+    echo(f"token of {name}: {made}", err=True)
 
 
 def _with_archive(settings: "Settings") -> "ServeSettings":
@@ -125,7 +126,7 @@ def _run(settings: "Settings", desk: "ServeSettings") -> None:
                 f"nothing can listen on {desk.host} port {desk.port}: {error}", remedy="give another --host or --port"
             ) from error
         shown = f"[{desk.host}]" if ":" in desk.host else desk.host
-        typer.echo(f"Review desk: http://{shown}:{listener.getsockname()[1]}/  (Ctrl-C ends it)")
+        echo(f"Review desk: http://{shown}:{listener.getsockname()[1]}/  (Ctrl-C ends it)")
         # Proxy headers are read by the desk itself, from the proxy's own addresses alone.
         config = uvicorn.Config(
             app, log_level="warning", ws="none", proxy_headers=False, server_header=False,

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, store_of
+from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, echo, print_text_of_json, store_of
+from inspect_xai.errors import printable
 from inspect_xai.records import ModelStatus
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def show(
     if as_json:
         from inspect_xai.web.documents import document
 
-        typer.echo(document(found).model_dump_json(indent=2))
+        print_text_of_json(document(found).model_dump_json(indent=2))
     else:
         _print(found)
 
@@ -45,7 +46,7 @@ def _print(found: "StoredInspection") -> None:
 
     capture, verdict = found.capture, found.verdict
     part = capture.part
-    typer.echo(f"inspection {found.inspection_id}: {verdict.code} ({verdict.reason}: {words.REASONS[verdict.reason]})")
+    echo(f"inspection {found.inspection_id}: {verdict.code} ({verdict.reason}: {words.REASONS[verdict.reason]})")
     rows = {
         "part": f"{part.serial}  product {part.product or '-'}  lot {part.lot or '-'}"
         + (f"  (from the {capture.known_from})" if capture.known_from else ""),
@@ -73,7 +74,7 @@ def _print(found: "StoredInspection") -> None:
     for review in found.reviews:
         rows[f"review {review.review_id}"] = f"{review.reviewer}: {review.decision}, {review.verdict}  {review.note}"
     for name, value in rows.items():
-        typer.echo(f"  {name:<12} {value}")
+        echo(f"  {name:<12} {printable(value)}")
 
 
 def _explanation_rows(explanation: "StoredExplanation | None", because: str) -> dict[str, str]:

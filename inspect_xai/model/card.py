@@ -3,7 +3,6 @@
 import difflib
 import json
 import reprlib
-import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from inspect_xai.errors import CardError
+from inspect_xai.files import read_toml
 from inspect_xai.records import (
     MAX_NAME_CHARS,
     Activation,
@@ -52,10 +52,10 @@ def read_card(path: Path) -> ModelCard:
             raw = file.read(_MOST_CARD_BYTES + 1)
         if len(raw) > _MOST_CARD_BYTES:
             raise CardError(f"{path} is larger than {_MOST_CARD_BYTES} bytes", expected="a card of a few lines")
-        document = tomllib.loads(raw.decode())
+        document = read_toml(raw)
     except OSError as error:
         raise CardError(f"{path} cannot be read: {error.strerror}", remedy="give the path of a card.toml") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise CardError(f"{path} is no TOML: {error}", expected="a TOML file in UTF-8", remedy=_REMEDY) from error
     return card_from(document, source=str(path))
 

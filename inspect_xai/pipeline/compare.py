@@ -1,6 +1,5 @@
 """Two audits of the same pictures: may the new model take the place of the old one?"""
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from inspect_xai.errors import SettingsError
+from inspect_xai.files import read_toml
 from inspect_xai.maths.likeness import rank_correlation
 from inspect_xai.maths.metrics import Average, average
 from inspect_xai.pipeline.audit import CHANCE, Audit
@@ -86,7 +86,7 @@ def read_tolerances(path: Path) -> Tolerances:
         SettingsError: For a file that cannot be read, a key nobody knows, or a value that is no number from 0 on.
     """
     try:
-        said = tomllib.loads(path.read_text(encoding="utf-8"))
+        said = read_toml(path.read_bytes())
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path} cannot be read: {error}", expected="a TOML file of tolerances") from error
     _check_keys(path, said, known={entry.name for entry in fields(Tolerances)})

@@ -7,6 +7,7 @@ import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
+from zoneinfo import ZoneInfo
 
 from inspect_xai.errors import PictureError, SettingsError
 from inspect_xai.records import MAX_NAME_CHARS, Part, is_printable
@@ -61,13 +62,15 @@ class PathPattern:
 
     Args:
         pattern: For instance `{line}/{station}/{serial}_{captured_at}`.
+        zone: The plant's, in which a sidecar's time without zone is read; None: such a time is refused.
 
     Raises:
         SettingsError: If the pattern names unknown fields or cannot be read in one way.
     """
 
-    def __init__(self, pattern: str = DEFAULT_PATTERN) -> None:
+    def __init__(self, pattern: str = DEFAULT_PATTERN, *, zone: ZoneInfo | None = None) -> None:
         self.pattern = pattern
+        self._zone = zone
         self._regex = _compile(pattern)
 
     def identify(
@@ -98,7 +101,7 @@ class PathPattern:
             if time is None or at is not None:  # digits such as month 13 are no time: the path is not of this pattern
                 fields, stated_at, known_from = found, at, "path"
         if sidecar is not None:
-            told, told_at = _read_sidecar(sidecar)
+            told, told_at = _read_sidecar(sidecar, self._zone)
             fields, stated_at, known_from = fields | told, told_at or stated_at, "sidecar"
         if not recorded:
             fields = {name: composed(value) for name, value in fields.items()}
@@ -203,7 +206,7 @@ def _parse_compact(text: str) -> datetime | None:
         return None
 
 
-def _read_sidecar(content: bytes) -> tuple[dict[str, str], datetime | None]:
+def _read_sidecar(content: bytes, zone: ZoneInfo | None) -> tuple[dict[str, str], datetime | None]:
     """Return the known text fields and the time of a sidecar; a camera's own further keys are left alone."""
     try:
         said = json.loads(content)
@@ -220,7 +223,7 @@ def _read_sidecar(content: bytes) -> tuple[dict[str, str], datetime | None]:
             f"the sidecar gives {', '.join(wrong) or 'serial'} no text", expected="printable text in quotation marks"
         )
     stated = fields.pop("captured_at", None)
-    return fields, None if stated is None else _parse_iso(stated)
+    return fields, None if stated is None else _parse_iso(stated, zone)
 
 
 def shared(pictures: object) -> PictureError:
@@ -232,13 +235,16 @@ def shared(pictures: object) -> PictureError:
     )  # fmt: skip
 
 
-def _parse_iso(text: str) -> datetime:
+def _parse_iso(text: str, zone: ZoneInfo | None) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=zone)
         if moment.tzinfo is not None:
             return moment.astimezone(UTC)
     except (ValueError, OverflowError):
         pass
     raise PictureError(
-        f"the sidecar's captured_at is {text[:80]!r}", expected="a time with its zone, such as 2026-11-22T06:15:00Z"
-    )
+        f"the sidecar's captured_at is {text[:80]!r}", expected="a time with its zone, such as 2026-11-22T06:15:00Z",
+        remedy="write the zone, or set the plant's with time_zone in [report]",
+    )  # fmt: skip

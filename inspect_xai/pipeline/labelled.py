@@ -11,7 +11,6 @@ Paths are relative to the table. `mask` is a picture of the same size, bright wh
 left, height and width in pixels, one box after the other, parted by semicolons.
 """
 
-import csv
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspect_xai.errors import PictureError, SettingsError
+from inspect_xai.files import read_table
 from inspect_xai.maths.whereabouts import boxes_mask
 from inspect_xai.pipeline.intake import read_picture
 from inspect_xai.pipeline.pictures import PictureLimits
@@ -61,18 +61,16 @@ def read_labelled(path: Path, labels: Sequence[str]) -> tuple[LabelledPicture, .
         SettingsError: With the line that is wrong.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            columns = [name for name in reader.fieldnames or () if name]
-            missing = [name for name in ("image", "label") if name not in columns]
-            if missing:
-                raise SettingsError(
-                    f"{path} has the columns {', '.join(columns) or 'none'}; {' and '.join(missing)} is missing",
-                    expected=f"a head line with {','.join(_COLUMNS)}, of which image and label must be there",
-                )
-            rows = [_row(path, reader.line_num, line, labels) for line in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        columns, lines = read_table(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise SettingsError(f"{path} cannot be read: {error}", expected="a CSV file in UTF-8") from error
+    missing = [name for name in ("image", "label") if name not in columns]
+    if missing:
+        raise SettingsError(
+            f"{path} has the columns {', '.join(filter(None, columns)) or 'none'}; {' and '.join(missing)} is missing",
+            expected=f"a head line with {','.join(_COLUMNS)}, of which image and label must be there",
+        )
+    rows = [_row(path, number, cells, labels) for number, cells in lines]
     if not rows:
         raise SettingsError(f"{path} lists no pictures", expected="one line for each picture")
     seen: set[str] = set()
@@ -83,8 +81,8 @@ def read_labelled(path: Path, labels: Sequence[str]) -> tuple[LabelledPicture, .
     return tuple(rows)
 
 
-def _row(path: Path, line: int, given: Mapping[str | None, str | None], labels: Sequence[str]) -> LabelledPicture:
-    cells = {name: (given.get(name) or "").strip() for name in _COLUMNS}
+def _row(path: Path, line: int, given: Mapping[str, str], labels: Sequence[str]) -> LabelledPicture:
+    cells = {name: given.get(name, "") for name in _COLUMNS}
     where = f"{path}, line {line}"
     if cells["label"] not in labels:
         raise SettingsError(f"{where}: label {cells['label']!r}", expected=f"a label of the model: {', '.join(labels)}")

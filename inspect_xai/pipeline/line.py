@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
+from zoneinfo import ZoneInfo
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,7 +152,9 @@ class Line:
         opened_by: str = "line",
     ) -> None:
         self.rules = rules or LineRules()
-        self._pattern = PathPattern(self.rules.path_pattern)
+        self._pattern = PathPattern(
+            self.rules.path_pattern, zone=ZoneInfo(self.rules.time_zone) if self.rules.time_zone else None
+        )
         self._overturned: dict[int, frozenset[str]] = {}  # by days, asked once a chunk
         self._explainer_for = lru_cache(maxsize=256)(self._make_explainer)
         self._store = open_store(db, blob_store=blob_store)

@@ -1,7 +1,5 @@
 """manifest.csv: which parts the pictures of a folder show, for cameras that write no sidecars and no telling names."""
 
-import csv
-import io
 import json
 import unicodedata
 from collections.abc import Callable
@@ -9,6 +7,7 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 
 from inspect_xai.errors import PictureError
+from inspect_xai.files import read_table
 from inspect_xai.pipeline.identity import FIELDS
 
 MANIFEST = "manifest.csv"
@@ -61,22 +60,20 @@ def read_manifest(content: bytes, *, name: str = MANIFEST) -> dict[str, dict[str
     """
     remedy = "mend the manifest, and put the pictures back"
     try:
-        text = content.decode("utf-8-sig")
-        head = text.partition("\n")[0]
-        reader = csv.DictReader(io.StringIO(text), delimiter="," if "," in head else ";", strict=True)
-        if _FILE not in (reader.fieldnames or ()):
-            raise PictureError(
-                f"{name} has the columns {', '.join(reader.fieldnames or ()) or 'none'}",
-                expected=f"{_FILE}, and of {', '.join(FIELDS)} those that are known", remedy=remedy,
-            )  # fmt: skip
-        found: dict[str, dict[str, str]] = {}
-        for row in reader:
-            picture = _key(str(PurePosixPath((row[_FILE] or "").replace("\\", "/"))))
-            if picture in found:
-                raise PictureError(f"{name} names {picture} twice", expected="a row a picture", remedy=remedy)
-            found[picture] = {field: row[field] for field in FIELDS if row.get(field)}
-    except (UnicodeDecodeError, csv.Error) as error:
+        columns, rows = read_table(content)
+    except ValueError as error:
         raise PictureError(f"{name} is no table: {error}", expected="CSV in UTF-8", remedy=remedy) from error
+    if _FILE not in columns:
+        raise PictureError(
+            f"{name} has the columns {', '.join(columns) or 'none'}",
+            expected=f"{_FILE}, and of {', '.join(FIELDS)} those that are known", remedy=remedy,
+        )  # fmt: skip
+    found: dict[str, dict[str, str]] = {}
+    for _, row in rows:
+        picture = _key(str(PurePosixPath(row[_FILE].replace("\\", "/"))))
+        if picture in found:
+            raise PictureError(f"{name} names {picture} twice", expected="a row a picture", remedy=remedy)
+        found[picture] = {field: row[field] for field in FIELDS if row.get(field)}
     return found
 
 

@@ -4,7 +4,6 @@ The line and a replay read it; docs/line.md shows it whole. Without one `Policy(
 """
 
 import json
-import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from inspect_xai.errors import SettingsError
+from inspect_xai.files import read_toml
 from inspect_xai.pipeline.alerts import AlertRule
 from inspect_xai.pipeline.explain import Explainer
 from inspect_xai.pipeline.identity import DEFAULT_PATTERN
@@ -183,6 +183,7 @@ class LineRules:
         ok_share: Share of the OK pictures explained too, chosen by their hash: the same ones in every run.
         path_pattern: Which part a picture shows (see `PathPattern`).
         limits: What pictures may be.
+        time_zone: The plant's, in which a sidecar's time without zone is read; empty: such a time is refused.
         plan: The plant's policy file; it goes before `policy_version` and `ok_share`.
     """
 
@@ -190,6 +191,7 @@ class LineRules:
     ok_share: float = 0.05
     path_pattern: str = DEFAULT_PATTERN
     limits: PictureLimits = field(default_factory=PictureLimits)
+    time_zone: str = ""
     plan: Policy | None = None
 
     @property
@@ -254,10 +256,10 @@ def read_policy(path: Path) -> Policy:
             raw = file.read(_MOST_BYTES + 1)
         if len(raw) > _MOST_BYTES:
             raise SettingsError(f"the policy {path} is larger than {_MOST_BYTES} bytes")
-        return policy_from(tomllib.loads(raw.decode()), source=str(path))
+        return policy_from(read_toml(raw), source=str(path))
     except OSError as error:
         raise SettingsError(f"the policy {path} cannot be read: {error.strerror}", remedy=_REMEDY) from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise SettingsError(f"the policy {path} is no TOML: {error}", remedy=_REMEDY) from error
 
 

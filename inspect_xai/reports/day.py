@@ -25,7 +25,7 @@ from zoneinfo import ZoneInfo
 import jinja2
 
 from inspect_xai import __version__
-from inspect_xai.errors import NotFoundError
+from inspect_xai.errors import NotFoundError, SettingsError
 from inspect_xai.maths.drift import DriftRules
 from inspect_xai.pipeline.alerts import Alert, AlertRule
 from inspect_xai.pipeline.whole import replaced_folder
@@ -48,6 +48,7 @@ SCHEMA_VERSION = 3
 _MOST_PICTURE_BYTES = 2_200_000  # of the flagged parts, as written on the page
 _OF_THE_PICTURE = frozenset({PICTURE, *TOGETHER[PICTURE]})  # drift of these is seen without a map
 _MOST_BARS = 62
+_MOST_SHIFTS_NAMED = 20
 _CODES = (VerdictCode.OK, VerdictCode.NG, VerdictCode.UNSURE)
 
 
@@ -120,11 +121,13 @@ def write_report(
         window_ms: Time the line has for a part; 0: not known.
 
     Raises:
-        SettingsError: If the days are out of order, or more than a year.
+        SettingsError: If the days are out of order, or more than a year, or nothing was ever captured in the shift.
         StoreError: If the database cannot be read.
     """
     period = Period(first, last, ZoneInfo(time_zone), shift)
     figures = Figures(store, shift=shift or None)
+    if shift:
+        _refuse_unknown_shift(shift, figures.shifts())
     seen = _look_through(figures, period, out=out, most=thumbnails)
     book, models = Watchbook(store), store.models()
     numbers = numbers_of(figures, period, models={each.fingerprint: each for each in models}, window_ms=window_ms)
@@ -197,6 +200,15 @@ class _Seen:
     slots: Counter[tuple[Any, str]]
     reasons: set[str]
     statuses: set[str]
+
+
+def _refuse_unknown_shift(shift: str, known: Sequence[str]) -> None:
+    if shift not in known:
+        raise SettingsError(
+            f"nothing was ever captured in the shift {shift!r}",
+            expected=f"one of {', '.join(known[:_MOST_SHIFTS_NAMED])}" if known else "pictures that name a shift",
+            remedy="spell it as the pictures do",
+        )
 
 
 def _look_through(figures: Figures, period: Period, *, out: Path, most: int) -> _Seen:

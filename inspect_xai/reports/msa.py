@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from inspect_xai.errors import StudyError
+from inspect_xai.files import read_table
 from inspect_xai.records import StudyAnswer
 from inspect_xai.storage import studies
 from inspect_xai.storage.store import Store
@@ -104,18 +105,12 @@ def _first_of_each_part(answers: Iterable[StudyAnswer]) -> dict[str, StudyAnswer
 
 def _rows(file: Path, *, needed: Sequence[str]) -> list[dict[str, str]]:
     try:
-        with file.open(newline="", encoding="utf-8-sig") as opened:  # spreadsheets put a mark in front
-            table = csv.DictReader(opened, strict=True, restval="")
-            missing = [name for name in needed if name not in (table.fieldnames or ())]
-            if missing:
-                raise StudyError(f"{file} has no column {', '.join(missing)}", expected=f"{', '.join(needed)}")
-            rows = []
-            for row in table:
-                if None in row:
-                    raise StudyError(f"line {table.line_num} of {file} has more values than columns")
-                rows.append({name.strip(): value.strip() for name, value in row.items()})
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise StudyError(f"{file} cannot be read: {error}", remedy="save it as CSV, UTF-8, with commas") from error
+        columns, rows = read_table(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{file} cannot be read: {error}", remedy="save it as CSV, UTF-8") from error
+    missing = [name for name in needed if name not in columns]
+    if missing:
+        raise StudyError(f"{file} has no column {', '.join(missing)}", expected=f"{', '.join(needed)}")
     if not rows:
         raise StudyError(f"{file} has no rows")
-    return rows
+    return [row for _, row in rows]

@@ -1,13 +1,17 @@
 """The time a report speaks of: days of the plant's zone, all of each or one shift of it."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from unicodedata import normalize
 from zoneinfo import ZoneInfo
 
 from inspect_xai.errors import SettingsError
 
 _MOST_DAYS = 366
+_WITH_DIGITS = re.compile(r"-[0-9a-f]{8}$")
+_MOST_CHARACTERS = 40  # of a shift in a folder's name, which has 255 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +39,19 @@ class Period:
 
     @property
     def name(self) -> str:
-        """What its folder is called: a shift may be named by anybody, so only plain characters of it are used."""
+        """What its folder is called; no two shifts share one.
+
+        Of a shift's name letters and digits of any script are kept; where that changes it, digits of its hash follow.
+        """
         span = self.first.isoformat() if self.first == self.last else f"{self.first}_{self.last}"
-        return f"{span}_{re.sub(r'[^A-Za-z0-9-]+', '-', self.shift)}" if self.shift else span
+        if not self.shift:
+            return span
+        kept = re.sub(r"[^\w-]+|_+", "-", normalize("NFC", self.shift))[:_MOST_CHARACTERS]
+        return (
+            f"{span}_{kept}"
+            if kept == self.shift and not _WITH_DIGITS.search(kept)
+            else f"{span}_{kept}-{_digits(self.shift)}"
+        )
 
     @property
     def title(self) -> str:
@@ -64,3 +78,7 @@ class Period:
     def span_of(self, day: date) -> tuple[datetime, datetime]:
         """First moment of a day, and first moment after."""
         return self.begin(day), self.begin(day + timedelta(days=1))
+
+
+def _digits(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]

@@ -198,6 +198,12 @@ class Figures:
         self._engine = store._engine
         self._shift = shift
 
+    def shifts(self) -> list[str]:
+        """The names of all shifts that anything was ever captured in."""
+        query = select(Capture.shift).distinct().where(Capture.shift != "").order_by(Capture.shift)
+        with database.reading(self._engine) as connection:
+            return list(connection.execute(query).scalars())
+
     def rows(self, start: datetime, end: datetime) -> list[InspectionSummary]:
         """The inspections themselves, oldest first: for a day, not for a year."""
         names = [each.name for each in dataclasses.fields(InspectionSummary)]

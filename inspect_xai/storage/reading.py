@@ -129,9 +129,11 @@ def column(name: str) -> ColumnElement[Any] | InstrumentedAttribute[Any]:
     return found
 
 
-def stats(connection: Connection, start: datetime, end: datetime, *, by: Sequence[str]) -> list[stored.Stats]:
-    """Sums by the given fields of a summary, over the inspections with start <= inspected_at < end."""
-    inside = summaries().where(Inspection.inspected_at >= start, Inspection.inspected_at < end).subquery("inside").c
+def stats(
+    connection: Connection, start: datetime, end: datetime, *, by: Sequence[str], moment: str
+) -> list[stored.Stats]:
+    """Sums by the given fields of a summary, over the inspections with start <= moment < end."""
+    inside = summaries().where(column(moment) >= start, column(moment) < end).subquery("inside").c
     verdict, said = inside.verdict, inside.reviewed_verdict
 
     def number(condition: ColumnElement[bool]) -> ColumnElement[int]:

@@ -375,18 +375,34 @@ class Store:
             rows = connection.execute(query.order_by(moment, tables.Inspection.id))
             return [reading.summary(row) for row in rows]
 
-    def counts(self, start: datetime, end: datetime, *, by: Sequence[str] = ("verdict",)) -> dict[tuple[str, ...], int]:
-        """How many inspections with start <= inspected_at < end, by fields of `InspectionSummary`.
+    def counts(
+        self, start: datetime, end: datetime, *, by: Sequence[str] = ("verdict",), moment: str = "inspected_at"
+    ) -> dict[tuple[str, ...], int]:
+        """How many inspections with start <= moment < end, by fields of `InspectionSummary`; see `stats`.
 
         >>> store.counts(monday, tuesday, by=("station", "verdict"))  # doctest: +SKIP
         {("S3", "NG"): 12, ("S3", "OK"): 480}
         """
-        return {each.group: each.inspections for each in self.stats(start, end, by=by)}
+        return {each.group: each.inspections for each in self.stats(start, end, by=by, moment=moment)}
 
-    def stats(self, start: datetime, end: datetime, *, by: Sequence[str] = ("line", "station")) -> list[Stats]:
-        """Sums over the inspections with start <= inspected_at < end, by fields of `InspectionSummary`."""
+    def stats(
+        self,
+        start: datetime,
+        end: datetime,
+        *,
+        by: Sequence[str] = ("line", "station"),
+        moment: str = "inspected_at",
+    ) -> list[Stats]:
+        """Sums over the inspections with start <= moment < end.
+
+        Args:
+            start: First moment.
+            end: First moment after.
+            by: Fields of `InspectionSummary` to group by.
+            moment: "inspected_at", or "captured_at" for when the pictures were taken, as reports count.
+        """
         with database.reading(self._engine) as connection:
-            return reading.stats(connection, start, end, by=by)
+            return reading.stats(connection, start, end, by=by, moment=moment)
 
     def find(
         self,
@@ -403,6 +419,7 @@ class Store:
         near_px: tuple[float, float, float] | None = None,
         sha256: str | None = None,
         map_sha256: str | None = None,
+        moment: str = "inspected_at",
         limit: int = 100,
     ) -> list[InspectionSummary]:
         """Inspections that fit everything given, newest first.
@@ -415,11 +432,12 @@ class Store:
             verdict: OK, NG or UNSURE.
             fingerprint: Of the model's bundle, or its beginning.
             model_file: sha256 of the network's file, or its beginning.
-            since: Inspected at or after.
-            until: Inspected before.
+            since: First moment.
+            until: First moment after.
             near_px: (row, column, radius): a region of the explanation has its middle within `radius` of that pixel.
             sha256: Of the picture's file.
             map_sha256: Of a stored map of the explanation.
+            moment: What `since`, `until` and the order speak of: "inspected_at" or "captured_at".
             limit: At most so many.
         """
         query = reading.summaries()
@@ -437,9 +455,9 @@ class Store:
         if fingerprint is not None:
             query = query.where(tables.Model.fingerprint.startswith(fingerprint, autoescape=True))
         if since is not None:
-            query = query.where(tables.Inspection.inspected_at >= since)
+            query = query.where(reading.column(moment) >= since)
         if until is not None:
-            query = query.where(tables.Inspection.inspected_at < until)
+            query = query.where(reading.column(moment) < until)
         if near_px is not None:
             query = query.where(reading.region_near(*near_px))
         if map_sha256 is not None:
@@ -447,7 +465,7 @@ class Store:
         with database.reading(self._engine) as connection:
             if model_file is not None:
                 query = query.where(tables.Inspection.run_id.in_(reading.runs_of_file(connection, model_file)))
-            newest = query.order_by(tables.Inspection.inspected_at.desc(), tables.Inspection.id.desc()).limit(limit)
+            newest = query.order_by(reading.column(moment).desc(), tables.Inspection.id.desc()).limit(limit)
             return [reading.summary(row) for row in connection.execute(newest)]
 
     def inspection_ids(self) -> list[int]:

@@ -14,7 +14,6 @@ import hmac
 import ipaddress
 import re
 import secrets
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -24,6 +23,7 @@ from typing import Final
 from starlette.requests import HTTPConnection
 
 from inspect_xai.errors import SettingsError
+from inspect_xai.files import read_toml
 from inspect_xai.settings import ServeSettings
 from inspect_xai.storage.sessions import Sessions
 
@@ -253,9 +253,9 @@ def read_people(path: Path) -> dict[str, tuple[Person, str]]:
         SettingsError: It cannot be read or says something it cannot mean.
     """
     try:
-        entries = tomllib.loads(path.read_text("utf-8"))["person"]
+        entries = read_toml(path.read_bytes())["person"]
         people = {entry["name"]: _person(entry) for entry in entries}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise SettingsError(
             f"{path} cannot be read as a list of people: {type(error).__name__}: {error}",
             expected='[[person]] tables with name, role ("viewer", "operator", "quality" or "admin") and token_sha256',
