@@ -78,8 +78,8 @@ def read_jpeg(data: bytes) -> NDArray[np.uint8]:
 
 def _without_black(cmyk: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Inverted CMYK (H, W, 4) to RGB in OpenCV's whole numbers."""
-    black = cmyk[..., 3:].astype(np.int32)
-    return (black - ((255 - cmyk[..., :3].astype(np.int32)) * black >> 8)).astype(np.uint8)
+    black = cmyk[..., 3:].astype(np.uint16)
+    return (black - ((255 - cmyk[..., :3]) * black >> 8)).astype(np.uint8)
 
 
 def _frame(data: bytes) -> tuple[int, int, int]:

@@ -54,7 +54,10 @@ def read_png(data: bytes) -> NDArray[np.uint8 | np.uint16]:
     _check_stream(data, chunks)
     if data[_COLOUR_TYPE_AT] == _PALETTE:
         return _from_palette(data, chunks)
-    return _pixels(data[start:end] for kind, start, end in chunks if kind in _NEEDED)
+    pixels = _pixels(data[start:end] for kind, start, end in chunks if kind in _NEEDED)
+    if (pixels.dtype == np.uint16) != (data[_COLOUR_TYPE_AT - 1] == 16):
+        raise _damaged(f"it decodes to {pixels.dtype} where its header says {data[_COLOUR_TYPE_AT - 1]} bits")
+    return pixels
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -27,7 +27,7 @@ _WANTED = frozenset(
 )
 _CODES = {1: "B", 3: "H", 4: "I", 7: "B", 13: "I", 16: "Q"}
 _MAX_ENTRIES = 4096
-_MAX_EXTRA_SAMPLES = 60
+_MAX_BITS_OF_A_PIXEL = 64  # 16-bit RGBA
 
 _NONE, _LZW, _JPEG, _DEFLATE, _OLD_DEFLATE, _PACKBITS = 1, 5, 7, 8, 32946, 32773
 _FAX = {2: "tiff_ccitt", 3: "group3", 4: "group4"}
@@ -84,6 +84,11 @@ class _Layout:
     def row_bytes(self) -> int:
         """Bytes of one row of a strip or tile."""
         return (self.tile_width * self.samples_of_a_plane * self.bits + 7) // 8
+
+    @property
+    def pieces_of_a_plane(self) -> int:
+        """Number of strips or tiles."""
+        return -(-self.height // self.tile_height) * -(-self.width // self.tile_width)
 
     def places(self) -> list[tuple[int, int, int]]:
         """(row, column, rows) of each strip or tile of a plane, in the file's order."""
@@ -228,8 +233,10 @@ def _check_samples(layout: _Layout) -> None:
         bits = "/".join(map(str, layout.tags.get(_BITS, (1,))))
         raise _unreadable(f"{bits} bits a sample", f"one of {_BITS_OF[layout.photometric]}, the same for all")
     fewest = _COLOURS[layout.photometric]
-    if not fewest <= layout.samples <= fewest + _MAX_EXTRA_SAMPLES:
-        raise _unreadable(f"{layout.samples} samples a pixel", f"{fewest}, and at most {_MAX_EXTRA_SAMPLES} more")
+    if layout.samples < fewest or layout.samples * layout.bits > _MAX_BITS_OF_A_PIXEL:
+        raise _unreadable(
+            f"{layout.samples} samples a pixel", f"{fewest} or more, of at most {_MAX_BITS_OF_A_PIXEL} bits together"
+        )
 
 
 def _check_compression(layout: _Layout) -> None:
@@ -269,11 +276,8 @@ def _damaged(why: str) -> PictureError:
 
 def _plane(data: bytes, layout: _Layout, index: int) -> Samples:
     """Return samples (H, W, samples of a plane)."""
+    pieces = _pieces(data, layout)[index * layout.pieces_of_a_plane : (index + 1) * layout.pieces_of_a_plane]
     places = layout.places()
-    pieces = _pieces(data, layout)
-    if len(pieces) != len(places) * layout.planes:
-        raise _damaged(f"it names {len(pieces)} strips or tiles, its size asks for {len(places) * layout.planes}")
-    pieces = pieces[index * len(places) : (index + 1) * len(places)]
     shape = (layout.height, layout.width, layout.samples_of_a_plane)
     plane: Samples = np.empty(shape, np.uint8 if layout.bits <= 8 else np.uint16)
     for (y, x, _), piece in zip(places, _unpacked(pieces, layout), strict=True):
@@ -286,6 +290,8 @@ def _pieces(data: bytes, layout: _Layout) -> list[bytes]:
     counts = layout.tags.get(_TILE_BYTES if layout.tiled else _STRIP_BYTES, ())
     if len(offsets) != len(counts):
         raise _damaged(f"it gives {len(offsets)} offsets and {len(counts)} lengths of strips or tiles")
+    if len(offsets) != (asked := layout.pieces_of_a_plane * layout.planes):
+        raise _damaged(f"it names {len(offsets)} strips or tiles, its size asks for {asked}")
     if missing := sum(offset + count > len(data) for offset, count in zip(offsets, counts, strict=True)):
         raise _damaged(f"{missing} of {len(offsets)} strips or tiles lie behind the end of the file: cut short")
     turn = layout.tag(_FILL_ORDER, 1) == 2 and layout.compression != _JPEG
@@ -456,8 +462,8 @@ def _in_colour(samples: Samples, layout: _Layout, white_level: int) -> tuple[Sam
     if layout.photometric == _PALETTE:
         return _from_palette(samples[..., 0], layout), 255
     if layout.photometric == _CMYK:
-        black = 255 - samples[..., 3:4].astype(np.int32)
-        return (black * (255 - samples[..., :3].astype(np.int32)) // 255).astype(np.uint8), 255
+        light = 255 - samples[..., :4].astype(np.uint16)
+        return (light[..., 3:] * light[..., :3] // 255).astype(np.uint8), 255
     top = (1 << layout.bits) - 1
     white = min(white_level, top) if layout.bits > 8 else 255
     gray = layout.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
