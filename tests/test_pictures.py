@@ -430,6 +430,11 @@ def test_a_dark_camera_s_white_level_holds_for_white_is_zero_and_for_12_bits() -
         (_raw_tiff(GRAY.tobytes()[:3_000]), "holds 3000 bytes of 6144: cut short"),
         (_raw_tiff(GRAY.tobytes())[:-1], "behind the end of the file: cut short"),
         (_raw_tiff(GRAY.tobytes(), t317=3), "predictor 3"),
+        (_raw_tiff(bytes(16), t256=8, t257=12_000_000, t278=1), "names 1 strips or tiles, its size asks for 12000000"),
+        (
+            _raw_tiff(bytes(96 * 64 * 9), t277=9),
+            "9 samples a pixel, which is not read. Expected 1 or more, of at most 64 bits",
+        ),
         (hostile.tiff_of_two_sizes(18_000, 64), "tag 256 twice"),
         (hostile.tiff_of_two_sizes(64, 18_000), "tag 256 twice"),
     ],

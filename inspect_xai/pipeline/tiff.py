@@ -106,10 +106,7 @@ def tiff_size(data: bytes) -> tuple[int, int]:
         PictureError: If the directory is cut short, gives a tag twice, or does not give the size.
         struct.error: If the file ends within its directory.
     """
-    _, tags = _directory(data)
-    if _WIDTH not in tags or _HEIGHT not in tags:
-        raise PictureError("the TIFF file does not give its size", expected="tags 256 and 257")
-    return tags[_HEIGHT][0], tags[_WIDTH][0]
+    return _size(_directory(data)[1])
 
 
 def tiff_orientation(data: bytes) -> int:
@@ -176,6 +173,12 @@ def _directory(data: bytes) -> tuple[str, dict[int, tuple[int, ...]]]:
     return order, tags
 
 
+def _size(tags: dict[int, tuple[int, ...]]) -> tuple[int, int]:
+    if _WIDTH not in tags or _HEIGHT not in tags:
+        raise PictureError("the TIFF file does not give its size", expected="tags 256 and 257")
+    return tags[_HEIGHT][0], tags[_WIDTH][0]
+
+
 def _values(data: bytes, order: str, entry: tuple[int, int, int], *, at: int, offset_code: str) -> tuple[int, ...]:
     tag, kind, count = entry
     code = _CODES.get(kind)
@@ -190,8 +193,8 @@ def _values(data: bytes, order: str, entry: tuple[int, int, int], *, at: int, of
 
 
 def _layout(data: bytes) -> _Layout:
-    height, width = tiff_size(data)
     order, tags = _directory(data)
+    height, width = _size(tags)
     tiled = _TILE_WIDTH in tags
     rows = tags.get(_TILE_HEIGHT if tiled else _ROWS_PER_STRIP, (height,))[0]
     layout = _Layout(
