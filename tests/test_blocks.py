@@ -10,7 +10,7 @@ import torch
 from onnx import helper
 
 from inspect_xai.errors import CardError, UnsupportedModelError
-from inspect_xai.model.blocks import Blocks, find_blocks, turn_channels_first
+from inspect_xai.model.blocks import Blocks, find_blocks, give_twins
 from inspect_xai.model.paths import cut_tensors, ways
 from inspect_xai.model.safety import load_model
 from inspect_xai.model.working import Network, network_input, run_model, sample_pictures, working_form
@@ -425,7 +425,7 @@ def test_channels_last_ends_get_a_channels_first_twin(tmp_path: Path) -> None:
     network = working(nhwc_model(), card, tmp_path, keep=NHWC_ENDS)
 
     found = find_blocks(network, scores=network.output, classes=5)
-    turned = turn_channels_first(network, found.turned)
+    turned = give_twins(network, found.turned)
 
     assert [(end.channels, end.height) for end in found.ends] == [(6, 32), (8, 16), (12, 8)]
     assert found.turned

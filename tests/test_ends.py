@@ -90,11 +90,11 @@ def built(given: onnx.ModelProto, of: ModelCard, folder: Path) -> ModelBundle:
     return build_bundle(folder / "model.onnx", of, folder / "bundle")
 
 
-def explained(bundle: ModelBundle) -> Explanation:
+def explained(bundle: ModelBundle, *, target: str = "bad") -> Explanation:
     shape = (8, 8) if bundle.card.input.channels is Channels.GRAY else (8, 8, 3)
     coarse = np.random.default_rng(5).integers(0, 256, shape, np.uint8)
     with Explainer(bundle, device="cpu", mu=0.0, faithfulness=False, threads=1) as explainer:
-        return explainer(coarse.repeat(4, axis=0).repeat(4, axis=1), target="bad")
+        return explainer(coarse.repeat(4, axis=0).repeat(4, axis=1), target=target)
 
 
 @functools.cache

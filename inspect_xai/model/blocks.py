@@ -10,6 +10,7 @@ gates and shortcuts drop out by construction.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import onnx
 from onnx import helper
@@ -20,7 +21,10 @@ from inspect_xai.model.wiring import attribute_of, put_nodes
 from inspect_xai.model.working import Network
 from inspect_xai.records import BlockEnd
 
-_WEIGHTED = CONVOLUTIONS | {"Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"}
+_WEIGHTED = CONVOLUTIONS | {
+    *("Gemm", "MatMul", "MatMulInteger", "QLinearMatMul", "QGemm", "FusedGemm", "FusedMatMul"),
+    *("FusedMatMulActivation", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
+}
 _SHAPELESS = frozenset({"Pad", "QuantizeLinear", "DequantizeLinear"})
 # What may stand between a 1x1 expansion and the strided depthwise convolution that reads it
 _ACTIVATIONS = _SHAPELESS | {
@@ -36,7 +40,8 @@ class Blocks:
     Attributes:
         ends: What is explained.
         cuts: Those tensors of `ends` at which the network falls into two parts.
-        turned: By the name of an end, the channels-last tensor it is to be made from (see `turn_channels_first`).
+        turned: By the name of an end, the tensor, channels last or of whole numbers, it is to be made from (see
+            `give_twins`).
         notes: What a reader must know, as codes: "single_block", "attention_behind_the_last_block".
     """
 
@@ -102,10 +107,11 @@ def find_blocks(network: Network, *, scores: str, classes: int, given: Sequence[
     )
 
 
-def turn_channels_first(network: Network, turned: Mapping[str, str]) -> Network:
-    """Give channels-last tensors a channels-first twin that everything behind them is computed from.
+def give_twins(network: Network, turned: Mapping[str, str]) -> Network:
+    """Give tensors a twin of floats, channels first, that everything behind them is computed from.
 
         T (N, h, w, C) --> [Transpose] --> T/nchw (N, C, h, w) --> [Transpose] --> T/nhwc --> readers of T
+        T (whole) --> [DequantizeLinear] --> T/float --> [QuantizeLinear] --> T/whole --> readers of T
 
     Args:
         network: In its working form.
@@ -115,18 +121,37 @@ def turn_channels_first(network: Network, turned: Mapping[str, str]) -> Network:
     model.CopyFrom(network.model)
     shapes = dict(network.shapes)
     nodes = []
-    back = {tensor: f"{tensor}/nhwc" for tensor in turned.values()}
+    back = {tensor: f"{tensor}/{'whole' if tensor in network.steps else 'nhwc'}" for tensor in turned.values()}
     for node in model.graph.node:
         node.input[:] = [back.get(name, name) for name in node.input]
         nodes.append(node)
         for twin, tensor in turned.items():
             if tensor in node.output:
-                nodes.append(helper.make_node("Transpose", [tensor], [twin], perm=[0, 3, 1, 2]))
-                nodes.append(helper.make_node("Transpose", [twin], [back[tensor]], perm=[0, 2, 3, 1]))
-                count, height, width, channels = shapes[tensor]
-                shapes |= {twin: (count, channels, height, width), back[tensor]: shapes[tensor]}
+                found, shape = _twin(tensor, twin, back[tensor], network)
+                nodes += found
+                shapes |= {twin: shape, back[tensor]: network.shape(tensor)}
     put_nodes(model.graph, nodes)
     return replace(network, model=model, shapes=shapes)
+
+
+def _twin(tensor: str, twin: str, back: str, network: Network) -> tuple[list[onnx.NodeProto], tuple[int, ...]]:
+    """Nodes from a tensor to its twin and back, and the twin's shape."""
+    shape, steps = network.shape(tensor), network.steps.get(tensor, ())
+    there: list[tuple[str, tuple[str, ...], dict[str, Any]]] = []
+    again: list[tuple[str, tuple[str, ...], dict[str, Any]]] = []
+    if steps:
+        there.append(("DequantizeLinear", steps, {}))
+        again.append(("QuantizeLinear", steps, {}))
+    if not twin.endswith("/float"):
+        there.append(("Transpose", (), {"perm": [0, 3, 1, 2]}))
+        again.insert(0, ("Transpose", (), {"perm": [0, 2, 3, 1]}))
+        shape = (shape[0], shape[3], *shape[1:3])
+    nodes = []
+    for start, end, steps_there in ((tensor, twin, there), (twin, back, again)):
+        names = [start, *(f"{end}/{number}" for number in range(len(steps_there) - 1)), end]
+        for (op, more, attributes), source, made in zip(steps_there, names, names[1:], strict=False):
+            nodes.append(helper.make_node(op, [source, *more], [made], **attributes))
+    return nodes, shape
 
 
 def _stages(maps: Iterable[Map]) -> list[_Stage]:
@@ -142,7 +167,7 @@ def _stages(maps: Iterable[Map]) -> list[_Stage]:
 
 def _drop(stages: Sequence[_Stage], way: Ways) -> None:
     """Mark stages that hold no block: the bare image, no convolution of that size, a pool's output alone."""
-    convolved = [way.maps[name] for name in way.maps if way.made_by(name) in CONVOLUTIONS]
+    convolved = way.convolved.values()
     for stage in stages:
         while len(stage.maps) > 1 and way.made_by(stage.last.tensor) == "Pad":
             stage.maps.pop()  # a padded copy of the tensor before it
@@ -233,8 +258,8 @@ def _fallbacks(stages: Sequence[_Stage], way: Ways) -> list[tuple[Map, str]]:
     settled = [stage.first for stage in stages if stage.dropped in ("", "pool_output")]
     missing: list[Map] = []
     for name in path:
-        if way.made_by(name) in CONVOLUTIONS and name in way.maps:
-            found = way.maps[name]
+        if name in way.convolved:
+            found = way.convolved[name]
             if not any(found.resembles(other) for other in [*settled, *missing]):
                 missing.append(found)
     return [
@@ -243,6 +268,7 @@ def _fallbacks(stages: Sequence[_Stage], way: Ways) -> list[tuple[Map, str]]:
             "fallback",
         )
         for found in missing
+        if any(way.maps[name].resembles(found) for name in path if name in way.maps)
     ]
 
 

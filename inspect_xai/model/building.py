@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 import inspect_xai
 from inspect_xai.errors import UnsupportedModelError
-from inspect_xai.model.blocks import Blocks, find_blocks, turn_channels_first
+from inspect_xai.model.blocks import Blocks, find_blocks, give_twins
 from inspect_xai.model.bundle import WEIGHTS, describe_end
 from inspect_xai.model.cells import place_cells
 from inspect_xai.model.graph import PREFIX, block_graphs, derivation, predict_graph, score_graph, trace_graph
@@ -57,10 +57,9 @@ def read_network(path: Path, card: ModelCard, *, given: Sequence[str]) -> Plan:
     network = working_form(loaded.model, card, keep=given)
     head = read_head(network, card)
     found = find_blocks(network, scores=head.scores, classes=head.width, given=given)
-    network = turn_channels_first(network, found.turned) if found.turned else network
-    ends, notes = place_cells(
-        network.model, image=network.image, layout=network.layout, shapes=network.shapes, ends=found.ends
-    )
+    network = give_twins(network, found.turned) if found.turned else network
+    shapes = {**network.whole, **network.shapes}
+    ends, notes = place_cells(network.model, image=network.image, layout=network.layout, shapes=shapes, ends=found.ends)
     return Plan(path, loaded, card, network, head, replace(found, ends=ends, notes=(*found.notes, *notes)))
 
 
@@ -91,6 +90,7 @@ def write_network(plan: Plan, work: Path) -> dict[str, Any]:
         "batch": "dynamic" if dynamic_batch else 1,
         "gradient": "finite_difference" if reason else "reverse_mode",
         "gradient_reason": reason,
+        "quantised": subject.quantised,
         "notes": plan.blocks.notes,
         "output": asdict(plan.head),
         "network": _describe(model, plan.source),

@@ -27,10 +27,13 @@ Axis = tuple[Factor, ...]
 
 _NEAR = 1e-6
 _APART_CELLS = 0.5  # paths that disagree by more are told to the reader
-_POOLS = frozenset({"MaxPool", "AveragePool", "LpPool"})
+_POOLS = frozenset({"MaxPool", "AveragePool", "LpPool", "NhwcMaxPool", "QLinearAveragePool"})
+_CHANNELS_LAST = frozenset({"NhwcMaxPool", "NhwcConv", "NhwcFusedConv"})
+_FIRST, _LAST = (0, 3, 1, 2), (0, 2, 3, 1)  # from channels last to channels first, and back
 _REDUCED = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare")
-_GLOBAL = frozenset({*_REDUCED, "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"})
-_KERNEL_INPUT = {"Conv": 1, "ConvInteger": 1, "ConvTranspose": 1, "QLinearConv": 3}
+_GLOBAL = frozenset({*_REDUCED, "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "QLinearGlobalAveragePool"})
+_CONVOLUTIONS = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3, "FusedConv": 1, "NhwcConv": 1, "NhwcFusedConv": 1}
+_KERNEL_INPUT = {**_CONVOLUTIONS, "ConvTranspose": 1}
 _PASSED_ON = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
 
@@ -308,8 +311,7 @@ def _concat(step: _Step) -> Places | None:
 
 def _transpose(step: _Step) -> Places | None:
     source = step.source
-    order = step.attribute("perm", range(len(source.axes))[::-1])
-    return replace(source, axes=tuple(source.axes[axis] for axis in order))
+    return _turned(source, step.attribute("perm", range(len(source.axes))[::-1]))
 
 
 def _reshaped(step: _Step) -> Places | None:
@@ -357,6 +359,20 @@ def _blocks_moved(step: _Step) -> Places | None:
 
 
 def _windowed(step: _Step) -> Places | None:
+    """Convolutions and pools, channels first or last."""
+    if step.node.op_type not in _CHANNELS_LAST and not step.attribute("channels_last", 0):
+        return _windows(step)
+    inputs = tuple(_turned(places, _FIRST) if places and len(places.axes) == 4 else places for places in step.inputs)
+    shape = tuple(step.shape[axis] for axis in _FIRST) if step.shape is not None else None
+    made = _windows(replace(step, inputs=inputs, shape=shape))
+    return _turned(made, _LAST) if made else None
+
+
+def _turned(source: Places, order: Iterable[int]) -> Places:
+    return replace(source, axes=tuple(source.axes[axis] for axis in order))
+
+
+def _windows(step: _Step) -> Places | None:
     """Convolutions and pools: the middle of the kernel, less the padding before the first cell."""
     source, spatial = step.source, len(step.source.axes) - 2
     pools = step.node.op_type in _POOLS
@@ -540,13 +556,13 @@ def _multiplied(step: _Step) -> Places | None:
 
 
 _RULES: dict[str, Callable[[_Step], Places | None]] = {
-    **dict.fromkeys(("Conv", "ConvInteger", "QLinearConv", *_POOLS), _windowed),
+    **dict.fromkeys((*_CONVOLUTIONS, *_POOLS), _windowed),
     **dict.fromkeys(_PASSED_ON, _reshaped),
     **dict.fromkeys(_GLOBAL, _reduced),
     **dict.fromkeys(("SpaceToDepth", "DepthToSpace"), _blocks_moved),
     **dict.fromkeys(("MatMul", "Gemm", "MatMulInteger", "QLinearMatMul"), _multiplied),
     "ConvTranspose": _transposed_convolution,
-    "Concat": _concat,
+    **dict.fromkeys(("Concat", "QLinearConcat"), _concat),
     "Transpose": _transpose,
     "Resize": _resized,
     "Pad": _padded,

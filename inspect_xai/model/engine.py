@@ -29,6 +29,7 @@ _CUDA_BUCKET = 64
 _LIGHT_BYTES = 32_000_000
 """Larger weights a CPU holds once in the order of its fastest kernels: a trace, one run in hundreds, may take a quarter
 longer on those in the file, and windows are predicted by the graph that scores masks."""
+_QUANTISED_STEP = 0.05  # of its range where numbers are rounded to a 255th of it: a smaller one shows the roundings
 _DIFFERENCE_STEP = 3e-4  # of a tensor's range: measured; wider ones cross kinks, narrower ones meet float32 rounding
 
 
@@ -364,16 +365,20 @@ class Engine:
             self.notes.append("alphas_by_differences")
         alphas = {}
         for station, (name, feature) in enumerate(features.items()):
-            step = np.float32(_DIFFERENCE_STEP * float(np.ptp(feature)) or _DIFFERENCE_STEP)
+            quantised = self.bundle.manifest.get("quantised", False)
+            share = _QUANTISED_STEP if quantised else _DIFFERENCE_STEP
+            step = np.float32(share * float(np.ptp(feature)) or share)
             alpha = np.empty(len(feature), np.float32)
             for start in range(0, len(feature), self.bucket):
                 channels = np.arange(start, min(start + self.bucket, len(feature)))
                 nudge = np.zeros((len(channels), *feature.shape), np.float32)
                 nudge[np.arange(len(channels)), channels] = step
+                # Whole numbers end at 0 or 255: where a Relu has left zeros, lowering them does nothing.
+                sides = (1, 0) if quantised else (1, -1)
                 above, below = (
-                    self._tail(feature + sign * nudge, station, target=target, against=against) for sign in (1, -1)
+                    self._tail(feature + side * nudge, station, target=target, against=against) for side in sides
                 )
-                alpha[channels] = (above - below) / (2 * step)
+                alpha[channels] = (above - below) / ((sides[0] - sides[1]) * step)
             alphas[name] = _finite(alpha, f"alpha of {name}")
         return alphas
 

@@ -101,7 +101,8 @@ def trace_graph(plan: Derivation) -> tuple[onnx.ModelProto, str]:
     try:
         both, names = differentiate(forward, seeds={PREFIX + plan.head.scores: "slope"}, wrt=ends)
     except UnsupportedModelError as error:
-        return draft.model(outputs), error.found
+        whole = "The network computes with whole numbers, through which no gradient goes"
+        return draft.model(outputs), whole if plan.network.steps else error.found
     writer = Writer(both, prefix="alpha:")
     ready = {info.name: info.name for info in forward.graph.output if info.name != "slope"}
     for index, name in enumerate(ends):
@@ -114,6 +115,7 @@ def trace_graph(plan: Derivation) -> tuple[onnx.ModelProto, str]:
             outputs=ready,
             weights=[*both.graph.initializer, *writer.initializers],
             like=plan.body,
+            declared=both.graph.value_info,
         ),
         "",
     )
@@ -256,7 +258,7 @@ class _Draft:
             outputs={name: value.name for name, value in outputs.items()},
             weights=[*body.initializer, *self.writer.initializers],
             like=self.plan.body,
-            declared=self._declared,
+            declared=[*self._declared, *body.value_info],
         )
 
     def _flat(self, tensor: str) -> Value:
@@ -291,13 +293,15 @@ def _assembled(
     kept = [weight for weight in weights if weight.name in used]
     ordered = sort_nodes(needed, given=[*(info.name for info in inputs), *(weight.name for weight in kept)])
     results = [onnx.ValueInfoProto(name=name) for name in outputs]  # shape inference fills in the rest
-    graph = helper.make_graph(ordered, "inspect_xai", list(inputs), results, kept, value_info=list(declared))
+    made = {name for node in needed for name in node.output}
+    told = [info for info in declared if info.name in made]
+    graph = helper.make_graph(ordered, "inspect_xai", list(inputs), results, kept, value_info=told)
     model = helper.make_model(
         graph, opset_imports=like.opset_import, producer_name="inspect_xai", ir_version=like.ir_version
     )
     complete = onnx.shape_inference.infer_shapes(model, data_prop=True)
     del complete.graph.value_info[:]
-    complete.graph.value_info.extend(declared)
+    complete.graph.value_info.extend(told)
     batch = next((info.type.tensor_type.shape.dim[0].dim_param for info in reversed(inputs)), "")
     for info in complete.graph.output:
         first = info.type.tensor_type.shape.dim[0]

@@ -12,8 +12,11 @@ from inspect_xai.model.working import Network
 from inspect_xai.records import Layout
 
 SHRINK = 1.5  # 147 -> 149 is padding, 7 -> 4 is a new stage
-CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "ConvInteger", "QLinearConv"})
-POOLS = frozenset({"MaxPool", "AveragePool", "LpPool"})
+CONVOLUTIONS = frozenset(
+    {"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv", "NhwcConv", "NhwcFusedConv"}
+)
+POOLS = frozenset({"MaxPool", "AveragePool", "LpPool", "NhwcMaxPool", "QLinearAveragePool"})
+_CHANNELS_LAST = frozenset({"NhwcConv", "NhwcFusedConv", "NhwcMaxPool"})
 _CHANNELS_FIRST = CONVOLUTIONS | POOLS | {"BatchNormalization", "InstanceNormalization", "Reshape"}
 _TURNS: dict[tuple[Layout | None, tuple[int, ...]], Layout] = {
     (Layout.NCHW, (0, 2, 3, 1)): Layout.NHWC,
@@ -32,11 +35,14 @@ class Map:
     height: int
     width: int
     layout: Layout
+    quantised: bool = False
 
     @property
     def end(self) -> str:
-        """Name of the tensor, channels first, that stands for it in the bundle."""
-        return self.tensor if self.layout is Layout.NCHW else f"{self.tensor}/nchw"
+        """Name of the float tensor, channels first, that stands for it in the bundle."""
+        if self.layout is Layout.NHWC:
+            return f"{self.tensor}/nchw"
+        return f"{self.tensor}/float" if self.quantised else self.tensor
 
     def resembles(self, other: "Map") -> bool:
         """Whether neither is smaller than the other by the ratio that starts a stage."""
@@ -54,7 +60,8 @@ class Ways:
         nodes: Nodes on any way, in order.
         maker: By tensor, the position of the node that makes it.
         readers: By tensor, the positions of the nodes that read it; once per edge.
-        maps: Its feature maps, larger than 1x1.
+        maps: Its feature maps, larger than 1x1, of real numbers.
+        convolved: What convolutions put out, larger than 1x1, of whatever numbers.
     """
 
     network: Network
@@ -63,6 +70,7 @@ class Ways:
     maker: dict[str, int]
     readers: dict[str, list[int]]
     maps: dict[str, Map]
+    convolved: dict[str, Map]
 
     def made_by(self, tensor: str) -> str:
         """Operator that makes a tensor; empty for the image."""
@@ -97,7 +105,11 @@ def ways(network: Network, scores: str) -> Ways:
         raise UnsupportedModelError(
             f"the scores {scores!r} do not depend on the picture", expected="a classifier of pictures"
         )
-    return Ways(network, scores, nodes, maker, readers, _maps(network, nodes, [network.image, *maker]))
+    maps = _maps(network, nodes, [network.image, *maker])
+    real = {name: found for name, found in maps.items() if name in network.shapes or name in network.steps}
+    by_convolution = {name for node in nodes if node.op_type in CONVOLUTIONS for name in node.output}
+    convolved = {name: found for name, found in maps.items() if name in by_convolution}
+    return Ways(network, scores, nodes, maker, readers, real, convolved)
 
 
 def cut_tensors(way: Ways) -> list[str]:
@@ -137,11 +149,11 @@ def _maps(network: Network, nodes: Iterable[onnx.NodeProto], names: Iterable[str
     layouts = _layouts(network, nodes)
     maps = {}
     for name in names:
-        shape, layout = network.shapes.get(name, ()), layouts.get(name)
+        shape, layout = network.shape(name), layouts.get(name)
         if len(shape) == 4 and layout is not None:
             channels, height, width = shape[1:] if layout is Layout.NCHW else (shape[3], *shape[1:3])
             if min(height, width) > 1:
-                maps[name] = Map(name, channels, height, width, layout)
+                maps[name] = Map(name, channels, height, width, layout, quantised=name in network.steps)
     return maps
 
 
@@ -149,10 +161,12 @@ def _layouts(network: Network, nodes: Iterable[onnx.NodeProto]) -> dict[str, Lay
     """Follow the order of axes through Transpose nodes; convolutions and pools always put out channels first."""
     layouts: dict[str, Layout | None] = {network.image: network.layout}
     for node in nodes:
-        source = next((name for name in node.input if len(network.shapes.get(name, ())) == 4), "")
+        source = next((name for name in node.input if len(network.shape(name)) == 4), "")
         layout = layouts.get(source, Layout.NCHW)
         if node.op_type == "Transpose":
             layout = _TURNS.get((layout, tuple(attribute_of(node, "perm", ()))))
+        elif node.op_type in _CHANNELS_LAST or attribute_of(node, "channels_last", 0):
+            layout = Layout.NHWC
         elif node.op_type in _CHANNELS_FIRST:
             layout = Layout.NCHW
         layouts |= dict.fromkeys(node.output, layout)

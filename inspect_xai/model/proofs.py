@@ -17,6 +17,7 @@ from inspect_xai.errors import BundleError
 from inspect_xai.model.ends import read_ends
 from inspect_xai.model.graph import PREFIX
 from inspect_xai.model.half import half_tensors
+from inspect_xai.model.quantised import is_quantised
 from inspect_xai.model.session import open_session
 from inspect_xai.model.wiring import needed_nodes, put_nodes
 from inspect_xai.model.working import Arrays, network_input, open_plain, run_plain, sample_pictures
@@ -38,7 +39,6 @@ _QUANTISED_BOUNDS = dict.fromkeys(_BOUNDS, 0.1) | {"gradient_deepest_block": 0.5
 _HALF_ROUNDING = 4 * 2.0**-11
 _STEPS = (1e-4, 1e-3, 1e-2)  # of the block's range; kinks spoil large steps, rounding small ones
 _QUANTISED_STEPS = (0.1, 0.3, 0.03)
-_QUANTISED_OPS = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv"})
 _SEEDS = (3, 4, 5, 6)
 _CHANNELS = 3
 
@@ -73,7 +73,7 @@ class Subject:
     @property
     def quantised(self) -> bool:
         """Whether the network computes with whole numbers."""
-        return any(node.op_type in _QUANTISED_OPS for node in self.given.graph.node)
+        return is_quantised(self.given.graph.node)
 
     @property
     def bounds(self) -> dict[str, float]:

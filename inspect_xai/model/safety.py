@@ -27,6 +27,19 @@ OLDEST_OPSET = 7  # ONNX Runtime promises nothing below
 _FREE_WEIGHTS = 4  # the IR version since which weights need not be listed as inputs
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
 _STANDARD_DOMAINS = ("", "ai.onnx")
+RUNTIME_DOMAIN = "com.microsoft"
+# What ONNX Runtime's own quantiser and optimiser write into a file that standard operators were in.
+_OF_THE_RUNTIME = frozenset(
+    [
+        *("QLinearAdd", "QLinearAveragePool", "QLinearConcat", "QLinearConv", "QLinearGlobalAveragePool", "QGemm"),
+        *("QLinearLeakyRelu", "QLinearMul", "QLinearReduceMean", "QLinearSigmoid", "QLinearSoftmax", "QLinearWhere"),
+        *("DequantizeLinear", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "QuantizeLinear"),
+        *("FusedConv", "FusedGemm", "FusedMatMul", "FusedMatMulActivation", "TransposeMatMul", "NhwcConv"),
+        *("NhwcFusedConv", "NhwcMaxPool", "BiasAdd", "BiasDropout", "BiasGelu", "BiasSoftmax", "FastGelu", "Gelu"),
+        *("QuickGelu", "GroupNorm", "SkipGroupNorm", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
+        *("Attention", "MultiHeadAttention", "QAttention"),
+    ]
+)
 _LOOPS = ("Loop", "Scan", "SequenceMap")  # an If may turn out to be none: branches.py
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -194,11 +207,7 @@ def _check_nodes(model: onnx.ModelProto) -> None:
     functions = {(function.domain, function.name) for function in model.functions}
     for node in _all_nodes(model):
         if node.domain not in _STANDARD_DOMAINS and (node.domain, node.op_type) not in functions:
-            raise UnsupportedModelError(
-                f"{named(node)} is of domain {node.domain!r}",
-                expected="standard ONNX operators only",
-                remedy="export without custom operators, and give the file from before any runtime optimised it",
-            )
+            _check_foreign(node)
         if node.op_type in _LOOPS or (node.op_type != "If" and _graphs_of(node)):
             raise UnsupportedModelError(
                 f"{named(node)} loops at run time",
@@ -224,6 +233,21 @@ def _check_nodes(model: onnx.ModelProto) -> None:
                 raise ModelFileError(
                     f"{named(node)} has pads = {list(attribute.ints)}", expected=f"at most {_MOST_COUNTED}"
                 )
+
+
+def _check_foreign(node: onnx.NodeProto) -> None:
+    """Refuse operators outside the standard but those that ONNX Runtime's own tools write."""
+    if node.domain == RUNTIME_DOMAIN and node.op_type in _OF_THE_RUNTIME:
+        return
+    tied = node.domain == "com.microsoft.nchwc"
+    raise UnsupportedModelError(
+        f"{named(node)} is of domain {node.domain!r}"
+        + (", which is written for one kind of processor" if tied else ""),
+        expected="standard ONNX operators, and those that ONNX Runtime's quantizer and optimizer write for any machine",
+        remedy="give the file from before it was optimized, or optimize it with ORT_ENABLE_EXTENDED"
+        if tied
+        else "export without custom operators",
+    )
 
 
 def _check_expansion(model: onnx.ModelProto) -> None:

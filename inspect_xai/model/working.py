@@ -11,7 +11,7 @@ Every step makes a new model; the one given is only read.
 import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from inspect_xai.errors import CardError, ModelFileError, UnsupportedModelError
 from inspect_xai.model.branches import without_branches
 from inspect_xai.model.ends import Ends, enter_as_float, pin_inputs, read_ends, with_chosen_output
 from inspect_xai.model.half import in_single_precision
-from inspect_xai.model.safety import said
+from inspect_xai.model.quantised import steps_of
+from inspect_xai.model.safety import RUNTIME_DOMAIN, said
 from inspect_xai.model.session import ORT_ERRORS
 from inspect_xai.model.wiring import EXPORT_AGAIN, attribute_of, named, needed_nodes, put_nodes
 from inspect_xai.records import Layout, ModelCard
@@ -53,6 +54,8 @@ class Network:
         layout: Order of the input's axes.
         output: Name of the output.
         shapes: Shape of the image and every float tensor computed from it, at batch 1, in the order of computation.
+        whole: The same of tensors of whole numbers.
+        steps: By tensor of whole numbers that stand for real ones, its scale and its zero point.
         dynamic_batch: Whether any number of pictures may go through at once.
     """
 
@@ -62,6 +65,12 @@ class Network:
     output: str
     shapes: Mapping[str, tuple[int, ...]]
     dynamic_batch: bool
+    whole: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    steps: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """Shape of a tensor computed from the image, whatever its type; () for any other."""
+        return self.shapes.get(tensor) or self.whole.get(tensor, ())
 
 
 def working_form(model: onnx.ModelProto, card: ModelCard, *, keep: Sequence[str] = ()) -> Network:
@@ -92,10 +101,16 @@ def working_form(model: onnx.ModelProto, card: ModelCard, *, keep: Sequence[str]
     arrays = feeds | run_model(folded, feeds, outputs=None)
     _check_finite(arrays[output])
     computed = _computed_from(folded, image)
-    shapes = {name: array.shape for name, array in arrays.items() if name in computed and array.dtype == np.float32}
+    floats = {name: array.dtype == np.float32 for name, array in arrays.items() if name in computed}
+    shapes = {name: arrays[name].shape for name, is_float in floats.items() if is_float}
+    _declare_foreign(folded, arrays)
     free = _freed(folded, shapes)
     dynamic = _runs_in_batches(free, card, image)
-    return Network(free if dynamic else folded, image, card.input.layout, output, shapes, dynamic_batch=dynamic)
+    return Network(
+        free if dynamic else folded, image, card.input.layout, output, shapes, dynamic_batch=dynamic,
+        whole={name: arrays[name].shape for name, is_float in floats.items() if not is_float},
+        steps=steps_of(folded.graph.node),
+    )  # fmt: skip
 
 
 def sample_pictures(card: ModelCard, count: int, *, seed: int) -> NDArray[np.float32]:
@@ -280,7 +295,8 @@ def _folded(model: onnx.ModelProto, keep: Sequence[str]) -> onnx.ModelProto:
         options.optimized_model_filepath = str(path)
         open_plain(kept.SerializeToString(), options=options)
         folded = onnx.load(path)
-    foreign = next((node for node in folded.graph.node if node.domain not in ("", "ai.onnx")), None)
+    known = {node.op_type for node in model.graph.node if node.domain == RUNTIME_DOMAIN}
+    foreign = next((node for node in folded.graph.node if node.domain and node.op_type not in known), None)
     if foreign is not None:
         raise UnsupportedModelError(f"ONNX Runtime folds part of the network into its own {named(foreign)}")
     return _bare(folded)
@@ -302,11 +318,25 @@ def _bare(folded: onnx.ModelProto) -> onnx.ModelProto:
     opset = next(entry.version for entry in folded.opset_import if entry.domain in ("", "ai.onnx"))
     bare = helper.make_model(
         helper.make_graph(nodes, "network", list(graph.input), [output], weights),
-        opset_imports=[helper.make_opsetid("", opset)],
+        opset_imports=[helper.make_opsetid("", opset), *_imported(nodes)],
         ir_version=folded.ir_version,
     )
     assert isinstance(bare, onnx.ModelProto)  # noqa: S101  onnx has no types
     return bare
+
+
+def _imported(nodes: Iterable[onnx.NodeProto]) -> list[onnx.OperatorSetIdProto]:
+    return [helper.make_opsetid(RUNTIME_DOMAIN, 1)] if any(node.domain for node in nodes) else []
+
+
+def _declare_foreign(model: onnx.ModelProto, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Say type and shape, but for the batch, of what the runtime's own operators make: onnx infers none of theirs."""
+    for node in model.graph.node:
+        for name in node.output if node.domain else ():
+            if name:
+                dtype = helper.np_dtype_to_tensor_dtype(arrays[name].dtype)
+                shape = [None, *arrays[name].shape[1:]] if arrays[name].ndim else []
+                model.graph.value_info.append(helper.make_tensor_value_info(name, dtype, shape))
 
 
 def _computed_from(model: onnx.ModelProto, image: str) -> set[str]:
