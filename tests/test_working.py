@@ -222,11 +222,20 @@ def test_logits_are_found_behind_a_softmax_and_reshapes(tmp_path: Path) -> None:
 
 
 def test_a_softmax_over_another_axis_is_no_activation_of_classes(tmp_path: Path) -> None:
-    """Over the batch axis of size 1 it makes ones, which are probabilities of independent classes at best."""
-    head = head_of(node("Softmax", axis=0), tmp_path, labels=2, activation="none", shape=["N", 2])
+    """Over the batch axis of size 1 it makes ones of all pictures; half of them and half of the scores tell."""
+    ones = node("Softmax", axis=0)
+    half = [
+        helper.make_node("Softmax", ["z"], ["one"], axis=0),
+        helper.make_node("Sigmoid", ["z"], ["s"]),
+        helper.make_node("Mean", ["one", "s"], ["out"]),
+    ]
+
+    head = head_of(half, tmp_path, labels=2, activation="none", shape=["N", 2])
 
     assert not head.are_logits
     assert head.rivalry is Rivalry.INDEPENDENT
+    with pytest.raises(UnsupportedModelError, match="does not depend on its input: .* score 1, 1"):
+        head_of(ones, tmp_path, labels=2, activation="none", shape=["N", 2])
 
 
 @pytest.mark.parametrize(
