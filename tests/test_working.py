@@ -234,7 +234,7 @@ def test_a_softmax_over_another_axis_is_no_activation_of_classes(tmp_path: Path)
 
     assert not head.are_logits
     assert head.rivalry is Rivalry.INDEPENDENT
-    with pytest.raises(UnsupportedModelError, match="does not depend on its input: .* score 1, 1"):
+    with pytest.raises(UnsupportedModelError, match=r"does not depend on its input: .* score 1, 1"):
         head_of(ones, tmp_path, labels=2, activation="none", shape=["N", 2])
 
 
