@@ -12,6 +12,7 @@ Read at doors only (commands and flows) and handed down as values.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
@@ -50,6 +51,7 @@ class LineSettings(BaseModel):
         lease_s: Seconds without a sign of life after which another machine's claims are taken over.
         keep: Leave the files where they are.
         ignore: Patterns of names of files and folders that are passed over, beside those of NAS systems and Windows.
+        new_database: Begin a database in which no line recorded yet beside an archive that holds pictures.
         ok_share: Share of the OK pictures that is explained too, chosen by their hash.
         path_pattern: Which part a picture shows, read from its path.
         policy_version: Under which version of these rules inspections are recorded; with another version the same
@@ -71,6 +73,7 @@ class LineSettings(BaseModel):
     lease_s: float = Field(default=600.0, gt=0)
     keep: bool = False
     ignore: tuple[str, ...] = ()
+    new_database: bool = False
     ok_share: float = Field(default=0.05, ge=0, le=1)
     path_pattern: str = DEFAULT_PATTERN
     policy_version: str = Field(default="1", min_length=1, max_length=MAX_NAME_CHARS)
@@ -273,12 +276,17 @@ def _refuse_unknown_variables() -> None:
             )
 
 
+_SECRET = re.compile(r"^(db|alert|blob_store)$|webhook|secret|password|smtp_user")  # values that no message tells
+
+
 def _explained(error: ValidationError, path: Path | None) -> SettingsError:
     problems = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             problems.append(f"{key} is no setting")
+        elif _SECRET.search(key):
+            problems.append(f"{key}: {problem['msg']}")
         else:
             problems.append(f"{key} is {problem['input']!r}: {problem['msg']}")
     return SettingsError("; ".join(problems), remedy=f"look into {path or 'the flags'} and the INSPECT_XAI_* variables")

@@ -101,3 +101,14 @@ def test_the_example_in_the_guide_names_every_setting(tmp_path: Path) -> None:
     # the policy file goes in the place of two of the others: it has a section of its own
     assert set(named["line"]) == set(LineSettings.model_fields) - {"policy"}
     assert set(named["report"]) == set(ReportSettings.model_fields)
+
+
+@pytest.mark.parametrize(
+    "section", ["webhook_secret = ['WhSec']", "smtp_password = 7", "webhook = ['https://u:WhSec@h']"]
+)
+def test_a_secret_of_the_wrong_kind_is_not_told(tmp_path: Path, section: str) -> None:
+    (tmp_path / "line.toml").write_text(f"[alert]\n{section}\n")
+    with pytest.raises(SettingsError) as caught:
+        load_settings(tmp_path / "line.toml")
+    assert "WhSec" not in str(caught.value)
+    assert section.split()[0] in str(caught.value)

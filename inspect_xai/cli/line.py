@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, echo, print_json, progress_bar, who
-from inspect_xai.errors import SettingsError
+from inspect_xai.errors import SettingsError, StoreError
 
 if TYPE_CHECKING:
     from inspect_xai.pipeline.line import Line
@@ -51,6 +51,9 @@ def line(
         Path | None, typer.Option("--golden", help="Golden set the model must reproduce here before it begins.")
     ] = None,
     keep: Annotated[bool | None, typer.Option("--keep", help="Leave the files where they are.")] = None,
+    new_database: Annotated[
+        bool | None, typer.Option("--new-database", help="Begin an empty database beside an archive that is not.")
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on and wait for new pictures until stopped.")] = False,
     settings: SettingsOption = None,
     as_json: JsonOption = False,
@@ -78,7 +81,7 @@ def line(
         bucket=bucket,
         line={
             "source": source, "ok_share": ok_share, "chunk": chunk, "settle_s": settle, "keep": keep, "golden": golden,
-            "policy_version": policy_version,
+            "policy_version": policy_version, "new_database": new_database,
         },
     )  # fmt: skip
     with open_source_of(chosen) as pictures:
@@ -112,6 +115,7 @@ def open_line_of(settings: "Settings", *, explain_all: bool = False) -> "Line":
 
     Raises:
         SettingsError: If no bundle is named.
+        StoreError: If the database is new beside a full archive, and the settings do not say that this is meant.
     """
     from inspect_xai.cli.logs import log_as_json
     from inspect_xai.pipeline.line import Line
@@ -121,6 +125,7 @@ def open_line_of(settings: "Settings", *, explain_all: bool = False) -> "Line":
         log_as_json()
     if settings.bundle is None:
         raise SettingsError("no bundle is named", remedy="give --bundle DIR, or set `bundle` in the settings")
+    _refuse_new_database(settings)
     chosen = settings.line
     twice = sorted({"policy_version", "ok_share"} & chosen.model_fields_set)
     if chosen.policy and twice:
@@ -141,6 +146,27 @@ def open_line_of(settings: "Settings", *, explain_all: bool = False) -> "Line":
         threads=settings.threads, bucket=settings.bucket, memory_mb=settings.memory_mb, blob_store=settings.blob_store,
         golden=chosen.golden, opened_by=who(),
     )  # fmt: skip
+
+
+def _refuse_new_database(settings: "Settings") -> None:
+    """Refuse to begin an empty database beside a full archive: most likely it is not the one that was meant.
+
+    Raises:
+        StoreError: If so, unless the settings say that it is meant.
+    """
+    from inspect_xai.storage.database import shown
+    from inspect_xai.storage.store import was_used
+
+    source = settings.line.source
+    if settings.line.new_database or not source or "://" in source or was_used(settings.db):
+        return
+    archive = Path(source) / "_archive"
+    if any(path.is_file() for path in archive.rglob("*")):
+        raise StoreError(
+            f"no line has recorded into the database {shown(settings.db)}, but {archive} holds pictures",
+            expected="the database that they are recorded in",
+            remedy="name it with --db, or put it back; to begin another one, say --new-database once",
+        )
 
 
 def open_source_of(settings: "Settings") -> "Source":

@@ -2,13 +2,14 @@
 
 import json
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inspect_xai.cli.console import echo
-from inspect_xai.errors import SettingsError
+from inspect_xai.errors import NotFoundError, SettingsError
 
 if TYPE_CHECKING:
     from inspect_xai.settings import ServeSettings, Settings
@@ -110,11 +111,35 @@ def _with_archive(settings: "Settings") -> "ServeSettings":
     return serve_ if serve_.archive or not source else serve_.model_copy(update={"archive": (source,)})
 
 
+def _refuse_missing(db: str, archive: Sequence[Path | str]) -> None:
+    """Refuse a database or an archive that is not there: an empty desk would look as if nothing were flagged.
+
+    Raises:
+        NotFoundError: If there is no such SQLite file.
+        SettingsError: If an archive folder is none, or fsspec cannot open its URL.
+    """
+    from inspect_xai.storage import database, places
+
+    file = database.sqlite_file(db)
+    if file is not None and not file.exists():
+        raise NotFoundError(f"no database at {file}", remedy=f"make one: inspect-xai db upgrade --db {db}")
+    for place in map(str, archive):
+        try:
+            is_there = ("://" in place and bool(places.opened_root(place))) or Path(place).is_dir()
+        except (ImportError, ValueError, OSError) as error:
+            raise SettingsError(f"the archive {place} cannot be opened: {error}") from error
+        if not is_there:
+            raise SettingsError(
+                f"the archive {place} is no folder", remedy="give the folder of the pictures: --archive"
+            )
+
+
 def _run(settings: "Settings", desk: "ServeSettings") -> None:
     import uvicorn
 
     from inspect_xai.web.app import create_app
 
+    _refuse_missing(settings.db, desk.archive)
     app = create_app(settings.db, desk, blob_store=settings.blob_store)
     family = socket.AF_INET6 if ":" in desk.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:

@@ -219,6 +219,7 @@ class Line:
                 recorded before it went are known when the chunk is inspected again.
             DeviceError: If the device fails; the same.
             IntakeError: If files cannot be moved; they are recorded, and moved the next time.
+            StoreError: If the database's file is gone or was replaced; all the files stay claimed.
         """
         self._overturned.clear()
         done: list[_Recorded] = []
@@ -233,6 +234,7 @@ class Line:
                 done += some
         for rest in claims[len(done) :]:
             source.release(rest)
+        self._store.check_file()  # what is recorded in a file that nobody finds again is not recorded
         for each in done:  # not before: a chunk that is tried again finds all its files
             source.move(each.claim, destination=each.destination)
         return [each.outcome for each in done]

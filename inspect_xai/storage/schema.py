@@ -9,12 +9,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from sqlalchemy import Connection, Engine, column, inspect, select, table, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from inspect_xai.errors import SchemaError, StoreError
+from inspect_xai.errors import SchemaError, SettingsError, StoreError
 from inspect_xai.storage import database
 from inspect_xai.storage.tables import REVISION, VERSION_TABLE, Base
 
@@ -47,10 +48,15 @@ def upgrade_schema(url: str) -> str:
 
     Raises:
         SchemaError: It is newer than this build.
+        SettingsError: The URL names no database, or its path is spelled with %20 and the like.
         DatabaseAwayError: The database cannot be reached.
     """
     file = database.sqlite_file(url)
     if file is not None:
+        if not file.parent.exists() and unquote(str(file.parent)) != str(file.parent):
+            raise SettingsError(
+                f"no folder {file.parent}", expected="a path in which spaces and signs stand as they are, not as %20"
+            )
         file.parent.mkdir(parents=True, exist_ok=True)
     engine = database.open_engine(url)
     try:
@@ -108,8 +114,13 @@ def _known(settings: "Config") -> set[str]:
     return {script.revision for script in ScriptDirectory.from_config(settings).walk_revisions()}
 
 
+def has_table(connection: Connection, name: str) -> bool:
+    """Whether the database has a table of this name."""
+    return inspect(connection).has_table(name)
+
+
 def _revision(connection: Connection) -> str:
-    if not inspect(connection).has_table(VERSION_TABLE):
+    if not has_table(connection, VERSION_TABLE):
         return ""
     version = table(VERSION_TABLE, column("version_num"))
     return connection.execute(select(version.c.version_num)).scalar() or ""

@@ -10,7 +10,7 @@ from functools import cache
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, Select, bindparam, select
+from sqlalchemy import Connection, Engine, Select, bindparam, exists, select
 
 from inspect_xai.errors import NotFoundError, StoreError
 from inspect_xai.records import Inspection, ModelCard, ModelStatus, Part, Review, Run
@@ -88,20 +88,48 @@ def open_store(url: str, *, create: bool = True, blob_store: str = "", clock: Cl
         schema.upgrade_schema(url)
     elif file is not None and not file.exists():
         raise NotFoundError(f"no database at {file}", remedy=f"make one: inspect-xai db upgrade --db {url}")
-    engine = database.open_engine(url)
+    opened = None if file is None else database.DatabaseFile(file)
+    engine = database.open_engine(url, file=opened)
     try:
         schema.check_schema(engine, url)
     except BaseException:
         engine.dispose()
         raise
-    return Store(engine, blobs=BlobStore(blob_store) if blob_store else None, clock=clock)
+    return Store(engine, blobs=BlobStore(blob_store) if blob_store else None, clock=clock, file=opened)
+
+
+def was_used(url: str) -> bool:
+    """Whether a line ever recorded into a database; one that is not there was not. Nothing is made or changed.
+
+    Raises:
+        StoreError: The database cannot be read.
+    """
+    file = database.sqlite_file(url)
+    if file is not None and not file.exists():
+        return False
+    engine = database.open_engine(url, file=None if file is None else database.DatabaseFile(file))
+    try:
+        with database.reading(engine) as connection:
+            return schema.has_table(connection, tables.Run.__tablename__) and bool(
+                connection.execute(select(exists(select(tables.Run.id)))).scalar()
+            )
+    finally:
+        engine.dispose()
 
 
 class Store:
     """Each call is one transaction; nothing it returns is tied to the database. May be shared by threads."""
 
-    def __init__(self, engine: Engine, *, blobs: BlobStore | None = None, clock: Clock = utc_now) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        blobs: BlobStore | None = None,
+        clock: Clock = utc_now,
+        file: database.DatabaseFile | None = None,
+    ) -> None:
         self._engine = engine
+        self._file = file
         self._blobs = blobs
         self._clock = clock
 
@@ -116,6 +144,15 @@ class Store:
     def close(self) -> None:
         """Give the connections back; the store is not to be used afterwards."""
         self._engine.dispose()
+
+    def check_file(self) -> None:
+        """Look whether the database's file is still the one that was opened; a server's database always is.
+
+        Raises:
+            StoreError: If it is gone, was replaced or overwritten: whatever rests on its rows has to wait.
+        """
+        if self._file is not None:
+            self._file.check()
 
     def register_model(
         self,
