@@ -1,6 +1,8 @@
 """Retention deletes what its rules name and nothing else, says so in the ledger, and leaves the numbers."""
 
 import dataclasses
+import json
+import os
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -18,6 +20,7 @@ from inspect_xai.storage.blobstore import BlobStore
 from inspect_xai.storage.retention import DataKind, Retention, Rule
 from inspect_xai.storage.store import Store, open_store
 from tests import stored
+from tests.conftest import Run
 from tests.stored import NOON
 
 FROM_NOW_ON = timedelta(hours=-1)  # an age that every file has reached
@@ -439,3 +442,26 @@ def test_a_blob_store_in_a_folder_with_colons(tmp_path: Path) -> None:
     blobs.put("ab12", b"map")
     assert (tmp_path / "a::b/ab/ab12.ixm").read_bytes() == b"map"
     assert blobs.get("ab12") == b"map"
+
+
+def test_a_sweep_takes_what_killed_lines_left_and_no_map(
+    cli: Run, tmp_path: Path, explained: Explanation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, maps = f"sqlite:///{tmp_path}/store.db", tmp_path / "maps"
+    with open_store(url, blob_store=str(maps)) as store:
+        stored.prepared(store).record([stored.inspection(1, explained=explained)])
+    kept = files(maps)
+    (maps / "ab").mkdir(exist_ok=True)
+    left = [maps / "ab/ab12.ixm", maps / "ab/ab12.ixm.0a1b2c3d.part", maps / "ab/ab34.ixm.0a1b2c3d.part"]
+    for path in left:
+        path.write_bytes(b"half a map")
+    for path in left[:2]:
+        os.utime(path, (1, 1))  # the third is young: somebody may be writing it
+    monkeypatch.setenv("INSPECT_XAI_BLOB_STORE", str(maps))
+    code, out, err = cli("retention", "sweep", "--db", url, "--json")
+    assert (code, json.loads(out)) == (0, {"removed": ["ab12", "ab12.ixm.0a1b2c3d.part"]}), err
+    assert files(maps) == kept
+    assert [path.exists() for path in left] == [False, False, True]
+    monkeypatch.delenv("INSPECT_XAI_BLOB_STORE")
+    code, _, err = cli("retention", "sweep", "--db", url)
+    assert (code, "no blob store is named" in err) == (60, True)

@@ -15,6 +15,7 @@ from inspect_xai.cli.console import (
     store_of,
     who,
 )
+from inspect_xai.errors import SettingsError
 
 if TYPE_CHECKING:
     from inspect_xai.settings import Settings
@@ -201,6 +202,27 @@ def release(
         echo(f"hold {each.hold_id}: {named}: {each.reason} ({each.placed_by}, {each.placed_at:%Y-%m-%d})")
     if not holds:
         echo("no holds stand")
+
+
+@commands.command()
+def sweep(db: DatabaseOption = None, settings: SettingsOption = None, as_json: JsonOption = False) -> None:
+    """Remove files from the blob store that no map of the record needs: what killed lines left, an hour old or more.
+
+    Needs the setting blob_store; where the maps lie in the database nothing is left over.
+
+    Example: inspect-xai retention sweep --settings line.toml
+    """
+    from inspect_xai.settings import load_settings
+
+    chosen = load_settings(settings, db=db)
+    if not chosen.blob_store:
+        raise SettingsError("no blob store is named", remedy="set `blob_store`; without one there is nothing to sweep")
+    with store_of(chosen) as store:
+        removed = store.sweep_blobs()
+    if as_json:
+        print_json({"removed": removed})
+    else:
+        echo(f"{len(removed)} files removed from {chosen.blob_store}")
 
 
 def _tell(plan: "Plan") -> None:

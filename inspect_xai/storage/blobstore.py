@@ -7,6 +7,7 @@ The rule for a crash between the two writes: blob first, row second. What can be
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from inspect_xai.errors import DatabaseAwayError, StoreError
 from inspect_xai.storage import places
 
 _SUFFIX = ".ixm"
+_UNFINISHED = ".part"
 _REMEDY = "see that the blob store is there, writable and has room; then do it again: nothing was half written"
 
 
@@ -93,6 +95,16 @@ class BlobStore:
             if name.endswith(_SUFFIX):
                 yield name.removesuffix(_SUFFIX), self._files.modified(place).astimezone(UTC)
 
+    def sweep_unfinished(self, *, older_than: datetime) -> list[str]:
+        """Remove what a killed process left of files it was writing; the names of what was removed come back."""
+        removed = []
+        for path in Path(self._root).glob(f"*/*{_SUFFIX}.*{_UNFINISHED}") if self._is_local else ():
+            with suppress(FileNotFoundError):  # its writer lives, and has just given it its name
+                if datetime.fromtimestamp(path.stat().st_mtime, UTC) < older_than:
+                    path.unlink()
+                    removed.append(path.name)
+        return removed
+
     def _place(self, sha256: str) -> str:
         return f"{self._root}/{sha256[:2]}/{sha256}{_SUFFIX}"
 
@@ -100,7 +112,7 @@ class BlobStore:
 def _replace(path: Path, data: bytes) -> None:
     """Write beside, flush to the disk, rename: the name never stands for half of the content."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
     try:
         with aside.open("wb") as file:
             file.write(data)

@@ -604,19 +604,19 @@ class Store:
             return [tuple(row) for row in connection.execute(query.order_by(audit.id))]
 
     def sweep_blobs(self, *, older_than: timedelta = timedelta(hours=1)) -> list[str]:
-        """Remove files from the blob store that no row names, left over from a crash between file and row.
+        """Remove files from the blob store that no row names, left over from a crash in or after writing them.
 
         Args:
             older_than: Younger files stay: a chunk may be on its way from its files to its rows.
 
         Returns:
-            The names (sha256) of what was removed.
+            The names of what was removed: the sha256 of maps, the file names of unfinished ones.
         """
         if self._blobs is None:
             return []
         limit = self._clock() - older_than
         old = [name for name, written_at in self._blobs.names() if written_at < limit]
-        return self.remove_blobs(old)
+        return self.remove_blobs(old) + self._blobs.sweep_unfinished(older_than=limit)
 
     def remove_blobs(self, sha256s: Sequence[str]) -> list[str]:
         """Remove those files from the blob store that no row needs any more; nobody records meanwhile."""
