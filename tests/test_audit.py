@@ -907,7 +907,86 @@ class TestComparing:
         assert found.p_value == pytest.approx(2 * 0.5**3)
         assert found.correlation == pytest.approx(1)
         assert found.breaches == ("2 defective pictures are newly judged OK, 1 may be",)
+        assert (found.new_overkill, found.new_unsure, found.differences) == (1, 0, ())
         assert all(step.mean == 0 for step in found.metrics.values())
+
+    def test_wrong_is_the_verdict_and_not_the_first_label(self, audits: dict[str, Audit]):
+        """p0 to p5 show a pit, p6 to p8 are good; the labels that come first are right throughout."""
+        before, verdicts = audits["honest"], ["OK", "UNSURE", "NG", "NG", "NG", "NG", "NG", "NG", "UNSURE"]
+        rows = [
+            AuditRow(**{name: getattr(row, name) for name in AuditRow.__slots__} | {"verdict": verdict})
+            for row, verdict in zip(before.rows, verdicts, strict=True)
+        ]
+        after = Audit(before.folder, before.header, tuple(rows))
+        found = compare_audits(
+            before, after, tolerances=Tolerances(newly_wrong_share=0, new_escapes=0, new_overkill=1, new_unsure=1)
+        )
+
+        assert all(row.is_right for row in rows)
+        assert (found.new_escapes, found.new_overkill, found.new_unsure) == (1, 2, 2)
+        assert (found.newly_wrong, found.newly_right) == (3, 0), "UNSURE is not wrong: a person decides"
+        assert found.p_value == pytest.approx(2 * 0.5**3)
+        assert found.breaches == (
+            "33.3% of the pictures are newly wrong, 0.0% may be",
+            "1 defective pictures are newly judged OK, 0 may be",
+            "2 good pictures are newly judged NG, 1 may be",
+            "2 pictures are newly judged UNSURE, 1 may be",
+        )
+        back = compare_audits(after, before, tolerances=Tolerances())
+        assert (back.newly_wrong, back.newly_right, back.new_overkill, back.new_unsure) == (0, 3, 0, 0)
+
+    def test_audits_made_with_other_settings_are_refused_and_each_difference_is_named(self, audits: dict[str, Audit]):
+        before = audits["honest"]
+        limits = before.header["settings"]["limits"] | {"white_level": 4_095}
+        settings = before.header["settings"] | {"steps": 10, "sample": 5, "seed": 3, "limits": limits}
+        others = {"methods": ["grad-cam", "random", "centre"], "ok_labels": ["free", "pit"]}
+        by = before.header["explained_by"] | {"baseline": "blur", "mu": 0.5}
+        after = Audit(before.folder, before.header | others | {"settings": settings, "explained_by": by}, before.rows)
+        differences = (
+            "methods sise, grad-cam, random, centre and grad-cam, random, centre",
+            "mu 0.3 and 0.5",
+            "baseline mean and blur",
+            "sample 0 and 5",
+            "seed 0 and 3",
+            "steps 4 and 10",
+            "ok_labels free and free, pit",
+            "white_level 65535 and 4095",
+        )
+        with pytest.raises(SettingsError, match=re.escape("; ".join(differences))):
+            compare_audits(before, after, tolerances=Tolerances())
+        found = compare_audits(before, after, tolerances=Tolerances(), allow_different=True)
+        assert (found.differences, found.method) == (differences, Method.GRAD_CAM)
+
+    def test_an_audit_from_before_limits_were_recorded_had_the_defaults(self, audits: dict[str, Audit], tmp_path: Path):
+        shutil.copytree(audits["honest"].folder, tmp_path / "old")
+        header = json.loads((tmp_path / "old" / "settings.json").read_text())
+        del header["settings"]["limits"], header["explained_by"]
+        (tmp_path / "old" / "settings.json").write_text(json.dumps(header))
+        old = open_audit(tmp_path / "old")
+        assert old.limits == LIMITS
+        assert compare_audits(old, audits["honest"], tolerances=Tolerances()).differences == ()
+        assert compare_audits(audits["honest"], old, tolerances=Tolerances()).newly_wrong == 0
+
+    def test_the_command_names_the_differences_it_was_told_to_allow(self, audits: dict[str, Audit], tmp_path: Path):
+        shutil.copytree(audits["honest"].folder, tmp_path / "other")
+        header = json.loads((tmp_path / "other" / "settings.json").read_text())
+        header["settings"]["steps"] = 10
+        (tmp_path / "other" / "settings.json").write_text(json.dumps(header))
+        command = ["audit", "compare", str(audits["honest"].folder), str(tmp_path / "other")]
+        with pytest.raises(SettingsError, match="steps 4 and 10"):
+            CliRunner().invoke(app, command, catch_exceptions=False)
+        allowed = CliRunner().invoke(app, [*command, "--allow-different"])
+        assert allowed.exit_code == 0, allowed.output
+        assert "made with other settings: steps 4 and 10" in allowed.output
+
+    def test_an_audit_begun_before_limits_were_recorded_goes_on(self, bundles, table: Path, tmp_path: Path):
+        with Explainer(bundles["honest"], device="cpu", threads=1) as explainer:
+            whole = run_audit(explainer, table, tmp_path / "old", settings=QUICK)
+            header = json.loads((tmp_path / "old" / "settings.json").read_text())
+            del header["settings"]["limits"], header["explained_by"]
+            (tmp_path / "old" / "settings.json").write_text(json.dumps(header))
+            again = run_audit(explainer, table, tmp_path / "old", settings=QUICK)
+        assert [row.image for row in again.rows] == [row.image for row in whole.rows]
 
     def test_a_picture_that_fails_only_now_is_changed_and_wrong(self, audits: dict[str, Audit]):
         before = audits["honest"]

@@ -116,9 +116,14 @@ def compare(
     tolerances: Annotated[
         Path | None, typer.Option("--tolerances", help="TOML file of what B may do worse. Default: nothing is held.")
     ] = None,
+    allow_different: Annotated[
+        bool, typer.Option("--allow-different", help="Compare although the two were made with other settings.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Hold an audit against another of the same pictures: verdicts, evidence, metrics.
+
+    Refused where methods, steps, fill, sample or whatever else changes numbers differ, and each difference is named.
 
     Exit code 0: within the tolerances, or none were given. 1: beyond them.
 
@@ -128,7 +133,7 @@ def compare(
     from inspect_xai.pipeline.compare import Tolerances, compare_audits, read_tolerances
 
     allowed = read_tolerances(tolerances) if tolerances else Tolerances()
-    found = compare_audits(open_audit(before), open_audit(after), tolerances=allowed)
+    found = compare_audits(open_audit(before), open_audit(after), tolerances=allowed, allow_different=allow_different)
     if as_json:
         print_json(found)
     else:
@@ -224,8 +229,11 @@ def _is_measured(report: "AuditReport", key: str) -> bool:
 def _print_comparison(found: "Comparison") -> None:
     echo(
         f"{found.pictures} pictures: {len(found.changed)} changed, {found.newly_wrong} newly wrong, "
-        f"{found.newly_right} newly right (McNemar p = {found.p_value:.3g}), {found.new_escapes} new escapes"
+        f"{found.newly_right} newly right (McNemar p = {found.p_value:.3g}), {found.new_escapes} new escapes, "
+        f"{found.new_overkill} new overkill, {found.new_unsure} newly UNSURE"
     )
+    for difference in found.differences:
+        typer.echo(f"made with other settings: {difference}")
     for part in found.changed:
         echo(f"  {part.image} ({part.label}): {part.before} -> {part.after}")
     if found.correlation is not None:

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from inspect_xai.errors import InspectXaiError, SettingsError
 from inspect_xai.maths import whereabouts
-from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.pipeline.explain import Explainer, Look
 from inspect_xai.pipeline.folder import versions
 from inspect_xai.pipeline.intake import read_picture
@@ -145,7 +144,7 @@ def run_audit(
     """
     chosen = _sampled(read_labelled(table, explainer.card.labels), settings)
     _check_settings(settings)
-    header = _header(explainer.engine.bundle, table, settings, chosen, provider=explainer.engine.provider)
+    header = _header(explainer, table, settings, chosen)
     _open_folder(out, header)
     done = {row.image: row for row in read_rows(out / "rows")}
     report = on_row or (lambda *_: None)
@@ -204,9 +203,10 @@ def _check_settings(settings: AuditSettings) -> None:
 
 
 def _header(
-    bundle: ModelBundle, table: Path, settings: AuditSettings, chosen: Sequence[LabelledPicture], *, provider: str
+    explainer: Explainer, table: Path, settings: AuditSettings, chosen: Sequence[LabelledPicture]
 ) -> dict[str, Any]:
     """Say what the rows are made with, in plain values."""
+    bundle = explainer.engine.bundle
     plain: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
     return {
         "schema_version": SCHEMA_VERSION,
@@ -221,9 +221,12 @@ def _header(
         if Path(settings.region).is_file()
         else "",
         "settings": plain,
-        "provider": provider,
+        "explained_by": {  # what counted, said or the card's
+            "profile": str(explainer.profile), "mu": explainer.mu, "baseline": str(explainer.baseline),
+        },
+        "provider": explainer.engine.provider,
         "versions": versions(),
-    }
+    }  # fmt: skip
 
 
 def _open_folder(out: Path, header: dict[str, Any]) -> None:
@@ -241,8 +244,9 @@ def _open_folder(out: Path, header: dict[str, Any]) -> None:
         draft.rename(path)
         return
     before = open_audit(out).header
+    missing = {"explained_by": header["explained_by"]}  # of older audits: the same card, so it was the same
     free = ("table", "provider", "versions")  # moving the pictures, or mending the machine, is no other audit
-    differing = [key for key in header if key not in free and before.get(key) != header[key]]
+    differing = [key for key in header if key not in free and before.get(key, missing.get(key)) != header[key]]
     if differing:
         raise SettingsError(
             f"{out} holds an audit with other {', '.join(differing)}",

@@ -17,6 +17,12 @@ from inspect_xai.pipeline.findings import METRICS
 from inspect_xai.pipeline.rows import AuditRow
 from inspect_xai.records import Method, VerdictCode
 
+_COUNTS = {
+    "new_escapes": "defective pictures are newly judged OK",
+    "new_overkill": "good pictures are newly judged NG",
+    "new_unsure": "pictures are newly judged UNSURE",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Tolerances:
@@ -24,8 +30,10 @@ class Tolerances:
 
     Attributes:
         changed_share: Share of pictures whose verdict may change.
-        newly_wrong_share: Share of pictures whose label was right and may be wrong now.
+        newly_wrong_share: Share of pictures whose verdict was not wrong and may be now (see `Comparison`).
         new_escapes: Defective pictures that were not judged OK and may be now.
+        new_overkill: Good pictures that were not judged NG and may be now.
+        new_unsure: Pictures that were not judged UNSURE and may be now.
         rank_correlation: Least median rank correlation between old and new maps.
         metrics: By how much a metric's mean may be worse, by its key; an interval is not asked.
     """
@@ -33,6 +41,8 @@ class Tolerances:
     changed_share: float | None = None
     newly_wrong_share: float | None = None
     new_escapes: int | None = None
+    new_overkill: int | None = None
+    new_unsure: int | None = None
     rank_correlation: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -56,14 +66,18 @@ class Comparison:
         method: Whose maps and metrics are compared.
         pictures: In both, and measured in the first.
         changed: Pictures with another verdict or another predicted label, or not measured any more.
-        newly_wrong: Pictures whose label was right and is wrong now.
+        newly_wrong: Pictures whose verdict is wrong only now. Wrong are a defective picture judged OK, a good one
+            judged NG, and one that could not be measured; UNSURE is not: a person decides then.
         newly_right: The other way round.
         p_value: Exact McNemar test of these two: how likely a difference as large is when both are equally good.
         new_escapes: Defective pictures judged OK only now.
+        new_overkill: Good pictures judged NG only now.
+        new_unsure: Pictures judged UNSURE only now.
         correlation: Median rank correlation of the maps; None where no picture has both.
         moved: The pictures whose evidence changed most, worst first.
         metrics: Mean of new less old by metric, picture by picture, with its interval.
         breaches: What is beyond the tolerances, in words.
+        differences: What the two were made with, where it is not the same and that was allowed, in words.
     """
 
     method: Method
@@ -73,10 +87,13 @@ class Comparison:
     newly_right: int
     p_value: float
     new_escapes: int
+    new_overkill: int
+    new_unsure: int
     correlation: float | None
     moved: tuple[ChangedPart, ...]
     metrics: dict[str, Average]
     breaches: tuple[str, ...]
+    differences: tuple[str, ...]
 
 
 def read_tolerances(path: Path) -> Tolerances:
@@ -106,17 +123,21 @@ def _check_keys(path: Path, said: Mapping[str, Any], *, known: set[str]) -> None
         raise SettingsError(f"{path} has {', '.join(unknown)}", expected=f"some of {', '.join(sorted(known))}")
 
 
-def compare_audits(before: Audit, after: Audit, *, tolerances: Tolerances, most_moved: int = 10) -> Comparison:
+def compare_audits(
+    before: Audit, after: Audit, *, tolerances: Tolerances, allow_different: bool = False, most_moved: int = 10
+) -> Comparison:
     """Hold a new audit against an old one.
 
     Args:
         before: Of the model in use.
         after: Of the model that is to take its place, or of another run.
         tolerances: What is allowed.
+        allow_different: Compare although the two were made with other settings: their differences are then told.
         most_moved: Pictures to list whose evidence changed.
 
     Raises:
-        SettingsError: If they are of other pictures, one was cut short, or they have no method or no picture in common.
+        SettingsError: If they are of other pictures or made with other settings, one was cut short, or they have no
+            method or no picture in common.
     """
     for audit in (before, after):
         if len(audit.rows) < audit.header["pictures"]:
@@ -129,6 +150,13 @@ def compare_audits(before: Audit, after: Audit, *, tolerances: Tolerances, most_
             f"{before.folder} and {after.folder} were made with different tables of pictures",
             expected="two audits with the same --manifest",
         )
+    differences = _made_differently(before, after)
+    if differences and not allow_different:
+        raise SettingsError(
+            f"{before.folder} and {after.folder} were made with other settings: {'; '.join(differences)}",
+            expected="two audits that differ in the model alone",
+            remedy="run one of them again with the settings of the other, or say --allow-different",
+        )
     method = next((m for m in before.methods if m in after.methods and m not in CHANCE), None)
     old = {row.image: row for row in before.rows if not row.error}
     pairs = [(old[row.image], row) for row in after.rows if row.image in old]  # failing only now is a change, too
@@ -138,8 +166,8 @@ def compare_audits(before: Audit, after: Audit, *, tolerances: Tolerances, most_
             expected="audits that have both in common", remedy="run both with the same --methods, --sample and --seed",
         )  # fmt: skip
     parts = [_part(before, after, one, two, method) for one, two in pairs]
-    wrong = sum(one.is_right and not two.is_right for one, two in pairs)
-    right = sum(two.is_right and not one.is_right for one, two in pairs)
+    wrong = sum(_is_wrong(two, after) and not _is_wrong(one, before) for one, two in pairs)
+    right = sum(_is_wrong(one, before) and not _is_wrong(two, after) for one, two in pairs)
     compared = sorted(
         (part for part in parts if part.correlation is not None), key=lambda part: float(part.correlation or 0.0)
     )
@@ -151,10 +179,13 @@ def compare_audits(before: Audit, after: Audit, *, tolerances: Tolerances, most_
         newly_right=right,
         p_value=float(binomtest(wrong, wrong + right).pvalue) if wrong + right else 1.0,
         new_escapes=sum(_escapes(two, after) and not _escapes(one, before) for one, two in pairs),
+        new_overkill=sum(_is_overkill(two, after) and not _is_overkill(one, before) for one, two in pairs),
+        new_unsure=sum(two.verdict == VerdictCode.UNSURE != one.verdict for one, two in pairs),
         correlation=float(np.median([part.correlation for part in compared])) if compared else None,
         moved=tuple(compared[:most_moved]),
         metrics=_differences(pairs, method, seed=int(before.header["settings"]["seed"])),
         breaches=(),
+        differences=differences,
     )
     return Comparison(**_values_of(found) | {"breaches": _breaches(found, tolerances)})
 
@@ -177,6 +208,34 @@ def _escapes(row: AuditRow, audit: Audit) -> bool:
     return row.label not in audit.header["ok_labels"] and row.verdict == VerdictCode.OK
 
 
+def _is_overkill(row: AuditRow, audit: Audit) -> bool:
+    return row.label in audit.header["ok_labels"] and row.verdict == VerdictCode.NG
+
+
+def _is_wrong(row: AuditRow, audit: Audit) -> bool:
+    return bool(row.error) or _escapes(row, audit) or _is_overkill(row, audit)
+
+
+def _made_differently(before: Audit, after: Audit) -> tuple[str, ...]:
+    """Name whatever beside the model changes verdicts, maps or metrics, with both its values."""
+    # Where nothing was said the card's values count, and two cards may differ. Older audits did not record them.
+    in_effect = all("explained_by" in audit.header for audit in (before, after))
+    old, new = (_made_with(audit, in_effect=in_effect) for audit in (before, after))
+    return tuple(f"{name} {old[name]} and {new[name]}" for name in old if old[name] != new[name])
+
+
+def _made_with(audit: Audit, *, in_effect: bool) -> dict[str, str]:
+    header = audit.header
+    # How many pictures the sanity checks take, and whether ADCC is measured too, changes no number that is compared.
+    settings = {name: value for name, value in header["settings"].items() if name not in ("sanity", "adcc")}
+    limits = settings.pop("limits")
+    settings |= {"methods": ", ".join(header["methods"]), "ok_labels": ", ".join(sorted(header["ok_labels"]))}
+    if header["region_sha256"]:  # wherever the mask lies
+        settings["region"] = f"mask {header['region_sha256'][:12]}"
+    settings |= header["explained_by"] if in_effect else {}
+    return {name: "the card's" if value is None else str(value) for name, value in (settings | limits).items()}
+
+
 def _differences(pairs: list[tuple[AuditRow, AuditRow]], method: Method, *, seed: int) -> dict[str, Average]:
     found = {}
     measured = [(one.of(method), two.of(method)) for one, two in pairs]
@@ -195,8 +254,10 @@ def _breaches(found: Comparison, allowed: Tolerances) -> tuple[str, ...]:
         said.append(f"{changed:.1%} of the pictures changed their verdict or label, {allowed.changed_share:.1%} may")
     if allowed.newly_wrong_share is not None and wrong > allowed.newly_wrong_share:
         said.append(f"{wrong:.1%} of the pictures are newly wrong, {allowed.newly_wrong_share:.1%} may be")
-    if allowed.new_escapes is not None and found.new_escapes > allowed.new_escapes:
-        said.append(f"{found.new_escapes} defective pictures are newly judged OK, {allowed.new_escapes} may be")
+    for name, words in _COUNTS.items():
+        count, most = getattr(found, name), getattr(allowed, name)
+        if most is not None and count > most:
+            said.append(f"{count} {words}, {most} may be")
     if allowed.rank_correlation is not None and (
         found.correlation is None or found.correlation < allowed.rank_correlation
     ):
