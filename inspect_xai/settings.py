@@ -192,6 +192,23 @@ class ServeSettings(BaseModel):
     _is_a_zone = field_validator("time_zone")(_known_zone)
 
 
+class LedgerSettings(BaseModel):
+    """How the ledger is signed and anchored.
+
+    Attributes:
+        key: File of the private key that signs events (see: inspect-xai ledger key create); empty: they are not signed.
+        public_keys: Files of the public keys that `ledger verify` believes, and none but those that they bring in.
+        anchors: Where the chain's heads are kept, out of reach of the database's owner: a file whose name ends in
+            ".jsonl", a folder, or a URL that fsspec knows.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: Path | None = None
+    public_keys: tuple[Path, ...] = ()
+    anchors: str = ""
+
+
 class Settings(BaseSettings):
     """Everything that can be set. `bundle` is a bundle folder, `db` the database's URL.
 
@@ -217,6 +234,7 @@ class Settings(BaseSettings):
     report: ReportSettings = ReportSettings()
     alert: AlertSettings = AlertSettings()
     serve: ServeSettings = ServeSettings()
+    ledger: LedgerSettings = LedgerSettings()
 
 
 def load_settings(file: Path | None = None, **flags: Any) -> Settings:

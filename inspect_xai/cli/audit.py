@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.cli.console import DeviceOption, JsonOption, PixelSettingsOption, echo, print_json, progress_bar, who
+from inspect_xai.cli.console import (
+    DeviceOption,
+    JsonOption,
+    PixelSettingsOption,
+    echo,
+    print_json,
+    progress_bar,
+    store_of,
+    who,
+)
 from inspect_xai.records import Baseline, Method, Profile
 
 if TYPE_CHECKING:
@@ -178,9 +187,9 @@ def _command(bundle: Path, manifest: Path, out: Path, settings: "AuditSettings",
 
 def _make_known(db: str, bundle: "ModelBundle") -> None:
     """Register the model as a candidate where it is new: most models are audited before they are approved."""
-    from inspect_xai.storage.store import open_store
+    from inspect_xai.settings import load_settings
 
-    with open_store(db, create=False) as store:
+    with store_of(load_settings(db=db)) as store:
         store.register_model(bundle.fingerprint, bundle.card, bundle_sha256=bundle.sha256, registered_by=who())
 
 
@@ -191,12 +200,12 @@ def _keep(db: str, bundle: "ModelBundle", audit: "Audit", report: "AuditReport")
     from datetime import UTC, datetime
 
     from inspect_xai.reports.audit import as_plain
-    from inspect_xai.storage.store import open_store
+    from inspect_xai.settings import load_settings
 
     numbers = as_plain(audit, report)
     made_with = numbers.pop("made_with")
     identity = hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()
-    with open_store(db, create=False) as store:
+    with store_of(load_settings(db=db)) as store:
         store.record_audit(
             identity, bundle.fingerprint, audited_at=datetime.now(UTC), settings=made_with, numbers=numbers
         )  # fmt: skip

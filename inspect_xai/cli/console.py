@@ -111,7 +111,7 @@ def store_of(settings: "Settings", *, create: bool = False) -> "Store":
     """
     from inspect_xai.storage.store import open_store
 
-    return open_store(settings.db, create=create, blob_store=settings.blob_store)
+    return open_store(settings.db, create=create, blob_store=settings.blob_store, ledger_key=settings.ledger.key)
 
 
 def who(named: str = "") -> str:

@@ -144,7 +144,7 @@ def open_line_of(settings: "Settings", *, explain_all: bool = False) -> "Line":
     return Line(
         settings.bundle, settings.db, device=settings.device, rules=rules.explaining_all() if explain_all else rules,
         threads=settings.threads, bucket=settings.bucket, memory_mb=settings.memory_mb, blob_store=settings.blob_store,
-        golden=chosen.golden, opened_by=who(),
+        golden=chosen.golden, ledger_key=settings.ledger.key, opened_by=who(),
     )  # fmt: skip
 
 

@@ -47,6 +47,7 @@ def doctor(
         premises = Premises(
             chosen.bundle, chosen.device, chosen.db, chosen.line.source, chosen.line.keep, chosen.line.lease_s,
             chosen.report.out, chosen.line.policy, os.environ.get("PREFECT_API_URL", ""), chosen.line.ignore,
+            chosen.ledger.key,
         )  # fmt: skip
         findings = [Finding("settings", ok=True, found="they can be read"), *examine(premises)]
     if as_json:

@@ -140,7 +140,7 @@ def _run(settings: "Settings", desk: "ServeSettings") -> None:
     from inspect_xai.web.app import create_app
 
     _refuse_missing(settings.db, desk.archive)
-    app = create_app(settings.db, desk, blob_store=settings.blob_store)
+    app = create_app(settings.db, desk, blob_store=settings.blob_store, ledger_key=settings.ledger.key)
     family = socket.AF_INET6 if ":" in desk.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -22,6 +22,7 @@ from inspect_xai.pipeline.policy import read_policy
 from inspect_xai.pipeline.remote import open_source
 from inspect_xai.records import ModelStatus
 from inspect_xai.storage.database import shown, sqlite_file
+from inspect_xai.storage.keys import Signer
 from inspect_xai.storage.store import Store, open_store
 from inspect_xai.storage.tables import REVISION
 
@@ -56,6 +57,7 @@ class Premises:
     policy: Path | None = None
     prefect: str = ""
     ignore: tuple[str, ...] = ()
+    ledger_key: Path | None = None
 
 
 def examine(premises: Premises) -> list[Finding]:
@@ -72,7 +74,7 @@ def examine(premises: Premises) -> list[Finding]:
         findings += _tried("device", lambda loaded=loaded: _device(loaded, premises.device))  # type: ignore[misc]
     if premises.policy:
         findings += _tried("policy", lambda: _policy(premises.policy or Path(), bundle))
-    findings += _tried("database", lambda: _database(premises.db, bundle))
+    findings += _tried("database", lambda: _database(premises.db, bundle, premises.ledger_key))
     findings += _tried("source", lambda: _source(premises))
     if premises.prefect:
         findings += ask_prefect(premises.prefect)
@@ -119,11 +121,12 @@ def _policy(file: Path, bundle: list[ModelBundle]) -> Iterator[Finding]:
     yield Finding("policy", ok=True, found=f"{file} has version {policy.version}")
 
 
-def _database(url: str, bundle: list[ModelBundle]) -> Iterator[Finding]:
-    with open_store(url, create=False) as store:
+def _database(url: str, bundle: list[ModelBundle], ledger_key: Path | None) -> Iterator[Finding]:
+    with open_store(url, create=False, ledger_key=ledger_key) as store:
         yield Finding("database", ok=True, found=f"{shown(url)} has schema {REVISION}")
         for loaded in bundle:
             yield _approval(store, loaded)
+        yield from _tried("ledger", lambda: _signatures(store, ledger_key))
         newest = store.find(limit=1)
     ahead = [row for row in newest if row.inspected_at > datetime.now(UTC) + timedelta(minutes=1)]
     for row in ahead:
@@ -131,6 +134,18 @@ def _database(url: str, bundle: list[ModelBundle]) -> Iterator[Finding]:
             "clock", ok=False, found=f"newest inspection of {row.inspected_at:%Y-%m-%d %H:%M} UTC, yet to come",
             remedy="set this machine's clock, or that of the machine that recorded it",
         )  # fmt: skip
+
+
+def _signatures(store: Store, ledger_key: Path | None) -> Iterator[Finding]:
+    """Say whether events are signed; a key that cannot sign the next one is an error of the store or the settings."""
+    signed_by = store.signed_by()
+    if signed_by:
+        found = f"events are signed with {signed_by[:16]}, which is the key set here"
+    elif ledger_key is not None:
+        found = f"no event is signed yet; the next one will be, with {Signer(ledger_key).public_key[:16]}"
+    else:
+        found = "events are not signed: no key is set (inspect-xai ledger key create)"
+    yield Finding("ledger", ok=True, found=found)
 
 
 def _approval(store: Store, bundle: ModelBundle) -> Finding:

@@ -9,6 +9,7 @@
     maps/17/fused.npy            float32 (H, W); sums_TILE_BLOCK.npy: what the block maps are rebuilt from
     overlays/17.png              the picture with the map on it
     chain.jsonl                  the ledger from the first event that vouches for one of these rows to its head
+    public_keys/KEY.pem          of the keys that signed these events, where they are signed
 
 The same record gives the same bytes.
 """
@@ -31,6 +32,7 @@ from inspect_xai.errors import NotFoundError, PictureError
 from inspect_xai.maths import colour
 from inspect_xai.pipeline.pictures import decode_picture
 from inspect_xai.pipeline.replay import archived_picture, limits_of
+from inspect_xai.storage.keys import pem_of
 from inspect_xai.storage.ledger import body_of
 from inspect_xai.storage.store import Store
 from inspect_xai.storage.stored import StoredInspection
@@ -44,13 +46,20 @@ Chain head when it was exported: {head}
 
 To check it without inspect-xai:
 1. sha256sum -c SHA256SUMS
-2. The sha256 of documents/KIND-ID.json stands under "KIND/ID" in `rows` of an event in chain.jsonl (the last event that
-   names it counts). Each document is canonical JSON: sorted keys, no spaces, UTF-8, no line end.
+2. The sha256 of documents/KIND-ID.json stands under "KIND/ID" in `rows` of an event in chain.jsonl. Of an inspection or
+   a review the first event that names it counts, and no later one may say otherwise; of a model the last. Each document
+   is canonical JSON: sorted keys, no spaces, UTF-8, no line end.
 3. Each line of chain.jsonl holds `body`, `previous_hash` and `hash`: hash = sha256(previous_hash + body), and each
    previous_hash is the hash of the line before. The last hash is the chain head above: compare it with one that was
    printed or sent elsewhere at the time.
 4. The sha256 of a picture stands in its inspection's document (capture.sha256).
-{missing}"""
+{signed}{missing}"""
+_SIGNED: Final = """\
+5. A signed line holds `signed_by`, a public key, and `signature`, the Ed25519 signature of the 64 characters of `hash`,
+   both in hexadecimal digits. Compare the key with the one that the plant gave you by another way. With the characters
+   in the file hash.txt and the signature's 64 bytes in signature.bin:
+   openssl pkeyutl -verify -pubin -inkey public_keys/KEY.pem -rawin -in hash.txt -sigfile signature.bin
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +102,20 @@ def export_evidence(store: Store, inspection_ids: Sequence[int], *, out: Path, a
         missing += lost
         files[f"results/{number}.json"] = _readable(result_of(stored, sorted(own)))
     first = min((event["sequence"] for event in told["events"]), default=1)
+    events = store.events(after=first - 1)
     chain = [
         {"body": body_of(event), "previous_hash": event.previous_hash, "hash": event.hash}
-        for event in store.events(after=first - 1)
+        | ({"signed_by": event.signed_by, "signature": event.signature} if event.signed_by else {})
+        for event in events
     ]
+    signers = {event.signed_by for event in events if event.signed_by}
+    files |= {f"public_keys/{key[:16]}.pem": pem_of(key).encode() for key in signers}
     head = chain[-1]["hash"] if chain else told["head"]
     files["chain.jsonl"] = "".join(f"{canonical(line)}\n" for line in chain).encode()
     lost_words = "".join(f"\nNot here: {each}" for each in missing) + ("\n" if missing else "")
-    readme = _README.format(schema=SCHEMA_VERSION, count=len(ids), head=head, missing=lost_words)
+    readme = _README.format(
+        schema=SCHEMA_VERSION, count=len(ids), head=head, missing=lost_words, signed=_SIGNED * bool(signers)
+    )
     files["README.txt"] = readme.encode()
     sums = "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
     files["SHA256SUMS"] = sums.encode()

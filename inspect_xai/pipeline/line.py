@@ -127,6 +127,7 @@ class Line:
         rules: By what rules it works.
         blob_store: Where the maps lie; empty: in the database.
         golden: Folder of the golden set that the model must reproduce on this device before it may begin.
+        ledger_key: File of the key that signs the ledger's events; None: they are not signed.
         opened_by: Who opens it, for the ledger: a model or policy seen for the first time is registered in this name.
 
     Raises:
@@ -149,6 +150,7 @@ class Line:
         rules: LineRules | None = None,
         blob_store: str = "",
         golden: Path | None = None,
+        ledger_key: Path | None = None,
         opened_by: str = "line",
     ) -> None:
         self.rules = rules or LineRules()
@@ -157,7 +159,7 @@ class Line:
         )
         self._overturned: dict[int, frozenset[str]] = {}  # by days, asked once a chunk
         self._explainer_for = lru_cache(maxsize=256)(self._make_explainer)
-        self._store = open_store(db, blob_store=blob_store)
+        self._store = open_store(db, blob_store=blob_store, ledger_key=ledger_key)
         try:
             self._explainer = Explainer(bundle, device=device, threads=threads, bucket=bucket, memory_mb=memory_mb)
             engine = self._explainer.engine

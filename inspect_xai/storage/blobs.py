@@ -110,6 +110,27 @@ def decode(data: bytes, *, sha256: str = "") -> NDArray[Any]:
         raise StoreError(f"{len(data)} bytes that hold no map: {error}", expected=f"a blob of codec {CODEC}") from error
 
 
+def described(data: bytes) -> dict[str, Any]:
+    """What a blob's own head says of it, as its row does: codec, dtype, precision, shape and size in bytes.
+
+    Raises:
+        StoreError: The bytes are no blob.
+    """
+    try:
+        magic, type_code, precision_code, _, axes = _HEAD.unpack_from(data)
+        if magic != _MAGIC:
+            raise ValueError("the header is none of ours")
+        return {
+            "codec": CODEC,
+            "dtype": list(_TYPES)[type_code],
+            "precision": list(Precision)[precision_code].value,
+            "shape": list(struct.unpack_from(f"<{axes}I", data, _HEAD.size)),
+            "size_bytes": len(data),
+        }
+    except (struct.error, IndexError, ValueError) as error:
+        raise StoreError(f"{len(data)} bytes that hold no map: {error}", expected=f"a blob of codec {CODEC}") from error
+
+
 def _decoded(data: bytes) -> NDArray[Any]:
     magic, type_code, precision_code, filter_code, axes = _HEAD.unpack_from(data)
     if magic != _MAGIC or filter_code > min(axes, 2):

@@ -1,14 +1,14 @@
 """Rows as plain documents: what the ledger's digests are taken of, and what evidence is exported as.
 
 A document leaves out what is NULL, and a count that a later revision added where it is 0. So the new column changes no
-document of the rows that were there before, and their digests still hold. What is watched for drift (`signal`) came
-late into the documents: a digest that was taken before is one `without_signal`, and still vouches for the rest.
+document of the rows that were there before, and their digests still hold. What came late into a document
+(`former_of`) leaves the digests that were taken before vouching for the rest.
 """
 
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Final, TypeVar
 
@@ -22,6 +22,7 @@ Document = dict[str, Any]
 Key = TypeVar("Key")
 # As `types.canonical` spells; a NaN that raw SQL wrote is spelled too, and so found to be another value.
 _ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+_MOST_DIGITS: Final = 19  # of a number that a column can hold
 _CHUNK: Final = 500  # databases bound the number of parameters of a statement
 
 # Kinds of rows an event can vouch for, by the name it calls them.
@@ -33,21 +34,58 @@ VOUCHED: Final[dict[str, type[tables.Base]]] = {
     "retention_rule": tables.RetentionRule,
     "legal_hold": tables.LegalHold,
     "audit": tables.Audit,
+    "reason_code": tables.ReasonCode,
+    "study": tables.Study,
+    "study_answer": tables.StudyAnswer,
+    "drift_baseline": tables.DriftBaseline,
+    "alert_sent": tables.AlertSent,
 }
 
+RowKey = int | str
+"""What names a row of a kind: its id; of an alert that was sent its channel, a slash and the alert's own id."""
 
-def digests(connection: Connection, kind: str, ids: Collection[int], *, former: bool = False) -> dict[int, str]:
+_ALERT: Final = "alert_sent"
+
+
+def digests(connection: Connection, kind: str, ids: Collection[RowKey], *, former: bool = False) -> dict[RowKey, str]:
     """sha256 of the documents of these rows, or of their `former` ones; a row that is not there is left out."""
     found = documents(connection, kind, ids)
     if former:
-        found = {number: without_signal(document) for number, document in found.items()}
+        found = {number: former_of(kind, document) for number, document in found.items()}
     runs: dict[int, str] = {}
     return {number: hashlib.sha256(_spelled(document, runs)).hexdigest() for number, document in found.items()}
 
 
-def without_signal(document: Document) -> Document:
-    """A document as it was before it held what is watched for drift."""
-    return {name: value for name, value in document.items() if name != "signal"}
+def former_of(kind: str, document: Document) -> Document:
+    """A document as an earlier event may have hashed it, rightly.
+
+    An inspection's held nothing of what is watched for drift; a policy's nothing of its content, when a verdict named
+    its version first.
+    """
+    later = {"inspection": "signal", "policy": "content"}.get(kind)
+    return {name: value for name, value in document.items() if name != later}
+
+
+def keys_of(connection: Connection, kind: str) -> Iterator[RowKey]:
+    """What names each row of a kind that is there."""
+    columns = VOUCHED[kind].__table__.columns
+    if kind == _ALERT:
+        for channel, alert_id in connection.execute(select(columns["channel"], columns["alert_id"])):
+            yield alert_key(channel, alert_id)
+    else:
+        yield from connection.execute(select(columns["id"])).scalars()
+
+
+def alert_key(channel: str, alert_id: str) -> str:
+    """What names an alert that was sent; no channel has a slash in its name."""
+    return f"{channel}/{alert_id}"
+
+
+def key_of(kind: str, words: str) -> RowKey | None:
+    """What names a row, out of an event's "kind/key"; None: nothing that names one."""
+    if kind == _ALERT:
+        return words
+    return int(words) if words.isascii() and words.isdecimal() and len(words) < _MOST_DIGITS else None
 
 
 def _spelled(document: Document, runs: dict[int, str]) -> bytes:
@@ -64,16 +102,45 @@ def _spelled(document: Document, runs: dict[int, str]) -> bytes:
     return f'{before[:-1]},"run":{words},{after[1:]}'.encode()
 
 
-def documents(connection: Connection, kind: str, ids: Collection[int]) -> dict[int, Document]:
-    """The documents of these rows by id. That of an inspection holds all that belongs to it but the reviews."""
-    found: dict[int, Document] = {}
+def documents(connection: Connection, kind: str, ids: Collection[RowKey]) -> dict[RowKey, Document]:
+    """The documents of these rows by id. That of an inspection holds all that belongs to it but the reviews.
+
+    What a row refers to and is not there is left out or None: no digest was ever taken of such a document.
+    """
+    found: dict[RowKey, Document] = {}
     for chunk in chunks(ids):
-        if kind == "inspection":
-            found |= _inspections(connection, chunk)
-        else:
-            table = VOUCHED[kind]
-            found |= {row["id"]: row for row in _rows(connection, table, "id", chunk)}
+        found |= _alerts(connection, chunk) if kind == _ALERT else _numbered(connection, kind, chunk)  # type: ignore[arg-type]
     return found
+
+
+def _numbered(connection: Connection, kind: str, ids: Sequence[int]) -> dict[int, Document]:
+    if kind == "inspection":
+        return _inspections(connection, ids)
+    rows = {row["id"]: row for row in _rows(connection, VOUCHED[kind], "id", ids)}
+    if kind == "study":
+        _add_tasks(connection, rows)
+    if kind == "drift_baseline":
+        for row in rows.values():
+            row["content_sha256"] = hashlib.sha256(row.pop("content", b"")).hexdigest()
+    return rows
+
+
+def _add_tasks(connection: Connection, studies: Mapping[int, Document]) -> None:
+    """Put the parts of studies into their documents, and who judges which of them at which place of a trial."""
+    for name, table in (("parts", tables.StudyPart), ("tasks", tables.StudyTask)):
+        for document in studies.values():
+            document[name] = []
+        for row in _rows(connection, table, "study_id", list(studies)):
+            studies[row.pop("study_id")][name].append(row)
+
+
+def _alerts(connection: Connection, keys: Collection[str]) -> dict[str, Document]:
+    alert_id = tables.AlertSent.alert_id
+    rows = _told(connection, tables.AlertSent, select(tables.AlertSent.__table__).where(
+        alert_id.in_({key.partition("/")[2] for key in keys})
+    ), {})  # fmt: skip
+    found = {alert_key(row["channel"], row["alert_id"]): row for row in rows}
+    return {key: found[key] for key in keys if key in found}
 
 
 def chunks(ids: Iterable[Key]) -> list[list[Key]]:
@@ -84,17 +151,17 @@ def chunks(ids: Iterable[Key]) -> list[list[Key]]:
 
 def _inspections(connection: Connection, ids: Sequence[int]) -> dict[int, Document]:
     rows = _rows(connection, tables.Inspection, "id", ids)
-    captures = _captures(connection, {row["capture_id"] for row in rows})
+    captures = _captures(connection, _numbers(rows, "capture_id"))
     explanations = _explanations(connection, ids)
     signals = _signals(connection, ids)
-    models = _names(connection, tables.Model, "fingerprint", {row["model_id"] for row in rows})
-    policies = _names(connection, tables.Policy, "version", {row["policy_id"] for row in rows})
-    runs = _by_id(_rows(connection, tables.Run, "id", {row["run_id"] for row in rows}))
+    models = _names(connection, tables.Model, "fingerprint", _numbers(rows, "model_id"))
+    policies = _names(connection, tables.Policy, "version", _numbers(rows, "policy_id"))
+    runs = _by_id(_rows(connection, tables.Run, "id", _numbers(rows, "run_id")))
     for row in rows:
-        row["capture"] = captures[row.pop("capture_id")]
-        row["model"] = models[row.pop("model_id")]
-        row["policy"] = policies[row.pop("policy_id")]
-        row["run"] = runs[row.pop("run_id")]
+        row["capture"] = captures.get(row.pop("capture_id", 0))
+        row["model"] = models.get(row.pop("model_id", 0))
+        row["policy"] = policies.get(row.pop("policy_id", 0))
+        row["run"] = runs.get(row.pop("run_id", 0))
         if row["id"] in explanations:
             row["explanation"] = explanations[row["id"]]
         if row["id"] in signals:
@@ -137,7 +204,7 @@ def _explanations(connection: Connection, inspection_ids: Sequence[int]) -> dict
     regions = _children(connection, tables.ExplanationRegion, ids)
     tiles = _children(connection, tables.ExplanationTile, ids)
     blocks = _children(connection, tables.BlockMap, ids)
-    blob_ids = {row["fused_blob_id"] for row in rows}
+    blob_ids = _numbers(rows, "fused_blob_id")
     blob_ids |= {block["sums_blob_id"] for each in blocks.values() for block in each if "sums_blob_id" in block}
     shas: dict[int, str] = {}
     for chunk in chunks(blob_ids):
@@ -145,11 +212,11 @@ def _explanations(connection: Connection, inspection_ids: Sequence[int]) -> dict
     found = {}
     for number, row in zip(ids, rows, strict=True):
         for block in blocks[number]:
-            if block["predicted"] == 0:  # added by revision 0005
+            if block.get("predicted") == 0:  # added by revision 0005
                 del block["predicted"]
             if "sums_blob_id" in block:
-                block["sums_sha256"] = shas[block.pop("sums_blob_id")]
-        row["fused_sha256"] = shas[row.pop("fused_blob_id")]
+                block["sums_sha256"] = shas.get(block.pop("sums_blob_id"))
+        row["fused_sha256"] = shas.get(row.pop("fused_blob_id", 0))
         found[row.pop("inspection_id")] = row | {
             "regions": regions[number],
             "tiles": tiles[number],
@@ -176,10 +243,17 @@ def _children(connection: Connection, table: type[tables.Base], ids: Collection[
 
 def _rows(connection: Connection, table: type[tables.Base], name: str, ids: Collection[int]) -> list[Document]:
     """The rows in which a column holds one of these numbers, in the order of their keys."""
+    return _told(connection, table, _asking_rows(table, name), {"among": list(ids)})
+
+
+def _told(
+    connection: Connection, table: type[tables.Base], query: Select[Any], values: Mapping[str, Any]
+) -> list[Document]:
+    """The rows of a table that a query finds, without what is NULL."""
     names = [column.name for column in table.__table__.columns]
     moments = [column.name for column in table.__table__.columns if isinstance(column.type, UtcTime)]
     found = []
-    for row in connection.execute(_asking_rows(table, name), {"among": list(ids)}).all():
+    for row in connection.execute(query, values).all():
         document = {name: value for name, value in zip(names, row, strict=True) if value is not None}
         for name in moments:
             if name in document:
@@ -193,6 +267,10 @@ def _asking_rows(table: type[tables.Base], name: str) -> Select[Any]:
     """Making such a statement takes longer than running it."""
     order = table.__table__.primary_key.columns  # type: ignore[attr-defined]
     return select(table.__table__).where(_among(_column(table, name))).order_by(*order)
+
+
+def _numbers(rows: Iterable[Document], name: str) -> set[int]:
+    return {row[name] for row in rows if name in row}
 
 
 def _by_id(rows: Iterable[Document]) -> dict[int, Document]:

@@ -4,27 +4,38 @@
 
 `rows` holds the digest of every row that the event made or changed, or null for one that retention deleted. So a
 changed inspection is found although its table knows no chain. Who owns the database can drop triggers and rewrite the
-whole chain; what they cannot do is come back to a chain head that was printed or sent elsewhere before. Keep heads (the
-nightly report prints one) and give them to `verify`.
+whole chain; what they cannot do is sign it (`keys`; the signature of an event is that of its hash), or come back to a
+chain head that was anchored or printed elsewhere before (`anchors`).
 """
 
 import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, Row, func, select, type_coerce
+from sqlalchemy.types import NullType
 
-from inspect_xai.storage.documents import VOUCHED, chunks, digests, documents, without_signal
+from inspect_xai.errors import StoreError
+from inspect_xai.storage import keys, rowchecks
+from inspect_xai.storage.anchors import Anchor, Anchors
+from inspect_xai.storage.documents import RowKey, digests, documents, former_of, keys_of
+from inspect_xai.storage.rowchecks import CHANGED_BY, Fetch
+from inspect_xai.storage.rowchecks import Finding as Finding
+from inspect_xai.storage.rowchecks import Progress as Progress
 from inspect_xai.storage.tables import LedgerEvent, Model, Review
 from inspect_xai.storage.types import canonical
 
-Progress = Callable[[str, int, int], None]
 GENESIS: Final = "0" * 64
 """What stands for the hash before the first event."""
+
+KEY: Final = "key"
+"""The kind of the events that begin with a key or change to another."""
+
+COVERED_LATE: Final = ("reason_code", "study", "study_answer", "drift_baseline", "alert_sent")
+"""Kinds of rows that no event vouched for before revision 0014."""
 
 
 def unheard(_what: str, _done: int, _of: int) -> None:
@@ -37,21 +48,14 @@ class Event:
 
     sequence: int
     occurred_at: datetime
-    kind: str  # such as verdicts, same_bytes, review, model, policy, rule, hold, retention or audit
+    kind: str  # such as verdicts, same_bytes, review, model, policy, rule, hold, retention, audit or key
     subject: str
     facts: dict[str, Any]
     rows: dict[str, str | None]
     previous_hash: str
     hash: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One place where ledger or rows are not what they were."""
-
-    sequence: int  # the event that shows it; 0: none does
-    kind: str  # changed, missing, reordered, unvouched or forgotten_head
-    what: str
+    signed_by: str = ""  # a public key; empty: not signed
+    signature: str = ""  # of `hash`
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,12 @@ class LedgerReport:
     head: str
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]  # what is odd but no sign of tampering, for instance a clock that went backwards
+    signed_since: int = 0  # the first event that is signed by a key that is trusted; 0: none is
+    signed_by: str = ""  # the public key that signed last
+    is_pinned: bool = False  # the keys were given, and not only read out of the ledger
+    anchored_events: int = 0  # as many events cannot have changed unseen since `anchored_at`
+    anchored_at: datetime | None = None
+    anchors: int = 0  # how many anchors fit
 
     @property
     def holds(self) -> bool:
@@ -77,8 +87,8 @@ def append(
     *,
     facts: Mapping[str, Any],
     now: datetime,
-    made: Mapping[str, Iterable[int]],
-    deleted: Mapping[str, Iterable[int]] | None = None,
+    made: Mapping[str, Iterable[RowKey]],
+    deleted: Mapping[str, Iterable[RowKey]] | None = None,
 ) -> str:
     """Add an event in the transaction that also writes what it speaks of.
 
@@ -93,17 +103,108 @@ def append(
 
     Returns:
         The new chain head.
+
+    Raises:
+        StoreError: Events are signed, and the key set here is not the one that signs.
+        SettingsError: The key set here cannot be used.
     """
     rows: dict[str, str | None] = {}
     for name, ids in made.items():
         rows |= {f"{name}/{number}": digest for number, digest in digests(connection, name, list(ids)).items()}
     for name, ids in (deleted or {}).items():
         rows |= {f"{name}/{number}": None for number in ids}
-    last = connection.execute(select(LedgerEvent.id, LedgerEvent.hash).order_by(LedgerEvent.id.desc()).limit(1)).first()
-    sequence, previous = (last.id + 1, last.hash) if last else (1, GENESIS)
+    signer = connection.get_execution_options().get(keys.OPTION)
+    if check_key(connection) is None and signer is not None:
+        begin_key(connection, signer, now=now)
+    return _written(connection, kind, subject, facts=facts, rows=rows, now=now, signer=signer)
+
+
+def check_key(connection: Connection) -> str | None:
+    """The public key that signed the newest event; None: it is not signed.
+
+    Raises:
+        StoreError: Events are signed, and the key set here is not the one that signed last, or none is set.
+        SettingsError: The key set here cannot be used.
+    """
+    signer: keys.Signer | None = connection.get_execution_options().get(keys.OPTION)
+    query = select(LedgerEvent.signed_by).order_by(LedgerEvent.id.desc()).limit(1)
+    last = connection.execute(query).scalar()
+    if last is not None and signer is None:
+        raise StoreError(
+            f"the events of this ledger are signed (key {last[:16]}), and no key is set here",
+            expected="the file of that key",
+            remedy="name it: setting ledger.key or INSPECT_XAI_LEDGER__KEY",
+        )
+    if last is not None and signer is not None and signer.public_key != last:
+        here = signer.public_key[:16]
+        raise StoreError(
+            f"the events of this ledger are signed with the key {last[:16]}, and {signer.file} is {here}",
+            remedy="name the file of that key, or change to the new one: inspect-xai ledger key rotate",
+        )
+    return last
+
+
+def begin_key(connection: Connection, signer: keys.Signer, *, now: datetime, before: str = "") -> str:
+    """Tell, signed by itself, with which key events are signed from now on; `before`: a key that was lost."""
+    facts = {"change": "begun", "public_key": signer.public_key} | ({"lost": before} if before else {})
+    return _written(connection, KEY, signer.public_key, facts=facts, rows={}, now=now, signer=signer)
+
+
+def rotate_key(connection: Connection, new: keys.Signer, *, by: str, now: datetime, lost: bool = False) -> str:
+    """Change to another key: the old one signs that the new one follows, unless it was lost.
+
+    Raises:
+        StoreError: Events are not signed yet, or the new key is the old one.
+    """
+    query = select(LedgerEvent.signed_by).order_by(LedgerEvent.id.desc()).limit(1)
+    last = connection.execute(query).scalar()
+    if last is None:
+        raise StoreError("the events of this ledger are not signed", remedy="set ledger.key: the next event begins it")
+    if last == new.public_key:
+        raise StoreError(f"the events of this ledger are signed with this very key ({last[:16]}) already")
+    if not lost:
+        check_key(connection)
+        facts = {"change": "rotated", "public_key": new.public_key, "by": by}
+        signer = connection.get_execution_options()[keys.OPTION]
+        _written(connection, KEY, new.public_key, facts=facts, rows={}, now=now, signer=signer)
+    return begin_key(connection, new, now=now, before=last if lost else "")
+
+
+def adopt(connection: Connection, *, now: datetime) -> int:
+    """Vouch for the rows that were recorded before events vouched for their kind; how many there were."""
+    made = {kind: list(keys_of(connection, kind)) for kind in COVERED_LATE}
+    count = sum(map(len, made.values()))
+    if count:
+        append(connection, "adopted", "", facts={"rows": count}, now=now, made=made)
+    return count
+
+
+def newest(connection: Connection) -> tuple[int, str]:
+    """Number and hash of the last event."""
+    query = select(LedgerEvent.id, LedgerEvent.hash).order_by(LedgerEvent.id.desc()).limit(1)
+    last = connection.execute(query).first()
+    return (last.id, last.hash) if last else (0, GENESIS)
+
+
+def hash_at(connection: Connection, number: int) -> str | None:
+    """The hash of an event; None: there is none of that number."""
+    return connection.execute(select(LedgerEvent.hash).where(LedgerEvent.id == number)).scalar()
+
+
+def _written(
+    connection: Connection,
+    kind: str,
+    subject: str,
+    *,
+    facts: Mapping[str, Any],
+    rows: Mapping[str, str | None],
+    now: datetime,
+    signer: keys.Signer | None,
+) -> str:
+    number, previous = newest(connection)
     body = canonical(
         {
-            "id": sequence,
+            "id": number + 1,
             "occurred_at": _told(now),
             "kind": kind,
             "subject": subject,
@@ -113,13 +214,15 @@ def append(
     )
     event_hash = chained(previous, body)
     row = {
-        "id": sequence,
+        "id": number + 1,
         "occurred_at": now,
         "kind": kind,
         "subject": subject,
         "body": body,
         "previous_hash": previous,
         "hash": event_hash,
+        "signed_by": signer.public_key if signer else None,
+        "signature": signer.sign(event_hash) if signer else None,
     }
     connection.execute(LedgerEvent.__table__.insert(), row)  # type: ignore[attr-defined]
     return event_hash
@@ -169,8 +272,7 @@ def vouching(connection: Connection, names: Collection[str]) -> list[Event]:
 
 def head(connection: Connection) -> str:
     """The hash of the last event."""
-    query = select(LedgerEvent.hash).order_by(LedgerEvent.id.desc()).limit(1)
-    return connection.execute(query).scalar() or GENESIS
+    return newest(connection)[1]
 
 
 def evidence(connection: Connection, inspection_ids: Collection[int]) -> dict[str, Any]:
@@ -183,104 +285,216 @@ def evidence(connection: Connection, inspection_ids: Collection[int]) -> dict[st
     found["model"] = documents(connection, "model", connection.execute(judges).scalars().all())
     named = {f"{kind}/{number}": document for kind, each in found.items() for number, document in each.items()}
     events_found = vouching(connection, named)
-    vouched = {name: digest for event in events_found for name, digest in event.rows.items()}
+    vouched: dict[str, str | None] = {}
+    for event in events_found:
+        for name, digest in event.rows.items():
+            if name.partition("/")[0] in CHANGED_BY or name not in vouched:  # what never changes: the first counts
+                vouched[name] = digest
     for name, document in named.items():
         if hashlib.sha256(canonical(document).encode()).hexdigest() != vouched.get(name):
-            named[name] = without_signal(document)  # as its digest was taken, before signals were vouched for
+            named[name] = former_of(name.partition("/")[0], document)  # before signals were vouched for
     told = [asdict(event) | {"occurred_at": _told(event.occurred_at)} for event in events_found]
     return {"schema_version": 1, "documents": named, "events": told, "head": head(connection)}
 
 
-def verify(connection: Connection, *, heads: Iterable[str] = (), on_progress: Progress = unheard) -> LedgerReport:
+def verify(
+    connection: Connection,
+    *,
+    heads: Iterable[str] = (),
+    public_keys: Collection[str] = (),
+    anchors: Anchors | None = None,
+    fetch: Fetch | None = None,
+    on_progress: Progress = unheard,
+) -> LedgerReport:
     """Look for changed, missing and reordered events, and for rows that are not what the events vouch for.
+
+    One finding for a row, and on to the next, whatever somebody made of the tables.
 
     Args:
         connection: In a reading transaction: it sees one state of everything.
         heads: Chain heads noted down earlier; each must still be a part of the chain.
+        public_keys: Keys of which events must be signed, and those that these keys brought in. Without any, the first
+            key that signed is believed.
+        anchors: What was anchored elsewhere; each anchor must fit.
+        fetch: Reads a map from the blob store by its sha256; None: maps there are not read.
         on_progress: Is told what is looked at, how many are done, and of how many.
     """
-    findings: list[Finding] = []
-    notes: list[str] = []
-    vouched: dict[str, dict[int, tuple[int, str | None]]] = defaultdict(dict)
-    hashes, expected, previous, moment = {GENESIS}, 1, GENESIS, datetime.min.replace(tzinfo=UTC)
+    walk = _Walk(public_keys, {each.events for each in anchors.found} if anchors else ())
     total = connection.execute(select(func.count()).select_from(LedgerEvent)).scalar_one()
-    every = select(LedgerEvent.__table__).order_by(LedgerEvent.id).execution_options(yield_per=200)
-    for number, row in enumerate(connection.execute(every), start=1):
-        if row.id != expected:
-            findings.append(Finding(row.id, "missing", f"no event {expected} to {row.id - 1}"))
-        elif row.previous_hash != previous:
-            findings.append(Finding(row.id, "reordered", f"event {row.id} does not follow event {row.id - 1}"))
-        spoken = _spoken(row.body)
-        findings += _of_event(row, spoken)
-        if row.occurred_at < moment:
-            notes.append(f"event {row.id}: the clock went backwards by {moment - row.occurred_at}")
-        expected, previous, moment = row.id + 1, row.hash, row.occurred_at
-        hashes.add(row.hash)
-        for kind, row_id, digest in _vouched(spoken):
-            vouched[kind][row_id] = (row.id, digest)
+    for number, row in enumerate(connection.execute(_as_stored().execution_options(yield_per=200)), start=1):
+        walk.take(row)
         if number % 200 == 0 or number == total:
             on_progress("events", number, total)
-    findings += _of_rows(connection, vouched, on_progress)
+    vouched = walk.vouched
+    findings = walk.findings + walk.trust.lacking()
+    findings += rowchecks.of_rows(connection, vouched, on_progress)
+    findings += rowchecks.of_maps(connection, vouched, fetch, on_progress)
+    findings += rowchecks.of_pictures(connection, vouched)
+    findings += rowchecks.of_desk(connection, vouched.newest_inspection)
     findings += [
         Finding(0, "forgotten_head", f"the chain once ended in {head}, and no longer holds it")
         for head in heads
-        if head not in hashes
+        if head not in walk.hashes
     ]
-    return LedgerReport(expected - 1, sum(map(len, vouched.values())), previous, tuple(findings), tuple(notes))
+    fitting: list[Anchor] = []
+    if anchors is not None:
+        fitting, others = _held_against(anchors, walk)
+        findings += others
+    last = max(fitting, key=lambda each: (each.events, each.anchored_at), default=None)
+    since = min((each.anchored_at for each in fitting if last and each.events == last.events), default=None)
+    elsewhere = 0 if fetch else rowchecks.maps_elsewhere(connection)
+    notes = walk.notes + [f"{elsewhere} maps lie in a blob store and were not read: say --files"] * bool(elsewhere)
+    return LedgerReport(
+        events=walk.expected - 1,
+        rows=sum(map(len, vouched.rows.values())),
+        head=walk.previous,
+        findings=tuple(findings),
+        notes=tuple(notes),
+        signed_since=walk.trust.since,
+        signed_by=walk.trust.newest,
+        is_pinned=bool(walk.trust.pinned),
+        anchored_events=last.events if last else 0,
+        anchored_at=since,
+        anchors=len(fitting),
+    )
 
 
-def _of_event(row: Row[Any], spoken: Mapping[str, Any]) -> Iterator[Finding]:
+class _Trust:
+    """Which keys may sign the next event; without given ones the first that signs is believed."""
+
+    def __init__(self, pinned: Collection[str]) -> None:
+        self.pinned = frozenset(pinned)
+        self.trusted = set(pinned)
+        self.known = set(pinned)  # all that ever were trusted
+        self.since = 0
+        self.newest = ""
+        self.strangers: dict[str, int] = {}  # keys that signed before the first given one did
+
+    def judge(self, row: Row[Any], facts: Mapping[str, Any]) -> Iterator[Finding]:
+        """What is wrong with the signature of the next event."""
+        key, signature = str(row.signed_by or ""), str(row.signature or "")
+        if not key and not signature:
+            if self.since:
+                yield Finding(row.id, "unsigned", f"event {row.id} is not signed; all since event {self.since} were")
+            return
+        if not keys.fits(key, str(row.hash), signature):
+            yield Finding(row.id, "forged", f"the signature of event {row.id} is not that of the key {key[:16]}")
+            return
+        if not self.pinned and not self.since:
+            self.trusted.add(key)
+        if key not in self.trusted:
+            if self.since:
+                yield Finding(row.id, "forged", f"event {row.id} is signed by {key[:16]}, which no trusted key brought")
+            else:
+                self.strangers.setdefault(key, row.id)
+            return
+        self.since, self.newest = self.since or row.id, key
+        self.known.add(key)
+        if row.kind == KEY and facts.get("change") == "rotated":
+            self.trusted.discard(key)
+            self.trusted.add(str(facts.get("public_key")))
+            self.known.add(str(facts.get("public_key")))
+
+    def lacking(self) -> list[Finding]:
+        """What is wrong where keys were given and none of them signed."""
+        if not self.pinned or self.since:
+            return []
+        named = f"; signed is by {', '.join(key[:16] for key in self.strangers)}" if self.strangers else ""
+        return [Finding(0, "unsigned", f"no event is signed by a given key{named}")]
+
+
+class _Walk:
+    """Reads the events one after the other and keeps what they say."""
+
+    def __init__(self, public_keys: Collection[str], numbers: Collection[int]) -> None:
+        self.findings: list[Finding] = []
+        self.notes: list[str] = []
+        self.hashes = {GENESIS}
+        self.hash_at: dict[int, str] = {}
+        self.expected, self.previous = 1, GENESIS
+        self.trust = _Trust(public_keys)
+        self.vouched = rowchecks.Vouched()
+        self._moment = datetime.min.replace(tzinfo=UTC)
+        self._numbers = frozenset(numbers)
+
+    def take(self, row: Row[Any]) -> None:
+        """Look at the next event."""
+        if row.id > self.expected:
+            self.findings.append(Finding(row.id, "missing", f"no event {self.expected} to {row.id - 1}"))
+        elif row.id < self.expected or row.previous_hash != self.previous:
+            self.findings.append(Finding(row.id, "reordered", f"event {row.id} does not follow event {row.id - 1}"))
+        moment = _moment(row.occurred_at)
+        spoken = _spoken(row.body)
+        facts = spoken.get("facts")
+        self.findings += _of_event(row, spoken, moment)
+        self.findings += self.trust.judge(row, facts if isinstance(facts, dict) else {})
+        if moment is not None:
+            if moment < self._moment:
+                self.notes.append(f"event {row.id}: the clock went backwards by {self._moment - moment}")
+            self._moment = moment
+        if row.kind == "adopted":
+            self.notes.append(f"event {row.id}: rows recorded before events vouched for them were taken as they were")
+        self.findings += self.vouched.hear(row.id, str(row.kind), moment, spoken)
+        self.expected, self.previous = row.id + 1, row.hash
+        self.hashes.add(row.hash)
+        if row.id in self._numbers:
+            self.hash_at[row.id] = row.hash
+
+
+def _held_against(anchors: Anchors, walk: _Walk) -> tuple[list[Anchor], list[Finding]]:
+    """The anchors that fit the chain, and what is wrong with the others."""
+    findings = [Finding(0, "changed", f"{name} at {anchors.place} is no anchor") for name in anchors.broken]
+    if not anchors.found:
+        findings.append(Finding(0, "missing", f"there are no anchors at {anchors.place}"))
+    fitting = []
+    for each in anchors.found:
+        named = f"the anchor of {each.anchored_at.isoformat(timespec='seconds')}"
+        if each.signed_by and not (each.signed_by in walk.trust.known and each.has_own_signature):
+            findings.append(Finding(0, "forged", f"{named} is not signed by a key of this ledger"))
+        elif walk.hash_at.get(each.events) != each.head:
+            what = f"{named} says that event {each.events} ended in {each.head}; the chain no longer holds it"
+            findings.append(Finding(0, "forgotten_head", what))
+        else:
+            fitting.append(each)
+    return fitting, findings
+
+
+def _of_event(row: Row[Any], spoken: Mapping[str, Any], moment: datetime | None) -> Iterator[Finding]:
     """What is wrong with one event by itself."""
-    if chained(row.previous_hash, row.body) != row.hash:
+    if chained(str(row.previous_hash), str(row.body)) != row.hash:
         yield Finding(row.id, "changed", f"event {row.id} does not hash to what it says")
         return
-    columns = {"id": row.id, "occurred_at": _told(row.occurred_at), "kind": row.kind, "subject": row.subject}
+    told = None if moment is None else _told(moment)
+    columns = {"id": row.id, "occurred_at": told, "kind": row.kind, "subject": row.subject}
     if any(spoken.get(name) != value for name, value in columns.items()):
         yield Finding(row.id, "changed", f"the columns of event {row.id} say something else than its body")
 
 
-def _vouched(spoken: Mapping[str, Any]) -> Iterator[tuple[str, int, str | None]]:
-    rows = spoken.get("rows", {})
-    for name, digest in rows.items() if isinstance(rows, dict) else ():
-        kind, _, number = name.partition("/")
-        if number.isdecimal():
-            yield kind, int(number), digest
+def _as_stored() -> Any:
+    """All events in their order, with times as the driver gives them: one that is none must not end the walk."""
+    columns = [
+        type_coerce(column, NullType()).label(column.name) if column.name == "occurred_at" else column
+        for column in LedgerEvent.__table__.columns
+    ]
+    return select(*columns).order_by(LedgerEvent.id)
 
 
-def _spoken(body: str) -> dict[str, Any]:
+def _moment(value: object) -> datetime | None:
+    """The time of an event as the driver gave it; None: it is none."""
+    try:
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+        return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _spoken(body: object) -> dict[str, Any]:
     """The document of a body; empty for one that was written over, which its hash has told already."""
     try:
-        document = json.loads(body)
-    except ValueError:
+        document = json.loads(str(body))
+    except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
-
-
-def _of_rows(
-    connection: Connection, vouched: Mapping[str, Mapping[int, tuple[int, str | None]]], on_progress: Progress
-) -> Iterator[Finding]:
-    total, done = sum(len(known) for kind, known in vouched.items() if kind in VOUCHED), 0
-    for kind, table in VOUCHED.items():
-        known = vouched.get(kind, {})
-        for chunk in chunks(known):
-            found = digests(connection, kind, chunk)
-            others = [number for number in chunk if number in found and found[number] != known[number][1]]
-            former = digests(connection, kind, others, former=True)
-            for number in chunk:
-                sequence, digest = known[number]
-                if digest is not None and digest == former.get(number):
-                    continue  # taken before signals were vouched for
-                if digest is not None and number not in found:
-                    yield Finding(sequence, "missing", f"{kind} {number} is gone without a deletion in the ledger")
-                elif digest != found.get(number):
-                    yield Finding(sequence, "changed", f"{kind} {number} is not what event {sequence} recorded")
-            done += len(chunk)
-            on_progress("rows", done, total)
-        for number in connection.execute(select(table.__table__.columns["id"])).scalars():
-            if number not in known:
-                yield Finding(
-                    0, "unvouched", f"{kind} {number} is in no event: written past the store, or events cut off"
-                )
 
 
 def _event(row: Row[Any], body: Mapping[str, Any]) -> Event:
@@ -293,6 +507,8 @@ def _event(row: Row[Any], body: Mapping[str, Any]) -> Event:
         rows=body["rows"],
         previous_hash=row.previous_hash,
         hash=row.hash,
+        signed_by=row.signed_by or "",
+        signature=row.signature or "",
     )
 
 

@@ -30,6 +30,7 @@ from inspect_xai.errors import IntakeError, SettingsError
 from inspect_xai.storage import database, ledger
 from inspect_xai.storage.documents import chunks
 from inspect_xai.storage.store import Store
+from inspect_xai.storage.studies import studied
 from inspect_xai.storage.tables import (
     BlockMap,
     Capture,
@@ -293,13 +294,15 @@ class Retention:
             )
             due = {row.id: row.capture_id for row in connection.execute(query)}
             answers = connection.execute(select(Review.id).where(Review.inspection_id.in_(due))).scalars().all()
+            changed, said = studied(connection, due)
             blob_ids = connection.execute(_maps_of(Explanation.inspection_id.in_(due))).scalars().all()
             connection.execute(delete(Inspection).where(Inspection.id.in_(due)))
             _remove_captures(connection, list(due.values()))
             names = _remove_blob_rows(connection, blob_ids)
             facts = {"inspections": len(due), "by": by}
-            gone = {"inspection": list(due), "review": answers}
-            ledger.append(connection, "retention", DataKind.ROW, facts=facts, now=now, made={}, deleted=gone)
+            gone = {"inspection": list(due), "review": answers, "study_answer": said}
+            made = {"study": changed}
+            ledger.append(connection, "retention", DataKind.ROW, facts=facts, now=now, made=made, deleted=gone)
         self._store.remove_blobs(names)
 
 

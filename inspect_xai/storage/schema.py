@@ -7,8 +7,9 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from sqlalchemy import Connection, Engine, column, inspect, select, table, text
@@ -16,11 +17,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from inspect_xai.errors import SchemaError, SettingsError, StoreError
-from inspect_xai.storage import database
+from inspect_xai.storage import database, ledger
 from inspect_xai.storage.tables import REVISION, VERSION_TABLE, Base
 
 if TYPE_CHECKING:  # Alembic is loaded where a schema is changed: every other start does without
     from alembic.config import Config
+
+_ADOPTED_SINCE: Final = "0014"  # the revision from which on events vouch for all that is in `ledger.COVERED_LATE`
 
 
 def sql_folder() -> Path:
@@ -95,6 +98,8 @@ def _upgrade(connection: Connection, url: str) -> str:
     plain = connection.execution_options(no_parameters=True)  # a % in a statement is no placeholder
     for statement in (*triggers(connection.dialect.name), *views().values()):
         plain.exec_driver_sql(statement)
+    if found and found < _ADOPTED_SINCE:
+        ledger.adopt(connection, now=datetime.now(UTC))
     return found
 
 

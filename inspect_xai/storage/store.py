@@ -3,10 +3,11 @@
 import dataclasses
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,10 +15,11 @@ from sqlalchemy import Connection, Engine, Select, bindparam, exists, select
 
 from inspect_xai.errors import NotFoundError, StoreError
 from inspect_xai.records import Inspection, ModelCard, ModelStatus, Part, Review, Run
-from inspect_xai.storage import database, ledger, reading, reviews, schema, tables
+from inspect_xai.storage import anchors, database, keys, ledger, reading, reviews, schema, tables
 from inspect_xai.storage.blobstore import BlobStore
 from inspect_xai.storage.documents import chunks, parts_by
 from inspect_xai.storage.stored import (
+    ArchivedPicture,
     InspectionSummary,
     RecordedInspection,
     Stats,
@@ -68,7 +70,9 @@ def _as_typed(value: str) -> list[str]:
     return list(dict.fromkeys([value, unicodedata.normalize("NFC", value), unicodedata.normalize("NFD", value)]))
 
 
-def open_store(url: str, *, create: bool = True, blob_store: str = "", clock: Clock = utc_now) -> "Store":
+def open_store(
+    url: str, *, create: bool = True, blob_store: str = "", ledger_key: Path | None = None, clock: Clock = utc_now
+) -> "Store":
     """Open the store at a database URL.
 
     Args:
@@ -76,6 +80,8 @@ def open_store(url: str, *, create: bool = True, blob_store: str = "", clock: Cl
         create: Make or upgrade the schema of an SQLite file where needed. A server's schema is never touched here:
             `inspect-xai db upgrade` does that, when the people who run it say so.
         blob_store: A folder or fsspec URL for the maps; empty: they lie in the database.
+        ledger_key: File of the private key that signs the ledger's events, read with the first of them; None: they
+            are not signed.
         clock: Tells the time a row was written at.
 
     Raises:
@@ -90,6 +96,8 @@ def open_store(url: str, *, create: bool = True, blob_store: str = "", clock: Cl
         raise NotFoundError(f"no database at {file}", remedy=f"make one: inspect-xai db upgrade --db {url}")
     opened = None if file is None else database.DatabaseFile(file)
     engine = database.open_engine(url, file=opened)
+    if ledger_key is not None:
+        engine.update_execution_options(**{keys.OPTION: keys.Signer(ledger_key)})
     try:
         schema.check_schema(engine, url)
     except BaseException:
@@ -306,9 +314,14 @@ class Store:
                 raise StoreError(f"policy {version!r} is kept with another content", remedy=remedy)
 
     def begin_run(self, run: Run) -> None:
-        """Write down what will judge the pictures recorded under `run.run_id`; the same run twice is one."""
+        """Write down what will judge the pictures recorded under `run.run_id`; the same run twice is one.
+
+        Raises:
+            StoreError: The ledger's events are signed with another key than the one set here.
+        """
         facts = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
         with database.writing(self._engine) as connection:
+            ledger.check_key(connection)  # before a picture is claimed, and not with the first one recorded
             statement = inserting(connection, tables.Run).values(**facts)
             connection.execute(statement.on_conflict_do_nothing(index_elements=["run_id"]))
 
@@ -371,7 +384,10 @@ class Store:
         """Put a reason code into the plant's list, or say anew what it means."""
         with database.writing(self._engine) as connection:
             statement = inserting(connection, tables.ReasonCode).values(code=code, meaning=meaning)
-            connection.execute(statement.on_conflict_do_update(index_elements=["code"], set_={"meaning": meaning}))
+            statement = statement.on_conflict_do_update(index_elements=["code"], set_={"meaning": meaning})
+            number = connection.execute(statement.returning(tables.ReasonCode.id)).scalar_one()
+            facts = {"meaning": spelled(meaning)}
+            ledger.append(connection, "reason", code, facts=facts, now=self._clock(), made={"reason_code": [number]})
 
     def reasons(self) -> dict[str, str]:
         """The plant's reason codes and what they mean, in the order they were listed."""
@@ -530,16 +546,100 @@ class Store:
             return reading.inspections(connection, [each.inspection_id for each in reversed(found)])
 
     def verify_ledger(
-        self, *, heads: Iterable[str] = (), on_progress: ledger.Progress = ledger.unheard
+        self,
+        *,
+        heads: Iterable[str] = (),
+        public_keys: Collection[str] = (),
+        anchored_at: str = "",
+        blobs: bool = False,
+        on_progress: ledger.Progress = ledger.unheard,
     ) -> ledger.LedgerReport:
         """Look for events and rows that are not what they were.
 
         Args:
             heads: Chain heads noted down earlier.
-            on_progress: Is told what is looked at ("events", then "rows"), how many are done, and of how many.
+            public_keys: Keys that events must be signed with, and those that these keys brought in.
+            anchored_at: The place of the anchors, which must fit; empty: they are not looked at.
+            blobs: Read the maps in the blob store too.
+            on_progress: Is told what is looked at ("events", "rows", "maps"), how many are done, and of how many.
+
+        Raises:
+            DatabaseAwayError: The database, the anchors or the blob store cannot be read.
+        """
+        known = anchors.read(anchored_at) if anchored_at else None
+        with database.reading(self._engine) as connection:
+            return ledger.verify(
+                connection, heads=heads, public_keys=public_keys, anchors=known, on_progress=on_progress,
+                fetch=self._fetch if blobs else None,
+            )  # fmt: skip
+
+    def archived(self) -> list[ArchivedPicture]:
+        """Every picture that must lie in the archive: recorded there, and not deleted by retention."""
+        columns = (tables.Capture.id, tables.Capture.sha256, tables.Capture.archived_to, tables.Capture.height_px)
+        query = select(*columns).where(tables.Capture.archived_to != "", tables.Capture.picture_deleted_at.is_(None))
+        with database.reading(self._engine) as connection:
+            rows = connection.execute(query.order_by(tables.Capture.id))
+            return [ArchivedPicture(row.id, row.sha256, row.archived_to, row.height_px > 0) for row in rows]
+
+    def anchor_ledger(self, place: str) -> anchors.Anchor:
+        """Keep the chain's head at a place that the database's owner cannot write.
+
+        Args:
+            place: A file whose name ends in ".jsonl", a folder, or a URL that fsspec knows (`storage.anchors`).
+
+        Raises:
+            StoreError: There is no event yet, or the newest anchor there is none of this ledger: nothing is written.
+            DatabaseAwayError: The place cannot be read or written.
+        """
+        before = anchors.read(place).found[-1:]
+        with database.reading(self._engine) as connection:
+            number, head = ledger.newest(connection)
+            for last in before:
+                if ledger.hash_at(connection, last.events) != last.head:
+                    raise StoreError(
+                        f"the newest anchor at {place} says that event {last.events} ended in {last.head}: this "
+                        "ledger does not hold it",
+                        remedy="run: inspect-xai ledger verify --anchors; give every database a place of its own",
+                    )
+        if not number:
+            raise StoreError("the ledger has no event yet", remedy="anchor it when something was recorded")
+        anchor = anchors.Anchor(self._clock(), number, head)
+        signer = self._engine.get_execution_options().get(keys.OPTION)
+        if signer is not None:
+            signed = {"signed_by": signer.public_key, "signature": signer.sign(anchor.words)}
+            anchor = dataclasses.replace(anchor, **signed)
+        anchors.write(place, anchor)
+        return anchor
+
+    def signed_by(self) -> str:
+        """The public key that signed the newest event; empty: it is not signed.
+
+        Raises:
+            StoreError: It is signed, and the key set here is not that one, or none is set.
+            SettingsError: The key set here cannot be used.
         """
         with database.reading(self._engine) as connection:
-            return ledger.verify(connection, heads=heads, on_progress=on_progress)
+            return ledger.check_key(connection) or ""
+
+    def rotate_ledger_key(self, new: Path, *, by: str, lost: bool = False) -> str:
+        """Sign with another key from now on; the old one signs that, unless it was lost.
+
+        Args:
+            new: File of the new private key.
+            by: Who changes it.
+            lost: The old key is not there any more; then `verify` wants the new public key given.
+
+        Returns:
+            The new public key.
+
+        Raises:
+            StoreError: Events are not signed yet, or the key set here is not the one that signs.
+        """
+        signer = keys.Signer(new)
+        with database.writing(self._engine) as connection:
+            ledger.rotate_key(connection, signer, by=by, now=self._clock(), lost=lost)
+        self._engine.update_execution_options(**{keys.OPTION: signer})
+        return signer.public_key
 
     def ledger_head(self) -> str:
         """The hash of the last event: what to print or send elsewhere, so that the chain cannot be rewritten unseen."""

@@ -46,6 +46,16 @@ def is_no_better_than_chance(faithfulness: Mapping[str, Any]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class ArchivedPicture:
+    """A file that must lie in the archive. `sha256` is that of its bytes only where it is a picture."""
+
+    capture_id: int
+    sha256: str
+    archived_to: str
+    is_picture: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RecordedInspection:
     """Under which id an inspection stands, and whether it was written now or stood there already."""
 

@@ -5,7 +5,7 @@ The model sits in each study as an appraiser: what it said of the very pictures 
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Select, case, func, insert, select
 from inspect_xai.errors import NotFoundError, StudyError
 from inspect_xai.records import StudyAnswer, VerdictCode
 from inspect_xai.storage import database, ledger, reading, tables
+from inspect_xai.storage.documents import chunks
 from inspect_xai.storage.store import Store
 from inspect_xai.storage.stored import InspectionSummary
 from inspect_xai.storage.tables import StudyPart, StudyTask
@@ -174,7 +175,7 @@ class Studies:
             ]
             connection.execute(insert(StudyTask), tasks)
             facts = {"by": by, "appraisers": list(appraisers), "trials": trials, "seed": seed, "inspections": ids}
-            ledger.append(connection, "study", name, facts=facts, now=now, made={})
+            ledger.append(connection, "study", name, facts=facts, now=now, made={"study": [number]})
         return self.get(number)
 
     def all(self) -> list[Study]:
@@ -254,13 +255,14 @@ class Studies:
             if not is_reference and connection.execute(said).first():
                 return False
             row = {"task_id": task.task_id, "verdict": verdict.value, "answered_by": by, "answered_at": now}
-            connection.execute(insert(tables.StudyAnswer).values(**row))
+            made = insert(tables.StudyAnswer).values(**row).returning(tables.StudyAnswer.id)
+            number = connection.execute(made).scalar_one()
             facts = {
                 "by": by, "appraiser": task.appraiser, "trial": task.trial, "place": task.place,
                 "inspection": task.inspection_id, "verdict": verdict.value,
             }  # fmt: skip
             name = connection.execute(select(tables.Study.name).where(tables.Study.id == task.study_id)).scalar_one()
-            ledger.append(connection, "study_answer", name, facts=facts, now=now, made={})
+            ledger.append(connection, "study_answer", name, facts=facts, now=now, made={"study_answer": [number]})
         return True
 
     def rows(self, study_id: int) -> list[StudyAnswer]:
@@ -278,6 +280,19 @@ class Studies:
             StudyAnswer(names[number], parts[number].archived_to, reference[number], who, str(trial), said)
             for number, who, trial, said in asked
         ]
+
+
+def studied(connection: Connection, inspection_ids: Collection[int]) -> tuple[list[int], list[int]]:
+    """The studies that these inspections are parts of, and the answers that were given to them there."""
+    answers: list[int] = []
+    studies: set[int] = set()
+    for chunk in chunks(inspection_ids):
+        parts = select(StudyPart.study_id).where(StudyPart.inspection_id.in_(chunk))
+        studies |= set(connection.execute(parts).scalars())
+        is_part = (StudyPart.study_id == StudyTask.study_id) & (StudyPart.position == StudyTask.part_position)
+        said = select(tables.StudyAnswer.id).join(StudyTask, StudyTask.id == tables.StudyAnswer.task_id)
+        answers += connection.execute(said.join(StudyPart, is_part).where(StudyPart.inspection_id.in_(chunk))).scalars()
+    return sorted(studies), sorted(answers)
 
 
 def _names(parts: dict[int, InspectionSummary]) -> dict[int, str]:

@@ -22,7 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from inspect_xai.records import Decision, ModelStatus, Status, VerdictCode
 from inspect_xai.storage.types import Bytes, Id, Json, Real, UtcTime, Whole, Words
 
-REVISION: Final = "0013"
+REVISION: Final = "0014"
 """The schema revision this build reads and writes: the newest file in sql/migrations/versions (a test compares)."""
 
 VERSION_TABLE: Final = "inspect_xai_version"  # Alembic's default name is taken where Prefect lives in the database
@@ -540,6 +540,8 @@ class LedgerEvent(Base):
     body: Mapped[str]  # canonical JSON as hashed: text on both databases, since JSONB would respell it
     previous_hash: Mapped[str]
     hash: Mapped[str] = mapped_column(unique=True)
+    signed_by: Mapped[str | None]  # a public key (`storage.keys`); NULL: not signed
+    signature: Mapped[str | None]  # of `hash`
 
 
 class RetentionRule(Base):

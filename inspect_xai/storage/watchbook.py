@@ -12,7 +12,7 @@ from sqlalchemy import insert, select
 
 from inspect_xai.errors import StoreError
 from inspect_xai.storage import database, ledger, reading
-from inspect_xai.storage.documents import chunks
+from inspect_xai.storage.documents import alert_key, chunks
 from inspect_xai.storage.store import Store
 from inspect_xai.storage.stored import StoredModel
 from inspect_xai.storage.tables import AlertSent, DriftBaseline, Model
@@ -60,9 +60,11 @@ class Watchbook:
         with database.writing(self._engine) as connection:
             now = self._store._clock()
             row = {"first_day": first.isoformat(), "last_day": last.isoformat(), "set_at": now, "set_by": by}
-            connection.execute(insert(DriftBaseline), [row | {"content": packed}])
+            made = insert(DriftBaseline).values(**row, content=packed).returning(DriftBaseline.id)
+            number = connection.execute(made).scalar_one()
             facts = {"by": by, "cells": len(content.get("cells", ())), "bytes": len(packed)}
-            ledger.append(connection, "drift_baseline", f"{first}/{last}", facts=facts, now=now, made={})
+            made_rows = {"drift_baseline": [number]}
+            ledger.append(connection, "drift_baseline", f"{first}/{last}", facts=facts, now=now, made=made_rows)
 
     def baseline(self) -> Baseline | None:
         """The baseline that counts: the one set last; None: none was."""
@@ -135,3 +137,6 @@ class Watchbook:
             ]
             if rows:
                 connection.execute(insert(AlertSent), rows)
+                made = {"alert_sent": [alert_key(str(channel), name) for name in texts]}
+                facts = {"alerts": sorted(texts)}
+                ledger.append(connection, "alerts", str(channel), facts=facts, now=now, made=made)

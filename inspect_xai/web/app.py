@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from urllib.parse import quote
 
 from fastapi import FastAPI
@@ -26,19 +27,22 @@ _REASONS = (
 )  # fmt: skip
 
 
-def create_app(store_url: str, settings: ServeSettings | None = None, *, blob_store: str = "") -> FastAPI:
+def create_app(
+    store_url: str, settings: ServeSettings | None = None, *, blob_store: str = "", ledger_key: Path | None = None
+) -> FastAPI:
     """Make the review desk of a database.
 
     Args:
         store_url: URL of the database.
         settings: Of the desk.
         blob_store: Where the maps lie; empty: in the database.
+        ledger_key: File of the key that signs the ledger's events; None: they are not signed.
 
     Raises:
         SettingsError: The desk would be open to a network, or a setting cannot be read.
         StoreError: The database cannot be used.
     """
-    store = open_store(store_url, blob_store=blob_store)
+    store = open_store(store_url, blob_store=blob_store, ledger_key=ledger_key)
     try:
         site = Site(store, settings or ServeSettings())
         if not store.reasons():  # a plant without a list of its own begins with ours

@@ -1,4 +1,4 @@
--- Tables and triggers on postgresql, revision 0013. Made by: python -m inspect_xai.storage.schema
+-- Tables and triggers on postgresql, revision 0014. Made by: python -m inspect_xai.storage.schema
 
 CREATE TABLE alert_sent (
     alert_id TEXT NOT NULL,
@@ -44,6 +44,8 @@ CREATE TABLE ledger_event (
     body TEXT NOT NULL,
     previous_hash TEXT NOT NULL,
     hash TEXT NOT NULL,
+    signed_by TEXT,
+    signature TEXT,
     CONSTRAINT pk_ledger_event PRIMARY KEY (id),
     CONSTRAINT uq_ledger_event_hash UNIQUE (hash)
 );
