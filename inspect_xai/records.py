@@ -55,6 +55,22 @@ class Fit(StrEnum):
     TILE = "tile"
     STRETCH = "stretch"
     LETTERBOX = "letterbox"
+    CENTER_CROP = "center-crop"
+
+
+class Resize(StrEnum):
+    """By which framework's arithmetic a picture is resized; AREA averages what shrinks (maths/resizing.py)."""
+
+    AREA = "area"
+    NEAREST = "nearest"  # this and the next three: Pillow's
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+    LANCZOS = "lanczos"
+    TENSOR_BILINEAR = "tensor-bilinear"  # this and the next: torch's on float tensors, with antialias=True
+    TENSOR_BICUBIC = "tensor-bicubic"
+    TF_BILINEAR = "tf-bilinear"  # TensorFlow's, without antialias
+    OPENCV_LINEAR = "opencv-linear"
+    OPENCV_CUBIC = "opencv-cubic"
 
 
 class Activation(StrEnum):
@@ -161,7 +177,11 @@ class SelectionRule(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """How a picture becomes the network's input: (pixel / scale - mean) / std per channel, in the network's order."""
+    """How a picture becomes the network's input: (pixel / scale - mean) / std per channel, in the network's order.
+
+    `pad_color` is 0 to 255 per channel and empty where the mean is meant. `resize_short` is the length in pixels that
+    the picture's shorter side gets before the middle is cut out; 0: the middle is cut out first, then resized.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
 
@@ -174,6 +194,9 @@ class InputSpec:
     scale: float = 255.0
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    resize: Resize = Resize.AREA
+    resize_short: int = 0
+    pad_color: tuple[int, ...] = ()
 
     @property
     def depth(self) -> int:
@@ -183,12 +206,13 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """What the network's output means."""
+    """What the network's output means; `positive_label`: which of two labels a single score belongs to."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
 
     activation: Activation = Activation.SOFTMAX
     name: str = ""  # of the tensor with the class scores, where the network puts out more; empty: its output
+    positive_label: str = ""  # empty, in bundles from before there was this key: the second
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,6 +148,18 @@ def test_the_card_file_is_kept_with_its_comments_which_do_not_count(tiny_bundle:
     assert bundle.fingerprint == tiny_bundle.fingerprint
 
 
+def test_a_file_of_labels_becomes_the_bundles_own_list(tiny_bundle: ModelBundle, tmp_path: Path) -> None:
+    path = tmp_path / "card.toml"
+    listed = next(line for line in card_toml(CARD).splitlines() if line.startswith("labels"))
+    path.write_text(card_toml(CARD).replace(listed, 'labels = "labels.txt"'))
+    (tmp_path / "labels.txt").write_text("\n".join(CARD.labels))
+
+    bundle = build_bundle(written(tiny_model(), tmp_path), path, tmp_path / "b")
+
+    assert listed in (bundle.folder / "card.toml").read_text()
+    assert bundle.fingerprint == tiny_bundle.fingerprint
+
+
 @pytest.mark.parametrize("what", ["card", "weights", "blocks"])
 def test_the_fingerprint_changes_with_what_it_stands_for(what: str, tiny_bundle: ModelBundle, tmp_path: Path) -> None:
     model = tiny_model()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inspect_xai.errors import CardError
-from inspect_xai.model.card import canonical, card_from, card_toml, check_card, read_card
+from inspect_xai.model.card import canonical, card_from, card_text, card_toml, check_card, read_card
 from inspect_xai.records import (
     Activation,
     Baseline,
@@ -143,6 +143,23 @@ WRONG = {
     "input.scale: found 1e+300, expected a number from 1e-06 to 1e+06": {"input__scale": 1e300},
     "input.tile_overlap: found 0.95, expected 0 to 0.9": {"input__tile_overlap": 0.95},
     "name: found an empty text": {"name": "  "},
+    "input.resize: found 'cubic', expected 'area', 'nearest', 'bilinear'": {"input__resize": "cubic"},
+    "input.resize: found bilinear, but tiles are cut at native scale": {
+        "input__fit": "tile",
+        "input__resize": "bilinear",
+    },
+    'input.resize_short: found with fit = "letterbox", expected with fit = "center-crop" only': {
+        "input__resize_short": 256
+    },
+    "input.resize_short: found 223, expected 224 to 16384 pixels": {
+        "input__fit": "center-crop",
+        "input__resize_short": 223,
+    },
+    'input.pad_color: found with fit = "stretch"': {"input__fit": "stretch", "input__pad_color": [114]},
+    "input.pad_color: found 2 numbers, expected 1 or 3": {"input__pad_color": [114, 114]},
+    "input.pad_color: found [256], expected whole numbers from 0 to 255": {"input__pad_color": [256]},
+    "output.positive_label: found 'crack', expected this key for two labels only": {"output__positive_label": "crack"},
+    "labels: found 'labels.txt', expected a list of labels": {"labels": "labels.txt"},
 }
 
 
@@ -201,6 +218,40 @@ def test_names_are_what_a_database_indexes_and_a_page_shows(name: str) -> None:
     for key in ("name", "version", "labels"):
         with pytest.raises(CardError, match=f"{key}: found .*at most 255 printable characters"):
             check_card(dataclasses.replace(card_from(document()), **{key: (name, "b") if key == "labels" else name}))
+
+
+def test_labels_may_stand_in_a_file_beside_the_card(tmp_path: Path) -> None:
+    card = tmp_path / "card.toml"
+    card.write_text(FULL.replace('["blowhole", "crack", "free"]', '"lists/labels.txt"'))
+    (tmp_path / "lists").mkdir()
+    for text in (b"blowhole\ncrack\nfree", b"\xef\xbb\xbfblowhole\r\ncrack \r\nfree\r\n\r\n"):  # or by Windows
+        (tmp_path / "lists/labels.txt").write_bytes(text)
+        assert read_card(card) == card_from(document())
+        assert card_from(tomllib.loads(card_text(card, read_card(card)).decode())) == card_from(document())
+    with pytest.raises(CardError, match=r"labels: found 'lists/labels\.txt', expected a list"):
+        read_card(card, alone=True)  # as a bundle's card is read: it must not name files of this machine
+    (tmp_path / "lists/labels.txt").write_bytes(b"blowhole\n\nfree")
+    with pytest.raises(CardError, match="no empty one"):
+        read_card(card)
+    (tmp_path / "lists/labels.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(CardError, match=r"labels\.txt cannot be read"):
+        read_card(card)
+    (tmp_path / "lists/labels.txt").unlink()
+    with pytest.raises(CardError, match=r"labels\.txt cannot be read: No such file") as caught:
+        read_card(card)
+    assert "relative to the card" in caught.value.remedy
+
+
+def test_the_canonical_form_of_cards_from_before_stays() -> None:
+    """What every fingerprint is made of: keys that came later must not show where a card leaves them out."""
+    assert canonical(card_from(document())) == (
+        '{"explain":{"baseline":"blur","blocks":["relu_3","relu_7"],"method":"ada-sise","mu":0.0},'
+        '"input":{"channels":"bgr","fit":"letterbox","height":224,"layout":"nhwc","mean":[103.9,116.8,123.7],'
+        '"scale":1.0,"std":[1.0,1.0,1.0],"tile_overlap":0.5,"width":192},"labels":["blowhole","crack","free"],'
+        '"name":"magnetic-tile",'
+        '"ok_labels":["free"],"output":{"activation":"sigmoid"},"verdict":{"ng_threshold":0.4,'
+        '"thresholds":{"crack":0.25},"unsure_margin":0.15},"version":"2026.11"}'
+    )
 
 
 @settings(max_examples=40, deadline=None)

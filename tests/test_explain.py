@@ -62,7 +62,9 @@ def card_for(name: str, *, fit: Fit = Fit.TILE) -> ModelCard:
         labels=labels_of(name),
         ok_labels=("free",),
         input=InputSpec(height, width, fit=fit, **feed),  # type: ignore[arg-type]
-        output=OutputSpec(Activation(family.activation)),
+        output=OutputSpec(
+            Activation(family.activation), positive_label=labels_of(name)[1] if family.classes == 1 else ""
+        ),
         verdict=VerdictSpec(0.5, 0.15),
         explain=ExplainSpec(mu=0.0),
     )

@@ -55,9 +55,8 @@ def toy_card(name: str) -> ModelCard:
     channels = Channels.GRAY if depth == 1 else Channels.RGB
     feed = {"scale": 1.0} if family.pixels else {"scale": 64.0, "mean": (2.0,), "std": (0.9,)}
     labels = tuple(f"label {index}" for index in range(max(2, family.classes)))
-    return ModelCard(
-        name, "1", labels, InputSpec(height, width, channels, **feed), output=OutputSpec(Activation(family.activation))
-    )
+    output = OutputSpec(Activation(family.activation), positive_label=labels[1] if family.classes == 1 else "")
+    return ModelCard(name, "1", labels, InputSpec(height, width, channels, **feed), output=output)
 
 
 @pytest.fixture(scope="module")
@@ -166,10 +165,9 @@ def constant_scores(scores: Sequence[float], *tail: str) -> onnx.ModelProto:
     return make_model(nodes, inputs={"image": ["N", 1, 4, 4]}, outputs={last: ["N", width]}, constants=constants)
 
 
-def hand_card(classes: int, activation: Activation) -> ModelCard:
-    return ModelCard(
-        "hand", "1", tuple("abcd"[:classes]), InputSpec(4, 4, Channels.GRAY, scale=1.0), output=OutputSpec(activation)
-    )
+def hand_card(classes: int, activation: Activation, *, positive: str = "") -> ModelCard:
+    output = OutputSpec(activation, positive_label=positive)
+    return ModelCard("hand", "1", tuple("abcd"[:classes]), InputSpec(4, 4, Channels.GRAY, scale=1.0), output=output)
 
 
 LOG = np.log
@@ -185,15 +183,27 @@ HEADS = {
     "bare_shares": ([0.5, 0.3, 0.2], (), "none", 3, [0.5, 0.3, 0.2], 0.0, LOG(0.5 / 0.3)),
     "bare_probabilities": ([0.75, 0.5], (), "none", 2, [0.75, 0.5], LOG(3), LOG(3)),
     "one_bare_probability": ([0.75], (), "none", 2, [0.25, 0.75], -LOG(3), -LOG(3)),
+    "single_logit_of_the_first": ([LOG(3)], (), "sigmoid", 2, [0.75, 0.25], LOG(3), LOG(3)),
+    "one_sigmoid_of_the_first": ([LOG(3)], ("Sigmoid",), "none", 2, [0.75, 0.25], LOG(3), LOG(3)),
+    "one_bare_probability_of_the_first": ([0.75], (), "none", 2, [0.75, 0.25], LOG(3), LOG(3)),
     "one_label": ([LOG(3)], (), "sigmoid", 1, [0.75], LOG(3), None),
     "saturated": ([200.0, 0.0, -5.0], (), "softmax", 3, [1.0, 0.0, 0.0], 200 - LOG(1 + np.exp(-5)), 200.0),
+}
+POSITIVE = {
+    name: "a" if name.endswith("of_the_first") else "b"
+    for name, (scores, _, _, classes, *_) in HEADS.items()
+    if len(scores) < classes
 }
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_probabilities_and_margins_by_hand(name: str, tmp_path: Path) -> None:
     scores, tail, activation, classes, probabilities, alone, rival = HEADS[name]
-    plan = plan_for(constant_scores(scores, *tail), hand_card(classes, Activation(activation)), tmp_path)
+    plan = plan_for(
+        constant_scores(scores, *tail),
+        hand_card(classes, Activation(activation), positive=POSITIVE.get(name, "")),
+        tmp_path,
+    )
     graph, reason = trace_graph(plan)
     picture = {"picture": np.ones((1, 1, 4, 4), np.float32)}
 
@@ -231,7 +241,11 @@ def test_scores_that_keep_their_height_and_width_are_flattened(tmp_path: Path) -
 def test_the_slope_is_that_of_the_margin(name: str, against: int, tmp_path: Path) -> None:
     """The feature a_0 is raised in the chain's last graph; its alpha must foretell what the margin does."""
     scores, tail, activation, classes, *_ = HEADS[name]
-    plan = plan_for(constant_scores(scores, *tail), hand_card(classes, Activation(activation)), tmp_path)
+    plan = plan_for(
+        constant_scores(scores, *tail),
+        hand_card(classes, Activation(activation), positive=POSITIVE.get(name, "")),
+        tmp_path,
+    )
     graph, _ = trace_graph(plan)
     (alpha,) = run(graph, {"picture": np.zeros((1, 1, 4, 4), np.float32), **choice(0, against)}, ["alpha_0"])
     feature = np.zeros((2, 1, 2, 4, 4), np.float32)

@@ -12,6 +12,7 @@ from inspect_xai.records import Channels, Fit, InputSpec, Tile
 
 few = settings(max_examples=30, deadline=None)
 sides = st.integers(1, 60)
+COVERING = [fit for fit in Fit if fit is not Fit.CENTER_CROP]
 
 
 def spec_of(height: int, width: int, **rest) -> InputSpec:
@@ -175,7 +176,7 @@ class TestStitch:
         assert np.array_equal(stitched, window)
 
     @few
-    @given(sides, sides, st.integers(1, 20), st.integers(1, 20), st.sampled_from(list(Fit)), st.floats(0, 1, width=32))
+    @given(sides, sides, st.integers(1, 20), st.integers(1, 20), st.sampled_from(COVERING), st.floats(0, 1, width=32))
     def test_a_constant_stays_that_constant(self, h: int, w: int, height: int, width: int, fit: Fit, value: float):
         spec = spec_of(height, width, fit=fit)
         found = tiles.windows((h, w), spec)

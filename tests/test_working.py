@@ -191,7 +191,15 @@ def test_an_operator_that_cannot_be_upgraded_is_refused(tmp_path: Path) -> None:
 # What the output means
 
 
-def head_of(tail: list[onnx.NodeProto], folder: Path, *, labels: int, activation: str, shape: list[int | str]) -> Head:
+def head_of(
+    tail: list[onnx.NodeProto],
+    folder: Path,
+    *,
+    labels: int,
+    activation: str,
+    shape: list[int | str],
+    positive: str = "",
+) -> Head:
     """Scores "z" (N, 2) of the small network through `tail`, which makes "out"."""
     model = small_model([helper.make_node("Relu", ["a"], ["b"])])
     if tail:
@@ -203,7 +211,7 @@ def head_of(tail: list[onnx.NodeProto], folder: Path, *, labels: int, activation
         "1",
         tuple("abcdef"[:labels]),
         InputSpec(8, 8, Channels.GRAY),
-        output=OutputSpec(Activation(activation)),
+        output=OutputSpec(Activation(activation), positive_label=positive),
     )
     return read_head(working(model, folder, card), card)
 
@@ -260,6 +268,19 @@ def test_a_single_score_needs_a_sigmoid(tmp_path: Path) -> None:
 
     with pytest.raises(CardError, match="softmax over a single score"):
         head_of(tail, tmp_path, labels=2, activation="softmax", shape=["N", 1])
+
+
+def test_a_single_score_for_two_labels_needs_to_be_told_whose_it_is(tmp_path: Path) -> None:
+    tail = [helper.make_node("ReduceMax", ["z"], ["out"], keepdims=1)]
+
+    with pytest.raises(CardError, match=r"output\.positive_label: .* that of 'a' or of 'b'") as caught:
+        head_of(tail, tmp_path, labels=2, activation="sigmoid", shape=["N", 1])
+    assert 'positive_label = "b" (what bundles had without this key)' in caught.value.remedy
+    assert head_of(tail, tmp_path, labels=2, activation="sigmoid", shape=["N", 1], positive="a").positive == 0
+    assert head_of(tail, tmp_path, labels=2, activation="sigmoid", shape=["N", 1], positive="b").positive == 1
+    assert head_of(tail, tmp_path, labels=1, activation="sigmoid", shape=["N", 1]).classes == 1
+    with pytest.raises(CardError, match=r"output\.positive_label: .* puts out 2 scores, one for each label"):
+        head_of([], tmp_path, labels=2, activation="softmax", shape=["N", 2], positive="a")
 
 
 @pytest.mark.parametrize(

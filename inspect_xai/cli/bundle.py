@@ -116,7 +116,7 @@ def _print(bundle: "ModelBundle", *, as_json: bool) -> None:
     echo(f"all files    {bundle.sha256}")
     echo(f"labels       {', '.join(card.labels)}  (OK: {', '.join(card.ok_labels) or 'none'})")
     spec = card.input
-    echo(f"input        {spec.height} x {spec.width} {spec.channels}, fit {spec.fit}")
+    echo(f"input        {spec.height} x {spec.width} {spec.channels}, fit {spec.fit}, resize {spec.resize}")
     echo(f"batch        {'any' if bundle.dynamic_batch else '1'}")
     echo(f"gradient     {bundle.manifest['gradient']}")
     echo("blocks")

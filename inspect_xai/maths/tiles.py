@@ -1,6 +1,6 @@
 """A picture of any size and the windows a network sees of it, there and back.
 
-A window may reach past the picture; what lies outside is the picture mirrored (tiles) or the card's mean colour
+A window may reach past the picture; what lies outside is the picture mirrored (tiles) or the card's colour
 (letterbox). Row before column everywhere; starts and sizes in source pixels.
 """
 
@@ -11,8 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspect_xai.errors import PictureError, SettingsError
+from inspect_xai.maths import resizing
+from inspect_xai.maths.resizing import Pixels
 from inspect_xai.maths.sise import upsample
-from inspect_xai.records import Channels, Fit, InputSpec, Tile
+from inspect_xai.records import Channels, Fit, InputSpec, Resize, Tile
+
+_MOST_RESIZED_PX = 1 << 26
 
 
 def as_channels(picture: NDArray[np.uint8], channels: Channels) -> NDArray[np.uint8]:
@@ -47,13 +51,14 @@ def windows(size: tuple[int, int], spec: InputSpec) -> tuple[Tile, ...]:
     TILE: at native scale, evenly spread, neighbours overlapping by at least the card's share; along an axis where the
     picture is shorter than the window, one window reaches past both edges alike.
     STRETCH: the picture itself. LETTERBOX: the smallest window of the network's proportions around the picture.
+    CENTER_CROP: the largest one in its middle, or what is left of it when `resize_short` leaves more around the window.
 
     Args:
         size: (H, W) of the picture.
         spec: What the network takes.
 
     Raises:
-        PictureError: The picture has no pixels.
+        PictureError: The picture has no pixels, or resized by its shorter side it would have too many.
         SettingsError: The card's overlap is outside [0, 1).
     """
     if min(size) < 1:
@@ -67,6 +72,10 @@ def windows(size: tuple[int, int], spec: InputSpec) -> tuple[Tile, ...]:
     match spec.fit:
         case Fit.STRETCH:
             return (Tile(0, 0, 0, *size),)
+        case Fit.CENTER_CROP:
+            return (_cropped(size, spec),)
+        case Fit.LETTERBOX if spec.resize is not Resize.AREA:
+            return (_padded(size, spec),)
         case Fit.LETTERBOX:
             shrink = max(size[0] / spec.height, size[1] / spec.width)
             height, width = max(size[0], round(spec.height * shrink)), max(size[1], round(spec.width * shrink))
@@ -76,6 +85,46 @@ def windows(size: tuple[int, int], spec: InputSpec) -> tuple[Tile, ...]:
             lefts = _starts(size[1], spec.width, spec.tile_overlap)
             corners = [(top, left) for top in tops for left in lefts]
             return tuple(Tile(i, *corner, spec.height, spec.width) for i, corner in enumerate(corners))
+
+
+def _cropped(size: tuple[int, int], spec: InputSpec) -> Tile:
+    """The window that CENTER_CROP takes, to the nearest pixel of the picture where it lies between two."""
+    if not spec.resize_short:
+        # As Keras' crop_to_aspect_ratio reckons.
+        height = min(size[0], int(size[1] * spec.height / spec.width))
+        width = min(size[1], int(size[0] * spec.width / spec.height))
+        height, width = max(1, height), max(1, width)
+        return Tile(0, int((size[0] - height) / 2), int((size[1] - width) / 2), height, width)
+    whole = resizing.short_side(size, spec.resize_short, spec.resize)
+    if whole[0] * whole[1] > _MOST_RESIZED_PX:
+        raise PictureError(
+            f"the picture of {size[0]} x {size[1]} pixels, its shorter side resized to {spec.resize_short}, has "
+            f"{whole[0] * whole[1]} of them",
+            expected=f"up to {_MOST_RESIZED_PX}",
+        )
+    places = []
+    for given, resized, wanted in zip(size, whole, (spec.height, spec.width), strict=True):
+        first = resizing.middle(resized, wanted, spec.resize)
+        start = min(given - 1, round(first * given / resized))
+        places.append((start, max(1, min(given, round((first + wanted) * given / resized)) - start)))
+    (top, height), (left, width) = places
+    return Tile(0, top, left, height, width)
+
+
+def _inside(size: tuple[int, int], spec: InputSpec) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a picture in the network's window that is resized first and padded afterwards."""
+    share = min(spec.height / size[0], spec.width / size[1])
+    height, width = max(1, round(size[0] * share)), max(1, round(size[1] * share))
+    return (spec.height - height) // 2, (spec.width - width) // 2, height, width
+
+
+def _padded(size: tuple[int, int], spec: InputSpec) -> Tile:
+    """The window around a picture that is padded after resizing, to the nearest pixel of the picture."""
+    top, left, height, width = _inside(size, spec)
+    first_row, first_column = -round(top * size[0] / height), -round(left * size[1] / width)
+    last_row = max(size[0], round((spec.height - top) * size[0] / height))
+    last_column = max(size[1], round((spec.width - left) * size[1] / width))
+    return Tile(0, first_row, first_column, last_row - first_row, last_column - first_column)
 
 
 def _starts(length: int, window: int, overlap: float) -> list[int]:
@@ -93,28 +142,58 @@ def cut(picture: NDArray[np.uint8], tile: Tile, spec: InputSpec) -> NDArray[np.f
     return cut_pixels(picture, tile, spec).astype(np.float32)
 
 
-def cut_pixels(picture: NDArray[np.uint8], tile: Tile, spec: InputSpec) -> NDArray[np.uint8]:
+def cut_pixels(picture: NDArray[np.uint8], tile: Tile, spec: InputSpec) -> Pixels:
     """Cut one window out of a picture, as the network takes it but before scale, mean and std.
 
-    A window of another size than the network's input is resized bilinearly, and along an axis that shrinks by averaging
-    areas, so that a scratch one pixel wide grows faint but does not fall between the samples.
+    A window of another size than the network's input is resized as the card says. AREA: bilinearly, and along an axis
+    that shrinks by averaging areas, so that a scratch one pixel wide grows faint but does not fall between the samples.
+    By any other the picture is resized first and padded afterwards, as the frameworks do it.
 
     Args:
         picture: (H, W, C) in the network's channel order, from `as_channels`.
         tile: The window. What lies outside the picture is mirrored at its edge pixel (numpy's "reflect"), as often as
-            it takes; for LETTERBOX it is the card's mean colour, which the network's input tensor calls 0.
+            it takes; for LETTERBOX it is `pad_color` or the card's mean colour, which the network's input calls 0.
         spec: What the network takes.
 
     Returns:
-        uint8 (height, width, C) of the network; a view of the picture where nothing had to be done.
+        (height, width, C) of the network, uint8; float32 where the framework named does not round. A view of the
+        picture where nothing had to be done.
     """
+    if spec.fit is Fit.CENTER_CROP and spec.resize_short:
+        return _cut_after_resizing(picture, spec)
+    if spec.fit is Fit.LETTERBOX and spec.resize is not Resize.AREA:
+        return _padded_after_resizing(picture, spec)
     if spec.fit is Fit.LETTERBOX:
         window = np.empty((tile.height_px, tile.width_px, picture.shape[2]), dtype=np.uint8)
-        window[:] = np.clip(np.rint(np.asarray(spec.mean) * spec.scale), 0, 255).astype(np.uint8)
+        window[:] = _pad_color(spec)
         window[-tile.top_px :, -tile.left_px :][: picture.shape[0], : picture.shape[1]] = picture
     else:
         window = _within(picture, tile)
-    return _resized(window, (spec.height, spec.width))
+    return _resized(window, (spec.height, spec.width), spec.resize)
+
+
+def _pad_color(spec: InputSpec) -> NDArray[np.uint8]:
+    color = spec.pad_color or np.asarray(spec.mean) * spec.scale
+    return np.clip(np.rint(color), 0, 255).astype(np.uint8)
+
+
+def _cut_after_resizing(picture: NDArray[np.uint8], spec: InputSpec) -> Pixels:
+    """Resize the shorter side to `resize_short` and cut out the middle."""
+    size = picture.shape[0], picture.shape[1]
+    whole = _resized(picture, resizing.short_side(size, spec.resize_short, spec.resize), spec.resize)
+    top = resizing.middle(whole.shape[0], spec.height, spec.resize)
+    left = resizing.middle(whole.shape[1], spec.width, spec.resize)
+    return whole[top : top + spec.height, left : left + spec.width]
+
+
+def _padded_after_resizing(picture: NDArray[np.uint8], spec: InputSpec) -> Pixels:
+    """Resize a picture so that it just fits, and pad it alike on both sides: of an odd number one more at the end."""
+    top, left, height, width = _inside((picture.shape[0], picture.shape[1]), spec)
+    inside = _resized(picture, (height, width), spec.resize)
+    window = np.empty((spec.height, spec.width, picture.shape[2]), inside.dtype)
+    window[:] = _pad_color(spec)
+    window[top : top + height, left : left + width] = inside
+    return window
 
 
 def _within(picture: NDArray[np.uint8], tile: Tile) -> NDArray[np.uint8]:
@@ -129,7 +208,11 @@ def _within(picture: NDArray[np.uint8], tile: Tile) -> NDArray[np.uint8]:
     return np.asarray(mirrored, dtype=np.uint8).reshape(tile.height_px, tile.width_px, picture.shape[2])
 
 
-def _resized(window: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def _resized(window: NDArray[np.uint8], size: tuple[int, int], how: Resize) -> Pixels:
+    return _averaged(window, size) if how is Resize.AREA else resizing.resized(window, size, how)
+
+
+def _averaged(window: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     # cv2 averages areas only when both axes shrink, hence two steps: the one that shrinks first.
     shrunk = min(window.shape[0], size[0]), min(window.shape[1], size[1])
     resized: NDArray[np.uint8] = window
@@ -152,7 +235,8 @@ def stitch(maps: Sequence[NDArray[np.float32]], tiles: Sequence[Tile], size: tup
         size: (H, W) of the picture.
 
     Returns:
-        (H, W); 0 where no given window lies. A pixel that only one window covers has that window's value, unchanged.
+        (H, W); 0 where no given window lies, as around a center crop. A pixel that only one window covers has that
+        window's value, unchanged.
     """
     on_whole = np.zeros(size, np.float32)
     if not tiles:

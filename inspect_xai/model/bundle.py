@@ -19,7 +19,7 @@ from typing import Any
 
 import inspect_xai
 from inspect_xai.errors import BundleError
-from inspect_xai.model.card import canonical, card_toml, check_card, read_card
+from inspect_xai.model.card import canonical, card_text, card_toml, check_card, read_card
 from inspect_xai.records import BlockEnd, CellGrid, ModelCard, Scoring
 
 __all__ = ["ModelBundle", "add_int8", "build_bundle", "check_bundle", "load_bundle", "read_card"]
@@ -110,7 +110,7 @@ def build_bundle(
     check_card(known)
     plan = read_network(Path(onnx_path), known, given=tuple(known.explain.blocks if blocks is None else blocks))
     with _workshop(out) as work:
-        text = Path(card).read_bytes() if isinstance(card, Path | str) else card_toml(card).encode()
+        text = card_text(Path(card), known) if isinstance(card, Path | str) else card_toml(card).encode()
         (work / "card.toml").write_bytes(text)
         told = write_network(plan, work)
         manifest = {
@@ -136,7 +136,7 @@ def load_bundle(folder: Path | str) -> ModelBundle:
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)
-    card = read_card(folder / "card.toml")
+    card = read_card(folder / "card.toml", alone=True)
     try:
         _check_files(folder, manifest["files"])
         ends = tuple(_read_end(end) for end in manifest["blocks"])

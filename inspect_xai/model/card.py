@@ -11,14 +11,16 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from inspect_xai.errors import CardError
-from inspect_xai.files import read_toml
+from inspect_xai.files import decode_text, read_toml
 from inspect_xai.records import (
     MAX_NAME_CHARS,
     Activation,
     ExplainSpec,
+    Fit,
     InputSpec,
     ModelCard,
     OutputSpec,
+    Resize,
     VerdictSpec,
     is_printable,
 )
@@ -38,11 +40,12 @@ _SECTIONS: dict[str, type] = {
 _REMEDY = "edit the card; docs/card.md lists every key"
 
 
-def read_card(path: Path) -> ModelCard:
+def read_card(path: Path, *, alone: bool = False) -> ModelCard:
     """Read a card from a TOML file.
 
     Args:
         path: The file, usually `card.toml`.
+        alone: It must list its labels itself, and not name a file of them.
 
     Raises:
         CardError: If the file cannot be read, or says something else than a card must; every mistake is listed.
@@ -57,20 +60,29 @@ def read_card(path: Path) -> ModelCard:
         raise CardError(f"{path} cannot be read: {error.strerror}", remedy="give the path of a card.toml") from error
     except ValueError as error:
         raise CardError(f"{path} is no TOML: {error}", expected="a TOML file in UTF-8", remedy=_REMEDY) from error
-    return card_from(document, source=str(path))
+    return card_from(document, source=str(path), folder=None if alone else path.parent)
 
 
-def card_from(document: dict[str, Any], *, source: str = "card") -> ModelCard:
+def card_text(path: Path, card: ModelCard) -> bytes:
+    """The card's file as it was written; made anew where it names a file of labels, which does not come along."""
+    text = path.read_bytes()
+    return card_toml(card).encode() if isinstance(read_toml(text).get("labels"), str) else text
+
+
+def card_from(document: dict[str, Any], *, source: str = "card", folder: Path | None = None) -> ModelCard:
     """Make a card from plain values.
 
     Args:
         document: The card's keys, as TOML gives them.
         source: Where they come from, for messages.
+        folder: Below which `labels = "labels.txt"` lies; None: such a file is not read.
 
     Raises:
         CardError: If a key is missing, unknown, of the wrong kind, or contradicts another; every mistake is listed.
     """
     plain, mistakes = _without_shorthand(document)
+    if isinstance(plain.get("labels"), str):
+        plain["labels"] = _labels_in(plain["labels"], folder, source=source)
     try:
         # Strict JSON: a list may become a tuple and a word an enum, but "224" never becomes a number.
         card = _ADAPTER.validate_json(json.dumps(plain, default=str), strict=True)
@@ -142,6 +154,32 @@ def _without_shorthand(document: dict[str, Any]) -> tuple[dict[str, Any], list[s
     return plain, mistakes
 
 
+def _labels_in(name: str, folder: Path | None, *, source: str) -> list[str]:
+    """Read the file of labels that a card names: one a line, in the order of the network's output."""
+    if folder is None:
+        raise CardError(
+            f"{source}: labels: found {reprlib.repr(name)}, expected a list of labels",
+            remedy="name a file of labels in the card.toml that a bundle is built from; the bundle holds the list",
+        )
+    path = folder / name
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MOST_CARD_BYTES + 1)
+        if len(raw) > _MOST_CARD_BYTES:
+            raise CardError(
+                f"{source}: labels: {path} is larger than {_MOST_CARD_BYTES} bytes", expected="one label a line"
+            )
+        lines = decode_text(raw).rstrip().split("\n")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise CardError(
+            f"{source}: labels: {path} cannot be read: {why}",
+            expected="a text file in UTF-8 with one label a line",
+            remedy="give its path relative to the card, or list the labels: labels = [...]",
+        ) from error
+    return [line.strip() for line in lines]
+
+
 def _translated(detail: dict[str, Any]) -> str:
     """One mistake that pydantic found, as "key: found, expected"."""
     *above, last = detail["loc"]
@@ -202,6 +240,10 @@ def _wrong_labels(card: ModelCard) -> Iterator[str]:
     for label in card.ok_labels:
         if label not in card.labels:
             yield f"ok_labels: found {label!r}, expected one of {', '.join(card.labels)}"
+    positive = card.output.positive_label
+    if positive and (len(card.labels) != 2 or positive not in card.labels):
+        expected = f"one of {', '.join(card.labels)}" if len(card.labels) == 2 else "this key for two labels only"
+        yield f"output.positive_label: found {positive!r}, expected {expected}"
 
 
 def _wrong_input(spec: InputSpec) -> Iterator[str]:
@@ -221,3 +263,22 @@ def _wrong_input(spec: InputSpec) -> Iterator[str]:
         yield f"input.mean: found {list(spec.mean)}, expected numbers from -{_LARGEST_NUMBER:g} to {_LARGEST_NUMBER:g}"
     if not all(_LEAST_DIVISOR <= number <= _LARGEST_NUMBER for number in spec.std):
         yield f"input.std: found {list(spec.std)}, expected numbers from {_LEAST_DIVISOR} to {_LARGEST_NUMBER:g}"
+    yield from _wrong_resizing(spec)
+
+
+def _wrong_resizing(spec: InputSpec) -> Iterator[str]:
+    if spec.resize is not Resize.AREA and spec.fit is Fit.TILE:
+        yield f"input.resize: found {spec.resize}, but tiles are cut at native scale; expected another fit beside it"
+    if spec.resize_short and spec.fit is not Fit.CENTER_CROP:
+        yield f'input.resize_short: found with fit = "{spec.fit}", expected with fit = "center-crop" only'
+    elif spec.resize_short and not max(spec.height, spec.width) <= spec.resize_short <= _MOST_SIDE_PX:
+        yield (
+            f"input.resize_short: found {spec.resize_short}, expected {max(spec.height, spec.width)} to "
+            f"{_MOST_SIDE_PX} pixels, so that the network's window lies within the picture"
+        )
+    if spec.pad_color and spec.fit is not Fit.LETTERBOX:
+        yield f'input.pad_color: found with fit = "{spec.fit}", expected with fit = "letterbox" only'
+    if spec.pad_color and len(spec.pad_color) not in (1, spec.depth):
+        yield f"input.pad_color: found {len(spec.pad_color)} numbers, expected 1 or {spec.depth}"
+    if not all(0 <= number <= 255 for number in spec.pad_color):
+        yield f"input.pad_color: found {list(spec.pad_color)}, expected whole numbers from 0 to 255"

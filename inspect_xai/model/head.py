@@ -8,7 +8,7 @@
 The margin is used because it does not saturate: a probability of 1.0 has no gradient left, its margin has.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -49,6 +49,7 @@ class Head:
         rivalry: What the margin compares with.
         are_logits: False: `scores` are probabilities already.
         own_probabilities: Tensor that holds the network's own probabilities; empty: they are made from `scores`.
+        positive: Which of two labels a single score belongs to.
     """
 
     scores: str
@@ -57,6 +58,12 @@ class Head:
     rivalry: Rivalry
     are_logits: bool = True
     own_probabilities: str = ""
+    positive: int = 1
+
+    @property
+    def sides(self) -> NDArray[np.float32]:
+        """(1, 2): how a single probability counts for the two labels: 1 for its own, -1 for the other."""
+        return np.array([[-1, 1] if self.positive == 1 else [1, -1]], np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +103,9 @@ def _read_head(network: Network, card: ModelCard) -> Head:
     last, source = _last_activation(network, width)
     activation = card.output.activation
     if activation is Activation.NONE:
-        return _head_with_probabilities(network, card, last=last, source=source)
+        return replace(
+            _head_with_probabilities(network, card, last=last, source=source), positive=_positive(card, width)
+        )
     if activation is Activation.SOFTMAX and width == 1:
         raise CardError(
             "output.activation: found softmax over a single score, which is always 1",
@@ -110,7 +119,8 @@ def _read_head(network: Network, card: ModelCard) -> Head:
             remedy='say activation = "none"',
         )
     shared = activation is Activation.SOFTMAX or classes > width
-    return Head(network.output, width, classes, Rivalry.SHARED if shared else Rivalry.INDEPENDENT)
+    rivalry = Rivalry.SHARED if shared else Rivalry.INDEPENDENT
+    return Head(network.output, width, classes, rivalry, positive=_positive(card, width))
 
 
 def write_probabilities(head: Head, scores: Value, own: Value | None) -> tuple[Value, Value]:
@@ -125,7 +135,7 @@ def write_probabilities(head: Head, scores: Value, own: Value | None) -> tuple[V
         Probabilities (N, classes), and logits (N, classes) that the margin is made of.
     """
     if head.classes > head.width and head.are_logits:
-        logits = scores.then("MatMul", np.array([[0.0, 1.0]], np.float32))
+        logits = scores.then("MatMul", np.maximum(head.sides, 0))
         return logits.then("Softmax", axis=1), logits
     if head.are_logits:
         if own is not None:
@@ -133,7 +143,7 @@ def write_probabilities(head: Head, scores: Value, own: Value | None) -> tuple[V
         return (scores.then("Softmax", axis=1) if head.rivalry is Rivalry.SHARED else scores.then("Sigmoid")), scores
     probabilities = scores
     if head.classes > head.width:
-        probabilities = scores.then("MatMul", np.array([[-1.0, 1.0]], np.float32)) + np.array([[1.0, 0.0]], np.float32)
+        probabilities = scores.then("MatMul", head.sides) + np.maximum(-head.sides, 0)
     logits = _log(probabilities)
     if head.rivalry is Rivalry.INDEPENDENT:
         logits = logits - _log(1.0 - probabilities)
@@ -175,9 +185,30 @@ def _to_scores(head: Head, slope: Value, probabilities: Value) -> Value:
         if head.rivalry is Rivalry.INDEPENDENT:  # d log(p/(1-p)) / dp = 1 / (p (1-p))
             slope = slope / (1.0 - probabilities).then("Max", _TINIEST)
     if head.classes > head.width:
-        column = [[0.0], [1.0]] if head.are_logits else [[-1.0], [1.0]]
-        slope = slope.then("MatMul", np.array(column, np.float32))
+        column = np.maximum(head.sides, 0) if head.are_logits else head.sides
+        slope = slope.then("MatMul", np.ascontiguousarray(column.T))
     return slope
+
+
+def _positive(card: ModelCard, width: int) -> int:
+    """Index of the label that a single score belongs to; nothing in a network tells it."""
+    labels, positive = card.labels, card.output.positive_label
+    if width == 1 and len(labels) == 2:
+        if not positive:
+            raise CardError(
+                f"output.positive_label: the network puts out one score for two labels, and found nothing that says "
+                f"whether it is that of {labels[0]!r} or of {labels[1]!r}",
+                expected="the label that a score near 1 means",
+                remedy=f'say under [output] positive_label = "{labels[1]}" (what bundles had without this key) or '
+                f'"{labels[0]}"; Keras and most trainings number classes in alphabetical order and mean the second',
+            )
+        return labels.index(positive)
+    if positive:
+        raise CardError(
+            f"output.positive_label: found {positive!r}, but the network puts out {width} scores, one for each label",
+            remedy="leave the key out",
+        )
+    return 1
 
 
 def _head_with_probabilities(network: Network, card: ModelCard, *, last: str, source: str) -> Head:

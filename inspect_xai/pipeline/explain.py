@@ -460,6 +460,11 @@ def _join(
     )
 
 
+def _leaves_out(windows: Sequence[WindowMaps], fused: NDArray[np.float32]) -> bool:
+    """Whether the windows cover less than the picture."""
+    return sum(window.explained.tile.height_px * window.explained.tile.width_px for window in windows) < fused.size
+
+
 def _notes(
     windows: Sequence[WindowMaps], fused: NDArray[np.float32], settings: ExplainSettings, engine: Engine
 ) -> tuple[str, ...]:
@@ -467,6 +472,7 @@ def _notes(
     explained = [window.explained for window in windows if window.explained.status is Status.EXPLAINED]
     support = float((fused > 0).mean())
     found = {
+        "only_the_middle": engine.card.input.fit is Fit.CENTER_CROP and _leaves_out(windows, fused),
         "ok_label_has_no_place": settings.target in engine.card.ok_labels,
         "scores_predicted": any(block.predicted for window in windows for block in window.explained.blocks),
         "low_score_spread": any(tile.score_spread < _FLAT_SPREAD for tile in explained),

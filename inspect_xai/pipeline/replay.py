@@ -35,7 +35,7 @@ from inspect_xai.pipeline.tolerance import (
     scores_off,
     sums_off,
 )
-from inspect_xai.records import Explanation, ModelCard, TileExplanation, VerdictSpec
+from inspect_xai.records import Explanation, InputSpec, ModelCard, TileExplanation, VerdictSpec
 from inspect_xai.storage.stored import StoredExplanation, StoredInspection
 
 _SUPPORT_TOLERANCE = 0.01  # of the picture, where only the share of pixels with evidence is left to compare
@@ -368,7 +368,7 @@ def _changes(stored: StoredInspection, provider: str, card: Mapping[str, Any]) -
         yield Change("provider", stored.run.provider, provider)
     pairs = {
         "version of": (stored.run.versions, versions()),
-        "card": (_flat(stored.model.card), _flat(json.loads(json.dumps(card)))),
+        "card": (_CARD_DEFAULTS | _flat(stored.model.card), _CARD_DEFAULTS | _flat(json.loads(json.dumps(card)))),
     }
     for what, (told, now) in pairs.items():
         for name in sorted(told.keys() | now.keys()):
@@ -386,6 +386,15 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in document.items():
         found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return found
+
+
+def _card_defaults() -> dict[str, Any]:
+    """What a card says that leaves out a key; cards from before there was the key were meant so."""
+    plain = ModelCard("", "", (), InputSpec(0, 0))
+    return _flat(json.loads(json.dumps(asdict(plain))))
+
+
+_CARD_DEFAULTS = _card_defaults()
 
 
 def _as_text(values: Any) -> str:

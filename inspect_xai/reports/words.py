@@ -29,6 +29,7 @@ NOTES: Final = {
     "baseline_scores_class": "the picture scores for the label even with everything hidden; read the map with doubt",
     "tiny_support": "the map covers less than a thousandth of the picture",
     "wide_support": "the map covers most of the picture",
+    "only_the_middle": "the network sees only the middle of the picture; around it nothing was looked at, the map is 0",
     "ok_label_has_no_place": "the label means OK, which has no place in the picture",
     "stride_grid": "the method marks a grid where the network takes every second pixel; trust regions, not single dots",
     "not_settled": "the random masks were too few for the map to settle: it is partly noise",
