@@ -33,6 +33,7 @@ from inspect_xai.records import (
     ModelCard,
     OutputSpec,
     Status,
+    Tile,
     VerdictSpec,
 )
 from tests.conftest import Run
@@ -285,6 +286,22 @@ def test_stretch_brings_the_map_back_to_the_pictures_size(toy_bundle) -> None:  
 
     assert explanation.fused.shape == (50, 120)
     assert len(explanation.tiles) == 1
+
+
+def test_around_a_center_crop_the_map_is_0_and_a_note_says_so(toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    with Explainer(toy_bundle("resnet18", Fit.CENTER_CROP), device="cpu") as explainer:
+        spec = explainer.card.input
+        explanation = explainer(picture_of((2 * spec.height, 4 * spec.width)))
+        whole = explainer(picture_of((spec.height, spec.width)))
+
+    assert [explained.tile for explained in explanation.tiles] == [
+        Tile(0, 0, spec.width, 2 * spec.height, 2 * spec.width)
+    ]
+    assert explanation.fused[:, spec.width : 3 * spec.width].any()
+    assert not explanation.fused[:, : spec.width].any()
+    assert not explanation.fused[:, 3 * spec.width :].any()
+    assert "only_the_middle" in explanation.notes
+    assert "only_the_middle" not in whole.notes
 
 
 @pytest.mark.parametrize("fit", list(Fit))

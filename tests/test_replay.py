@@ -125,6 +125,16 @@ def test_another_picture_in_its_place_is_found(replayer: Replayer, recorded: dic
     assert result.differences[0].now == hashlib.sha256(other).hexdigest()
 
 
+def test_a_key_that_cards_did_not_have_then_is_no_change(
+    replayer: Replayer, recorded: dict[str, StoredInspection]
+) -> None:
+    stored = recorded["bad"]
+    card = {name: value for name, value in stored.model.card.items() if name != "description"}
+    card["input"] = {name: value for name, value in card["input"].items() if name not in ("resize", "pad_color")}
+    older = dataclasses.replace(stored, model=dataclasses.replace(stored.model, card=card))
+    assert replayer.replay(older, archived_picture(older)).changed == ()
+
+
 def test_one_changed_byte_is_found_even_where_the_pixels_stay(
     replayer: Replayer, recorded: dict[str, StoredInspection]
 ) -> None:
