@@ -109,7 +109,7 @@ def plain(*, depth: int = 3, classes: int = 2, half: bool = False) -> Explanatio
         if tensor.name in rounded:
             tensor.CopyFrom(numpy_helper.from_array(rounded[tensor.name], tensor.name))
     spec = {"channels": Channels.GRAY} if depth == 1 else {}
-    output = OutputSpec(Activation.SIGMOID if classes == 1 else Activation.SOFTMAX)
+    output = OutputSpec(Activation.SIGMOID, positive_label=list(NAMES)[1]) if classes == 1 else OutputSpec()
     with tempfile.TemporaryDirectory() as folder:
         return explained(built(given, card(output, **spec), Path(folder)))
 
@@ -265,7 +265,7 @@ ODD = {
         lambda: model([*body(), SOFTMAX, LABEL, ZIPPED], outputs=TABLE_AND_LABEL), card(replace(NONE, name="p"))
     ),
     "Custom Vision": Odd(custom_vision, card(OutputSpec(name="logits"))),
-    "one score, (N,)": Odd(one_score, card(NONE), lambda: plain(classes=1)),
+    "one score, (N,)": Odd(one_score, card(replace(NONE, positive_label=list(NAMES)[1])), lambda: plain(classes=1)),
     "UINT8 made float at once": Odd(lambda: of_bytes(exact=False), card(**RAW)),
     "UINT8 computed with": Odd(lambda: of_bytes(exact=True), card(**RAW)),
     "(N, H, W)": Odd(of_planes, card(channels=Channels.GRAY), lambda: plain(depth=1)),
