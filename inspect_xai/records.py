@@ -106,6 +106,11 @@ class Method(StrEnum):
     RANDOM = "random"
     CENTRE = "centre"
 
+    @property
+    def looks_inside(self) -> bool:
+        """Whether it needs feature maps or gradients; the others ask the network for scores alone."""
+        return self not in (Method.RISE, Method.OCCLUSION, Method.RANDOM, Method.CENTRE)
+
 
 class Profile(StrEnum):
     """How many of the masks get a forward pass of their own; the others' scores are predicted from those."""

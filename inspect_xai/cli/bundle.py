@@ -24,6 +24,12 @@ def build(
     card: Annotated[Path, typer.Option("--card", help="What the model is and how it is fed: card.toml.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to make.")],
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that stands there.")] = False,
+    black_box: Annotated[
+        bool,
+        typer.Option(
+            "--black-box", help="Take any classifier, no CNN too: rise and occlusion explain it from outside."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Turn an exported CNN into a bundle: find its blocks, derive its graphs, prove them.
@@ -32,7 +38,7 @@ def build(
     """
     from inspect_xai.model.bundle import build_bundle
 
-    _print(build_bundle(model, card, out, force=force), as_json=as_json)
+    _print(build_bundle(model, card, out, force=force, black_box=black_box), as_json=as_json)
 
 
 @commands.command()

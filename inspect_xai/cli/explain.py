@@ -11,7 +11,7 @@ import typer
 from inspect_xai.cli.console import DeviceOption, JsonOption, PixelSettingsOption, echo, print_json, progress_bar
 from inspect_xai.errors import InspectXaiError, SettingsError, printable
 from inspect_xai.files import read_table
-from inspect_xai.records import Baseline, Method, Profile
+from inspect_xai.records import Baseline, Method, Profile, Status
 
 if TYPE_CHECKING:
     from inspect_xai.pipeline.explain import Explainer
@@ -139,7 +139,7 @@ def _explain_one(
 
 
 def _line(row: dict[str, Any]) -> str:
-    from inspect_xai.reports.words import faithfulness_in_words
+    from inspect_xai.reports.words import STATUSES, faithfulness_in_words
 
     if "error" in row:
         return f"{printable(row['picture'])}: {row['error']}: {row['message']}"
@@ -149,6 +149,8 @@ def _line(row: dict[str, Any]) -> str:
     cost = f"{row['passes']} passes{_saved(row)}, {row['duration_ms'] / 1000:.2f} s"
     faithful = faithfulness_in_words(row["faithfulness"])
     line = f"{printable(row['picture'])}: {said}; {row['method']} for {aim}: {row['status']}, {cost} -> {row['folder']}"
+    if row["status"] != Status.EXPLAINED:
+        return f"{line}\n  {STATUSES[row['status']]}"
     return f"{line}\n  {faithful}" if faithful else line
 
 

@@ -17,7 +17,7 @@ from onnx import helper
 
 from inspect_xai.errors import CardError, UnsupportedModelError
 from inspect_xai.model.paths import CONVOLUTIONS, POOLS, SHRINK, Map, Ways, cut_tensors, longest_path, ways
-from inspect_xai.model.wiring import attribute_of, put_nodes
+from inspect_xai.model.wiring import AS_BLACK_BOX, attribute_of, put_nodes
 from inspect_xai.model.working import Network
 from inspect_xai.records import BlockEnd
 
@@ -42,13 +42,17 @@ class Blocks:
         cuts: Those tensors of `ends` at which the network falls into two parts.
         turned: By the name of an end, the tensor, channels last or of whole numbers, it is to be made from (see
             `give_twins`).
-        notes: What a reader must know, as codes: "single_block", "attention_behind_the_last_block".
+        notes: What a reader must know, as codes: "single_block", "attention_behind_the_last_block", "black_box".
     """
 
     ends: tuple[BlockEnd, ...]
     cuts: frozenset[str]
     turned: dict[str, str]
     notes: tuple[str, ...]
+
+
+NO_BLOCKS = Blocks((), frozenset(), {}, ("black_box",))
+"""Of a network that is explained from outside, by what it says of masked pictures."""
 
 
 @dataclass(slots=True)
@@ -293,23 +297,24 @@ def _notes(way: Ways, ends: Sequence[str]) -> tuple[str, ...]:
     Raises:
         UnsupportedModelError: If there is no block, or attention follows a lone patch embedding.
     """
-    if not ends:
-        raise UnsupportedModelError(
-            "no convolution with an output larger than 1x1 stands between picture and class scores",
-            expected="a convolutional classifier",
-            remedy="a bundle needs convolutional blocks: explain this network with a tool for transformers",
-        )
-    deepest = way.maker[ends[-1]]
+    deepest = way.maker[ends[-1]] if ends else -1
     attention = any(
-        node.op_type in ("Attention", "MultiHeadAttention")
+        node.op_type in ("Attention", "MultiHeadAttention", "QAttention")
         or (node.op_type == "Softmax" and len(way.network.shapes.get(node.output[0], ())) > 2)
         for node in way.nodes[deepest + 1 :]
     )
+    if not ends:
+        raise UnsupportedModelError(
+            "no convolution with an output larger than 1x1 stands between picture and class scores"
+            + (": the network is a transformer" if attention else ""),
+            expected="a convolutional classifier",
+            remedy=AS_BLACK_BOX,
+        )
     if attention and len(ends) == 1:
         raise UnsupportedModelError(
             f"attention follows the only convolutional block {ends[0]!r}: the network is a transformer",
             expected="a convolutional classifier",
-            remedy="a bundle needs convolutional blocks: explain this network with a tool for transformers",
+            remedy=AS_BLACK_BOX,
         )
     notes = ["single_block"] if len(ends) == 1 else []
     return (*notes, "attention_behind_the_last_block") if attention else tuple(notes)

@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 import inspect_xai
 from inspect_xai.errors import UnsupportedModelError
-from inspect_xai.model.blocks import Blocks, find_blocks, give_twins
+from inspect_xai.model.blocks import NO_BLOCKS, Blocks, find_blocks, give_twins
 from inspect_xai.model.bundle import WEIGHTS, describe_end
 from inspect_xai.model.cells import place_cells
 from inspect_xai.model.graph import PREFIX, block_graphs, derivation, predict_graph, score_graph, trace_graph
@@ -22,6 +22,7 @@ from inspect_xai.model.head import Head, read_head
 from inspect_xai.model.proofs import Subject, prove
 from inspect_xai.model.safety import LoadedModel, load_model
 from inspect_xai.model.weights import move_weights
+from inspect_xai.model.wiring import AS_BLACK_BOX
 from inspect_xai.model.working import Network, working_form
 from inspect_xai.records import BlockEnd, InputSpec, Layout, ModelCard
 
@@ -40,13 +41,14 @@ class Plan:
     blocks: Blocks
 
 
-def read_network(path: Path, card: ModelCard, *, given: Sequence[str]) -> Plan:
+def read_network(path: Path, card: ModelCard, *, given: Sequence[str], black_box: bool = False) -> Plan:
     """Read a network and find its head and its block ends.
 
     Args:
         path: The network.
         card: Its card, checked.
         given: Block ends by tensor name; none: those found.
+        black_box: Look for no block ends: the network is explained from outside.
 
     Raises:
         CardError: If the card contradicts the network.
@@ -54,8 +56,10 @@ def read_network(path: Path, card: ModelCard, *, given: Sequence[str]) -> Plan:
         UnsupportedModelError: If the network is sound but cannot be explained.
     """
     loaded = load_model(path, card)
-    network = working_form(loaded.model, card, keep=given)
+    network = working_form(loaded.model, card, keep=() if black_box else given)
     head = read_head(network, card)
+    if black_box:
+        return Plan(path, loaded, card, network, head, NO_BLOCKS)
     found = find_blocks(network, scores=head.scores, classes=head.width, given=given)
     network = give_twins(network, found.turned) if found.turned else network
     shapes = {**network.whole, **network.shapes}
@@ -81,14 +85,14 @@ def write_network(plan: Plan, work: Path) -> dict[str, Any]:
     reason = _write_graphs(plan, work)
     ends, model, dynamic_batch = plan.blocks.ends, plan.loaded.model, plan.network.dynamic_batch
     chain = tuple(index for index, end in enumerate(ends) if end.tensor in plan.blocks.cuts)
-    _check_fallback(reason, complete=len(chain) == len(ends))
+    _check_fallback(reason, complete=len(chain) == len(ends) or not ends)
     subject = Subject(work, plan.card, ends, chain, model, dynamic_batch, not reason)
     return {
         "blocks": [describe_end(end) for end in ends],
         "cells": "edge_to_edge" if all(end.grid is None for end in ends) else "on_grids",
         "chain": chain,
         "batch": "dynamic" if dynamic_batch else 1,
-        "gradient": "finite_difference" if reason else "reverse_mode",
+        "gradient": "none" if not ends else "finite_difference" if reason else "reverse_mode",
         "gradient_reason": reason,
         "quantised": subject.quantised,
         "notes": plan.blocks.notes,
@@ -141,9 +145,10 @@ def _write_graphs(plan: Plan, work: Path) -> str:
     folder.mkdir()
     light = move_weights(plan.network.model, work / WEIGHTS)
     derived = derivation(plan.network, light, head=plan.head, spec=plan.card.input, blocks=plan.blocks)
-    trace, reason = trace_graph(derived)
-    graphs = {"predict": predict_graph(derived), "trace": trace, "score": score_graph(derived)}
-    graphs |= {f"block_{index}": graph for index, graph in enumerate(block_graphs(derived))}
+    graphs, reason = {"predict": predict_graph(derived), "score": score_graph(derived)}, "built as a black box"
+    if plan.blocks.ends:
+        graphs["trace"], reason = trace_graph(derived)
+        graphs |= {f"block_{index}": graph for index, graph in enumerate(block_graphs(derived))}
     for name, graph in graphs.items():
         (folder / f"{name}.onnx").write_bytes(graph.SerializeToString(deterministic=True))
     return reason
@@ -154,7 +159,7 @@ def _check_fallback(reason: str, *, complete: bool) -> None:
     if reason and not complete:
         raise UnsupportedModelError(
             f"{reason}; finite differences do not help, as the network does not fall into parts at every block end",
-            remedy="name other block ends with [explain] blocks in the card, or use a method without gradients",
+            remedy=f"name other block ends with [explain] blocks in the card, or {AS_BLACK_BOX}",
         )
 
 

@@ -18,16 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import inspect_xai
-from inspect_xai.errors import BundleError
+from inspect_xai.errors import BundleError, UnsupportedModelError
 from inspect_xai.model.card import canonical, card_text, card_toml, check_card, read_card
-from inspect_xai.records import BlockEnd, CellGrid, ModelCard, Scoring
+from inspect_xai.records import BlockEnd, CellGrid, Method, ModelCard, Scoring
 
 __all__ = ["ModelBundle", "add_int8", "build_bundle", "check_bundle", "load_bundle", "read_card"]
 
 SCHEMA_VERSION = 2  # 2: the scoring graph takes several pictures
 INT8_GRAPH = "score_int8"
 WEIGHTS = "graphs/weights.bin"
+FROM_OUTSIDE = "rise or occlusion"  # methods that ask the network for scores alone
 _MANIFEST = "manifest.json"
+_COARSE = (7, 7)  # where there is no block: as coarse as the deepest maps of most networks
 _MOST_MANIFEST_BYTES = 1 << 24
 _REBUILD = "make it anew: inspect-xai bundle build MODEL.onnx --card card.toml --out DIR --force"
 
@@ -64,6 +66,11 @@ class ModelBundle:
         """Where the cells of each block end lie, by its name; None: from edge to edge."""
         return {end.tensor: end.grid for end in self.blocks}
 
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """(h, w) of the smallest maps that masks of this network are made from."""
+        return (self.blocks[-1].height, self.blocks[-1].width) if self.blocks else _COARSE
+
     def graph(self, name: str) -> Path:
         """Return the path of a derived graph: "predict", "trace", "score", "block_0" and so on.
 
@@ -83,6 +90,7 @@ def build_bundle(
     *,
     blocks: Sequence[str] | None = None,
     force: bool = False,
+    black_box: bool = False,
 ) -> ModelBundle:
     """Make a bundle from an exported network and its card, and prove it.
 
@@ -92,6 +100,7 @@ def build_bundle(
         out: Folder to make.
         blocks: Block ends by tensor name in place of those of the card or those found.
         force: Replace a bundle that stands at `out`.
+        black_box: Look for no blocks: methods that ask the network for scores alone explain it (rise, occlusion).
 
     Raises:
         BundleError: If something else stands at `out`, or a proof fails.
@@ -108,7 +117,10 @@ def build_bundle(
     _check_target(out, force=force)
     known = read_card(Path(card)) if isinstance(card, Path | str) else card
     check_card(known)
-    plan = read_network(Path(onnx_path), known, given=tuple(known.explain.blocks if blocks is None else blocks))
+    if black_box:
+        check_from_outside(known.explain.method, said_by="explain.method")
+    given = tuple(known.explain.blocks if blocks is None else blocks)
+    plan = read_network(Path(onnx_path), known, given=given, black_box=black_box)
     with _workshop(out) as work:
         text = card_text(Path(card), known) if isinstance(card, Path | str) else card_toml(card).encode()
         (work / "card.toml").write_bytes(text)
@@ -125,6 +137,25 @@ def build_bundle(
         (work / _MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         _put_in_place(work, out)
     return load_bundle(out)
+
+
+def check_from_outside(method: Method, *, said_by: str) -> None:
+    """Refuse a method that a network without blocks cannot be explained by.
+
+    Args:
+        method: The method chosen.
+        said_by: What chose it, for the message.
+
+    Raises:
+        UnsupportedModelError: If it needs feature maps or gradients.
+    """
+    if method.looks_inside:
+        raise UnsupportedModelError(
+            f"{said_by}: found {method}, which looks inside the network; of a bundle built with --black-box only its "
+            "scores are known",
+            expected="a method that asks for scores alone",
+            remedy=f"choose {FROM_OUTSIDE}",
+        )
 
 
 def load_bundle(folder: Path | str) -> ModelBundle:

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from inspect_xai.errors import BundleError, DeviceError, ExplanationError, UnsupportedModelError
-from inspect_xai.model.bundle import INT8_GRAPH, WEIGHTS, ModelBundle
+from inspect_xai.model.bundle import FROM_OUTSIDE, INT8_GRAPH, WEIGHTS, ModelBundle
 from inspect_xai.model.session import OutOfDeviceMemoryError, hold, open_session, physical_cores, run
 from inspect_xai.records import CellAxis, CellGrid, ModelCard, Scoring
 
@@ -173,6 +173,11 @@ class Engine:
             ExplanationError: If a feature, a gradient or a probability is not a finite number, or gradient maps are
                 asked of a network that has none.
         """
+        if not self.bundle.blocks:
+            raise UnsupportedModelError(
+                "the bundle was built with --black-box: it shows no feature maps and no gradients",
+                remedy=f"choose {FROM_OUTSIDE}, or build it without --black-box",
+            )
         names = [end.tensor for end in self.bundle.blocks]
         has_gradients = self.bundle.manifest["gradient"] == "reverse_mode"
         if gradients and not has_gradients:
@@ -322,6 +327,8 @@ class Engine:
         """
         for end in self.bundle.blocks:
             self._session(self._scoring_graph(end.height, end.width))
+        if not self.bundle.blocks:
+            self._session("score")
 
     def warm_up(self) -> None:
         """Open all sessions and run each once, so that the first picture is not the slowest.
@@ -330,7 +337,8 @@ class Engine:
         """
         spec = self.card.input
         self.open_scoring()
-        self._session("trace")
+        if self.bundle.blocks:
+            self._session("trace")
         if self.bundle.manifest["gradient"] != "reverse_mode":
             return
         window = np.zeros((spec.height, spec.width, spec.depth), np.float32)

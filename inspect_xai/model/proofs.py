@@ -108,16 +108,14 @@ def prove(subject: Subject) -> dict[str, float]:
     Raises:
         BundleError: If one is above its bound.
     """
-    predict, trace = subject.session("predict"), subject.session("trace")
-    errors = {
-        "network_as_given": _network_as_given(subject, predict),
-        "chain_of_cuts": _chain_of_cuts(subject, trace),
-        "masking": _masking(subject, predict),
-    }
+    predict = subject.session("predict")
+    errors = {"network_as_given": _network_as_given(subject, predict), "masking": _masking(subject, predict)}
     if subject.dynamic_batch:
         errors["batch_of_two"] = _batch_of_two(subject, predict)
-    if subject.has_gradients:
-        errors |= _gradients(subject, trace)
+    if subject.ends:
+        trace = subject.session("trace")
+        errors["chain_of_cuts"] = _chain_of_cuts(subject, trace)
+        errors |= _gradients(subject, trace) if subject.has_gradients else {}
     for name, error in errors.items():
         if np.isinf(error):
             raise BundleError(
@@ -191,7 +189,7 @@ def _masking(subject: Subject, predict: ort.InferenceSession) -> float:
 
     Where cells do not reach from edge to edge, on the grid of every block end.
     """
-    grids = {end.grid for end in subject.ends}
+    grids = {end.grid for end in subject.ends} or {None}
     return max(_masking_on(subject, predict, grid) for grid in sorted(grids, key=str))
 
 

@@ -19,7 +19,21 @@ from inspect_xai.model.graph import PREFIX
 from inspect_xai.model.wiring import needed_nodes
 
 HEAD = "head"
-_LEARNT = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "DequantizeLinear"})
+_LEARNT = frozenset(
+    [
+        *(
+            "Conv",
+            "ConvTranspose",
+            "Gemm",
+            "MatMul",
+            "BatchNormalization",
+            "DequantizeLinear",
+            "FusedConv",
+            "FusedGemm",
+        ),
+        *("FusedGemm", "FusedMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul", "QLinearConv", "QGemm"),
+    ]
+)
 _ITEM_BYTES: dict[int, int] = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.INT8: 1, TensorProto.UINT8: 1}
 
 

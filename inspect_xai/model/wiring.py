@@ -11,6 +11,10 @@ from onnx import helper
 from inspect_xai.errors import ModelFileError
 
 EXPORT_AGAIN = "export the network to ONNX again and give the new file"
+AS_BLACK_BOX = (
+    'explain it from outside: build it with --black-box, and say method = "rise" or "occlusion" under [explain] '
+    "in the card"
+)
 
 
 def sort_nodes(nodes: Sequence[onnx.NodeProto], *, given: Iterable[str]) -> list[onnx.NodeProto]:

@@ -213,9 +213,9 @@ def compare_processes(folder: Path, cores: int, *, bucket: int, rounds: int) -> 
 def _burst(folder: Path, threads: int, bucket: int) -> float:
     """Score masks for a while in this process; return how many a second."""
     engine = _opened(folder, threads, bucket)
-    spec, deepest = engine.card.input, engine.bundle.blocks[-1]
+    spec = engine.card.input
     window = np.zeros((spec.height, spec.width, spec.depth), np.float32)
-    maps = np.random.default_rng(0).random((_MASKS, deepest.height, deepest.width), np.float32)
+    maps = np.random.default_rng(0).random((_MASKS, *engine.bundle.map_size), np.float32)
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < _BURST_S:
         engine.score_masks(window, maps, baseline=window)

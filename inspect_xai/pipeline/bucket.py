@@ -135,9 +135,9 @@ def resident_mb() -> float:
 
 def _measure(engine: Engine) -> dict[int, Measured]:
     """Score masks with larger and larger buckets, until memory runs out."""
-    spec, deepest = engine.card.input, engine.bundle.blocks[-1]
+    spec = engine.card.input
     window = np.zeros((spec.height, spec.width, spec.depth), np.float32)
-    maps = np.random.default_rng(0).random((_GPU_BUCKETS[-1], deepest.height, deepest.width), np.float32)
+    maps = np.random.default_rng(0).random((_GPU_BUCKETS[-1], *engine.bundle.map_size), np.float32)
     notes = list(engine.notes)
     found: dict[int, Measured] = {}
     for bucket in _GPU_BUCKETS:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from inspect_xai.errors import PictureError, SettingsError
 from inspect_xai.maths import regions, sise, tiles
-from inspect_xai.model.bundle import ModelBundle, load_bundle
+from inspect_xai.model.bundle import ModelBundle, check_from_outside, load_bundle
 from inspect_xai.model.engine import ALL_OTHERS, Engine
 from inspect_xai.model.session import cores_left_to_sessions
 from inspect_xai.pipeline.bucket import settle_bucket
@@ -138,6 +138,8 @@ class Explainer:
         self.card = replace(loaded.card, verdict=verdict or loaded.card.verdict)
         """The card of the bundle, with the thresholds that count here."""
         self.method = Method(method or spec.method)
+        if not loaded.blocks:
+            check_from_outside(self.method, said_by="method")
         self.profile = Profile(profile or spec.profile)
         usual_mu = spec.mu if self.profile is Profile.EXACT else 0.0
         self.mu = usual_mu if mu is None else mu

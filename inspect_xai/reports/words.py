@@ -19,8 +19,14 @@ REASONS: Final = {
 
 STATUSES: Final = {
     Status.EXPLAINED: "masking shows where the label's score depends on the picture",
-    Status.NO_EVIDENCE: "no channel of the network argues for the label: there is no map to show",
-    Status.NOT_EXPLAINED: "every masked picture scores nothing, so masking says nothing: there is no map to show",
+    Status.NO_EVIDENCE: (
+        "no channel of the network argues for the label: there is no map to show (rise and occlusion, which ask for "
+        "scores alone, may draw one)"
+    ),
+    Status.NOT_EXPLAINED: (
+        "every masked picture scores nothing, so masking says nothing: there is no map to show (layer-cam and "
+        "hirescam, which mask nothing, may draw one)"
+    ),
     Status.FAILED: "the explanation failed; the verdict stands without it",
 }
 
