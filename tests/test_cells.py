@@ -442,6 +442,15 @@ def test_near_the_outer_cells_the_peak_is_at_the_spot(engine: Engine, method: st
         assert np.hypot(rows.mean() - row, columns.mean() - column) < 2.5
 
 
+@pytest.mark.parametrize("method", ["grad-cam", "grad-cam++", "hirescam", "score-cam", "recipro-cam"])
+def test_near_the_outer_cells_the_first_pixel_is_at_the_spot(engine: Engine, method: str) -> None:
+    """Beyond the outer cells a map of the deepest block is flat; the first of equal pixels is one beside the cells."""
+    for row, column in ((18, 18), (46, 46), (18, 32)):
+        rank = explained(engine, method, spot(row, column)).rank
+        first = np.unravel_index(rank.argmin(), rank.shape)
+        assert np.hypot(first[0] - row, first[1] - column) < 4
+
+
 def test_extremes_and_sums_on_a_grid_equal_those_of_the_enlarged_maps() -> None:
     rng = np.random.default_rng(2)
     for shape in ((9, 9), (3, 17), (2, 2)):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from inspect_xai.errors import ExplanationError
-from inspect_xai.maths.sise import interpolation, rank_map, upsample
+from inspect_xai.maths.sise import Fusion, interpolation, rank_map, upsample
 from inspect_xai.records import CellGrid
 
 RISE_CELLS = 7
@@ -44,10 +44,31 @@ def evidence_map(
     Raises:
         ExplanationError: A value is not finite.
     """
+    fusion = as_fusion(signed, size, grid=grid)
+    return fusion.fused, rank_map(fusion.fused, fusion.before_last, fusion.deepest)
+
+
+def as_fusion(signed: NDArray[np.floating], size: tuple[int, int], *, grid: CellGrid | None = None) -> Fusion:
+    """Return the maps that `evidence_map` ranks by: evidence (H, W), signed values, and what breaks their ties.
+
+    Beyond the outer cells of a grid values are continued and alike; there the nearer pixel comes first.
+
+    Raises:
+        ExplanationError: A value is not finite.
+    """
     if not np.isfinite(signed).all():
         raise ExplanationError("a rival method's map holds values that are NaN or infinite")
     evidence, companion = (upsample(found, size, grid=grid) for found in (np.maximum(signed, 0), signed))
-    return evidence, rank_map(evidence, companion, companion)
+    return Fusion(evidence, companion, _nearness(signed.shape, size, grid) if grid else companion, ())
+
+
+def _nearness(cells: Sequence[int], size: tuple[int, int], grid: CellGrid) -> NDArray[np.float32]:
+    """Minus the pixels (H, W) from the outer cells; 0 among the cells."""
+    beyond = []
+    for count, side, axis in zip(cells, size, (grid.rows, grid.columns), strict=True):
+        pixels, last = np.arange(side), axis.first_px + (count - 1) * axis.step_px
+        beyond.append(np.maximum(0, np.maximum(axis.first_px - pixels, pixels - last)))
+    return np.asarray(-np.add.outer(*beyond), np.float32)
 
 
 def grad_cam(features: NDArray[np.floating], gradients: NDArray[np.floating]) -> NDArray[np.float32]:

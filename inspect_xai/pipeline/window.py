@@ -160,9 +160,7 @@ def _as_window(found: methods.Evidence, tile: Tile, size: tuple[int, int]) -> Wi
         status = Status.NOT_EXPLAINED
     fusion, maps = _empty(size), {}
     if status is Status.EXPLAINED:
-        evidence, _ = rivals.evidence_map(found.signed, size, grid=found.grid)
-        companion = sise.upsample(found.signed, size, grid=found.grid)
-        fusion = sise.Fusion(evidence, companion, companion, ())
+        fusion = rivals.as_fusion(found.signed, size, grid=found.grid)
         shown = {
             block.tensor: sise.normalised(block.sums, size, grid=block.grid)
             for block in found.blocks
