@@ -3,14 +3,16 @@
     python -m benchmarks.line overhead      a chunk of 200 real pictures, judged only and with explanations, in turn
                                             with the same number of bare forward passes in the same batch sizes
     python -m benchmarks.line memory        resident memory over 5,000 pictures
+    python -m benchmarks.line sizes         peak memory over one picture of 1 to 64 million pixels, flagged all over
     python -m benchmarks.line names         1,000,000 file names: the first picture, and memory as all are claimed
     python -m benchmarks.line workers       one process and two, of a thread each, and one of two threads, that drain
                                             one source in turn: a folder shared by renaming, a URL by claims with a
                                             lease; SQLite and PostgreSQL
     python -m benchmarks.line prefect       the same as runs of the flow on a real Prefect server: one worker, and two
 
-All but `memory` and `names` take the trained network and the pictures beside the checkout (see `benchmarks/real.py`).
-Those two render their pictures and use a network of two convolutions, so that what is not the network shows.
+All but `memory`, `sizes` and `names` take the trained network and the pictures beside the checkout (see
+`benchmarks/real.py`).
+Those three render their pictures and use a network of two convolutions, so that what is not the network shows.
 """
 
 import argparse
@@ -59,7 +61,14 @@ JUDGED_ONLY = LineRules(plan=policy_from({"version": "bench", "explain": {"verdi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    pieces = {"overhead": overhead, "memory": memory, "names": names, "workers": workers, "prefect": prefect}
+    pieces = {
+        "overhead": overhead,
+        "memory": memory,
+        "sizes": sizes,
+        "names": names,
+        "workers": workers,
+        "prefect": prefect,
+    }
     parser.add_argument("piece", choices=list(pieces))
     parser.add_argument("--pictures", type=int, help="default: 5000 for memory, 400 for prefect, else 200")
     parser.add_argument("--names", type=int, default=1_000_000)
@@ -227,6 +236,37 @@ def memory(scratch: Path, options: argparse.Namespace) -> None:
         f"memory: {summary.inspected} pictures, {summary.explained} explained, {summary.seconds:.0f} s; "
         f"from picture {curve[len(curve) // 5][0]} to the last {100 * (last / warm - 1):+.2f} %"
     )
+
+
+# --- the size of a picture
+
+
+def sizes(scratch: Path, _options: argparse.Namespace) -> None:
+    """Let a process of its own inspect one white picture, whose every window is flagged, and tell its peak memory."""
+    bundle = small_bundle(scratch)
+    peaks: list[tuple[int, float]] = []
+    for side in (250, 1_000, 2_000, 4_000, 8_000):
+        folder = scratch / f"white-{side}"
+        write_png(folder / "in/white.png", np.full((side, side), 255, np.uint8))
+        child = multiprocessing.get_context("spawn").Process(target=inspect_one, args=(folder, bundle))
+        child.start()
+        _, _, used = os.wait4(child.pid or 0, 0)
+        peaks.append((side * side, used.ru_maxrss / 1024))
+        (pixels, least), (most, last) = peaks[0], peaks[-1]
+        print(
+            f"sizes: {side:5d} px a side, peak {last:7.1f} MB, {last / least:.2f} of the smallest's, "
+            f"{(last - least) * 2**20 / max(1, most - pixels):.1f} bytes a pixel more, "
+            f"{used.ru_utime + used.ru_stime:.1f} s of the processor",
+            flush=True,
+        )
+
+
+def inspect_one(folder: Path, bundle: Path) -> None:
+    with (
+        Line(bundle, f"sqlite:///{folder / 'line.db'}", device="cpu") as line,
+        FolderSource(folder / "in", settle_s=0) as source,
+    ):
+        drain(line, source)
 
 
 # --- a million names

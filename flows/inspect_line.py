@@ -45,7 +45,7 @@ def _chunk_task(line: Line, source: Source, stop: threading.Event) -> Callable[[
     @tried_again("inspect-chunk")
     def inspect_chunk(claims: list[Claim]) -> list[Outcome]:
         with gpu_slot(line.run.provider):
-            return line.inspect(source, claims, after_each=stop.is_set)
+            return line.inspect(source, claims, after_each=stop.is_set, stopped=stop.is_set)
 
     total = source.count() if isinstance(source, FolderSource) else 0
     progress = create_progress_artifact(0.0, key="inspect-line-progress") if total else None

@@ -19,14 +19,17 @@ import pytest
 from numpy.typing import NDArray
 
 from inspect_xai.errors import DatabaseAwayError, SettingsError, StoreError
+from inspect_xai.model import engine as engine_module
+from inspect_xai.model import session
 from inspect_xai.pipeline import line as line_module
 from inspect_xai.pipeline.explain import Prepared
 from inspect_xai.pipeline.intake import Claim, FolderSource
 from inspect_xai.pipeline.line import Line, drain
 from inspect_xai.pipeline.outcome import LineSummary, Outcome
 from inspect_xai.pipeline.pictures import PictureLimits, decode_picture
-from inspect_xai.pipeline.policy import ExplainRule, LineRules
+from inspect_xai.pipeline.policy import ExplainRule, LineRules, policy_from
 from inspect_xai.pipeline.remote import UrlSource
+from inspect_xai.pipeline.replay import Replayer, ReplayOutcome
 from inspect_xai.records import Inspection, Reason, VerdictCode
 from inspect_xai.storage.store import open_store
 from inspect_xai.storage.stored import InspectionSummary, RecordedInspection
@@ -618,3 +621,66 @@ def test_two_lines_share_a_folder_and_a_killed_one_loses_nothing(tmp_path: Path,
     assert Counter(row.file_name for row in rows(db)) == {f"{number:03d}.png": 1 for number in range(120)}
     assert len(list((folder / "_archive").rglob("*.png"))) == 120
     assert list((folder / "_claimed").iterdir()) == []
+
+
+def white(path: Path, side: int) -> Path:
+    """A picture whose every window is over the threshold, and all score alike."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(hostile.encoded(np.full((side, side, 3), 255, np.uint8)))
+    return path
+
+
+def test_of_a_picture_that_is_flagged_all_over_64_windows_are_explained_and_the_record_says_so(
+    tmp_path: Path, bundle: Path, db: str
+) -> None:
+    white(tmp_path / "in/a.png", 240)  # 10 x 10 windows of 32 px, a quarter shared
+    run(tmp_path / "in", bundle, db)
+    (row,) = rows(db)
+    with open_store(db) as store:
+        stored = store.get(row.inspection_id, maps=True)
+    assert stored.explanation is not None
+    assert len(stored.explanation.tiles) == 64
+    assert "windows_left_out" in stored.explanation.notes
+    assert (stored.run.settings["max_windows"], stored.run.settings["max_seconds"]) == (64, 600.0)
+    with Replayer(bundle, device="cpu") as replayer:
+        found = replayer.replay(stored, Path(row.archived_to).read_bytes())
+    assert (found.outcome, found.differences) == (ReplayOutcome.HOLDS, ())
+
+
+def test_a_policy_says_how_many_windows_are_explained(tmp_path: Path, bundle: Path, db: str) -> None:
+    white(tmp_path / "in/a.png", 80)
+    plan = policy_from({"version": "few", "explain": {"max_windows": 3}})
+    run(tmp_path / "in", bundle, db, plan=plan)
+    with open_store(db) as store:
+        explanation = store.get(rows(db)[0].inspection_id).explanation
+    assert explanation is not None
+    assert (len(explanation.tiles), "windows_left_out" in explanation.notes) == (3, True)
+    assert (
+        "max_windows" not in policy_from({"version": "1"}).content["explain"]
+    )  # kept versions stand for what they did
+    with pytest.raises(SettingsError, match="max_windows: 0 windows"):
+        policy_from({"version": "none", "explain": {"max_windows": 0}})
+
+
+def test_a_picture_that_takes_long_is_given_back_when_the_line_is_stopped(
+    tmp_path: Path, bundle: Path, db: str
+) -> None:
+    white(tmp_path / "in/a.png", 2400)  # 10,000 windows
+    (tmp_path / "in/a.json").write_text('{"serial": "SN1"}')
+    with Line(bundle, db, device="cpu") as line, FolderSource(tmp_path / "in", settle_s=0) as source:
+        stop, runs = threading.Event(), 0
+        engine_run = session.run
+
+        def slow(*arguments: object, **options: object) -> object:
+            nonlocal runs
+            runs += 1
+            stop.set()
+            time.sleep(0.25)
+            return engine_run(*arguments, **options)  # type: ignore[arg-type]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine_module, "run", slow)
+            assert drain(line, source, stop=stop).seen == 0
+        assert 1 < runs < 20  # two seconds are waited for
+    assert rows(db) == []
+    assert sorted(path.name for path in (tmp_path / "in").glob("*.*")) == ["a.json", "a.png"]

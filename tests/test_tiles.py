@@ -203,3 +203,20 @@ class TestStitch:
         assert 60 <= column < 64
         centre = (stitched.sum(axis=1) @ np.arange(40), stitched.sum(axis=0) @ np.arange(80)) / stitched.sum()
         assert centre == pytest.approx((9.5, 61.5), abs=1e-6)
+
+
+def test_windows_of_a_large_picture_are_laid_back_as_those_of_a_small_one() -> None:
+    spec, size = InputSpec(64, 64), (1700, 2500)  # blended in bands of some 840 rows
+    rng = np.random.default_rng(5)
+    placed = [tile for tile in tiles.windows(size, spec) if tile.index % 3 != 1]
+    maps = [rng.random((64, 64), np.float32) for _ in placed]
+    found = tiles.stitch(maps, placed, size)
+    total, weight = np.zeros(size), np.zeros(size)
+    ramp = np.minimum(np.arange(1, 65), np.arange(64, 0, -1)).astype(float)
+    for tile_map, tile in zip(maps, placed, strict=True):
+        where = np.s_[tile.top_px : tile.top_px + 64, tile.left_px : tile.left_px + 64]
+        total[where] += tile_map * np.outer(ramp, ramp)
+        weight[where] += np.outer(ramp, ramp)
+    expected = np.divide(total, weight, out=np.zeros(size), where=weight > 0).astype(np.float32)
+    assert np.array_equal(found, expected)
+    assert (expected == 0).any()

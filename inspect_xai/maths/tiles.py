@@ -18,6 +18,8 @@ from inspect_xai.records import Channels, Fit, InputSpec, Resize, Tile
 
 _MOST_RESIZED_PX = 1 << 26
 
+_BAND_PIXELS = 1 << 21  # whose sums are held at a time
+
 
 def as_channels(picture: NDArray[np.uint8], channels: Channels) -> NDArray[np.uint8]:
     """Give a picture the colour channels the network takes, in its order.
@@ -241,27 +243,54 @@ def stitch(maps: Sequence[NDArray[np.float32]], tiles: Sequence[Tile], size: tup
     on_whole = np.zeros(size, np.float32)
     if not tiles:
         return on_whole
-    # Sums in float64 only where windows lie: of a large picture that is a small part.
-    first_row = max(0, min(tile.top_px for tile in tiles))
+    if len(tiles) == 1:  # all of it is that window's
+        on_picture, in_window = _overlap(tiles[0], size)
+        on_whole[on_picture] = _at_size(maps[0], tiles[0])[in_window]
+        return on_whole
+    # Sums in float64 only where windows lie, and of so many rows at a time: those of a large picture weigh a lot.
     first_column = max(0, min(tile.left_px for tile in tiles))
-    last_row = min(size[0], max(tile.top_px + tile.height_px for tile in tiles))
     last_column = min(size[1], max(tile.left_px + tile.width_px for tile in tiles))
-    total = np.zeros((last_row - first_row, last_column - first_column))
-    weight = np.zeros_like(total)
-    for tile_map, tile in zip(maps, tiles, strict=True):
-        height, width = tile.height_px, tile.width_px
-        top, left = max(0, tile.top_px), max(0, tile.left_px)
-        bottom, right = min(size[0], tile.top_px + height), min(size[1], tile.left_px + width)
-        on_picture = np.s_[top - first_row : bottom - first_row, left - first_column : right - first_column]
-        in_window = np.s_[top - tile.top_px : bottom - tile.top_px, left - tile.left_px : right - tile.left_px]
-        whole = tile_map if tile_map.shape == (height, width) else upsample(tile_map, (height, width))
-        # Whole numbers: a float32 times such a weight is exact in float64, so one map alone comes back bit for bit.
-        ramp = np.outer(_ramp(height), _ramp(width))[in_window]
-        total[on_picture] += whole[in_window] * ramp
-        weight[on_picture] += ramp
-    np.divide(total, weight, out=total, where=weight > 0)
-    on_whole[first_row:last_row, first_column:last_column] = total
+    width = last_column - first_column
+    rows = max(1, _BAND_PIXELS // width)
+    for top in range(0, size[0], rows):
+        bottom = min(top + rows, size[0])
+        here = [
+            (tile_map, tile)
+            for tile_map, tile in zip(maps, tiles, strict=True)
+            if tile.top_px < bottom and tile.top_px + tile.height_px > top
+        ]
+        if here:
+            on_whole[top:bottom, first_column:last_column] = _band(here, top, first_column, (bottom - top, width))
     return on_whole
+
+
+def _band(
+    placed: Sequence[tuple[NDArray[np.float32], Tile]], top_px: int, left_px: int, size: tuple[int, int]
+) -> NDArray[np.float64]:
+    """Blend windows on one rectangle of the picture, in their order."""
+    total, weight = np.zeros(size), np.zeros(size)
+    for tile_map, tile in placed:
+        moved = Tile(tile.index, tile.top_px - top_px, tile.left_px - left_px, tile.height_px, tile.width_px)
+        on_band, in_window = _overlap(moved, size)
+        # Whole numbers: a float32 times such a weight is exact in float64, so one map alone comes back bit for bit.
+        ramp = np.outer(_ramp(tile.height_px)[in_window[0]], _ramp(tile.width_px)[in_window[1]])
+        total[on_band] += _at_size(tile_map, tile)[in_window] * ramp
+        weight[on_band] += ramp
+    np.divide(total, weight, out=total, where=weight > 0)
+    return total
+
+
+def _overlap(tile: Tile, size: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Return the pixels that a window and a rectangle of (H, W) have in common, as places in each."""
+    top, left = max(0, tile.top_px), max(0, tile.left_px)
+    bottom, right = min(size[0], tile.top_px + tile.height_px), min(size[1], tile.left_px + tile.width_px)
+    inside = slice(top - tile.top_px, bottom - tile.top_px), slice(left - tile.left_px, right - tile.left_px)
+    return (slice(top, bottom), slice(left, right)), inside
+
+
+def _at_size(tile_map: NDArray[np.float32], tile: Tile) -> NDArray[np.float32]:
+    size = tile.height_px, tile.width_px
+    return tile_map if tile_map.shape == size else upsample(tile_map, size)
 
 
 def _ramp(length: int) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ A window is (H, W, C) in the network's channel order and in pixel units (0 to 25
 the card's mean and standard deviation is part of the graphs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -78,6 +78,7 @@ class Engine:
         threads: Threads inside one operator.
         int8_px: Maps with no side longer than this are scored in 8 bits; 0: none.
         int8_masks: How many were, so far.
+        before_run: Called before every run of the network; whoever wants to stop it raises.
 
     Raises:
         BundleError: If 8 bits are asked for and the bundle was not quantised.
@@ -99,6 +100,7 @@ class Engine:
         self.int8_masks = 0
         self._on_grids = any(end.grid for end in bundle.blocks)
         self.notes: list[str] = []
+        self.before_run: Callable[[], None] = _go_on
         self.threads = threads or physical_cores()
         self._memory_mb = memory_mb
         self._sessions: dict[str, ort.InferenceSession] = {}
@@ -144,6 +146,7 @@ class Engine:
                     feeds |= {"baseline": feeds["picture"], "image": np.arange(len(feeds["picture"]))}
                     feeds["maps"] = np.zeros((len(feeds["picture"]), 1, 1, 1), np.float32)
                     feeds |= self.enlarging((1, 1))
+                self.before_run()
                 (scores,) = run(self._session(self._predicting_graph), ["probabilities"], feeds)
             except OutOfDeviceMemoryError:
                 feeds.clear()  # on a CPU the same memory: the smaller batch needs room beside it
@@ -193,6 +196,7 @@ class Engine:
             "target": np.array([target], np.int64),
             "against": np.array([against], np.int64),
         }
+        self.before_run()
         arrays = dict(zip(outputs, run(self._session("trace"), outputs, feeds), strict=True))
         found = {
             kind: {name: _finite(arrays[f"{kind}_{index}"][0], f"{kind} of {name}") for index, name in enumerate(names)}
@@ -263,6 +267,7 @@ class Engine:
                 "image": of[:1] if (of == of[0]).all() else self._filled(of, self.bucket),  # one is not copied n times
             }
             try:
+                self.before_run()
                 scores = run(self._session(graph), ["probabilities", "minimum", "span"], feeds, held=held)
             except OutOfDeviceMemoryError:
                 self._halve_bucket()
@@ -317,6 +322,7 @@ class Engine:
             chunk = np.ascontiguousarray(features[start : start + self.bucket])
             everything = np.full(len(chunk), MOST_PROBABLE, np.int64)
             feeds: dict[str, NDArray[Any]] = {f"feature_{deepest}": chunk, "target": everything, "against": everything}
+            self.before_run()
             scores += run(self._session(f"block_{len(chain)}"), ["probabilities"], feeds)
         return _finite(np.concatenate(scores), "scores of masked feature maps")
 
@@ -394,6 +400,7 @@ class Engine:
         """Run block ends (N, C, h, w) of one block through the rest of the network to the margin (N,)."""
         last = len(self.bundle.blocks)
         for index in range(station + 1, last):
+            self.before_run()
             (features,) = run(self._session(f"block_{index}"), [f"feature_{index}"], {f"feature_{index - 1}": features})
         feeds: dict[str, NDArray[Any]] = {
             f"feature_{last - 1}": features,
@@ -490,6 +497,10 @@ def _power_of_two(count: int) -> int:
 
 def _nchw(windows: NDArray[np.generic]) -> NDArray[np.float32]:
     return np.ascontiguousarray(np.moveaxis(windows, -1, 1), np.float32)
+
+
+def _go_on() -> None:
+    """Let the network run."""
 
 
 def _finite(array: NDArray[np.float32], name: str) -> NDArray[np.float32]:

@@ -41,6 +41,12 @@ from inspect_xai.records import (
 _FLAT_SPREAD = 0.05  # method notes 9.1: mask scores this close together say little
 _BASELINE_SCORES = 0.5  # method notes 9.6
 _SUPPORT_SHARE = (0.001, 0.6)  # method notes 9.11
+MOST_WINDOWS = 64
+"""Windows of a picture that are explained unless something else is asked for: those that score highest."""
+
+MOST_SECONDS = 600.0
+"""After so long no further window of a picture is begun."""
+
 PROFILE_SHARE = {Profile.EXACT: 1.0, Profile.FAST: 0.25, Profile.QUICK: 0.10}  # of the passes that every mask takes
 
 
@@ -97,6 +103,8 @@ class Explainer:
         max_passes: Spend at most so many passes on a picture; masks beyond that get predicted scores, and windows for
             which nothing is left are not explained.
         budget_s: The same in seconds; at least a few passes are made on one window even if they take longer.
+        max_windows: Explain at most so many windows of a picture, those that score highest; None: all. Whatever was
+            asked, no window is begun after `MOST_SECONDS`.
         threads: Threads inside one operator; default: all cores.
         bucket: Masks per run; default: what is kept of a measurement on this machine (see `pipeline/bucket.py`), else
             the device's.
@@ -124,6 +132,7 @@ class Explainer:
         profile: Profile | str | None = None,
         max_passes: int | None = None,
         budget_s: float | None = None,
+        max_windows: int | None = MOST_WINDOWS,
         threads: int | None = None,
         bucket: int | None = None,
         memory_mb: int | None = None,
@@ -145,7 +154,7 @@ class Explainer:
         self.mu = usual_mu if mu is None else mu
         self.baseline = Baseline(baseline or spec.baseline)
         self.max_passes, self.budget_s, self.threads = max_passes, budget_s, threads
-        self.faithfulness = faithfulness
+        self.max_windows, self.faithfulness = max_windows, faithfulness
         self.limits = limits or PictureLimits()
         if not 0 <= self.mu < 1:
             raise SettingsError(
@@ -153,6 +162,8 @@ class Explainer:
             )
         if max_passes is not None and max_passes < FEWEST_PASSES:
             raise SettingsError(f"max_passes is {max_passes}", expected=f"at least {FEWEST_PASSES}")
+        if max_windows is not None and max_windows < 1:
+            raise SettingsError(f"max_windows is {max_windows}", expected="at least 1")
         if budget_s is not None and not budget_s > 0:
             raise SettingsError(f"the budget is {budget_s} seconds", expected="more than 0")
         self.engine = shared or Engine(loaded, device=device, threads=threads, memory_mb=memory_mb)
@@ -291,10 +302,11 @@ class Explainer:
 
     def _within_bound(self, wanted: list[Tile], look: Look, target: int) -> list[Tile]:
         """Under a bound take the windows that score highest first, and no more than the passes are enough for."""
-        if self.max_passes is None and self.budget_s is None:
+        most = len(wanted) if self.max_windows is None else self.max_windows
+        if self.max_passes is None and self.budget_s is None and len(wanted) <= most:
             return wanted
         scores = {tile.index: float(score) for tile, score in zip(look.tiles, look.scores[:, target], strict=True)}
-        first = sorted(wanted, key=lambda tile: -scores[tile.index])
+        first = sorted(wanted, key=lambda tile: -scores[tile.index])[:most]
         return first if self.max_passes is None else first[: max(1, self.max_passes // FEWEST_PASSES)]
 
     def _windows_to_explain(self, look: Look, target: str) -> list[Tile]:
@@ -317,11 +329,13 @@ class Question:
     look: Look
     target: str
     against: str | None = None
+    only: frozenset[int] | None = None  # of the windows that would be explained, those with these indices
 
     @property
     def windows(self) -> int:
         """How many of its windows are to be explained."""
-        return len(self.explainer._windows_to_explain(self.look, self.target))
+        wanted = len(self.explainer._windows_to_explain(self.look, self.target))
+        return wanted if self.explainer.max_windows is None else min(wanted, self.explainer.max_windows)
 
 
 @cores_left_to_sessions()
@@ -356,7 +370,7 @@ class _Job:
     """One picture on its way: what is asked of it, and the work on its windows as far as it was begun."""
 
     def __init__(self, question: Question) -> None:
-        self.explainer, self.look = question.explainer, question.look
+        self.explainer, self.look, self.only = question.explainer, question.look, question.only
         self.engine = self.explainer.engine
         explainer, against = self.explainer, question.against
         self.settings = ExplainSettings(
@@ -377,8 +391,11 @@ class _Job:
         explainer, started = self.explainer, time.perf_counter()
         budget_s, max_passes = explainer.budget_s, explainer.max_passes
         chosen = explainer._within_bound(self.wanted, self.look, self.target)
+        until = started + (MOST_SECONDS if budget_s is None else budget_s)
         for number, tile in enumerate(chosen, start=1):
-            if budget_s is not None and self.tasks and time.perf_counter() > started + budget_s:
+            if self.only is not None and tile.index not in self.only:
+                continue
+            if self.tasks and self.only is None and time.perf_counter() > until:
                 return
             limit = Limit(
                 PROFILE_SHARE[explainer.profile],

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
@@ -36,7 +36,7 @@ from inspect_xai.maths.metrics import ebpg
 from inspect_xai.maths.optics import LEAST_SIDE, picture_statistics
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.pipeline.archive import ArchiveSource
-from inspect_xai.pipeline.explain import Explainer, Look, Prepared, Question, explain_together
+from inspect_xai.pipeline.explain import MOST_SECONDS, Explainer, Look, Prepared, Question, explain_together
 from inspect_xai.pipeline.folder import versions
 from inspect_xai.pipeline.golden import FILES_NOT_KNOWN, LET_FILES_BE_KNOWN, verify_at_start
 from inspect_xai.pipeline.identity import Identity, PathPattern, by_file, composed
@@ -67,8 +67,14 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
+
+class _Stopped(Exception):  # noqa: N818  no error
+    """The line was asked to stop, and the picture at work takes longer than one waits for."""
+
+
 # What another picture would meet as well: these end the line. All else is the picture's own trouble.
-_NOT_THE_PICTURES_FAULT = (StoreError, DeviceError, BundleError, SettingsError, IntakeError)
+_NOT_THE_PICTURES_FAULT = (StoreError, DeviceError, BundleError, SettingsError, IntakeError, _Stopped)
+_STOPS_WITHIN_S = 2.0  # of being asked: a picture that is not done by then is given back
 _MOST_WAITING_BYTES = 1 << 26
 _READ_AT_ONCE, _MOST_READ_BYTES = 8, 1 << 25
 _DECODERS = 4
@@ -191,6 +197,8 @@ class Line:
                 "bucket": engine.bucket,
                 "bucket_from": self._explainer.bucket_from,
                 "memory_mb": memory_mb,
+                "max_windows": self._explainer.max_windows,
+                "max_seconds": MOST_SECONDS,
                 "bundle": str(loaded.folder),
                 "bundle_sha256": loaded.sha256,
                 "model_sha256": loaded.manifest["files"]["model.onnx"]["sha256"],
@@ -201,7 +209,12 @@ class Line:
         self._store.begin_run(self.run)
 
     def inspect(
-        self, source: Source | ArchiveSource, claims: Sequence[Claim], *, after_each: Callable[[], bool] | None = None
+        self,
+        source: Source | ArchiveSource,
+        claims: Sequence[Claim],
+        *,
+        after_each: Callable[[], bool] | None = None,
+        stopped: Callable[[], bool] | None = None,
     ) -> list[Outcome]:
         """Inspect a chunk of claimed files and record them, several in a transaction; then put the files away.
 
@@ -212,6 +225,8 @@ class Line:
             source: Where the files were claimed.
             claims: The files.
             after_each: Called after every picture; when it returns True the rest of the chunk is given back.
+            stopped: Asked before every run of the network; a picture that is not done two seconds after it returned
+                True is given back with the rest.
 
         Returns:
             One outcome per inspected file, in order.
@@ -228,6 +243,7 @@ class Line:
         with (
             ThreadPoolExecutor(1, thread_name_prefix="record") as recorder,
             closing(self._judged(source, claims)) as judged,
+            self._stopped_by(stopped),
         ):
             record, batches = partial(self._record, source), self._batches(judged, after_each)
             # On a CPU the network needs all cores: what another thread does meanwhile holds it up for just as long.
@@ -283,8 +299,15 @@ class Line:
         On a GPU they are decoded meanwhile, too. On a CPU that would hold the network up: it needs all cores and drives
         all else out of their caches. So several pictures take each step together, between its runs or in them.
 
-        Pictures to be explained wait for each other until their windows fill the network's runs.
+        Pictures to be explained wait for each other until their windows fill the network's runs. Where the line is
+        stopped, those that are not done are not yielded.
         """
+        with suppress(_Stopped):
+            yield from self._judged_to_the_end(source, claims)
+
+    def _judged_to_the_end(
+        self, source: Source | ArchiveSource, claims: Sequence[Claim]
+    ) -> Generator[_Draft, None, None]:
         waiting: list[_Draft] = []
         threads = min(self._explainer.engine.threads, _DECODERS)
         with (
@@ -311,6 +334,24 @@ class Line:
                         waiting = []
         self._explain(waiting)
         yield from waiting
+
+    @contextmanager
+    def _stopped_by(self, stopped: Callable[[], bool] | None) -> Iterator[None]:
+        """Stop the network inside the block, between two runs, a moment after `stopped` said so."""
+        engine, noticed_at = self._explainer.engine, 0.0
+
+        def look() -> None:
+            nonlocal noticed_at
+            if stopped is not None and stopped():
+                noticed_at = noticed_at or time.monotonic()
+                if time.monotonic() > noticed_at + _STOPS_WITHIN_S:
+                    raise _Stopped
+
+        before, engine.before_run = engine.before_run, look
+        try:
+            yield
+        finally:
+            engine.before_run = before
 
     def _batches(self, judged: Iterable[_Draft], after_each: Callable[[], bool] | None) -> Iterator[list[_Draft]]:
         """Yield judged pictures, as many as are recorded at once: statements cost more than rows, but nobody waits."""
@@ -609,7 +650,8 @@ def drain(
         source: An open source.
         chunk: Pictures claimed at a time.
         watch_every_s: Look again so often for new pictures; None: end when there are none.
-        stop: When set, the picture at work is finished and recorded, and the rest of its chunk given back.
+        stop: When set, the picture at work is finished and recorded if that takes no more than two seconds, and the
+            rest of its chunk given back.
         on_progress: Called after every picture.
         inspect: Called with every chunk in place of `line.inspect`, for an orchestrator that wraps it.
 
@@ -628,7 +670,7 @@ def drain(
         return stop.is_set()
 
     def inspect_here(claims: list[Claim]) -> list[Outcome]:
-        return line.inspect(source, claims, after_each=after_each)
+        return line.inspect(source, claims, after_each=after_each, stopped=stop.is_set)
 
     inspect_chunk = inspect or inspect_here
     with line.sharing(source):

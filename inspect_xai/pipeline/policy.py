@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from inspect_xai.errors import SettingsError
 from inspect_xai.files import read_toml
 from inspect_xai.pipeline.alerts import AlertRule
-from inspect_xai.pipeline.explain import Explainer
+from inspect_xai.pipeline.explain import MOST_WINDOWS, Explainer
 from inspect_xai.pipeline.identity import DEFAULT_PATTERN
 from inspect_xai.pipeline.pictures import PictureLimits
 from inspect_xai.pipeline.scoring import FEWEST_PASSES
@@ -25,7 +25,7 @@ from inspect_xai.records import MAX_NAME_CHARS, Method, ModelCard, Profile, Verd
 _MOST_BYTES = 1 << 20
 _STRICT_KEYS = {"extra": "forbid"}
 # Rules that versions were kept without: unless they say something else they are no part of the content.
-_ADDED_LATER: dict[str, Any] = {"faithfulness": True, "labels": [], "overturned_days": 0}
+_ADDED_LATER: dict[str, Any] = {"faithfulness": True, "labels": [], "overturned_days": 0, "max_windows": None}
 _REMEDY = "correct the policy; docs/line.md lists its keys"
 
 
@@ -35,7 +35,7 @@ class ExplainRule:
 
     `labels`: defect labels whose pictures are explained whatever the verdict. `overturned_days`: the same for labels
     that people overturned in so many days; 0: none. `faithfulness`: measure with every explanation whether it is true
-    to the network, in eight passes beyond the bounds.
+    to the network, in eight passes beyond the bounds. `max_windows`: of a picture, at most; None: `MOST_WINDOWS`.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
@@ -46,6 +46,7 @@ class ExplainRule:
     profile: Profile | None = None
     max_passes: int | None = None
     max_seconds: float | None = None
+    max_windows: int | None = None
     faithfulness: bool = True
     labels: tuple[str, ...] = ()
     overturned_days: int = 0
@@ -239,6 +240,7 @@ def explainer_for(explainer: Explainer, policy: Policy, *, product: str, station
         profile=rule.profile,
         max_passes=rule.max_passes,
         budget_s=rule.max_seconds,
+        max_windows=rule.max_windows or MOST_WINDOWS,
         faithfulness=rule.faithfulness,
         limits=explainer.limits,
         verdict=policy.verdict_of(explainer.engine.card, product=product, station=station),
@@ -300,6 +302,8 @@ def _out_of_range(policy: Policy) -> Iterator[str]:
             yield f"{name}.max_passes: {rule.max_passes} is less than {FEWEST_PASSES}"
         if rule.max_seconds is not None and not 0 < rule.max_seconds < float("inf"):
             yield f"{name}.max_seconds: {rule.max_seconds} seconds"
+        if rule.max_windows is not None and rule.max_windows < 1:
+            yield f"{name}.max_windows: {rule.max_windows} windows"
         if rule.overturned_days < 0:
             yield f"{name}.overturned_days: {rule.overturned_days} days"
     yield from _numbers_out_of_range(policy)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from inspect_xai.errors import BundleError, ExplanationError, PictureError, SettingsError
 from inspect_xai.maths import tiles
 from inspect_xai.model.bundle import ModelBundle
-from inspect_xai.pipeline.explain import Explainer, Look
+from inspect_xai.pipeline.explain import Explainer, Look, Question, explain_together
 from inspect_xai.pipeline.folder import versions
 from inspect_xai.pipeline.pictures import PictureLimits, decode_picture, hash_of_pixels
 from inspect_xai.pipeline.policy import policy_from
@@ -234,10 +234,11 @@ class Replayer:
         settings, explainer = stored.settings, self._explainer
         explainer.method, explainer.mu, explainer.baseline = settings.method, settings.mu, settings.baseline
         explainer.profile, explainer.max_passes = settings.profile, settings.max_passes or None
-        explainer.budget_s = None
+        explainer.budget_s = explainer.max_windows = None  # the windows that were explained say what the bounds were
+        only = frozenset(tile.tile.index for tile in stored.tiles) if "windows_left_out" in stored.notes else None
         against = settings.against or None
         if not settings.budget_s:
-            return explainer.explain(look, target=settings.target, against=against)
+            return explain_together([Question(explainer, look, settings.target, against, only)])[0]
         parts = []
         for tile in stored.tiles:
             explainer.max_passes = _passes_of(tile, stored)
