@@ -103,6 +103,18 @@ def artifacts() -> list[Any]:
 
 
 @pytest.mark.usefixtures("prefect_server")
+def test_a_flow_anchors_the_ledgers_head(settings: Path, tmp_path: Path) -> None:
+    from flows.anchor_ledger import anchor_ledger
+
+    with open_store(f"sqlite:///{tmp_path / 'line.db'}") as store:
+        store.set_reason("dust", "Dust on the part")
+        head = store.ledger_head()
+    said = anchor_ledger(str(settings), place=str(tmp_path / "anchors.jsonl"))
+    assert (said["events"], said["head"], said["signed_by"]) == (1, head, "")
+    assert json.loads((tmp_path / "anchors.jsonl").read_text())["head"] == head
+
+
+@pytest.mark.usefixtures("prefect_server")
 def test_a_gpu_has_one_turn_at_a_time_and_a_cpu_needs_none() -> None:
     from prefect.client.orchestration import get_client
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -22,7 +23,7 @@ from inspect_xai.storage.documents import RowKey
 from inspect_xai.storage.retention import DataKind, Retention, Rule
 from inspect_xai.storage.store import Store, open_store
 from inspect_xai.storage.studies import Studies
-from inspect_xai.storage.tables import VERSION_TABLE
+from inspect_xai.storage.tables import VERSION_TABLE, Base
 from inspect_xai.storage.watchbook import Watchbook
 from tests import stored
 from tests.postgres import Cluster
@@ -268,6 +269,16 @@ def test_a_check_goes_on_after_broken_and_renumbered_events(store: Store, databa
     assert {(-5, "reordered"), (-5, "changed"), (2, "changed"), (4, "missing")} <= set(found)
     assert found.count((0, "unvouched")) == 4 + 1  # the inspections and the policy of event 2
     assert (-5, "changed") in found[-6:]  # the row of the renumbered event is looked at all the same
+
+
+def test_the_guide_says_of_every_table_whether_the_ledger_covers_it() -> None:
+    guide = (Path(__file__).parent.parent / "docs" / "record.md").read_text(encoding="utf-8")
+    section = guide.partition("### What the ledger covers")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line]
+    named = {name.partition(".")[0] for row in rows[2:] for name in re.findall(r"`([a-z_.]+)`", row[0])}
+    assert named == set(Base.metadata.tables)
+    for table, covered, by in rows[2:]:
+        assert len(by) > 50 or covered != "not seen", table  # with its reason
 
 
 # --- databases of the version before -----------------------------------------------------------------------------
