@@ -55,7 +55,7 @@ def test_a_sound_machine_passes_and_is_left_as_it_was(premises: Premises, tmp_pa
     findings = examine(premises)
     assert wrong(findings) == {}
     assert [finding.check for finding in findings] == [
-        "versions", "bundle", "device", "database", "model", "source", "claims", "sidecars",
+        "versions", "bundle", "device", "database", "model", "ledger", "source", "claims", "sidecars",
         "folder of reports", "folder of database", "folder of source", "clock",
     ]  # fmt: skip
     assert "CPUExecutionProvider ran prediction, trace and masks" in findings[2].found
