@@ -158,7 +158,7 @@ def constant_scores(scores: Sequence[float], *tail: str) -> onnx.ModelProto:
         last = f"t{index}"
     width = len(scores)
     constants = {
-        "w": np.full((2, 1, 1, 1), 1e-9, np.float32),
+        "w": np.full((2, 1, 1, 1), 3e-8, np.float32),
         "v": noise(2, width).astype(np.float32),
         "scores": np.asarray(scores, np.float32),
     }
