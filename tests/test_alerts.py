@@ -1,13 +1,16 @@
 """Alerts on their way out, against real servers on loopback: what arrives, what is tried again, what goes once."""
 
+import base64
 import json
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pytest
 from aiosmtpd.controller import Controller
@@ -248,3 +251,142 @@ def test_an_acknowledgement_stands_in_the_ledger(book: Watchbook) -> None:
     assert (book.acknowledged()["a1"].by, book.acknowledged()["a1"].note) == ("Bob", "lamp changed")
     with book._engine.connect() as connection:
         assert [event.facts["by"] for event in events(connection, kind="alarm_acknowledged")] == ["Ada", "Bob"]
+
+
+@pytest.fixture
+def slow() -> Iterator[Callable[[bytes, bytes], int]]:
+    """Start servers that say a greeting, then the same few bytes ten times a second; give the port of each."""
+    servers: list[socket.socket] = []
+    over = threading.Event()
+
+    def speak(each: socket.socket, first: bytes, then: bytes) -> None:
+        with each, suppress(OSError):
+            each.sendall(first)
+            while not over.wait(0.1):
+                each.sendall(then)
+
+    def accept(server: socket.socket, first: bytes, then: bytes) -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=speak, args=(server.accept()[0], first, then), daemon=True).start()
+
+    def start(first: bytes, then: bytes) -> int:
+        servers.append(socket.create_server(("127.0.0.1", 0)))
+        threading.Thread(target=accept, args=(servers[-1], first, then), daemon=True).start()
+        port: int = servers[-1].getsockname()[1]
+        return port
+
+    yield start
+    over.set()
+    for server in servers:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+
+
+DRIPS = {
+    "a header without end": (b"HTTP/1.1 200 OK\r\nX: ", b"a"),
+    "interim answers without end": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "a status line without end": (b"HTTP/1.1 ", b"2"),
+    "silence": (b"", b""),
+}
+
+
+@pytest.mark.parametrize("drip", DRIPS)
+def test_an_exchange_with_a_webhook_ends_however_slowly_it_answers(
+    book: Watchbook, slow: Callable[[bytes, bytes], int], drip: str
+) -> None:
+    outlets = Outlets(webhook=f"http://127.0.0.1:{slow(*DRIPS[drip])}/", webhook_secret="key")
+    begun = time.monotonic()
+    with pytest.raises(AlertError, match=r"gives no whole answer within 0\.3 seconds, 4 times in a row"):
+        send_alerts(book, [DRIFT], rules=(), outlets=outlets, pause=lambda _: None, exchange_s=0.3)
+    assert 1.2 <= time.monotonic() - begun < 4
+    assert book.alerts_sent("webhook", ["a1"]) == set()
+
+
+@pytest.mark.parametrize("security", ["none", "tls"])
+def test_an_exchange_with_a_mail_server_ends_however_slowly_it_answers(
+    book: Watchbook, slow: Callable[[bytes, bytes], int], security: Literal["none", "tls"]
+) -> None:
+    port = slow(b"220-hold on\r\n", b"220-hold on\r\n") if security == "none" else slow(b"\x16\x03\x03\x40\x00", b"\0")
+    mail = Outlets(smtp_host="127.0.0.1", smtp_port=port, smtp_security=security, mail_from="a@b.c", mail_to=("d@e.f",))
+    begun = time.monotonic()
+    with pytest.raises(AlertError, match=r"the mail server 127\.0\.0\.1 gives no whole answer"):
+        send_alerts(book, [DRIFT], rules=(), outlets=mail, pause=lambda _: None, exchange_s=0.3)
+    assert time.monotonic() - begun < 4
+
+
+def test_all_alerts_of_a_channel_share_one_time(book: Watchbook, slow: Callable[[bytes, bytes], int]) -> None:
+    outlets = Outlets(webhook=f"http://127.0.0.1:{slow(*DRIPS['silence'])}/", webhook_secret="key")
+    begun = time.monotonic()
+    with pytest.raises(AlertError, match=r"within 0\.\d+ seconds; the 0\.5 seconds for all alerts of a channel"):
+        send_alerts(book, [DRIFT, ESCAPE], rules=(), outlets=outlets, channel_s=0.5)
+    assert time.monotonic() - begun < 3
+
+
+def test_a_body_without_end_is_not_read(book: Watchbook, slow: Callable[[bytes, bytes], int]) -> None:
+    port = slow(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n", b"a" * 1000)
+    sent = send_alerts(
+        book, [DRIFT], rules=(), outlets=Outlets(webhook=f"http://127.0.0.1:{port}/", webhook_secret="k")
+    )
+    assert sent.sent[Channel.WEBHOOK] == ("a1",)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://ada:s3cret@127.0.0.1:{port}/in",
+        "http://ada:12/s3cret@127.0.0.1:{port}/in",
+        "http://ada:s3cret/@127.0.0.1:{port}/in",
+        "ftp://ada:s3cret@127.0.0.1/",
+        "http://ada:s3cret@127.0.0.1:70000/",
+        "http://ada:s3cret\n@127.0.0.1/",
+    ],
+)
+def test_no_message_tells_a_password_of_the_url(book: Watchbook, slow: Callable[[bytes, bytes], int], url: str) -> None:
+    port = slow(b"HTTP/1.1 404 Not here\r\nContent-Length: 0\r\n\r\n", b"")
+    outlets = Outlets(webhook=url.format(port=port), webhook_secret="very-secret")
+    with pytest.raises(AlertError) as caught:
+        send_alerts(book, [DRIFT], rules=(), outlets=outlets, pause=lambda _: None, exchange_s=1)
+    for secret in ("s3cret", "ada", "very-secret", ":12"):
+        assert secret not in str(caught.value)
+
+
+def test_a_name_and_a_password_in_the_url_reach_the_server(book: Watchbook, webhook: str) -> None:
+    address = webhook.replace("://", "://ada:s3cret@")
+    send_alerts(book, [DRIFT], rules=(), outlets=Outlets(webhook=address, webhook_secret="key"))
+    assert Receiver.got[0][0]["authorization"] == "Basic " + base64.b64encode(b"ada:s3cret").decode()
+
+
+def test_no_proxy_of_the_environment_is_asked(book: Watchbook, webhook: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9/")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9/")
+    sent = send_alerts(book, [DRIFT], rules=(), outlets=Outlets(webhook=webhook, webhook_secret="key"))
+    assert sent.sent[Channel.WEBHOOK] == ("a1",)
+
+
+def test_what_a_server_says_commands_no_terminal(book: Watchbook, slow: Callable[[bytes, bytes], int]) -> None:
+    port = slow(b"HTTP/1.1 404 \x1b[31mgone\x1b[0m" + b"E" * 5000 + b"\r\nContent-Length: 0\r\n\r\n", b"")
+    outlets = Outlets(webhook=f"http://127.0.0.1:{port}/", webhook_secret="key")
+    with pytest.raises(AlertError) as caught:
+        send_alerts(book, [DRIFT], rules=(), outlets=outlets, pause=lambda _: None, exchange_s=1)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"smtp_user": "line", "smtp_password": "schlüssel"}, "smtp_password has a character beyond ASCII"),
+        ({"mail_from": "a@b.c\r\nBcc: d@e.f"}, "mail_from or alert.mail_to is no address"),
+    ],
+)
+def test_settings_that_no_mail_can_carry_are_told(
+    book: Watchbook, mailbox: tuple[Mailbox, int], changed: dict[str, Any], says: str
+) -> None:
+    given: dict[str, Any] = {
+        "smtp_host": "127.0.0.1", "smtp_port": mailbox[1], "smtp_security": "none",
+        "mail_from": "line@plant.example", "mail_to": ("qm@plant.example",),
+    }  # fmt: skip
+    with pytest.raises(AlertError, match=says) as caught:
+        send_alerts(book, [DRIFT], rules=(), outlets=Outlets(**given | changed), pause=lambda _: None)
+    assert "ü" not in str(caught.value)
