@@ -37,7 +37,7 @@ from inspect_xai.records import (
     VerdictSpec,
 )
 from tests.conftest import Run
-from tests.reference.torch_sise import ReferenceMap, reference_sise, slow_otsu
+from tests.reference.torch_sise import Lattice, ReferenceMap, measured_lattices, reference_sise, slow_otsu
 from tests.test_gradient_networks import TorchGraph
 from tests.toy_graphs import NHWC_ENDS, nhwc_model
 from tests.toys import TOYS, Family, toy_model
@@ -118,7 +118,29 @@ def reference_for(name: str, picture: NDArray[np.uint8], baseline: str, **option
     seen = np.moveaxis(picture.reshape(*picture.shape[:2], -1), -1, 0).astype(np.float64)
     hidden = np.zeros_like(seen) if baseline == "black" else np.broadcast_to(mean.numpy() * spec.scale, seen.shape)
     activation = "sigmoid" if family.activation == "sigmoid" and family.classes > 1 else "softmax"
-    return reference_sise(forward, seen, hidden.copy(), activation=activation, **options)  # type: ignore[arg-type]
+    lattices = measured_lattices(list(toy.stages), family.shape)
+    return reference_sise(forward, seen, hidden.copy(), activation=activation, lattices=lattices, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # Each 3x3 layer without padding moves the first cell by a step, each stride of 2 doubles the step.
+        ("inception", [(3, 2), (9, 4), (13, 8), (21, 16)]),
+        ("squeezenet", [(1, 2), (3, 4), (7, 8)]),
+        ("googlenet", None),  # its pools in ceil mode leave as many cells as padded ones
+        ("resnet18", None),
+    ],
+)
+def test_the_oracle_lays_unpadded_toys_on_the_lattice_counted_by_hand(
+    name: str, expected: list[tuple[float, float]] | None
+) -> None:
+    found = measured_lattices(list(TOYS[name].make().stages), TOYS[name].shape)
+
+    if expected is None:
+        assert found is None
+    else:
+        assert found == [Lattice(pytest.approx((at, at)), pytest.approx((step, step))) for at, step in expected]
 
 
 def assert_same_map(mine: NDArray[np.float32], theirs: ReferenceMap, *, atol: float = 1e-4) -> None:
