@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import re
 import struct
 import time
 import zlib
@@ -118,6 +119,35 @@ def test_a_jpeg_cut_short_with_an_end_marker_is_refused(form: str, share: float)
         decode_picture(cut + b"\xff\xd9")
     with pytest.raises(PictureError, match="cut short: no end marker"):
         decode_picture(cut)
+
+
+def test_a_progressive_jpeg_cut_between_two_scans_is_refused() -> None:
+    data = JPEGS["progressive"]
+    starts = [match.start() for match in re.finditer(rb"(\xff\xc4..[^\xff]*)?\xff\xda", data, re.DOTALL)]
+    assert len(starts) == 10
+    for start in starts[1:]:
+        whole_scans = data[:start] + b"\xff\xd9"
+        assert with_opencv(whole_scans).shape == SCENE.shape  # no decoder says a word
+        with pytest.raises(
+            PictureError, match=r"cut short: its \d scans leave [123] of 3 colour components incomplete"
+        ):
+            decode_picture(whole_scans)
+
+
+def test_a_jpeg_with_a_scan_for_each_component_needs_all_of_them() -> None:
+    planes = [saved(Image.fromarray(SCENE[..., channel]), "JPEG", quality=90) for channel in range(3)]
+    frame, scan = planes[0].find(b"\xff\xc0"), planes[0].find(b"\xff\xda")
+    components = b"\0\x11\x08" + planes[0][frame + 5 : frame + 9] + b"\3\1\x11\0\2\x11\0\3\x11\0"
+    tables = planes[0][frame + 13 : scan]
+    scans = [
+        b"\xff\xda\0\x08\1%c\0\0\x3f\0" % (number + 1) + plane[scan + 10 : -2] for number, plane in enumerate(planes)
+    ]
+    head = planes[0][:frame] + b"\xff\xc0" + components + tables
+    whole = head + b"".join(scans) + b"\xff\xd9"
+    assert np.array_equal(decode_picture(whole), with_opencv(whole))
+    for count, left in ((1, 2), (2, 1)):
+        with pytest.raises(PictureError, match=f"its {count} scans leave {left} of 3 colour components incomplete"):
+            decode_picture(head + b"".join(scans[:count]) + b"\xff\xd9")
 
 
 @pytest.mark.parametrize("form", JPEGS)
@@ -488,6 +518,25 @@ def test_bmp_keeps_its_pixels_and_its_header_must_fit_them(mode: str) -> None:
         flipped[at] ^= 16
         with pytest.raises(PictureError):
             decode_picture(bytes(flipped))
+
+
+def run_length_bmp(runs: bytes, *, height: int, width: int) -> bytes:
+    """A gray BMP of 8 bits whose rows are run-length code."""
+    palette = b"".join(bytes([level, level, level, 0]) for level in range(256))
+    size = len(runs)
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, size, 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 1078 + size, 0, 0, 1078) + header + palette + runs
+
+
+@pytest.mark.parametrize("end", [b"\0\0\0\1", b"\0\1"])
+def test_run_length_code_of_a_bmp_must_give_every_pixel(end: bytes) -> None:
+    rows = [bytes([5, 10, 0, 3, 20, 30, 40, 0]), *[bytes([8, 50 + row]) for row in range(7)]]  # 5 of one, 3 one by one
+    pixels = decode_picture(run_length_bmp(b"\0\0".join(rows) + end, height=8, width=8))
+    assert pixels[7].tolist() == [10, 10, 10, 10, 10, 20, 30, 40]
+    assert pixels[0].tolist() == [56] * 8
+    for cut in (b"\0\0".join(rows[:4]), b"\0\0".join([*rows[:7], b"\3\7"]), b"\0\2\0\1" + b"\0\0".join(rows[1:])):
+        with pytest.raises(PictureError, match="its runs leave pixels out"):
+            decode_picture(run_length_bmp(cut + end, height=8, width=8))
 
 
 # --- orientation

@@ -13,6 +13,8 @@ from inspect_xai.errors import PictureError
 
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN, _END, _EXIF = 0xDA, 0xD9, 0xE1
+_PROGRESSIVE = frozenset({0xC2, 0xCA})
+_COEFFICIENTS = 64  # of a block of 8 x 8 pixels
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
 _HEADER_MARKER = re.compile(rb"\xff[\x01-\xfe]")
 _SCAN_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither a stuffed 0xFF nor a restart marker
@@ -61,7 +63,7 @@ def read_jpeg(data: bytes) -> NDArray[np.uint8]:
         PictureError: If the file is cut short, its structure lies outside the limits, or the decoder warns.
     """
     header = list(_header(data))
-    _check_scans(data, header[-1])
+    scans = _scans(data, header[-1])
     components = _frame(data)[2]
     if components not in _COLORSPACES:
         raise PictureError(f"the JPEG file has {components} colour components", expected="1, 3 or 4")
@@ -73,6 +75,7 @@ def read_jpeg(data: bytes) -> NDArray[np.uint8]:
             expected="a scan that the decoder reads without a warning",
             remedy="take the picture again; see whether the file was cut or changed on its way",
         ) from error
+    _check_complete(data, header, scans)
     return _without_black(pixels) if components == 4 else np.asarray(pixels[..., 0] if components == 1 else pixels)
 
 
@@ -132,21 +135,21 @@ def _check_gap(stray: int, fill: int, offset: int) -> None:
         )
 
 
-def _check_scans(data: bytes, first: _Segment) -> None:
-    """Walk from the first scan to the end marker.
+def _scans(data: bytes, first: _Segment) -> list[_Segment]:
+    """Return the scans' headers, from the first one to the end marker.
 
     Raises:
         PictureError: If there is no end marker, or more scans than any encoder writes.
     """
-    offset, scans = first.end, 1
+    offset, scans = first.end, [first]
     while (found := _SCAN_MARKER.search(data, offset)) is not None:
         if data[found.end() - 1] == _END:
-            return
+            return scans
         if found.end() + 2 > len(data):
             break
         segment = _segment(data, found)
-        scans += segment.marker == _SCAN
-        if scans > MAX_SCANS:
+        scans += [segment] if segment.marker == _SCAN else []
+        if len(scans) > MAX_SCANS:
             raise PictureError(
                 f"the JPEG file has more than {MAX_SCANS} scans",
                 expected=f"at most {MAX_SCANS}; encoders write some ten",
@@ -154,6 +157,32 @@ def _check_scans(data: bytes, first: _Segment) -> None:
             )
         offset = segment.end
     raise PictureError("the JPEG file is cut short: no end marker", expected="a whole file")
+
+
+def _check_complete(data: bytes, header: list[_Segment], scans: list[_Segment]) -> None:
+    """See that the scans bring each component whole: libjpeg-turbo says nothing of a scan that is not there.
+
+    Raises:
+        PictureError: If a component, or a coefficient of its blocks, or the last bit of one, is in no scan.
+    """
+    frame = next(segment for segment in header if segment.marker in _FRAMES)
+    identities = data[frame.body + 8 : frame.body + 8 + 3 * data[frame.body + 7] : 3]
+    missing = {identity: set(range(_COEFFICIENTS)) for identity in identities}
+    for scan in scans:
+        parameters = scan.body + 3 + 2 * data[scan.body + 2]
+        first, last, bits = data[parameters : parameters + 3].ljust(3, b"\xff")
+        if frame.marker not in _PROGRESSIVE:
+            first, last, bits = 0, _COEFFICIENTS - 1, 0
+        if bits & 0x0F == 0:  # down to the last bit
+            for identity in data[scan.body + 3 : parameters : 2]:
+                missing.get(identity, set()).difference_update(range(first, last + 1))
+    if incomplete := sum(map(bool, missing.values())):
+        raise PictureError(
+            f"the JPEG file is cut short: its {len(scans)} scans leave {incomplete} of {len(missing)} colour "
+            "components incomplete",
+            expected="scans that bring every component down to its last bit",
+            remedy="take the picture again; see whether the file was cut on its way",
+        )
 
 
 def _without_stray_bytes(data: bytes, header: list[_Segment]) -> bytes:

@@ -24,6 +24,7 @@ _MIN_SIDE_PX = 8
 # 16-bit RGBA without compression, and room for a header: no honest file of max_pixels is larger.
 _BYTES_PER_PIXEL = 8
 _HEADER_BYTES = 1 << 20
+_BMP_RLE = {1: 8, 2: 4}  # bits a pixel, by how the rows are coded
 _BMP_MASKS, _BMP_WITH_PROFILE = 3, 124
 
 
@@ -216,6 +217,28 @@ def _check_bmp(data: bytes) -> None:
             f"{width} x {height} pixels of {bits} bits take {rows} bytes, {stated} stated, {len(data) - start} there",
             "one number",
         )
+    if coding in _BMP_RLE and not _runs_fill(data[start:], height, width, bits=_BMP_RLE[coding]):
+        raise _damaged_bmp("its runs leave pixels out", f"runs for all of {width} x {height} pixels")
+
+
+def _runs_fill(runs: bytes, height: int, width: int, *, bits: int) -> bool:
+    """Whether run-length code gives every pixel: the decoder makes those it skips the palette's first colour."""
+    at, row, column = 0, 0, 0
+    while at + 1 < len(runs) and column <= width:
+        count, value = runs[at], runs[at + 1]
+        at += 2
+        if count:
+            column += count
+        elif value > 2:  # so many pixels, one by one, padded to whole words
+            column += value
+            at += -(-value * bits // 16) * 2
+        elif value == 0 and column == width:
+            row, column = row + 1, 0
+        elif value == 1:
+            break
+        else:
+            return False
+    return (row, column) in ((height, 0), (height - 1, width))
 
 
 def _damaged_bmp(found: str, expected: str) -> PictureError:
