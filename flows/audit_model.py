@@ -30,7 +30,7 @@ def audit_model(
     measure(bundle, manifest, out, db, options or {})
     answer: dict[str, Any] = json.loads((Path(out) / "audit.json").read_text(encoding="utf-8"))["answer"]
     said = f"Looks at the defect: **{answer['answer']}** ({'; '.join(answer['reasons'])})"
-    leave_behind("audit-model", answer, summary=said, page=Path(out) / "report.html")
+    leave_behind("audit-model", answer | {"page": (Path(out) / "report.html").absolute()}, summary=said)
     return answer
 
 

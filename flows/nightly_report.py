@@ -32,11 +32,13 @@ def nightly_report(
     the ways that policy and settings name. The report stands even where a way is closed: then the run fails after it.
     """
     file = Path(settings) if settings else None
-    chosen = day or yesterday(load_settings(file, db=db)).date()
-    written = write_day(settings=settings, db=db, day=chosen)
+    chosen = load_settings(file, db=db)
+    written = write_day(settings=settings, db=db, day=day or yesterday(chosen).date())
     told = written.pop("alerts")
     numbers = {name: value for name, value in written.items() if name != "summary"}
-    leave_behind("nightly-report", numbers, summary=written["summary"], page=Path(written["page"]))
+    name, desk = Path(written["page"]).parent.name, chosen.report.desk_url
+    link = f"{desk}/reports/{name}" if desk else ""
+    leave_behind("nightly-report", numbers, summary=written["summary"], link=link)
     for alert in told:
         _tell_prefect(alert)
     sent = send_day(told, settings=settings, db=db) if alerts else {}
@@ -49,7 +51,7 @@ def write_day(*, settings: str | None, db: str | None, day: date) -> dict[str, A
     report = write_report_of(load_settings(Path(settings) if settings else None, db=db), first=day, last=day)
     return {
         "day": day.isoformat(),
-        "page": str(report.page),
+        "page": str(report.page.absolute()),
         "summary": (report.page.parent / "summary.txt").read_text(encoding="utf-8"),
         "inspections": report.inspections,
         "ng": report.ng,

@@ -3,7 +3,6 @@
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task, task
@@ -52,16 +51,16 @@ def gpu_slot(provider: str) -> AbstractContextManager[None]:
     return concurrency(f"gpu-{socket.gethostname().lower()}", occupy=1)
 
 
-def leave_behind(name: str, facts: Mapping[str, Any], *, summary: str, page: Path | None = None) -> None:
-    """Leave a table, a summary and, where there is a page, a link to it beside the flow run.
+def leave_behind(name: str, facts: Mapping[str, Any], *, summary: str, link: str = "") -> None:
+    """Leave a table, a summary and, where there is one, a link beside the flow run.
 
     Args:
         name: Of the flow; begins the artifacts' keys.
         facts: What is put in the table, a row each.
         summary: One paragraph of markdown.
-        page: A page the run has written.
+        link: Address of a page that browsers reach; of a file on this machine they follow no link.
     """
     create_table_artifact([{"what": what, "value": str(value)} for what, value in facts.items()], key=f"{name}-numbers")
     create_markdown_artifact(summary, key=f"{name}-summary")
-    if page is not None:
-        create_link_artifact(page.absolute().as_uri(), key=f"{name}-page", link_text=page.name)
+    if link:
+        create_link_artifact(link, key=f"{name}-page", link_text=link)

@@ -13,6 +13,8 @@ Read at doors only (commands and flows) and handed down as values.
 
 import os
 import re
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
@@ -39,6 +41,12 @@ def _known_zone(name: str) -> str:
     except (KeyError, ValueError, OSError) as error:
         raise ValueError(f"no time zone is called {name!r}") from error
     return name
+
+
+def _web_address(url: str) -> str:
+    if url and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url):
+        raise ValueError("no http(s) address without user, query and fragment")
+    return url.rstrip("/")
 
 
 class LineSettings(BaseModel):
@@ -97,6 +105,8 @@ class ReportSettings(BaseModel):
         time_zone: The plant's zone: in it a day begins and ends.
         thumbnails: Most flagged parts shown with pictures.
         window_ms: Time the line has for a part; run times are held against it. 0: none is known.
+        desk_url: Address under which browsers reach the review desk, with its path where it has one; the nightly flow
+            links to the report's page there. Empty: it names the page's file.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -105,8 +115,10 @@ class ReportSettings(BaseModel):
     time_zone: str = "UTC"
     thumbnails: int = Field(default=60, ge=0, le=1000)
     window_ms: float = Field(default=0.0, ge=0)
+    desk_url: str = ""
 
     _is_a_zone = field_validator("time_zone")(_known_zone)
+    _is_an_address = field_validator("desk_url")(_web_address)
 
 
 class AlertSettings(BaseModel):
@@ -272,7 +284,7 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
     try:
         return Reader(**_given(flags))
     except ValidationError as error:
-        raise _explained(error, path) from error
+        raise _explained(error, path, flags=_given(flags)) from error
     except ValueError as error:  # a section's variable that is no JSON, for instance
         raise SettingsError(f"the settings cannot be read: {error}") from error
 
@@ -288,23 +300,62 @@ def _refuse_unknown_variables() -> None:
         name = variable.removeprefix(_PREFIX).split("__")[0].lower()
         if variable.startswith(_PREFIX) and variable not in _NOT_SETTINGS and name not in Settings.model_fields:
             raise SettingsError(
-                f"the variable {variable} is set",
+                f"the variable {variable} is set, and there is no setting {name}{_meant(name, Settings.model_fields)}",
                 expected=f"{', '.join(_PREFIX + field.upper() for field in Settings.model_fields)} or {FILE_VARIABLE}",
                 remedy="correct its name or unset it",
             )
 
 
-_SECRET = re.compile(r"^(db|alert|blob_store)$|webhook|secret|password|smtp_user")  # values that no message tells
+_SECRET = re.compile(
+    r"^(db|alert|blob_store)$|webhook|secret|password|smtp_user|desk_url"
+)  # values that no message tells
 
 
-def _explained(error: ValidationError, path: Path | None) -> SettingsError:
+def _explained(error: ValidationError, path: Path | None, *, flags: Mapping[str, Any]) -> SettingsError:
     problems = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
+        place = _set_by(problem["loc"], path, flags)
         if problem["type"] == "extra_forbidden":
-            problems.append(f"{key} is no setting")
+            problems.append(f"{key} is no setting{_meant_in(problem['loc'])} ({place})")
         elif _SECRET.search(key):
-            problems.append(f"{key}: {problem['msg']}")
+            problems.append(f"{key}: {problem['msg']} ({place})")
         else:
-            problems.append(f"{key} is {problem['input']!r}: {problem['msg']}")
-    return SettingsError("; ".join(problems), remedy=f"look into {path or 'the flags'} and the INSPECT_XAI_* variables")
+            problems.append(f"{key} is {problem['input']!r}: {problem['msg']} ({place})")
+    return SettingsError("; ".join(problems), remedy="correct it there; docs/line.md shows all settings")
+
+
+def _set_by(location: tuple[int | str, ...], path: Path | None, flags: Mapping[str, Any]) -> str:
+    """Say where a setting was set: what is asked first counts, as in `load_settings`."""
+    names = [part for part in location if isinstance(part, str)]
+    within: Any = flags
+    for name in names:
+        within = within.get(name) if isinstance(within, Mapping) else None
+    if within is not None:
+        return "set by a flag of the command"
+    full = _PREFIX + "__".join(names).upper()
+    for variable in sorted(os.environ):
+        if _holds(variable.upper(), full):
+            return f"set by the variable {variable}"
+    return f"set in {path}"
+
+
+def _holds(variable: str, full: str) -> bool:
+    """Whether a variable sets this very setting, a part of it, or as JSON the section that it stands in."""
+    section = variable.startswith(_PREFIX) and full.startswith(variable + "__")
+    return variable == full or variable.startswith(full + "__") or section
+
+
+def _meant_in(location: tuple[int | str, ...]) -> str:
+    """Guess which setting of the same section was meant."""
+    fields: Mapping[str, Any] = Settings.model_fields
+    section, name = "", str(location[-1])
+    for part in location[:-1]:
+        section += f"{part}."
+        fields = getattr(fields[str(part)].annotation, "model_fields", {})
+    return _meant(name, fields, section=section)
+
+
+def _meant(name: str, fields: Mapping[str, Any], *, section: str = "") -> str:
+    near = get_close_matches(name, fields, n=1)
+    return f"; did you mean {section}{near[0]}?" if near else ""

@@ -118,7 +118,21 @@ def test_replay_finds_a_row_changed_by_hand(cli: Run, db: str, bundle: Path) -> 
         (["retention", "rule", "--kind", "air", "--days", "3"], 2, "picture, map or row"),
         (["retention", "hold", "--reason", "why"], 2, "--part"),
         (["retention", "release", "7"], 1, "no hold 7"),
-        (["stats", "--by", "weather"], 2, "weather"),
+        (["stats", "--by", "weather"], 2, "no field is called weather; there are archived_to, camera, captured_at"),
+        (["report", "--date", "22.11.2026"], 2, "'22.11.2026' is no day written as in 2026-11-22 (year-month-day)"),
+        (["find", "--since", "2026-02-30"], 2, "written as in 2026-11-22 or 2026-11-22T06:30:00"),
+        (["report", "--date", "9999-12-31"], 60, "the day 9999-12-31. Expected a day from 1970-01-01 to 2999-12-31"),
+        (["report", "--date", "0001-01-01"], 60, "the day 0001-01-01"),
+        (["report", "--date", "1970-01-01"], 60, "the day 1969-12-31"),  # the days before, that it is held against
+        (["find", "--until", "9999-12-31T23:59:59"], 60, "the day 9999-12-31"),
+        (["find", "--since", "0001-01-01"], 60, "the day 0001-01-01"),
+        (["stats", "--since", "0001-01-01"], 60, "the day 0001-01-01"),
+        (["replay", "--date", "9999-12-31", "--bundle", "b"], 60, "the day 9999-12-31"),
+        (["reinspect", "--since", "0001-01-01", "--bundle", "b"], 60, "the day 0001-01-01"),
+        (["explain-missing", "--since", "0001-01-01", "--bundle", "b"], 60, "the day 0001-01-01"),
+        (["calibrate", "ffff", "--since", "0001-01-01"], 60, "the day 0001-01-01"),
+        (["drift", "baseline", "--since", "2026-11-01", "--until", "9999-12-31"], 60, "the day 9999-12-31"),
+        (["ledger", "export", "--out", "e.zip", "--since", "9999-12-31"], 60, "the day 9999-12-31"),
         (["trace", "SN99"], 1, "no part has the serial 'SN99'"),
         (["model", "approve", "ffff"], 53, "no such model"),
         (["model", "verify", "absent"], 14, "no golden set"),
@@ -504,6 +518,16 @@ def test_find_trace_and_stats(cli: Run, db: str, bundle: Path) -> None:
         ("LOT7", "OK", 1, 0), ("LOT7", "UNSURE", 1, 0), ("LOT8", "NG", 1, 1),
     ]  # fmt: skip
     assert "LOT8  1            0   1" in cli("stats", "--by", "lot", "--db", db)[1]
+    for zone in ("Pacific/Kiritimati", "America/Adak"):  # the ends of the calendar's zones
+        ends = ("--since", "1970-01-01", "--until", "2999-12-31", "--settings", shifted(db, zone))
+        assert cli("stats", "--by", "lot", *ends)[0] == 0
+
+
+def shifted(db: str, zone: str) -> Path:
+    """Settings with another zone."""
+    path = Path("zone.toml")
+    path.write_text(f'db = "{db}"\n[report]\ntime_zone = "{zone}"\n')
+    return path
 
 
 # The line's part of it

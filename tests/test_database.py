@@ -3,6 +3,7 @@
 import os
 import shutil
 import sqlite3
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -242,3 +243,12 @@ def test_the_desk_opens_neither_a_database_nor_an_archive_that_is_not_there(
     said = "no database at" if archive == "here" else "is no folder"
     assert (code, said in err) == (NotFoundError.exit_code if archive == "here" else SettingsError.exit_code, True), err
     assert (tmp_path / "store.db").exists() == (archive == "nowhere")
+
+
+def test_s3_without_its_package_says_what_to_install() -> None:
+    said = subprocess.run(  # fsspec keeps what it once imported: a process that never did
+        [sys.executable, "-c", "import sys; sys.modules['s3fs'] = None; import inspect_xai.storage.places as p; "
+         "p.opened_root('s3://plant/in')"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "ImportError: s3fs is not installed: pip install 'inspect-xai[s3]'" in said.stderr

@@ -46,7 +46,7 @@ def settings(tmp_path: Path, bundle: Path) -> Path:
     file.write_text(
         f'db = "sqlite:///{tmp_path / "line.db"}"\nbundle = "{bundle}"\ndevice = "cpu"\n'
         f'[line]\nsource = "{tmp_path / "in"}"\nsettle_s = 0\nchunk = 2\npath_pattern = "{{serial}}_{{captured_at}}"\n'
-        f'[report]\nout = "{tmp_path / "reports"}"\n'
+        f'[report]\nout = "{tmp_path / "reports"}"\ndesk_url = "https://desk.plant.example/inspect/"\n'
     )
     return file
 
@@ -70,7 +70,8 @@ def test_the_flows_inspect_and_report(settings: Path, tmp_path: Path) -> None:
     assert left["inspect-line-progress"].data == 100.0
     assert {"what": "ng", "value": "2"} in json.loads(left["inspect-line-numbers"].data)
     assert "5 pictures inspected" in left["inspect-line-summary"].data
-    assert Path(said["page"]).as_uri() in left["nightly-report-page"].data
+    assert "(https://desk.plant.example/inspect/reports/2026-11-22)" in left["nightly-report-page"].data
+    assert {"what": "page", "value": said["page"]} in json.loads(left["nightly-report-numbers"].data)
 
     nightly_report(str(settings), day=date(2026, 11, 22))  # the same alarm again is the same event
     [event] = events("inspect-xai.alert", least=1)
@@ -235,4 +236,6 @@ def test_an_audit_runs_as_a_flow_and_leaves_its_answer(tmp_path: Path, bundle: P
     answer = audit_model(str(bundle), str(tmp_path / "parts.csv"), str(tmp_path / "audit"), options=options)
     left = {artifact.key: artifact.data for artifact in artifacts()}
     assert answer["answer"] in left["audit-model-summary"]
-    assert (tmp_path / "audit/report.html").as_uri() in left["audit-model-page"]
+    page = {"what": "page", "value": str(tmp_path / "audit/report.html")}
+    assert page in json.loads(left["audit-model-numbers"])
+    assert "audit-model-page" not in left

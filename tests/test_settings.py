@@ -112,3 +112,46 @@ def test_a_secret_of_the_wrong_kind_is_not_told(tmp_path: Path, section: str) ->
         load_settings(tmp_path / "line.toml")
     assert "WhSec" not in str(caught.value)
     assert section.split()[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "variable", "flags", "words"),
+    [
+        (
+            "[report]\noutt = 'x'",
+            "",
+            {},
+            r"report\.outt is no setting; did you mean report\.out\? \(set in .*line\.toml\)",
+        ),
+        ("", "REPORT__OUTT=x", {}, r"did you mean report\.out\? \(set by the variable INSPECT_XAI_REPORT__OUTT\)"),
+        ("", 'REPORT={"outt": "x"}', {}, r"report\.outt .*\(set by the variable INSPECT_XAI_REPORT\)"),
+        ("", "LINE__CHUNK=0", {}, r"line\.chunk is '0': .*\(set by the variable INSPECT_XAI_LINE__CHUNK\)"),
+        ("[line]\nchunk = 3", "", {"line": {"chunk": 0}}, r"line\.chunk is 0: .*\(set by a flag of the command\)"),
+        ("[line]\nchunk = 0", "LINE__KEEP=1", {}, r"line\.chunk is 0: .*\(set in .*line\.toml\)"),
+        ("devise = 'cpu'", "", {}, r"devise is no setting; did you mean device\?"),
+        ("weather = 1", "", {}, r"weather is no setting \(set in"),
+        ("", "DEVISE=cpu", {}, r"INSPECT_XAI_DEVISE is set, and there is no setting devise; did you mean device\?"),
+        ("[report]\ndesk_url = 'https://ada:s3cret@desk'", "", {}, r"desk_url: .*no http\(s\) address without user"),
+        ("[report]\ndesk_url = 'desk.plant.example'", "", {}, r"no http\(s\) address"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place_and_what_was_meant(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: str,
+    variable: str,
+    flags: dict[str, dict[str, int]],
+    words: str,
+) -> None:
+    (tmp_path / "line.toml").write_text(content)
+    if variable:
+        name, _, value = variable.partition("=")
+        monkeypatch.setenv(f"INSPECT_XAI_{name}", value)
+    with pytest.raises(SettingsError, match=words) as caught:
+        load_settings(tmp_path / "line.toml", **flags)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_the_desks_address_keeps_its_path_and_no_slash_at_its_end(tmp_path: Path) -> None:
+    (tmp_path / "line.toml").write_text("[report]\ndesk_url = 'https://desk.plant.example/inspect/'")
+    assert load_settings(tmp_path / "line.toml").report.desk_url == "https://desk.plant.example/inspect"

@@ -8,7 +8,16 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, echo, print_json, progress_bar, store_of
+from inspect_xai.cli.console import (
+    DatabaseOption,
+    JsonOption,
+    SettingsOption,
+    day_asked,
+    echo,
+    print_json,
+    progress_bar,
+    store_of,
+)
 from inspect_xai.cli.line import open_line_of, print_summary, stopped_by_signals
 
 if TYPE_CHECKING:
@@ -18,7 +27,10 @@ if TYPE_CHECKING:
     from inspect_xai.storage.stored import InspectionSummary
 
 SinceOption = Annotated[
-    datetime, typer.Option("--since", formats=["%Y-%m-%d"], help="First day of inspection, in the plant's zone.")
+    datetime,
+    typer.Option(
+        "--since", parser=day_asked, metavar="YYYY-MM-DD", help="First day of inspection, in the plant's zone."
+    ),
 ]
 ArchiveOption = Annotated[Path | None, typer.Option("--archive", help="Where the archive was moved to, if it was.")]
 BundleOption = Annotated[Path | None, typer.Option("--bundle", help="The model: a bundle folder.")]

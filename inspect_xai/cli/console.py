@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
+from datetime import date, datetime
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,6 +43,40 @@ DatabaseOption = Annotated[
 ByOption = Annotated[str, typer.Option("--by", help="Who does this, for the ledger. Default: who is logged in.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text for people.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+
+
+def day_asked(text: str) -> datetime:
+    """Parse a day given on the command line: its midnight, without a zone.
+
+    Raises:
+        BadParameter: It is written in another form, or there is no such day.
+        SettingsError: It is further off than anybody can mean.
+    """
+    return _asked(text, "%Y-%m-%d")
+
+
+def time_asked(text: str) -> datetime:
+    """Parse a day or a moment given on the command line, without a zone.
+
+    Raises:
+        BadParameter: As `day_asked`.
+        SettingsError: The same.
+    """
+    return _asked(text, "%Y-%m-%d", "%Y-%m-%dT%H:%M:%S")
+
+
+def _asked(text: str, *forms: str) -> datetime:
+    from inspect_xai.reports.period import refuse_far_off
+
+    for form in forms:
+        try:
+            found = datetime.strptime(text.strip(), form)  # noqa: DTZ007  the plant's zone stands in the settings
+        except ValueError:
+            continue
+        refuse_far_off(found.date())
+        return found
+    examples = " or ".join(datetime(2026, 11, 22, 6, 30).strftime(form) for form in forms)  # noqa: DTZ001  an example
+    raise typer.BadParameter(f"{text!r} is no day written as in {examples} (year-month-day)")
 
 
 def use_any_terminal() -> None:

@@ -15,22 +15,28 @@ from inspect_xai.cli.console import (
     print_json,
     print_text_of_json,
     store_of,
+    time_asked,
 )
 from inspect_xai.errors import printable
 
 if TYPE_CHECKING:
     from inspect_xai.storage.store import Store
 
-_TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
 _LONG_AGO, _LONG_AFTER = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
 
 LotOption = Annotated[str | None, typer.Option("--lot", help="Its lot.")]
 ProductOption = Annotated[str | None, typer.Option("--product", help="Its product.")]
 SinceOption = Annotated[
-    datetime | None, typer.Option("--since", formats=_TIMES, help="Captured at or after, in the plant's zone.")
+    datetime | None,
+    typer.Option(
+        "--since", parser=time_asked, metavar="YYYY-MM-DD[THH:MM:SS]", help="Captured at or after, in the plant's zone."
+    ),
 ]
 UntilOption = Annotated[
-    datetime | None, typer.Option("--until", formats=_TIMES, help="Captured before, in the plant's zone.")
+    datetime | None,
+    typer.Option(
+        "--until", parser=time_asked, metavar="YYYY-MM-DD[THH:MM:SS]", help="Captured before, in the plant's zone."
+    ),
 ]
 InspectionTimeOption = Annotated[
     bool, typer.Option("--by-inspection-time", help="--since and --until mean when the picture was inspected.")
@@ -178,9 +184,12 @@ def stats(
     from inspect_xai.storage.stored import InspectionSummary
 
     names = [name.strip() for name in by.split(",") if name.strip()]
-    unknown = [name for name in names if name not in {field.name for field in fields(InspectionSummary)}]
+    known = sorted(field.name for field in fields(InspectionSummary))
+    unknown = [name for name in names if name not in known]
     if unknown or not names:
-        raise typer.BadParameter(f"no field is called {', '.join(unknown) or 'nothing'}", param_hint="--by")
+        raise typer.BadParameter(
+            f"no field is called {', '.join(unknown) or 'nothing'}; there are {', '.join(known)}", param_hint="--by"
+        )
     chosen = load_settings(settings, db=db)
     zone = ZoneInfo(chosen.report.time_zone)
     start, end = in_zone(since, zone) or _LONG_AGO, in_zone(until, zone) or _LONG_AFTER

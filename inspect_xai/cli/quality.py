@@ -11,15 +11,17 @@ from inspect_xai.cli.console import (
     DatabaseOption,
     JsonOption,
     SettingsOption,
+    day_asked,
     echo,
     print_json,
     store_of,
     who,
 )
 
-_DAYS = ["%Y-%m-%d"]
-SinceOption = Annotated[datetime, typer.Option("--since", formats=_DAYS, help="First day, in the plant's zone.")]
-UntilOption = Annotated[datetime, typer.Option("--until", formats=_DAYS, help="Last day.")]
+SinceOption = Annotated[
+    datetime, typer.Option("--since", parser=day_asked, metavar="YYYY-MM-DD", help="First day, in the plant's zone.")
+]
+UntilOption = Annotated[datetime, typer.Option("--until", parser=day_asked, metavar="YYYY-MM-DD", help="Last day.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -133,7 +135,10 @@ def acknowledge(
 def calibrate(
     model: Annotated[str, typer.Argument(help="Fingerprint of a registered model, or its beginning.")],
     since: SinceOption,
-    until: Annotated[datetime | None, typer.Option("--until", formats=_DAYS, help="Last day. Default: today.")] = None,
+    until: Annotated[
+        datetime | None,
+        typer.Option("--until", parser=day_asked, metavar="YYYY-MM-DD", help="Last day. Default: today."),
+    ] = None,
     by: ByOption = "",
     db: DatabaseOption = None,
     settings: SettingsOption = None,

@@ -16,6 +16,7 @@ from inspect_xai.cli.console import (
     DeviceOption,
     JsonOption,
     SettingsOption,
+    day_asked,
     echo,
     print_json,
     progress_bar,
@@ -41,7 +42,8 @@ def replay(
         int | None, typer.Argument(metavar="ID", help="The inspection's number; else --date or --sample.")
     ] = None,
     on: Annotated[
-        datetime | None, typer.Option("--date", formats=["%Y-%m-%d"], help="All that was captured on this day.")
+        datetime | None,
+        typer.Option("--date", parser=day_asked, metavar="YYYY-MM-DD", help="All that was captured on this day."),
     ] = None,
     sample: Annotated[
         int | None, typer.Option("--sample", help="So many of all, or of the day's, drawn at random.")

@@ -8,14 +8,12 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, echo, print_json, store_of
+from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, day_asked, echo, print_json, store_of
 
 if TYPE_CHECKING:
     from inspect_xai.pipeline.alerts import Alert, AlertRule, Delivery
     from inspect_xai.reports.day import Report
     from inspect_xai.settings import Settings
-
-_DAYS = ["%Y-%m-%d"]
 
 
 def register(app: typer.Typer) -> None:
@@ -26,11 +24,15 @@ def register(app: typer.Typer) -> None:
 def report(
     db: DatabaseOption = None,
     on: Annotated[
-        datetime | None, typer.Option("--date", formats=_DAYS, help="The day of capture. Default: yesterday.")
+        datetime | None,
+        typer.Option("--date", parser=day_asked, metavar="YYYY-MM-DD", help="The day of capture. Default: yesterday."),
     ] = None,
-    since: Annotated[datetime | None, typer.Option("--since", formats=_DAYS, help="First day.")] = None,
+    since: Annotated[
+        datetime | None, typer.Option("--since", parser=day_asked, metavar="YYYY-MM-DD", help="First day.")
+    ] = None,
     until: Annotated[
-        datetime | None, typer.Option("--until", formats=_DAYS, help="Last day. Default: the first.")
+        datetime | None,
+        typer.Option("--until", parser=day_asked, metavar="YYYY-MM-DD", help="Last day. Default: the first."),
     ] = None,
     shift: Annotated[str, typer.Option("--shift", help="Only this shift, as named with the pictures.")] = "",
     out: Annotated[Path | None, typer.Option("--out", help="Folder for one folder per day.")] = None,

@@ -9,6 +9,9 @@ from zoneinfo import ZoneInfo
 
 from inspect_xai.errors import SettingsError
 
+FIRST_DAY, LAST_DAY = date(1970, 1, 1), date(2999, 12, 31)
+"""Of what can be asked for; beyond them lie slips of the hand, and soon the ends of the calendar."""
+
 _MOST_DAYS = 366
 _WITH_DIGITS = re.compile(r"-[0-9a-f]{8}$")
 _MOST_CHARACTERS = 40  # of a shift in a folder's name, which has 255 bytes
@@ -19,7 +22,7 @@ class Period:
     """From the first day to the last, both included, as captured; `shift` empty: the whole days.
 
     Raises:
-        SettingsError: The days are out of order, or more than a year.
+        SettingsError: The days are out of order, more than a year, or not between `FIRST_DAY` and `LAST_DAY`.
     """
 
     first: date
@@ -28,6 +31,8 @@ class Period:
     shift: str = ""
 
     def __post_init__(self) -> None:
+        for day in (self.first, self.last):
+            refuse_far_off(day)
         if not 0 <= (self.last - self.first).days < _MOST_DAYS:
             expected = "a first day and a last day, at most a year apart"
             raise SettingsError(f"from {self.first} to {self.last}", expected=expected)
@@ -78,6 +83,16 @@ class Period:
     def span_of(self, day: date) -> tuple[datetime, datetime]:
         """First moment of a day, and first moment after."""
         return self.begin(day), self.begin(day + timedelta(days=1))
+
+
+def refuse_far_off(day: date) -> None:
+    """Refuse a day that nobody can mean.
+
+    Raises:
+        SettingsError: It is before `FIRST_DAY` or after `LAST_DAY`.
+    """
+    if not FIRST_DAY <= day <= LAST_DAY:
+        raise SettingsError(f"the day {day}", expected=f"a day from {FIRST_DAY} to {LAST_DAY}")
 
 
 def _digits(name: str) -> str:

@@ -35,7 +35,7 @@ def filesystem_of(url: str) -> Any:
     found = _URL.match(url)
     if found is None or "::" in found[2]:
         raise ValueError(f"{url} is no URL of one file")
-    return fsspec.core.url_to_fs(found[0])[0]
+    return _opened(found[0])[0]
 
 
 def opened_root(location: str) -> tuple[Any, str]:
@@ -48,7 +48,16 @@ def opened_root(location: str) -> tuple[Any, str]:
     """
     if "://" not in location:
         return fsspec.filesystem("file"), str(Path(location).absolute())
-    files, root = fsspec.core.url_to_fs(location)
+    return _opened(location)
+
+
+def _opened(url: str) -> tuple[Any, str]:
+    try:
+        files, root = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        if url.lower().startswith(("s3://", "s3a://")):
+            raise ImportError("s3fs is not installed: pip install 'inspect-xai[s3]'") from error
+        raise
     return files, str(root)
 
 
