@@ -1,5 +1,7 @@
 """A picture and its windows: nothing lost, nothing shifted, nothing shrunk unless the card says so."""
 
+import tracemalloc
+
 import cv2
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inspect_xai.errors import PictureError, SettingsError
-from inspect_xai.maths import tiles
+from inspect_xai.maths import sise, tiles
 from inspect_xai.records import Channels, Fit, InputSpec, Tile
 
 few = settings(max_examples=30, deadline=None)
@@ -147,6 +149,51 @@ class TestCut:
         (tile,) = tiles.windows((256, 1600), spec)
         assert tiles.cut(picture, tile, spec).max() > 30
         assert not cv2.resize(picture, (224, 224), interpolation=cv2.INTER_LINEAR).any()
+
+
+class TestLongPictures:
+    """A letterbox that is mostly padding is never made: 65,500 x 1 pixels would make 4.3 billion."""
+
+    def test_a_line_of_white_pixels_is_averaged_over_its_cell_and_takes_no_more_memory_than_itself(self):
+        picture = np.full((65_500, 1, 3), 255, np.uint8)
+        spec = spec_of(224, 224, fit=Fit.LETTERBOX)
+        (tile,) = tiles.windows((65_500, 1), spec)
+        assert (tile.left_px, tile.width_px) == (-32_749, 65_500)
+        tracemalloc.start()
+        window = tiles.cut_pixels(picture, tile, spec)
+        lying = tiles.cut_pixels(picture.swapaxes(0, 1), *tiles.windows((1, 65_500), spec), spec)
+        stitched = tiles.stitch([window[..., 0].astype(np.float32)], [tile], (65_500, 1))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        # A cell is 65,500 / 224 = 292.4 pixels wide, the line one: 255 / 292.4 = 0.87, in the cell 32,749 / 292.4.
+        assert (window[:, 111] == 1).all()
+        assert window.sum() == 3 * 224
+        assert np.array_equal(lying, window.swapaxes(0, 1))
+        # Half way between the cells 111 (at 32,603) and 112 (at 32,896): 0.5 and a little.
+        np.testing.assert_allclose(stitched, 0.5, atol=0.003)
+        assert peak < 40 << 20
+
+    @pytest.mark.parametrize(("size", "channels"), [((5003, 250), 3), ((250, 5003), 1)])
+    def test_it_is_that_of_the_whole_letterbox_but_for_rounding(self, rng, size: tuple[int, int], channels: int):
+        picture = rng.integers(0, 256, (*size, channels), np.uint8)
+        spec = spec_of(64, 80, fit=Fit.LETTERBOX, pad_color=(9, 200, 77)[:channels])
+        (tile,) = tiles.windows(size, spec)
+        assert tile.height_px * tile.width_px > 1 << 24
+        whole = np.empty((tile.height_px, tile.width_px, channels), np.uint8)
+        whole[:] = spec.pad_color
+        whole[-tile.top_px :, -tile.left_px :][: size[0], : size[1]] = picture
+        expected = cv2.resize(whole, (80, 64), interpolation=cv2.INTER_AREA).reshape(64, 80, channels)
+        found = tiles.cut_pixels(picture, tile, spec)
+        assert np.abs(found.astype(int) - expected).max() <= 1
+        assert (found != expected).mean() < 1e-3
+
+    @pytest.mark.parametrize("fit", [Fit.STRETCH, Fit.LETTERBOX])
+    def test_a_large_window_is_laid_back_block_by_block(self, rng, fit: Fit):
+        size = (1500, 2600)
+        found, (tile,) = rng.random((20, 20)).astype(np.float32), tiles.windows(size, spec_of(20, 20, fit=fit))
+        whole = sise.upsample(found, (tile.height_px, tile.width_px))
+        expected = whole[-tile.top_px :, -tile.left_px :][: size[0], : size[1]]
+        np.testing.assert_allclose(tiles.stitch([found], [tile], size), expected, rtol=1e-7)
 
 
 class TestStitch:

@@ -36,6 +36,7 @@ is wiped out. A smaller one leaves stains standing and they then look unimportan
 _CHUNK_VALUES = (
     1 << 22
 )  # a block end at half the window's size has nearly as many corners as the window has pixels: 32 MB
+_BLOCK_PX = 1024  # rows and columns of a large resized map that are in float64 at a time: 8 MB
 _CHUNK_PIXELS = 1 << 20  # of a large picture that are numbered at a time: 8 MB
 
 
@@ -173,12 +174,16 @@ def interpolation(size_out: int, size_in: int, axis: CellAxis | None = None) -> 
     >>> interpolation(5, 2, CellAxis(first_px=1, step_px=2)).tolist()
     [[1.0, 0.0], [1.0, 0.0], [0.5, 0.5], [0.0, 1.0], [0.0, 1.0]]
     """
-    centre = _in_cells(size_out, size_in, axis)
+    return _between_cells(_in_cells(size_out, size_in, axis), size_in)
+
+
+def _between_cells(centre: NDArray[np.float64], size_in: int) -> NDArray[np.float64]:
+    """Each cell's share (n, size_in) of the values at positions (n,)."""
     left = np.floor(centre).astype(np.intp)
     right = np.minimum(left + 1, size_in - 1)
     share = centre - left
-    matrix = np.zeros((size_out, size_in))
-    row = np.arange(size_out)
+    matrix = np.zeros((len(centre), size_in))
+    row = np.arange(len(centre))
     matrix[row, left] = 1 - share
     matrix[row, right] += share  # left and right are the same cell at the far edge
     return matrix
@@ -210,6 +215,28 @@ def _upsample(maps: NDArray[np.floating], size: tuple[int, int], grid: CellGrid 
     rows, columns = (interpolation(*along) for along in _along(size, maps.shape[-2:], grid))
     upsampled: NDArray[np.float64] = rows @ maps.astype(np.float64) @ columns.T
     return upsampled
+
+
+def upsample_into(
+    part: NDArray[np.float32], maps: NDArray[np.float32], size: tuple[int, int], *, first: tuple[int, int]
+) -> None:
+    """Fill in a rectangle of a resized map, `upsample(maps, size)`, block by block: the whole may be far too large.
+
+    Args:
+        part: (rows, columns), filled in.
+        maps: (h, w); its cells reach from edge to edge.
+        size: (H, W) of the whole.
+        first: Row and column of the whole at which the rectangle begins.
+    """
+    (rows, columns), cells = part.shape, maps.astype(np.float64)
+    down, across = (_in_cells(out, given, None) for out, given in zip(size, maps.shape, strict=True))
+    for top in range(0, rows, _BLOCK_PX):
+        bottom = min(top + _BLOCK_PX, rows)
+        between_rows = _between_cells(down[first[0] + top : first[0] + bottom], maps.shape[0]) @ cells
+        for left in range(0, columns, _BLOCK_PX):
+            right = min(left + _BLOCK_PX, columns)
+            between_columns = _between_cells(across[first[1] + left : first[1] + right], maps.shape[1])
+            part[top:bottom, left:right] = between_rows @ between_columns.T
 
 
 def _along(

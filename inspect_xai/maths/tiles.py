@@ -4,6 +4,7 @@ A window may reach past the picture; what lies outside is the picture mirrored (
 (letterbox). Row before column everywhere; starts and sizes in source pixels.
 """
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -13,12 +14,15 @@ from numpy.typing import NDArray
 from inspect_xai.errors import PictureError, SettingsError
 from inspect_xai.maths import resizing
 from inspect_xai.maths.resizing import Pixels
-from inspect_xai.maths.sise import upsample
+from inspect_xai.maths.sise import upsample, upsample_into
 from inspect_xai.records import Channels, Fit, InputSpec, Resize, Tile
 
 _MOST_RESIZED_PX = 1 << 26
 
 _BAND_PIXELS = 1 << 21  # whose sums are held at a time
+
+# A letterbox is made whole up to so many times the picture, and always up to so many pixels.
+_MOST_PADDED_SHARE, _MOST_PADDED_PX = 4, 1 << 24
 
 
 def as_channels(picture: NDArray[np.uint8], channels: Channels) -> NDArray[np.uint8]:
@@ -166,6 +170,8 @@ def cut_pixels(picture: NDArray[np.uint8], tile: Tile, spec: InputSpec) -> Pixel
     if spec.fit is Fit.LETTERBOX and spec.resize is not Resize.AREA:
         return _padded_after_resizing(picture, spec)
     if spec.fit is Fit.LETTERBOX:
+        if _is_mostly_padding(picture, tile, spec):
+            return _averaged_and_padded(picture, tile, (spec.height, spec.width), _pad_color(spec))
         window = np.empty((tile.height_px, tile.width_px, picture.shape[2]), dtype=np.uint8)
         window[:] = _pad_color(spec)
         window[-tile.top_px :, -tile.left_px :][: picture.shape[0], : picture.shape[1]] = picture
@@ -177,6 +183,64 @@ def cut_pixels(picture: NDArray[np.uint8], tile: Tile, spec: InputSpec) -> Pixel
 def _pad_color(spec: InputSpec) -> NDArray[np.uint8]:
     color = spec.pad_color or np.asarray(spec.mean) * spec.scale
     return np.clip(np.rint(color), 0, 255).astype(np.uint8)
+
+
+def _is_mostly_padding(picture: NDArray[np.uint8], tile: Tile, spec: InputSpec) -> bool:
+    """Whether a letterbox that shrinks is so much larger than its picture that it is not made before it is shrunk."""
+    most = max(_MOST_PADDED_PX, _MOST_PADDED_SHARE * picture.shape[0] * picture.shape[1])
+    return tile.height_px * tile.width_px > most and tile.height_px >= spec.height and tile.width_px >= spec.width
+
+
+def _averaged_and_padded(
+    picture: NDArray[np.uint8], tile: Tile, size: tuple[int, int], color: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """Average areas of a long picture's letterbox without making it: what the picture adds to the color around it.
+
+    Args:
+        picture: (H, W, C).
+        tile: The window, around all of the picture.
+        size: (h, w) wanted, no larger than the window.
+        color: (C,) of what lies around the picture.
+
+    Returns:
+        (h, w, C); as of the whole window but for rounding, by one level at most.
+    """
+    if picture.shape[0] < picture.shape[1]:
+        turned = Tile(tile.index, tile.left_px, tile.top_px, tile.width_px, tile.height_px)
+        return _averaged_and_padded(picture.swapaxes(0, 1), turned, size[::-1], color).swapaxes(0, 1)
+    rows, columns, channels = picture.shape
+    added = np.zeros((size[0], columns * channels))
+    band = max(1, _BAND_PIXELS // max(columns * channels, size[0]))
+    for top in range(0, rows, band):
+        pixels = picture[top : top + band].astype(np.float64) - color
+        first, shares = _area_shares(top - tile.top_px, len(pixels), tile.height_px, size[0])
+        added[first : first + len(shares)] += shares @ pixels.reshape(len(pixels), -1)
+    first, shares = _area_shares(-tile.left_px, columns, tile.width_px, size[1])
+    window = np.empty((*size, channels))
+    window[:] = color
+    window[:, first : first + len(shares)] += np.einsum(
+        "ck,rkn->rcn", shares, added.reshape(size[0], columns, channels)
+    )
+    return np.clip(np.rint(window), 0, 255).astype(np.uint8)
+
+
+def _area_shares(start: int, count: int, given: int, wanted: int) -> tuple[int, NDArray[np.float64]]:
+    """How much of each cell's area pixels have along one axis, where `given` pixels make `wanted` cells.
+
+    Args:
+        start: The first of the pixels.
+        count: How many.
+        given: All there are.
+        wanted: Cells.
+
+    Returns:
+        The first cell that has any, and shares (cells, count).
+    """
+    step = given / wanted
+    first, last = int(start / step), min(wanted, math.ceil((start + count) / step))
+    cells, pixels = np.arange(first, last)[:, np.newaxis] * step, start + np.arange(count)
+    overlap = np.minimum(cells + step, pixels + 1) - np.maximum(cells, pixels)
+    return first, np.maximum(overlap, 0) / step
 
 
 def _cut_after_resizing(picture: NDArray[np.uint8], spec: InputSpec) -> Pixels:
@@ -244,8 +308,7 @@ def stitch(maps: Sequence[NDArray[np.float32]], tiles: Sequence[Tile], size: tup
     if not tiles:
         return on_whole
     if len(tiles) == 1:  # all of it is that window's
-        on_picture, in_window = _overlap(tiles[0], size)
-        on_whole[on_picture] = _at_size(maps[0], tiles[0])[in_window]
+        _lay_alone(maps[0], tiles[0], on_whole)
         return on_whole
     # Sums in float64 only where windows lie, and of so many rows at a time: those of a large picture weigh a lot.
     first_column = max(0, min(tile.left_px for tile in tiles))
@@ -262,6 +325,16 @@ def stitch(maps: Sequence[NDArray[np.float32]], tiles: Sequence[Tile], size: tup
         if here:
             on_whole[top:bottom, first_column:last_column] = _band(here, top, first_column, (bottom - top, width))
     return on_whole
+
+
+def _lay_alone(tile_map: NDArray[np.float32], tile: Tile, on_whole: NDArray[np.float32]) -> None:
+    """Lay a window onto the picture (H, W); a large one is never made whole, for most may lie outside."""
+    (rows, columns), in_window = _overlap(tile, (on_whole.shape[0], on_whole.shape[1]))
+    size = tile.height_px, tile.width_px
+    if tile_map.shape == size or size[0] * size[1] <= _BAND_PIXELS:
+        on_whole[rows, columns] = _at_size(tile_map, tile)[in_window]
+    else:
+        upsample_into(on_whole[rows, columns], tile_map, size, first=(in_window[0].start, in_window[1].start))
 
 
 def _band(

@@ -125,22 +125,27 @@ def in_window(values: NDArray[np.generic], tile: Tile, spec: InputSpec, *, outsi
     Returns:
         (h, w) of the network's window; the nearest pixel's value where sizes differ, nothing is averaged.
     """
-    height, width = values.shape
-    bottom, right = tile.top_px + tile.height_px, tile.left_px + tile.width_px
-    beyond = (max(0, -tile.top_px), max(0, bottom - height)), (max(0, -tile.left_px), max(0, right - width))
-    if not any(map(any, beyond)):
-        padded = values  # np.pad would copy a large picture's for nothing
-    elif spec.fit is Fit.LETTERBOX:
-        padded = np.pad(values, beyond, constant_values=outside)
-    else:
-        padded = np.pad(values, beyond, mode="reflect")
-    top, left = max(0, tile.top_px), max(0, tile.left_px)
-    window = padded[top : top + tile.height_px, left : left + tile.width_px]
     rows, columns = (
-        ((np.arange(out) + 0.5) * given / out).astype(np.intp)
-        for out, given in zip((spec.height, spec.width), window.shape, strict=True)
+        start + ((np.arange(out) + 0.5) * given / out).astype(np.intp)
+        for start, given, out in (
+            (tile.top_px, tile.height_px, spec.height),
+            (tile.left_px, tile.width_px, spec.width),
+        )
     )
-    return np.asarray(window[np.ix_(rows, columns)])
+    height, width = values.shape
+    if spec.fit is not Fit.LETTERBOX:
+        return np.asarray(values[np.ix_(_mirrored(rows, height), _mirrored(columns, width))])
+    window = np.full((spec.height, spec.width), outside, values.dtype)
+    down, across = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
+    window[np.ix_(down, across)] = values[np.ix_(rows[down], columns[across])]
+    return window
+
+
+def _mirrored(places: NDArray[np.intp], length: int) -> NDArray[np.intp]:
+    """Places along an axis that is mirrored at its first and last pixel, as often as it takes (numpy's "reflect")."""
+    period = max(1, 2 * (length - 1))
+    within = places % period
+    return np.minimum(within, period - within) if length > 1 else np.zeros_like(places)
 
 
 def first_of(values: NDArray[np.generic], count: int) -> NDArray[np.bool_]:
