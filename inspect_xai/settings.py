@@ -168,7 +168,10 @@ class ServeSettings(BaseModel):
         proxy_header: Header in which a sign-on proxy tells the user's name, for instance X-Forwarded-User.
         proxy_addresses: Addresses of that proxy; from any other address the header counts for nothing.
         hosts: Further names the desk is reached under; requests for others are refused.
-        https: Browsers reach the desk over https (through the proxy): the cookie then never travels without.
+        https: Browsers reach the desk over https (through the proxy): the cookie then never travels without, and forms
+            must come from a page of https.
+        path: Path below which browsers reach the desk, such as "/inspect" for https://plant.example/inspect/; every
+            link, form, redirect and cookie begins with it. The proxy may pass it on or leave it out.
         open_role: Role of whoever signs in by name alone, where neither people nor proxy are set.
         language: Of pages whose reader has not chosen: "en" or "de".
         time_zone: The plant's zone: in it times are shown.
@@ -191,6 +194,7 @@ class ServeSettings(BaseModel):
     proxy_addresses: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     https: bool = False
+    path: str = Field(default="", pattern=r"^(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*$", max_length=200)
     open_role: Literal["viewer", "operator", "quality", "admin"] = "quality"
     language: Literal["en", "de"] = "en"
     time_zone: str = "UTC"

@@ -200,6 +200,45 @@ def test_similar_parts_a_good_part_and_what_was_recorded_since(store: Store, tmp
     assert [each.inspection_id for each in desk.recorded_after(5, limit=2)] == [6, 7]
 
 
+def test_another_answer_under_the_same_key_is_a_conflict(store: Store) -> None:
+    desk = Desk(store)
+    desk.take_in()
+    first = said(2, "Ada", Decision.CONFIRM, key="one key for all")
+    assert isinstance(desk.answer(first), Taken)
+    assert isinstance(desk.answer(first), Taken)
+    for changes in ({"note": "changed"}, {"box": (1, 2, 3, 4)}, {"map_on_defect": "no"}, {"true_label": "crack"}):
+        again = desk.answer(dataclasses.replace(first, review=dataclasses.replace(first.review, **changes)))
+        assert isinstance(again, Conflict)
+        assert (again.kind, again.review) == ("changed", store.get(2).reviews[0])
+    assert len(store.get(2).reviews) == 1
+
+
+def test_a_good_part_is_good_in_every_eye(store: Store, tmp_path: Path) -> None:
+    """Part 6 stands at L1/S1; beside it belongs a part that model and people call OK, seen by the same camera."""
+    desk = Desk(store)
+    archive = tmp_path / "archive"
+
+    def good(number: int, **changes: object) -> int:
+        given = making.inspection(archive, number, VerdictCode.OK)
+        capture = dataclasses.replace(given.capture, line="L1", station="S1", **changes)  # type: ignore[arg-type]
+        return store.record([dataclasses.replace(given, capture=capture)])[0].inspection_id
+
+    oldest = good(72)
+    good(66, camera="CAM2")
+    good(60, view="SIDE")
+    overturned, doubted, half_bad = good(54), good(48), good(42)
+    assert desk.good_part_like(6) == half_bad
+    store.review(overturned, Review("Ada", Decision.OVERTURN, VerdictCode.NG, reason_code="DUST"))
+    store.review(doubted, Review("Ada", Decision.UNDECIDED, VerdictCode.UNSURE))
+    bad_side = making.inspection(archive, 43)
+    part = store.get(half_bad).capture.part
+    store.record([dataclasses.replace(bad_side, capture=dataclasses.replace(bad_side.capture, part=part, view="SIDE"))])
+    assert desk.good_part_like(6) == oldest
+    newest = store.get(overturned).reviews[-1]
+    store.review(overturned, Review("Quinn", Decision.CONFIRM, VerdictCode.OK), supersedes=newest.review_id)
+    assert desk.good_part_like(6) == overturned
+
+
 def facts(**changes: object) -> dict[str, object]:
     return {
         "verdict": "NG", "score": 0.9, "threshold": 0.5, "has_failed": False, "is_sample": False,

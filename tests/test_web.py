@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -374,15 +375,116 @@ def test_pictures_of_an_archive_elsewhere_are_shown_too(sqlite_template: Path, t
         assert ada.get("/inspections/2").status_code == 200
 
 
-def test_a_picture_is_kept_by_browsers_for_ever_only_under_the_name_of_its_content(opened: Open) -> None:
+def test_browsers_ask_each_time_whether_they_may_still_show_a_picture(opened: Open) -> None:
     ada = opened(flagged=1).client("Ada")
     name = ada.get("/inspections/1").text.partition("picture.png?v=")[2].partition('"')[0]
-    kept = ada.get(f"/inspections/1/picture.png?v={name}")
-    assert "immutable" in kept.headers["cache-control"]
-    assert "immutable" not in ada.get("/inspections/1/picture.png?v=other").headers["cache-control"]
-    again = ada.get("/inspections/1/picture.png", headers={"If-None-Match": kept.headers["etag"]})
-    assert (again.status_code, again.content) == (304, b"")
+    for kind in ("picture.png", "thumbnail.png", "map.png", "overlay.png", "block-1.png", "outlines.svg"):
+        kept = ada.get(f"/inspections/1/{kind}?v={name}")
+        assert (kept.status_code, kept.headers["cache-control"]) == (200, "private, no-cache")
+        again = ada.get(f"/inspections/1/{kind}", headers={"If-None-Match": kept.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
     assert ada.get("/inspections/1").headers["cache-control"] == "no-store"
+
+
+def test_a_picture_that_is_gone_is_not_shown_from_memory(opened: Open, tmp_path: Path) -> None:
+    desk = opened(flagged=2, good=1)
+    ada = desk.client("Ada")
+    tags = {}
+    for number in (1, 2):
+        for kind in ("picture", "thumbnail", "overlay"):
+            shown = ada.get(f"/inspections/{number}/{kind}.png")
+            assert shown.status_code == 200
+            tags[number, kind] = shown.headers["etag"]
+    (tmp_path / "archive" / "SN00001.png").unlink()
+    with sqlite3.connect(tmp_path / "desk.db") as connection:  # a mark of retention, as by another process
+        connection.execute("UPDATE capture SET picture_deleted_at = '2026-01-01 00:00:00.000000' WHERE id = 2")
+    for (number, kind), tag in tags.items():
+        assert ada.get(f"/inspections/{number}/{kind}.png").status_code == 404, (number, kind)
+        path = f"/inspections/{number}/{kind}.png"
+        assert ada.get(path, headers={"If-None-Match": tag}).status_code == 404
+    assert ada.get("/inspections/1/map.png").status_code == 200  # maps are kept on
+    assert "retention deleted it" in text_of(ada.get("/inspections/2").text)
+
+
+def test_a_map_that_retention_took_is_not_shown_from_memory(opened: Open, tmp_path: Path) -> None:
+    ada = opened(flagged=1).client("Ada")
+    kept = ada.get("/inspections/1/map.png")
+    assert kept.status_code == 200
+    with sqlite3.connect(tmp_path / "desk.db") as connection:
+        connection.execute("UPDATE map_blob SET deleted_at = '2026-01-01 00:00:00.000000', data = NULL")
+    for kind in ("map.png", "overlay.png", "block-1.png", "outlines.svg"):
+        assert ada.get(f"/inspections/1/{kind}", headers={"If-None-Match": kept.headers["etag"]}).status_code == 404
+
+
+@pytest.mark.parametrize(("decision", "shown"), [("confirm", "NG"), ("overturn", "OK"), ("undecided", "UNSURE")])
+def test_the_conflict_page_shows_what_was_said(opened: Open, decision: str, shown: str) -> None:
+    """Part 2 is NG: who agrees says NG, in the words and the color."""
+    desk = opened(flagged=2, claim_s=0.05)
+    ada, bert = desk.client("Ada"), desk.client("Bert")
+    ada.get("/inspections/2")
+    bert.follow(bert.judge(2, decision="confirm"))
+    page = ada.answer(2, decision=decision, reason="DUST" if decision == "overturn" else "", note="mine").text
+    yours = page.partition('id="yours"')[2].partition("</section>")[0]
+    assert f'class="verdict {shown} "' in yours
+    assert "Somebody was faster" in text_of(page)
+
+
+def test_nobody_is_faster_than_oneself(opened: Open) -> None:
+    desk = opened(flagged=2)
+    ada = desk.client("Ada")
+    ada.get("/inspections/2")
+    other_tab = {name: ada.hidden(name) for name in ("key", "newest", "back")}
+    ada.follow(ada.judge(2, decision="confirm"))
+    for language, told in (("en", "You have answered part SN00002 already"), ("de", "Sie haben Teil SN00002 schon")):
+        ada.get("/queue")
+        ada.post("/preferences", {"language": language})
+        page = ada.post("/inspections/2/review", {**other_tab, "decision": "overturn", "reason": "DUST"})
+        assert page.status_code == 409
+        assert told in text_of(page.text)
+        assert "faster" not in page.text
+        assert "schneller" not in page.text
+
+
+def test_another_answer_under_the_same_key_is_told_and_both_are_shown(opened: Open) -> None:
+    desk = opened(flagged=2)
+    ada = desk.client("Ada")
+    ada.get("/inspections/2")
+    sent = {name: ada.hidden(name) for name in ("key", "newest", "back")}
+    assert ada.post("/inspections/2/review", {**sent, "decision": "confirm", "note": "deep"}).status_code == 303
+    assert ada.post("/inspections/2/review", {**sent, "decision": "confirm", "note": "deep"}).status_code == 303
+    page = ada.post("/inspections/2/review", {**sent, "decision": "overturn", "reason": "DUST", "note": "wiped off"})
+    assert page.status_code == 409
+    assert "You sent this form before with another answer" in text_of(page.text)
+    theirs, yours = (page.text.partition(f'id="{who}"')[2].partition("</section>")[0] for who in ("theirs", "yours"))
+    assert ('class="verdict NG "' in theirs, "deep" in theirs) == (True, True)
+    assert ('class="verdict OK "' in yours, "wiped off" in yours) == (True, True)
+    assert [review.note for review in desk.store.get(2).reviews] == ["deep"]
+
+
+def test_a_part_whose_page_fails_blocks_nobody(opened: Open, tmp_path: Path) -> None:
+    desk = opened(flagged=3, good=0)
+    with sqlite3.connect(tmp_path / "desk.db") as connection:  # a record that no page can be made of
+        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            connection.execute(f"DROP TRIGGER {name}")
+        connection.execute("UPDATE inspection SET reason = 'NOT_A_REASON' WHERE id = 1")
+    ada, bert = desk.client("Ada"), desk.client("Bert")
+    assert ada.post("/queue/next").headers["location"] == "/inspections/1"
+    assert ada.get("/inspections/1").status_code == 500
+    assert ada.follow(ada.post("/queue/next")).url.path == "/inspections/3"
+    assert bert.follow(bert.post("/queue/next")).url.path == "/inspections/2"
+    assert "1 (ValueError)" in text_of(ada.get("/queue").text)
+    assert "inspect_xai_queue_broken 1.0" in desk.client().get("/metrics").text
+
+
+def test_years_at_the_ends_of_the_calendar_break_no_page(opened: Open, tmp_path: Path) -> None:
+    desk = opened(flagged=2, good=0, time_zone="Europe/Berlin")
+    with sqlite3.connect(tmp_path / "desk.db") as connection:
+        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            connection.execute(f"DROP TRIGGER {name}")
+        connection.execute("UPDATE capture SET captured_at = '9999-12-31 23:59:59.000000' WHERE id = 1")
+    page = desk.client("Ada").get("/inspections/1")
+    assert page.status_code == 200
+    assert "9999-12-31 23:59:59" in page.text
 
 
 def test_why_there_is_no_picture_or_map_is_said_in_words(opened: Open, tmp_path: Path) -> None:
@@ -500,7 +602,7 @@ def test_the_json_interface_tells_the_same_and_takes_an_answer_once(opened: Open
     assert [each["serial"] for each in mes.get("/api/v1/parts/SN00003").json()] == ["SN00003"]
     assert mes.get("/api/v1/models").json()[0]["status"] == "candidate"
     assert "DUST" in mes.get("/api/v1/reasons").json()
-    assert mes.get("/api/v1/inspections/99").json()["error"] == "NotFoundError"
+    assert mes.get("/api/v1/inspections/99").json()["error"] == "error.404"
     assert mes.get("/health/live").json() == mes.get("/health/ready").json() == {"status": "ok"}
     metrics = mes.get("/metrics").text
     assert 'inspect_xai_queue_waiting{why="unsure"} 2' in metrics
@@ -602,6 +704,66 @@ def test_old_answers_are_not_asked_for_again(sqlite_template: Path, tmp_path: Pa
         assert [entry.summary.inspection_id for entry in desk.queue(QueueFilter())] == [2]
         assert desk.overview().total == 1
         assert desk.overview().oldest_at == making.NOW - timedelta(minutes=14) + timedelta(seconds=1)
+
+
+def addresses_in(page: str) -> set[str]:
+    """Whatever a page leads to, loads or sends to, without the places within a page."""
+    found = re.findall(r'\b(?:href|src|action|data-map)="([^"#]+)', page)
+    return {html.unescape(each) for each in found}
+
+
+@pytest.mark.parametrize("passed_on", [True, False])
+def test_below_a_path_no_page_leads_out_of_it(opened: Open, tmp_path: Path, passed_on: bool) -> None:
+    """The proxy serves the desk at /inspect/, and passes that on or leaves it out."""
+    from inspect_xai.storage.studies import Studies
+
+    desk = opened(flagged=3, good=2, path="/inspect", reports=tmp_path / "reports")
+    Studies(desk.store).create("tiles", appraisers=["Ada"], parts=2, trials=1, seed=1, by="Ada")
+
+    def asked_for(address: str) -> str:
+        assert address.startswith("/inspect/"), address
+        return address if passed_on else address.removeprefix("/inspect")
+
+    ada = desk.client()
+    first = ada.get(asked_for("/inspect/"))
+    assert first.headers["location"] == "/inspect/queue"
+    refused = ada.get(asked_for("/inspect/queue"))
+    assert refused.headers["location"] == "/inspect/signin?next=/queue"
+    visited = ada.get(asked_for(refused.headers["location"]))
+    ada.http.headers["Cookie"] = visited.headers["set-cookie"].partition(";")[0]  # as a browser sends it to the proxy
+    entered = ada.post(asked_for("/inspect/signin"), {"name": "Ada", "next": "/queue"})
+    assert (entered.status_code, entered.headers["location"]) == (303, "/inspect/queue")
+    cookie = entered.headers["set-cookie"]
+    assert "Path=/inspect;" in f"{cookie};"
+    ada.http.headers["Cookie"] = cookie.partition(";")[0]
+
+    waiting = {"/inspect/queue", "/inspect/inspections/1?correct=1&compare=1", "/inspect/parts?serial=SN00001"}
+    seen: set[str] = set()
+    while waiting - seen:
+        address = min(waiting - seen)
+        seen.add(address)
+        page = ada.get(asked_for(address))
+        if page.status_code == 405 or address.partition("?")[0] in ("/inspect/signin", "/inspect/signout"):
+            continue  # where forms are sent to
+        assert page.status_code in (200, 303), (address, page.status_code)
+        if page.status_code == 303:
+            waiting.add(page.headers["location"])
+        elif page.headers["content-type"].startswith("text/html"):
+            waiting |= addresses_in(page.text)
+    assert {"/inspect/static/desk.css", "/inspect/static/desk.js", "/inspect/models", "/inspect/studies/1"} <= seen
+    assert any("/inspections/1/map.png" in address for address in seen)
+
+    ada.get(asked_for("/inspect/queue"))
+    assert ada.post(asked_for("/inspect/queue/next")).headers["location"].startswith("/inspect/inspections/")
+    ada.get(asked_for("/inspect/inspections/1"))
+    chosen = ada.post(asked_for("/inspect/preferences"), {"theme": "dark", "back": ada.hidden("back")})
+    assert chosen.headers["location"].startswith("/inspect/")
+    assert ada.get(asked_for("/inspect/queue/")).headers["location"] == "/inspect/queue"
+    told = ada.get(asked_for("/inspect/api/v1/openapi.json")).json()
+    assert told["servers"] == [{"url": "/inspect"}]
+    assert ada.get(asked_for("/inspect/api/v1/no/such/path")).json()["error"] == "error.404"
+    assert addresses_in(ada.get(asked_for("/inspect/nowhere")).text) <= seen | {"/inspect/signout"}
+    assert ada.post(asked_for("/inspect/signout")).headers["location"] == "/inspect/signin"
 
 
 def test_visitors_keep_apart(opened: Open) -> None:

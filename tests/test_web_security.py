@@ -162,6 +162,10 @@ def test_over_https_the_cookie_never_travels_without(sqlite_template: Path, tmp_
         cookie = served.client().get("/signin").headers["set-cookie"]
     assert cookie.startswith("__Host-inspect-xai=")
     assert "Secure" in cookie
+    with serving(f"sqlite:///{tmp_path}/desk.db", ServeSettings(https=True, path="/inspect")) as served:
+        cookie = served.client().get("/signin").headers["set-cookie"]
+    assert cookie.startswith("__Secure-inspect-xai=")  # "__Host-" would need the path "/"
+    assert {"Secure", "Path=/inspect"} <= set(cookie.split("; "))
 
 
 def asking(session_id: str, cookie: str = "inspect-xai") -> HTTPConnection:
@@ -307,11 +311,16 @@ def test_a_form_without_the_token_of_its_session_is_refused(desk: Desk, visitors
         {"Sec-Fetch-Site": "same-site"},
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Origin": "https://HERE"},  # the same host, but another scheme is another site
+        {"Origin": "HERE"},
     ],
 )
-def test_a_form_sent_by_another_site_is_refused(visitors: dict[str, Visitor], headers: dict[str, str]) -> None:
+def test_a_form_sent_by_another_site_is_refused(
+    desk: Desk, visitors: dict[str, Visitor], headers: dict[str, str]
+) -> None:
     otto = visitors["Otto"]
     otto.get("/queue")
+    headers = {name: value.replace("HERE", desk.base.removeprefix("http://")) for name, value in headers.items()}
     assert otto.post("/preferences", {"theme": "dark"}, headers=headers).status_code == 403
 
 
@@ -586,6 +595,55 @@ def test_posts_that_are_too_long_or_too_slow_are_refused(
         assert time.monotonic() - start < 5
 
 
+def test_every_error_of_the_json_interface_is_a_kind_and_a_sentence(
+    desk: Desk, visitors: dict[str, Visitor], sqlite_template: Path, tmp_path: Path
+) -> None:
+    otto, vera, nobody = visitors["Otto"].http, visitors["Vera"].http, desk.client().http
+    reviews, key = "/api/v1/inspections/1/reviews", {"Idempotency-Key": "order-4711-17"}
+    bearer = {"Authorization": "Bearer token of Otto", **key}
+    confirm = {"decision": "confirm", "newest_seen": 99}
+    told = [
+        (401, "error.401", nobody.get("/api/v1/models")),
+        (401, "error.401", nobody.post(reviews, json=confirm, headers=key)),
+        (401, "error.401", nobody.get("/metrics")),
+        (403, "error.403", vera.post(reviews, json=confirm, headers=key)),
+        (403, "error.csrf", otto.post(reviews, json=confirm, headers=key)),
+        (403, "error.cross_site", nobody.post(reviews, json=confirm, headers={**bearer, "Origin": "https://evil.example"})),
+        (404, "error.404", otto.get("/api/v1/no/such/path")),
+        (404, "error.404", otto.get("/api")),
+        (404, "error.404", otto.get("/api/v1/inspections/9999")),
+        (405, "error.405", otto.post("/api/v1/models")),
+        (405, "error.405", otto.delete("/api/v1/models")),
+        (409, "conflict.judged", nobody.post(reviews, json=confirm, headers=bearer)),
+        (413, "error.413", nobody.post(reviews, content=b"x" * 70_000, headers=bearer)),
+        (422, "error.422", otto.get("/api/v1/inspections?limit=abc")),
+        (422, "error.422", otto.get("/api/v1/inspections?after=1&after=2")),
+        (422, "form.reason", nobody.post(reviews, json={"decision": "overturn"}, headers=bearer)),
+    ]  # fmt: skip
+    shutil.copy(sqlite_template, tmp_path / "few.db")
+    with serving(f"sqlite:///{tmp_path}/few.db", ServeSettings(requests_per_minute=1)) as few:
+        few.client().http.get("/health/live")
+        told.append((429, "error.429", few.client().http.get("/api/v1/models")))
+    for status, kind, answer in told:
+        assert (answer.status_code, answer.json()["error"]) == (status, kind)
+        assert set(answer.json()) == {"error", "message"}
+        assert answer.json()["message"].endswith(".")
+        assert " " in answer.json()["message"]
+    assert "limit" in told[13][2].json()["message"]
+    assert told[0][2].headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    "path", ["/queue", "/api/desk", "/static", "inspect", "/inspect/", "/a//b", "/in spect", "/.."]
+)
+def test_a_path_that_cannot_be_meant_is_refused(path: str, sqlite_template: Path, tmp_path: Path) -> None:
+    from inspect_xai.web.app import create_app
+
+    shutil.copy(sqlite_template, tmp_path / "desk.db")
+    with pytest.raises((SettingsError, ValueError), match=r"begins like a page|String should match"):
+        create_app(f"sqlite:///{tmp_path}/desk.db", ServeSettings(path=path))
+
+
 def test_requests_beyond_the_rate_are_refused_and_let_in_again() -> None:
     now = 0.0
     rate = Rate(60, lambda: now)
@@ -621,6 +679,8 @@ def test_a_database_that_is_away_is_said_and_nothing_leaks(sqlite_template: Path
         (tmp_path / "desk.db").mkdir()
         answers = [visitor.get(path) for path in ("/queue", "/models", "/health/ready", "/api/v1/models")]
     assert {answer.status_code for answer in answers} <= {500, 503}
+    assert answers[-1].json()["error"] in ("error.500", "error.503")
+    assert answers[-1].json()["message"].endswith(".")
     for answer in answers:
         assert "Traceback" not in answer.text
         assert str(tmp_path) not in answer.text

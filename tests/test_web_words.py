@@ -75,6 +75,15 @@ def test_numbers_times_and_ages_read_as_people_write_them() -> None:
     assert ages == ["under a minute", "under a minute", "1 min", "119 min", "2 h", "47 h", "2 d"]
 
 
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "UTC", "Pacific/Kiritimati"])
+def test_no_moment_breaks_a_page(zone: str) -> None:
+    told = Words("en", ZoneInfo(zone))
+    first, last = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, tzinfo=UTC)
+    assert told.moment(last).startswith("9999-12-31 ")
+    assert told.moment(first).endswith(" 00:00:00") or zone in ("Europe/Berlin", "Pacific/Kiritimati")
+    assert len(told.clock(first)) == len(told.clock(last)) == 5
+
+
 def test_reasons_are_told_in_the_readers_language_unless_the_plant_has_its_own() -> None:
     german = Words("de", ZoneInfo("UTC"))
     assert german.reason("DUST", catalogue("en")["reason_code.DUST"]) == "Staub, Faser oder Schmutz, der abgeht"

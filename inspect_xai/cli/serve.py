@@ -44,6 +44,9 @@ def serve(
         list[str] | None, typer.Option("--allow-host", help="Further name the desk is reached under.")
     ] = None,
     https: Annotated[bool | None, typer.Option("--https", help="Browsers come over https, through the proxy.")] = None,
+    path: Annotated[
+        str | None, typer.Option("--path", help="Path the proxy serves the desk under, for instance /inspect.")
+    ] = None,
     language: Annotated[str | None, typer.Option("--language", help="en or de; readers can choose.")] = None,
     time_zone: Annotated[
         str | None, typer.Option("--time-zone", help="The plant's, for instance Europe/Berlin.")
@@ -72,7 +75,8 @@ def serve(
 
     flags = {
         "host": host, "port": port, "archive": archive or None, "people": people, "proxy_header": proxy_header,
-        "proxy_addresses": proxy_address or None, "hosts": allow_host or None, "https": https, "language": language,
+        "proxy_addresses": proxy_address or None, "hosts": allow_host or None, "https": https, "path": path,
+        "language": language,
         "time_zone": time_zone, "blind_share": blind_share, "second_share": second_share,
     }  # fmt: skip
     chosen = load_settings(settings, db=db, serve=flags)
@@ -151,7 +155,7 @@ def _run(settings: "Settings", desk: "ServeSettings") -> None:
                 f"nothing can listen on {desk.host} port {desk.port}: {error}", remedy="give another --host or --port"
             ) from error
         shown = f"[{desk.host}]" if ":" in desk.host else desk.host
-        echo(f"Review desk: http://{shown}:{listener.getsockname()[1]}/  (Ctrl-C ends it)")
+        echo(f"Review desk: http://{shown}:{listener.getsockname()[1]}{desk.path}/  (Ctrl-C ends it)")
         # Proxy headers are read by the desk itself, from the proxy's own addresses alone.
         config = uvicorn.Config(
             app, log_level="warning", ws="none", proxy_headers=False, server_header=False,

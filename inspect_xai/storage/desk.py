@@ -12,7 +12,7 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Select, bindparam, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, func, or_, select, update
 from sqlalchemy.orm import aliased
 
 from inspect_xai.errors import NotFoundError
@@ -60,6 +60,7 @@ class ConflictKind(StrEnum):
     OWN = "own"  # the second answer would come from the person who gave the first
     BLIND = "blind"  # it is judged blind first, and once
     KEY = "key"  # the key names an answer about another inspection or of another person
+    CHANGED = "changed"  # the key names an answer of this person about this inspection that says something else
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,8 @@ class Desk:
     def answer(self, answer: Answer, *, may_correct_others: bool = False) -> Taken | Conflict:
         """Append what a person says; nothing that was said before is changed.
 
-        An answer by the person who gave the last one corrects that one.
+        An answer by the person who gave the last one corrects that one. The same key with the same content is the
+        same answer; with another content nothing is written, and the conflict shows what stands.
 
         Args:
             answer: What they say.
@@ -236,6 +238,9 @@ class Desk:
             if known is not None:
                 if (known.inspection_id, known.reviewer) != (answer.inspection_id, person):
                     return Conflict(ConflictKind.KEY, known.reviewer)
+                stands = next(r for r in reading.reviews(connection, known.inspection_id) if r.review_id == known.id)
+                if not _says_the_same(stands, answer.review):
+                    return Conflict(ConflictKind.CHANGED, person, review=stands)
                 return Taken(known.id, is_new=False, state=state)
             said = reading.reviews(connection, answer.inspection_id)
             conflict = _conflict(answer, item, said, now=now, may_correct_others=may_correct_others)
@@ -264,7 +269,7 @@ class Desk:
             return [reading.summary(row) for row in connection.execute(_history(), values)]
 
     def similar_to(self, given: StoredInspection, *, limit: int = 6) -> list[InspectionSummary]:
-        """Inspections that lately showed the same defect at the same place of a part at the same station."""
+        """Inspections that lately showed the same defect at the same place of a part, seen by the same camera."""
         explanation = given.explanation
         if explanation is None or not explanation.regions or given.verdict.code is VerdictCode.OK:
             return []
@@ -272,6 +277,7 @@ class Desk:
         values = {
             "number": given.inspection_id, "label": given.verdict.label, "product": capture.part.product,
             "line": capture.line, "station": capture.station, "limit": limit,
+            "camera": capture.camera, "view": capture.view,
             "row_px": region.top_px + region.height_px / 2, "column_px": region.left_px + region.width_px / 2,
             "radius_px": max(capture.height_px, capture.width_px) / 10,
         }  # fmt: skip
@@ -279,10 +285,13 @@ class Desk:
             return [reading.summary(row) for row in connection.execute(_similar(), values)]
 
     def good_part_like(self, inspection_id: int) -> int | None:
-        """The newest inspection that was judged OK at the same station on the same product."""
+        """The newest inspection of a good part of the same product, from the same station, camera and view.
+
+        A part is good where every model said OK to each of its pictures, and every answer that stands did so too.
+        """
         here = aliased(Capture)
         mine = (
-            select(here.line, here.station, Lot.product_id)
+            select(here.line, here.station, here.camera, here.view, Lot.product_id)
             .select_from(Inspection)
             .join(here, here.id == Inspection.capture_id)
             .join(Part, Part.id == here.part_id)
@@ -299,8 +308,10 @@ class Desk:
                 .join(Part, Part.id == Capture.part_id)
                 .join(Lot, Lot.id == Part.lot_id)
                 .where(Capture.line == place.line, Capture.station == place.station)
+                .where(Capture.camera == place.camera, Capture.view == place.view)
                 .where(Lot.product_id == place.product_id, Inspection.verdict == VerdictCode.OK)
-                .where(Inspection.id != inspection_id, ~waiting.waits_blind())
+                .where(Inspection.id != inspection_id, ~waiting.waits_blind(), ~_is_faulted())
+                .where(Capture.archived_to != "", Capture.picture_deleted_at.is_(None))
                 .order_by(Capture.captured_at.desc())
                 .limit(1)
             )
@@ -362,10 +373,35 @@ def _similar() -> Select[Any]:
         reading.summaries()
         .where(Inspection.id.in_(lately.subquery().select()), reading.region_near(*place), ~waiting.waits_blind())
         .where(Capture.line == bindparam("line"), Capture.station == bindparam("station"))
+        .where(Capture.camera == bindparam("camera"), Capture.view == bindparam("view"))
         .where(reading.column("product") == bindparam("product"))
         .order_by(Inspection.inspected_at.desc())
         .limit(bindparam("limit", type_=Whole))
     )
+
+
+def _is_faulted() -> ColumnElement[bool]:
+    """Whether a model or a person, in an answer that stands, said anything but OK of a picture of the same part."""
+    other, seen = aliased(Capture), aliased(Inspection)
+    review, later = aliased(tables.Review), aliased(tables.Review)
+    is_corrected = select(later.id).where(later.supersedes_id == review.id).correlate(review).exists()
+    is_refused = (
+        select(review.id)
+        .where(review.inspection_id == seen.id, review.verdict != VerdictCode.OK, review.blind == 0, ~is_corrected)
+        .correlate(seen)
+        .exists()
+    )
+    return (
+        select(seen.id)
+        .join(other, other.id == seen.capture_id)
+        .where(other.part_id == Capture.part_id, or_(seen.verdict != VerdictCode.OK, is_refused))
+        .correlate(Capture)
+        .exists()
+    )
+
+
+def _says_the_same(stands: StoredReview, review: Review) -> bool:
+    return all(getattr(stands, each.name) == getattr(review, each.name) for each in dataclasses.fields(review))
 
 
 def _under_key(connection: Connection, key: str) -> Row[Any] | None:

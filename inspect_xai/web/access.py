@@ -100,8 +100,16 @@ class Access:
 
     @property
     def cookie(self) -> str:
-        """Name of the session cookie; the prefix makes browsers refuse one that was not set by this very host."""
-        return "__Host-inspect-xai" if self.settings.https else "inspect-xai"
+        """Name of the session cookie; the prefix makes browsers refuse one that was not set over https by this host."""
+        if not self.settings.https:
+            return "inspect-xai"
+        # Browsers take "__Host-" for the path "/" alone.
+        return "__Secure-inspect-xai" if self.settings.path else "__Host-inspect-xai"
+
+    @property
+    def cookie_path(self) -> str:
+        """The path the session cookie is sent to."""
+        return self.settings.path or "/"
 
     def _check(self) -> None:
         if self.is_open and not is_loopback(self.settings.host):

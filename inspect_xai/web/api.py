@@ -15,7 +15,7 @@ from inspect_xai.records import Decision
 from inspect_xai.storage.desk import Answer, Conflict
 from inspect_xai.storage.stored import InspectionSummary, StoredModel, StoredReview
 from inspect_xai.storage.waiting import BLIND, QueueFilter
-from inspect_xai.web import asked
+from inspect_xai.web import asked, shown
 from inspect_xai.web.access import Person, Role
 from inspect_xai.web.documents import InspectionOut, document
 from inspect_xai.web.metrics import CONTENT_TYPE, exposition
@@ -174,7 +174,10 @@ def add_review(
     sent: ReviewIn,
     idempotency_key: Annotated[str, Header(min_length=8, max_length=100)],
 ) -> Response:
-    """Append an answer. Sent again under the same Idempotency-Key it is the same answer, with status 200."""
+    """Append an answer. Sent again under the same Idempotency-Key it is the same answer, with status 200.
+
+    Another answer under the same key is refused with 409, and nothing of it is written.
+    """
     site = site_of(request)
     given = site.store.get(inspection_id)
     fields = {
@@ -190,8 +193,9 @@ def add_review(
     answer = Answer(inspection_id, said, key=idempotency_key, newest_seen=sent.newest_seen)
     outcome = site.desk.answer(answer, may_correct_others=person.may(Role.QUALITY))
     if isinstance(outcome, Conflict):
-        message = f"{outcome.kind} by {outcome.person}"
-        return JSONResponse({"error": f"conflict.{outcome.kind}", "message": message}, status_code=409)
+        serial = given.capture.part.serial
+        told = shown.refusal(outcome, site.words(request), person=person.name, serial=serial)
+        return JSONResponse({"error": f"conflict.{outcome.kind}", "message": told.text}, status_code=409)
     document = ReviewOut(review_id=outcome.review_id, is_new=outcome.is_new).model_dump()
     return JSONResponse(document, status_code=201 if outcome.is_new else 200)
 
@@ -258,6 +262,8 @@ def openapi(request: Request, _: Reader) -> JSONResponse:
         found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=router.routes)
         found["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         found["security"] = [{"token": []}]
+        if site_of(request).settings.path:
+            found["servers"] = [{"url": site_of(request).settings.path}]
         app.openapi_schema = found
     return JSONResponse(app.openapi_schema)
 
@@ -283,4 +289,6 @@ def metrics(request: Request, _: Reader) -> PlainTextResponse:
     """What was inspected, what it cost and what waits, for Prometheus."""
     site = site_of(request)
     site.desk.take_in()
-    return PlainTextResponse(exposition(site.totals.now(), site.desk.overview()), media_type=CONTENT_TYPE)
+    return PlainTextResponse(
+        exposition(site.totals.now(), site.desk.overview(), broken=len(site.broken)), media_type=CONTENT_TYPE
+    )

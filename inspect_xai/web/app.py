@@ -1,5 +1,6 @@
 """The application: pages, pictures and JSON behind one guard."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,14 +15,15 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from inspect_xai import __version__
-from inspect_xai.errors import DatabaseAwayError, InspectXaiError, NotFoundError
+from inspect_xai.errors import DatabaseAwayError, InspectXaiError, NotFoundError, SettingsError
 from inspect_xai.settings import ServeSettings
 from inspect_xai.storage.store import open_store
 from inspect_xai.web import api, images, pages, reports, studies
 from inspect_xai.web.guard import HEADERS, Guard
-from inspect_xai.web.site import RefusedError, SignInNeededError, Site, site_of
+from inspect_xai.web.site import RefusedError, SignInNeededError, Site, path_of, site_of
 from inspect_xai.web.words import catalogue
 
+_log = logging.getLogger(__name__)
 _REASONS = (
     "WITHIN_LIMIT", "DUST", "REFLECTION", "TOOL_MARK", "SURFACE", "OVERLOOKED", "WRONG_LABEL", "BAD_PICTURE", "OTHER",
 )  # fmt: skip
@@ -45,6 +47,7 @@ def create_app(
     store = open_store(store_url, blob_store=blob_store, ledger_key=ledger_key)
     try:
         site = Site(store, settings or ServeSettings())
+        _check_path(site.settings.path)
         if not store.reasons():  # a plant without a list of its own begins with ours
             for code in _REASONS:
                 store.set_reason(code, catalogue(site.settings.language)[f"reason_code.{code}"])
@@ -81,6 +84,22 @@ def create_app(
     return app
 
 
+def _check_path(path: str) -> None:
+    """Refuse a path that is one of the desk's own: of "/queue" nobody could say whether the proxy left something out.
+
+    Raises:
+        SettingsError: It is.
+    """
+    routers = (pages.router, studies.router, reports.router, images.router, api.router)
+    own = {str(getattr(route, "path", "")).split("/")[1] for router in routers for route in router.routes} | {"static"}
+    if path and path.split("/")[1] in own:
+        raise SettingsError(
+            f"the path {path} begins like a page of the desk",
+            expected="a path that no page has, such as /inspect",
+            remedy="choose another one for [serve] path, and the same in the proxy",
+        )
+
+
 class _Static(StaticFiles):
     """Style and script; browsers ask whether they changed, so that an update is seen at once."""
 
@@ -90,14 +109,21 @@ class _Static(StaticFiles):
         return response
 
 
-def _is_for_machines(request: HTTPConnection) -> bool:
-    return request.url.path.startswith(("/api/", "/metrics"))
+def _is_for_machines(connection: HTTPConnection) -> bool:
+    return f"{path_of(connection)}/".startswith(("/api/", "/metrics/"))
+
+
+def _fault(connection: HTTPConnection, status: int, key: str, detail: str = "") -> JSONResponse:
+    """An error as docs/api.md promises it: its kind, and a sentence."""
+    words = site_of(connection).words(connection)
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    return JSONResponse({"error": key, "message": detail or words(key)}, status_code=status, headers=headers)
 
 
 async def _refuse(connection: HTTPConnection, status: int, key: str) -> ASGIApp:
     """Answer a request that the guard does not let in; plainly, since nothing is known of who sent it."""
     if _is_for_machines(connection):
-        return JSONResponse({"error": key.partition(".")[2]}, status_code=status)
+        return _fault(connection, status, key)
     # Without a template: a flood must not cost more than a line of text, nor begin sessions.
     return Response(site_of(connection).words(connection)(key), status_code=status, media_type="text/plain")
 
@@ -105,10 +131,10 @@ async def _refuse(connection: HTTPConnection, status: int, key: str) -> ASGIApp:
 async def _sign_in(request: Request, _: Exception) -> Response:
     site = site_of(request)
     if _is_for_machines(request):
-        return JSONResponse({"error": "401"}, status_code=401, headers={"WWW-Authenticate": "Bearer"})
-    if request.method != "GET" or request.url.path.endswith((".png", ".svg")):
+        return _fault(request, 401, "error.401")
+    if request.method != "GET" or path_of(request).endswith((".png", ".svg")):
         return site.page(request, "error.html", status=401, message=site.words(request)("error.401"), detail="")
-    there = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    there = path_of(request) + (f"?{request.url.query}" if request.url.query else "")
     return Response(status_code=303, headers={"Location": f"/signin?next={quote(there, safe='/')}"})
 
 
@@ -116,14 +142,33 @@ async def _failed(request: Request, error: Exception) -> Response:
     site = site_of(request)
     status, key = _status_of(error)
     detail = str(error) if isinstance(error, InspectXaiError) and status in (404, 422) else ""
-    if _is_for_machines(request):
-        kind = key if isinstance(error, RefusedError) else type(error).__name__
-        response: Response = JSONResponse({"error": kind, "message": detail or key}, status_code=status)
-    else:
-        response = site.page(request, "error.html", status=status, message=site.words(request)(key), detail=detail)
+    try:
+        if _is_for_machines(request):
+            response: Response = _fault(request, status, key, detail or _wrong_fields(error, site.words(request)(key)))
+        else:
+            response = site.page(request, "error.html", status=status, message=site.words(request)(key), detail=detail)
+    except Exception:  # noqa: BLE001 (what made the page fail may make this one fail too; a sentence needs nothing)
+        _log.error("the page of an error failed", exc_info=True)
+        sentence = catalogue(site.settings.language)[key]
+        if _is_for_machines(request):
+            response = JSONResponse({"error": key, "message": sentence}, status_code=status)
+        else:
+            response = Response(sentence, status_code=status, media_type="text/plain")
+    if isinstance(error, HTTPException) and error.headers:
+        response.headers.update(error.headers)  # the methods that a path takes
     if status == 500:  # made outside of the guard; the server's log has the trace
-        response.headers.update(HEADERS)
+        # The server closes the connection after a fault of ours; who asks must know, or their next request fails too.
+        response.headers.update({**HEADERS, "Connection": "close"})
     return response
+
+
+def _wrong_fields(error: Exception, sentence: str) -> str:
+    """The sentence with the parameters that were wrong and how; empty where it was not that."""
+    if not isinstance(error, RequestValidationError):
+        return ""
+    # The last part of a place is the parameter's name; what was sent is not repeated.
+    told = [f"{each['loc'][-1] if each['loc'] else ''}: {each['msg']}" for each in error.errors()[:5]]
+    return f"{sentence} {'; '.join(told)}."
 
 
 def _status_of(error: Exception) -> tuple[int, str]:

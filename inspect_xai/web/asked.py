@@ -111,12 +111,13 @@ def answer_in(
     )
 
 
-def verdict_of(decision: Decision, said: VerdictCode) -> VerdictCode:
+def verdict_of(decision: Decision | str, said: VerdictCode | str) -> VerdictCode:
     """What the part is, if a person says this about the model's verdict; an unsure model suspects a defect.
 
     >>> verdict_of(Decision.CONFIRM, VerdictCode.UNSURE), verdict_of(Decision.OVERTURN, VerdictCode.UNSURE)
     (<VerdictCode.NG: 'NG'>, <VerdictCode.OK: 'OK'>)
     """
+    decision, said = Decision(decision), VerdictCode(said)  # words of a form or a record too
     if decision is Decision.UNDECIDED:
         return VerdictCode.UNSURE
     agrees = decision is Decision.CONFIRM

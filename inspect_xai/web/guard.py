@@ -64,6 +64,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        _below(scope, self._access.settings.path)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -72,6 +73,8 @@ class Guard:
                     if name != "Content-Security-Policy" or name not in headers:  # a report has a stricter one
                         headers[name] = value
                 headers.setdefault("Cache-Control", "no-store")
+                if "location" in headers:
+                    headers["location"] = _led_to(headers["location"], self._access.settings.path)
             await send(message)
 
         connection = HTTPConnection(scope)
@@ -103,7 +106,8 @@ class Guard:
         if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             return 403, "error.cross_site"
         origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != host:
+        scheme = "https" if self._access.settings.https else connection.scope["scheme"]
+        if origin is not None and origin != f"{scheme}://{host}":
             return 403, "error.cross_site"
         return None
 
@@ -165,6 +169,22 @@ class Rate:
         if len(self._left) > _MOST_CLIENTS:
             self._left.popitem(last=False)
         return allowed
+
+
+def _below(scope: Scope, root: str) -> None:
+    """Set a request's path below the desk's own, whether the proxy passed that on or left it out."""
+    scope["root_path"] = root
+    if root and not f"{scope['path']}/".startswith(f"{root}/"):
+        scope["path"] = root + scope["path"]
+
+
+def _led_to(location: str, root: str) -> str:
+    """Where a redirect leads, as a path of this host: pages name theirs without the desk's own path before it."""
+    if location.startswith("/"):
+        return root + location
+    # A slash too many is taken away by the router, with what it takes for scheme and host.
+    scheme, colon, rest = location.partition("://")
+    return f"/{rest.partition('/')[2]}" if colon and scheme in ("http", "https") else location
 
 
 def _without_port(host: str) -> str:

@@ -14,8 +14,8 @@ from inspect_xai.web.site import Site, site_of
 
 router = APIRouter(prefix="/inspections/{inspection_id}", include_in_schema=False)
 InspectionId = Annotated[int, Path(ge=1, le=2**63 - 1)]
-_FOR_EVER = "private, max-age=31536000, immutable"
 _ASK_AGAIN = "private, no-cache"
+"""Browsers keep a picture but ask each time whether they may still show it: retention may have deleted it."""
 
 
 @router.get("/picture.png")
@@ -101,13 +101,13 @@ def _drawn(
         site.check_uncovered(person, inspection_id)
     given = site.store.get(inspection_id)
     name = pictures.content_name(given.capture.sha256, given.model.fingerprint, given.policy_version)
-    # An address that names another content than there is must not be kept for ever.
-    keep = _FOR_EVER if request.query_params.get("v") == name else _ASK_AGAIN
     tag = f'"{name}-{kind}"'
     if is_map and (given.explanation is None or given.explanation.maps_deleted):
         raise NotFoundError(f"inspection {inspection_id} has no map")
+    if kind in ("picture", "thumbnail", "overlay"):
+        site.archive.check_there(given)  # before memory is asked
     if request.headers.get("if-none-match") == tag:
-        return Response(status_code=304, headers={"Cache-Control": keep, "ETag": tag})
+        return Response(status_code=304, headers={"Cache-Control": _ASK_AGAIN, "ETag": tag})
     content = site.kept.get(f"{name}-{kind}", lambda: draw(site, given))
-    headers = {"Cache-Control": keep, "ETag": tag, "Content-Disposition": "inline"}
+    headers = {"Cache-Control": _ASK_AGAIN, "ETag": tag, "Content-Disposition": "inline"}
     return Response(content, media_type=media_type, headers=headers)

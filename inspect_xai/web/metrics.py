@@ -14,10 +14,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Family = CounterMetricFamily | GaugeMetricFamily
 
 
-def exposition(totals: Totals, overview: Overview) -> bytes:
-    """Return everything in Prometheus' text format."""
+def exposition(totals: Totals, overview: Overview, *, broken: int = 0) -> bytes:
+    """Return everything in Prometheus' text format; `broken` inspections are passed over as their page failed."""
     registry = CollectorRegistry()
-    registry.register(_Families([*_counters(totals), *_gauges(totals, overview)]))
+    registry.register(_Families([*_counters(totals), *_gauges(totals, overview, broken)]))
     return generate_latest(registry)
 
 
@@ -56,11 +56,12 @@ def _added_up(numbers: Mapping[Group, float], labels: tuple[str, ...]) -> dict[t
     return added
 
 
-def _gauges(totals: Totals, overview: Overview) -> Iterator[Family]:
+def _gauges(totals: Totals, overview: Overview, broken: int) -> Iterator[Family]:
     waiting = GaugeMetricFamily("inspect_xai_queue_waiting", "Inspections that wait for a person.", labels=("why",))
     for why, number in overview.counts["why"].items():
         waiting.add_metric((why,), number)
     yield waiting
+    yield GaugeMetricFamily("inspect_xai_queue_broken", "Inspections passed over: their page failed.", value=broken)
     for name, words, moment in (
         ("queue_oldest", "When the longest waiting one was inspected.", overview.oldest_at),
         ("newest_inspection", "When the newest picture was inspected.", totals.newest_at),

@@ -8,6 +8,8 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Depends, Path, Request
 from starlette.responses import RedirectResponse, Response
 
+from inspect_xai.errors import DatabaseAwayError, NotFoundError
+from inspect_xai.records import Review
 from inspect_xai.storage.desk import Answer, Conflict
 from inspect_xai.storage.stored import StoredInspection
 from inspect_xai.storage.triage import State
@@ -91,7 +93,13 @@ def signout(request: Request, form: Looking) -> Response:
     if session is not None:
         site.access.end(session)
     response = see("/signin")
-    response.delete_cookie(site.access.cookie, path="/", secure=site.settings.https, httponly=True, samesite="strict")
+    response.delete_cookie(
+        site.access.cookie,
+        path=site.access.cookie_path,
+        secure=site.settings.https,
+        httponly=True,
+        samesite="strict",
+    )
     return response
 
 
@@ -134,6 +142,7 @@ def queue(request: Request) -> Response:
         may_judge=person.may(Role.OPERATOR),
         covered=site.covered(person, [entry.inspection_id for entry in entries if entry.is_blind]),
         done=_done(site, request, person),
+        broken=dict(site.broken) if person.may(Role.QUALITY) else {},
         shown=shown,
     )
 
@@ -149,7 +158,16 @@ def inspection(request: Request, inspection_id: InspectionId) -> Response:
     """Show one inspection, and where the reader may judge, the form."""
     site = site_of(request)
     person = site.person(request)
-    return _inspection_page(site, request, person, inspection_id)
+    try:
+        page = _inspection_page(site, request, person, inspection_id)
+    except (NotFoundError, DatabaseAwayError):
+        raise
+    except Exception as error:
+        if person.may(Role.OPERATOR):
+            site.note_broken(inspection_id, error, person=person.name)
+        raise
+    site.broken.pop(inspection_id, None)
+    return page
 
 
 @router.post("/inspections/{inspection_id}/claim")
@@ -193,7 +211,7 @@ def review(request: Request, inspection_id: InspectionId, form: Judging) -> Resp
     )
     outcome = site.desk.answer(answer, may_correct_others=form.person.may(Role.QUALITY))
     if isinstance(outcome, Conflict):
-        return _conflict_page(site, request, inspection_id, outcome, form)
+        return _conflict_page(site, request, inspection_id, outcome, form, said=said)
     if blind:
         return see(f"/inspections/{inspection_id}", **asked.filters_in(form.get("back")))
     return _to_next(site, request, form, done=inspection_id)
@@ -297,10 +315,11 @@ def _to_next(site: Site, request: Request, form: Form, *, done: int | None = Non
     skipped = session.skipped if session else ()
     skip = asked.number_in(form.get("skip"))
     left = skipped if skip is None else (*skipped, skip)[-_MOST_SKIPPED:]
-    found = site.desk.claim_next(form.person.name, wanted, skipped=left)
+    broken = tuple(site.broken)
+    found = site.desk.claim_next(form.person.name, wanted, skipped=(*left, *broken))
     if found is None and left:  # nothing else is left: what was skipped comes again
         left = ()
-        found = site.desk.claim_next(form.person.name, wanted)
+        found = site.desk.claim_next(form.person.name, wanted, skipped=broken)
     if session is not None and left != skipped:
         site.access.leave_for_later(session, left)
     path = "/queue" if found is None else f"/inspections/{found}"
@@ -315,15 +334,20 @@ def _done(site: Site, request: Request, person: Person) -> StoredInspection | No
     return found if is_mine else None
 
 
-def _conflict_page(site: Site, request: Request, inspection_id: int, conflict: Conflict, form: Form) -> Response:
+def _conflict_page(
+    site: Site, request: Request, inspection_id: int, conflict: Conflict, form: Form, *, said: Review | None = None
+) -> Response:
+    given = site.store.get(inspection_id)
+    covered = bool(site.covered(form.person, [inspection_id]))
     return site.page(
         request,
         "conflict.html",
         status=409,
-        conflict=conflict,
-        blind=bool(site.covered(form.person, [inspection_id])),
-        i=site.store.get(inspection_id),
-        sent=form.fields,
+        refusal=shown.refusal(conflict, site.words(request), person=form.person.name, serial=given.capture.part.serial),
+        covered=covered,
+        theirs=None if covered else conflict.review,
+        yours=said,
+        reasons=site.store.reasons(),
+        i=given,
         filter_query=urlencode(asked.filters_in(form.get("back"))),
-        verdict_of=asked.verdict_of,
     )

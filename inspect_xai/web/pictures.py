@@ -18,12 +18,13 @@ from inspect_xai.maths.regions import marked_pixels
 from inspect_xai.pipeline.pictures import PictureLimits, decode_picture
 from inspect_xai.pipeline.remote import read_archived_bytes
 from inspect_xai.records import Region, Status
+from inspect_xai.storage import places
 from inspect_xai.storage.stored import StoredExplanation, StoredInspection
 
 THUMBNAIL_PX: Final = 160
 _CACHE_BYTES: Final = 96 << 20
 Map = NDArray[np.float32]
-_DRAWN_BY: Final = "2"  # change it when the same record is drawn in another way, so that no browser keeps the old one
+_DRAWN_BY: Final = "3"  # change it when the same record is drawn in another way, so that no browser keeps the old one
 
 
 class MissingPictureError(NotFoundError):
@@ -78,10 +79,34 @@ class Archive:
                 return str(path)
         raise MissingPictureError("missing")
 
+    def check(self, inspection: StoredInspection) -> str:
+        """Where the picture lies that retention left: a path, or a URL, of which is not known whether it is there.
+
+        Raises:
+            MissingPictureError: There is none that may be shown.
+        """
+        if inspection.picture_deleted_at is not None:
+            raise MissingPictureError("deleted")
+        return self.locate(inspection.capture.archived_to)
+
+    def check_there(self, inspection: StoredInspection) -> None:
+        """Ask the archive whether the picture is still there.
+
+        Raises:
+            MissingPictureError: It is not, or must not be shown.
+        """
+        place = self.check(inspection)
+        try:
+            is_there = "://" not in place or places.exists(place)  # a path's file was found just now
+        except (OSError, ImportError, ValueError) as error:
+            raise MissingPictureError("missing") from error
+        if not is_there:
+            raise MissingPictureError("missing")
+
     def fault(self, inspection: StoredInspection) -> str:
         """The key of the text why a picture cannot be shown; empty: as far as one sees without reading it, it can."""
         try:
-            self.locate(inspection.capture.archived_to)
+            self.check(inspection)
         except MissingPictureError as error:
             return f"picture.reason_{error.reason}"
         return "" if inspection.capture.height_px else "picture.reason_unreadable"
@@ -93,7 +118,7 @@ class Archive:
             MissingPictureError: There is none that may be shown.
         """
         limits = PictureLimits.recorded(inspection.run.settings)
-        place = self.locate(inspection.capture.archived_to)
+        place = self.check(inspection)
         data = _fetched(place, limits) if "://" in place else _read(Path(place), limits)
         try:
             pixels = decode_picture(data, limits=limits)

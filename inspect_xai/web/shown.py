@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Final
 
 from inspect_xai.records import Status
+from inspect_xai.storage.desk import Conflict, ConflictKind
 from inspect_xai.storage.stored import StoredInspection, is_no_better_than_chance
 from inspect_xai.storage.waiting import QueueEntry
 from inspect_xai.web.pictures import Archive, blocks_shown, content_name
@@ -43,7 +44,7 @@ class Drawing:
         number: Which map: 0 the fused one, 1 and up a block's; -1 none.
         blocks: Names of the blocks with a map.
         opacity: Of the map's largest value, in percent.
-        version: Names the content, for addresses that browsers may keep for ever.
+        version: Names the content, so that another one has another address.
     """
 
     missing: str
@@ -121,6 +122,27 @@ def sheet(given: StoredInspection, words: Words) -> Sheet:
         scores=_scores(given),
         faithful=_faithful(explanation.faithfulness, words) if explanation else "",
         is_faithful=explanation is None or not is_no_better_than_chance(explanation.faithfulness),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an answer or a claim was not taken, in words: a title and a sentence."""
+
+    title: str
+    text: str
+
+
+def refusal(conflict: Conflict, words: Words, *, person: str, serial: str) -> Refusal:
+    """Put a conflict into words for the person who met it; it may be with an answer of their own from another tab."""
+    is_own = conflict.person == person
+    time = words.clock(conflict.until) if conflict.until else ""
+    key = f"conflict.{conflict.kind}"
+    by_oneself = f"{key}_oneself"
+    is_somebody = not is_own and conflict.kind in (ConflictKind.CLAIMED, ConflictKind.JUDGED)
+    return Refusal(
+        words("conflict.title" if is_somebody else "conflict.title_oneself"),
+        words(by_oneself if is_own and words.has(by_oneself) else key, name=conflict.person, serial=serial, time=time),
     )
 
 

@@ -1,6 +1,7 @@
 """What all pages share: the store, who asks, the words they read, and forms that are checked before they count."""
 
 import dataclasses
+import logging
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ from inspect_xai.web.pictures import Archive, Kept
 from inspect_xai.web.words import LANGUAGES, Words, chosen_language
 
 _MOST_FIELDS = 50
+_MOST_BROKEN = 200
 _WRONG_TOKENS_PER_MINUTE = 10  # from one address
+_log = logging.getLogger(__name__)
 THEMES = ("auto", "light", "dark")
 
 
@@ -76,6 +79,7 @@ class Site:
         self.wrong_tokens = Rate(_WRONG_TOKENS_PER_MINUTE, time.monotonic)
         self.archive = Archive(settings.archive)
         self.kept = Kept()
+        self.broken: dict[int, str] = {}  # inspections whose page failed, and how: the queue passes them over
         self._zone = ZoneInfo(settings.time_zone)
         self._templates = Environment(
             loader=PackageLoader("inspect_xai.web"),
@@ -84,6 +88,7 @@ class Site:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        self._templates.globals["root"] = settings.path  # what every address of a page begins with
 
     def person(self, request: Request, role: Role = Role.VIEWER) -> Person:
         """Who asks.
@@ -117,6 +122,14 @@ class Site:
         """
         if self.covered(person, [inspection_id]):
             raise RefusedError(403, "error.covered")
+
+    def note_broken(self, inspection_id: int, error: Exception, *, person: str) -> None:
+        """Pass an inspection over in the queue because its page failed, and give it back."""
+        _log.error("the page of inspection %d failed, the queue passes it over: %r", inspection_id, error)
+        self.broken[inspection_id] = type(error).__name__
+        for oldest in list(self.broken)[:-_MOST_BROKEN]:
+            self.broken.pop(oldest, None)
+        self.desk.release(inspection_id, person)
 
     async def form(self, request: Request, role: Role) -> Form:
         """A form, once it is known whose it is and that a page of ours sent it.
@@ -163,7 +176,7 @@ class Site:
             languages=LANGUAGES,
             themes=THEMES,
             now=datetime.now(UTC),
-            here=request.url.path,
+            here=path_of(request),
             **values,
         )
         response = HTMLResponse(text, status_code=status, headers={"Content-Language": words.language})
@@ -176,7 +189,7 @@ class Site:
         response.set_cookie(
             self.access.cookie,
             session.session_id,
-            path="/",
+            path=self.access.cookie_path,
             httponly=True,
             samesite="strict",
             secure=self.settings.https,
@@ -190,6 +203,11 @@ def without_verdict(summary: InspectionSummary) -> InspectionSummary:
     said = ("review_decision", "reviewed_verdict")
     nothing = dict.fromkeys((*words, *said), "") | dict.fromkeys(numbers, 0.0)
     return dataclasses.replace(summary, passes=0, **nothing)  # type: ignore[arg-type]
+
+
+def path_of(connection: HTTPConnection) -> str:
+    """The path of a request below the desk's own, as the routes name it."""
+    return str(connection.scope["path"]).removeprefix(site_of(connection).settings.path) or "/"
 
 
 def site_of(request: HTTPConnection) -> Site:
@@ -216,7 +234,10 @@ async def read_fields(request: Request) -> dict[str, str]:
 
 
 def see(path: str, **query: Any) -> RedirectResponse:
-    """Send the browser to another page after a form, so that loading anew sends nothing twice."""
+    """Send the browser to another page after a form, so that loading anew sends nothing twice.
+
+    The guard puts the desk's own path before `path`.
+    """
     kept = {name: value for name, value in query.items() if value not in (None, "")}
     return RedirectResponse(f"{path}?{urlencode(kept)}" if kept else path, status_code=303)
 

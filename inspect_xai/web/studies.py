@@ -132,6 +132,7 @@ def picture(request: Request, study_id: StudyId, task_id: Annotated[int, Path(ge
     if task.study_id != study_id or not _is_asked(studies, task, person):
         raise RefusedError(403, "error.403")
     given = site.store.get(task.inspection_id)
+    site.archive.check_there(given)
     name = pictures.content_name(given.capture.sha256, given.model.fingerprint, given.policy_version)
     content = site.kept.get(f"{name}-picture", lambda: pictures.png(site.archive.read(given)))
     return Response(content, media_type="image/png", headers={"Cache-Control": "no-store"})

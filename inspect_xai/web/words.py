@@ -71,13 +71,19 @@ class Words:
         return self(key) if is_ours else meaning
 
     def moment(self, moment: datetime) -> str:
-        """Date and time in the plant's zone."""
-        local = moment.astimezone(self.zone)
+        """Date and time in the plant's zone; at the ends of the calendar, where a zone has no time, as it was given."""
+        local = self._local(moment)
         return f"{local:%d.%m.%Y %H:%M:%S}" if self.language == "de" else f"{local:%Y-%m-%d %H:%M:%S}"
 
     def clock(self, moment: datetime) -> str:
         """The time of day in the plant's zone."""
-        return f"{moment.astimezone(self.zone):%H:%M}"
+        return f"{self._local(moment):%H:%M}"
+
+    def _local(self, moment: datetime) -> datetime:
+        try:
+            return moment.astimezone(self.zone)
+        except (OverflowError, ValueError):  # years 1 and 9999
+            return moment
 
     def age(self, span: timedelta) -> str:
         """How long something has waited, in its largest unit."""
