@@ -739,9 +739,12 @@ def test_below_a_path_no_page_leads_out_of_it(opened: Open, tmp_path: Path, pass
 
     waiting = {"/inspect/queue", "/inspect/inspections/1?correct=1&compare=1", "/inspect/parts?serial=SN00001"}
     seen: set[str] = set()
-    while waiting - seen:
-        address = min(waiting - seen)
-        seen.add(address)
+    while waiting:
+        address = waiting.pop()
+        asked_for(address)
+        if address.partition("?")[0] in seen:  # with other filters, or another map
+            continue
+        seen.add(address.partition("?")[0])
         page = ada.get(asked_for(address))
         if page.status_code == 405 or address.partition("?")[0] in ("/inspect/signin", "/inspect/signout"):
             continue  # where forms are sent to
@@ -751,7 +754,7 @@ def test_below_a_path_no_page_leads_out_of_it(opened: Open, tmp_path: Path, pass
         elif page.headers["content-type"].startswith("text/html"):
             waiting |= addresses_in(page.text)
     assert {"/inspect/static/desk.css", "/inspect/static/desk.js", "/inspect/models", "/inspect/studies/1"} <= seen
-    assert any("/inspections/1/map.png" in address for address in seen)
+    assert "/inspect/inspections/1/map.png" in seen
 
     ada.get(asked_for("/inspect/queue"))
     assert ada.post(asked_for("/inspect/queue/next")).headers["location"].startswith("/inspect/inspections/")
@@ -762,7 +765,7 @@ def test_below_a_path_no_page_leads_out_of_it(opened: Open, tmp_path: Path, pass
     told = ada.get(asked_for("/inspect/api/v1/openapi.json")).json()
     assert told["servers"] == [{"url": "/inspect"}]
     assert ada.get(asked_for("/inspect/api/v1/no/such/path")).json()["error"] == "error.404"
-    assert addresses_in(ada.get(asked_for("/inspect/nowhere")).text) <= seen | {"/inspect/signout"}
+    assert addresses_in(ada.get(asked_for("/inspect/nowhere")).text) <= seen
     assert ada.post(asked_for("/inspect/signout")).headers["location"] == "/inspect/signin"
 
 
