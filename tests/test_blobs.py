@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from inspect_xai.errors import StoreError
+from inspect_xai.storage import blobs
 from inspect_xai.storage.blobs import Precision, decode, encode
 from tests import stored
 
@@ -128,3 +129,14 @@ def test_a_header_that_claims_gigabytes_is_refused() -> None:
     struct.pack_into("<2I", blob, 8, 0xFFFFFFFF, 0xFFFFFFFF)
     with pytest.raises(StoreError, match="hold no map"):
         decode(bytes(blob))
+
+
+@pytest.mark.parametrize("precision", [Precision.STEPS12, Precision.EXACT])
+def test_a_large_map_is_packed_in_bands_to_the_bytes_of_the_whole(
+    precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = np.cumsum(np.random.default_rng(5).normal(size=(301, 257)), axis=1).astype(np.float32)
+    whole = encode(found, precision=precision)
+    monkeypatch.setattr(blobs, "_CHUNK_VALUES", 257 * 7)
+
+    assert encode(found, precision=precision).data == whole.data

@@ -84,8 +84,8 @@ def encode(array: NDArray[Any], *, precision: Precision = Precision.EXACT) -> Bl
     whole = values.view(f"<u{values.dtype.itemsize}")
     trial = zstandard.ZstdCompressor(level=_TRIAL)
     # One form at a time: of a large picture each weighs as much as the picture.
-    chosen = min(range(1 + min(array.ndim, 2)), key=lambda form: len(trial.compress(_planes(_filtered(whole, form)))))
-    frame = zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compress(_planes(_filtered(whole, chosen)))
+    chosen = min(range(1 + min(array.ndim, 2)), key=lambda form: len(trial.compress(_packed(whole, form))))
+    frame = zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compress(_packed(whole, chosen))
     codes = (list(_TYPES).index(dtype), list(Precision).index(precision), chosen, array.ndim)
     data = _HEAD.pack(_MAGIC, *codes) + struct.pack(f"<{array.ndim}I", *array.shape) + limits + frame
     return Blob(CODEC, dtype, tuple(array.shape), precision, hashlib.sha256(data).hexdigest(), data)
@@ -159,7 +159,8 @@ def _decoded(data: bytes) -> NDArray[Any]:
 
 
 def _on_steps(values: NDArray[np.float32], intervals: int) -> tuple[float, float, NDArray[np.uint16]]:
-    if values.dtype != np.dtype("<f4") or not np.isfinite(values).all():
+    finite = values.size == 0 or np.isfinite([values.min(), values.max()]).all()  # NaN is both
+    if values.dtype != np.dtype("<f4") or not finite:
         raise StoreError("a map that is not finite float32", expected="finite float32, to be put on even steps")
     if values.size == 0:
         return 0.0, 0.0, np.zeros(values.shape, "<u2")
@@ -195,6 +196,20 @@ def _bends(differences: NDArray[Any]) -> NDArray[Any]:
     """Of differences along rows those down columns, folded so that small ones of either sign are small numbers."""
     bends = _differences(differences, axis=-2)
     return (bends << 1) ^ (0 - (bends >> (8 * bends.dtype.itemsize - 1)))
+
+
+def _packed(whole: NDArray[Any], form: int) -> bytes | memoryview:
+    """The byte planes of one form; of a large map made so many rows at a time, each from itself and the one above."""
+    if whole.ndim != 2 or whole.size <= _CHUNK_VALUES:
+        return _planes(_filtered(whole, form))
+    rows, columns = whole.shape
+    planes = np.empty((whole.dtype.itemsize, rows, columns), np.uint8)
+    band = max(1, _CHUNK_VALUES // columns)
+    for top in range(0, rows, band):
+        above = min(top, 1)
+        part = np.ascontiguousarray(_filtered(whole[top - above : top + band], form)[above:])
+        planes[:, top : top + band] = np.moveaxis(part.view(np.uint8).reshape(*part.shape, -1), -1, 0)
+    return planes.data.cast("B")
 
 
 def _planes(whole: NDArray[Any]) -> bytes:
