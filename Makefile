@@ -5,7 +5,7 @@ RUN ?= run
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
 WORKERS ?= auto
 EXTRAS ?= test
-SLOW := blocks claims explain families gradient_networks graph line line_killed safety sharing store_faults
+SLOW := model/build/test_blocks storage/test_claims explain/test_explainer model/build/test_families model/autodiff/test_networks model/build/test_derive line/test_line system/test_line_killed model/build/test_load_onnx explain/test_batching system/test_store_faults
 
 .PHONY: help run test test-slow test-all check format clean install install-test
 
@@ -19,7 +19,7 @@ test: install-test  ## install, then run the tests (about ten minutes with the i
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 test-slow: install-test  ## run the slow tests that need no Prefect server: families, damaged files, kill -9
-	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) -m slow $(addprefix tests/test_,$(addsuffix .py,$(SLOW)))
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) -m slow $(addprefix tests/,$(addsuffix .py,$(SLOW)))
 
 test-all: install-test  ## run every test, the slow ones too
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.decoding           2000 x 3000 and 224 x 224 pixels, the median of the ratios of 15 rounds
 
-OpenCV alone passes over damage; the pictures are equal bit by bit (`tests/test_pictures.py`).
+OpenCV alone passes over damage; the pictures are equal bit by bit (`tests/intake/test_decode.py`).
 """
 
 import io
@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from inspect_xai.pipeline.pictures import PictureLimits, decode_picture
+from inspect_xai.intake.decode import decode_picture
+from inspect_xai.records import PictureLimits
 
 ROUNDS = 15
 LIMITS = PictureLimits()

@@ -33,8 +33,8 @@ from inspect_xai.storage.database import open_engine
 from inspect_xai.storage.schema import upgrade_schema
 from inspect_xai.storage.store import open_store
 from inspect_xai.storage.tables import Base
-from tests import desk as making
-from tests import postgres
+from tests.support import desk as making
+from tests.support import postgres
 
 _RECORDED = 2000  # by the store; the rest are copies of them
 _SHIFT = 10_000

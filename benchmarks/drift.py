@@ -7,7 +7,7 @@ Castings are rendered, judged and explained once (`benchmarks/pools.py`, kept in
 are drawn from them: rendering a year would take a day. Each day takes its parts from 100 of the castings, and its lamp
 wanders between 94 and 100 % and remembers the day before: days differ, as days do, in every feature. The number of
 parts is Poisson's. One station and shift, a baseline of 30 days, then each night what the shipped report does: the last
-7 days against the baseline (`reports/watch.py`), and the alarms that the last of them raises.
+7 days against the baseline (`reports/drift.py`), and the alarms that the last of them raises.
 
 What was measured is kept too, a line of JSON per run: begun again it goes on.
 """
@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from statsmodels.stats.rates import confint_poisson
 
 from benchmarks import pools
-from inspect_xai.maths.drift import DriftRules, compare_day, find_alarms
-from inspect_xai.reports.watch import WATCHED_DAYS, Day, cells_of, leading, learn_days
-from inspect_xai.storage.figures import Watched
+from inspect_xai.reports.drift import WATCHED_DAYS, Day, cells_of, leading, learn_days
+from inspect_xai.statistics.drift import DriftRules, compare_day, find_alarms
+from inspect_xai.storage.report_queries import Watched
 
 BASELINE_DAYS = 30
 CALM_DAYS = WATCHED_DAYS  # between the baseline and the change

@@ -25,14 +25,14 @@ import onnxruntime as ort
 
 from benchmarks.memory import BUCKET, peak_mb
 from benchmarks.real import defective_parts, real_card, real_model, shared_folder
+from inspect_xai.explain.explainer import Explainer
+from inspect_xai.intake.sources import read_picture
 from inspect_xai.maths import tiles
-from inspect_xai.model.bundle import ModelBundle, add_int8, build_bundle, load_bundle
+from inspect_xai.model.build.build import add_int8, build_bundle
+from inspect_xai.model.build.quantize import quantise_scoring
+from inspect_xai.model.bundle import ModelBundle, load_bundle
 from inspect_xai.model.engine import Engine
-from inspect_xai.model.int8 import quantise_scoring
-from inspect_xai.pipeline.explain import Explainer
-from inspect_xai.pipeline.intake import read_picture
-from inspect_xai.pipeline.pictures import PictureLimits
-from inspect_xai.records import InputSpec, ModelCard
+from inspect_xai.records import InputSpec, ModelCard, PictureLimits
 
 
 def main() -> None:

@@ -39,20 +39,20 @@ import yaml
 from numpy.typing import NDArray
 
 from benchmarks.real import SETS, real_card, real_model, shared_folder
+from inspect_xai.intake.folder_source import FolderSource
+from inspect_xai.intake.url_source import open_source
+from inspect_xai.line.line import Line, drain
+from inspect_xai.line.summary import LineSummary
 from inspect_xai.model import engine, session
-from inspect_xai.model.bundle import build_bundle
+from inspect_xai.model.build.build import build_bundle
 from inspect_xai.model.session import open_session
-from inspect_xai.pipeline.intake import FolderSource
-from inspect_xai.pipeline.line import Line, drain
-from inspect_xai.pipeline.outcome import LineSummary
-from inspect_xai.pipeline.policy import LineRules, policy_from
-from inspect_xai.pipeline.remote import open_source
+from inspect_xai.policy import LineRules, policy_from
 from inspect_xai.records import InputSpec, ModelCard, VerdictSpec
 from inspect_xai.storage.schema import upgrade_schema
 from inspect_xai.storage.store import open_store
-from tests import postgres
-from tests.prefect_server import ROOT as PROJECT
-from tests.prefect_server import Prefect, wait_for
+from tests.support import postgres
+from tests.support.prefect_server import ROOT as PROJECT
+from tests.support.prefect_server import Prefect, wait_for
 
 NETWORK = "magnetic-tile"
 Clock = Callable[[], float]

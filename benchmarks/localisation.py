@@ -29,14 +29,13 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from benchmarks.real import SETS, RealPart, defective_parts, real_card, real_model, shared_folder
+from inspect_xai.explain.explainer import Explainer, Look
+from inspect_xai.explain.faithfulness import in_window, order_of
+from inspect_xai.intake.sources import read_picture
 from inspect_xai.maths import metrics, sise, tiles
-from inspect_xai.model.bundle import build_bundle
+from inspect_xai.model.build.build import build_bundle
 from inspect_xai.model.engine import Engine, MaskScores, Trace
-from inspect_xai.pipeline.explain import Explainer, Look
-from inspect_xai.pipeline.faithful import in_window, order_of
-from inspect_xai.pipeline.intake import read_picture
-from inspect_xai.pipeline.pictures import PictureLimits
-from inspect_xai.records import Baseline, Explanation, Method, Tile
+from inspect_xai.records import Baseline, Explanation, Method, PictureLimits, Tile
 
 CHANCE = (Method.RANDOM, Method.CENTRE)
 COLUMNS = {

@@ -71,7 +71,7 @@ def run_child(what: str, folder: str, side: str = "0", mu: str = "0") -> None:
         for _ in range(3):
             session.run(["probabilities"], {"picture": np.ones(shape, np.float32)})
     else:
-        from inspect_xai.pipeline.explain import Explainer
+        from inspect_xai.explain.explainer import Explainer
 
         size = int(side)
         rng = np.random.default_rng(7)

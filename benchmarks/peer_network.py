@@ -1,6 +1,6 @@
 """A network in plain torch with the weights of its .onnx: what peers that explain torch modules are given.
 
-Only the operators of the benchmark's networks (EfficientNet-Lite0, ResNets); tests/test_peers.py shows parity.
+Only the operators of the benchmark's networks (EfficientNet-Lite0, ResNets); tests/system/test_peers.py shows parity.
 """
 
 from typing import Any

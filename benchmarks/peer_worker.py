@@ -20,7 +20,7 @@ import numpy as np
 
 
 def ours(name, model, bundle):
-    from inspect_xai.pipeline.explain import Explainer
+    from inspect_xai.explain.explainer import Explainer
 
     _, method, how = (*name.split(":"), "")[:3]
     options = {"mu": {"mu": 0.3}, "": {}}.get(how, {"profile": how})

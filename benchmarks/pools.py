@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from inspect_xai.model.bundle import build_bundle
-from inspect_xai.pipeline.intake import FolderSource
-from inspect_xai.pipeline.line import Line, drain
-from inspect_xai.pipeline.policy import LineRules, read_policy
-from inspect_xai.storage.figures import Figures, Watched
+from inspect_xai.intake.folder_source import FolderSource
+from inspect_xai.line.line import Line, drain
+from inspect_xai.model.build.build import build_bundle
+from inspect_xai.policy import LineRules, read_policy
+from inspect_xai.storage.report_queries import Figures, Watched
 from inspect_xai.storage.schema import upgrade_schema
 from inspect_xai.storage.store import open_store
 

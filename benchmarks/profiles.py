@@ -28,16 +28,15 @@ from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
 from benchmarks.real import SETS, defective_parts, real_card, real_model, shared_folder
+from inspect_xai.explain.batching import Asking
+from inspect_xai.explain.budget import OVERHEAD_PASSES, Limit, score_within
+from inspect_xai.explain.explainer import PROFILE_SHARE, Explainer
+from inspect_xai.explain.faithfulness import in_window
+from inspect_xai.intake.sources import read_picture
 from inspect_xai.maths import metrics, sise, tiles
-from inspect_xai.model.bundle import build_bundle
+from inspect_xai.model.build.build import build_bundle
 from inspect_xai.model.engine import Engine
-from inspect_xai.pipeline.explain import PROFILE_SHARE, Explainer
-from inspect_xai.pipeline.faithful import in_window
-from inspect_xai.pipeline.intake import read_picture
-from inspect_xai.pipeline.pictures import PictureLimits
-from inspect_xai.pipeline.scoring import OVERHEAD_PASSES, Limit, score_within
-from inspect_xai.pipeline.sharing import Asking
-from inspect_xai.records import Profile, SelectionRule
+from inspect_xai.records import PictureLimits, Profile, SelectionRule
 
 STEPS = 50
 FAITHFUL = ("deletion", "insertion", "Drop %", "EBPG", "AUPRO")

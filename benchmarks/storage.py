@@ -31,11 +31,11 @@ from numpy.typing import NDArray
 
 from inspect_xai.records import Decision, Explanation, Inspection, Profile, Review, VerdictCode
 from inspect_xai.storage import database, schema
-from inspect_xai.storage.desk import Desk
-from inspect_xai.storage.figures import Figures
+from inspect_xai.storage.report_queries import Figures
+from inspect_xai.storage.review_queue import Desk
+from inspect_xai.storage.review_queue_sql import QueueFilter
 from inspect_xai.storage.store import Store, open_store
-from inspect_xai.storage.waiting import QueueFilter
-from tests import postgres, stored
+from tests.support import postgres, stored
 
 PER_DAY = 1000
 FLAGGED = 10  # every so many
@@ -204,9 +204,9 @@ def measure_queries(store: Store, number: int) -> None:
 
 def real_explanations(bundle: Path, pictures: Path, *, number: int) -> dict[str, list[tuple[Explanation, float]]]:
     """Explanations of real pictures by profile, brought to 224 x 224, with the milliseconds each took."""
-    from inspect_xai.pipeline.explain import Explainer
-    from inspect_xai.pipeline.intake import read_picture
-    from inspect_xai.pipeline.pictures import PictureLimits
+    from inspect_xai.explain.explainer import Explainer
+    from inspect_xai.intake.sources import read_picture
+    from inspect_xai.records import PictureLimits
 
     suffixes = {".png", ".jpg", ".bmp"}
     found = sorted(path for path in pictures.rglob("*") if path.suffix.lower() in suffixes)

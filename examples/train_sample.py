@@ -45,8 +45,8 @@ from numpy.typing import NDArray
 from surfaces import LABELS, OK_LABEL, render
 from torch import nn
 
+from inspect_xai.explain.verdict import judge, worst_window
 from inspect_xai.maths.tiles import as_channels, cut, windows
-from inspect_xai.pipeline.judge import judge, worst_window
 from inspect_xai.records import InputSpec, ModelCard, VerdictCode, VerdictSpec
 
 LEARN, CHOOSE, HELD_OUT = 1, 2, 3  # series of the renderer; make_line.py's default is 7

@@ -14,10 +14,11 @@ from prefect import flow
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from flows.rules import gpu_slot, leave_behind, tried_again
-from inspect_xai.cli.line import open_line_of, open_source_of, stopped_by_signals
-from inspect_xai.pipeline.intake import Claim, FolderSource
-from inspect_xai.pipeline.line import Line, Outcome, drain
-from inspect_xai.pipeline.remote import Source
+from inspect_xai.app import open_line_of, open_source_of, stopped_by_signals
+from inspect_xai.intake.folder_source import FolderSource
+from inspect_xai.intake.sources import Claim
+from inspect_xai.intake.url_source import Source
+from inspect_xai.line.line import Line, Outcome, drain
 from inspect_xai.settings import load_settings
 
 

@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inspect_xai.errors import InspectXaiError
-    from inspect_xai.model.bundle import ModelBundle, build_bundle, load_bundle
-    from inspect_xai.pipeline.explain import Explainer
+    from inspect_xai.explain.explainer import Explainer
+    from inspect_xai.model.build.build import build_bundle
+    from inspect_xai.model.bundle import ModelBundle, load_bundle
     from inspect_xai.records import Explanation, Inspection
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Explainer": "inspect_xai.pipeline.explain",
+    "Explainer": "inspect_xai.explain.explainer",
     "Explanation": "inspect_xai.records",
     "Inspection": "inspect_xai.records",
     "InspectXaiError": "inspect_xai.errors",
     "ModelBundle": "inspect_xai.model.bundle",
-    "build_bundle": "inspect_xai.model.bundle",
+    "build_bundle": "inspect_xai.model.build.build",
     "load_bundle": "inspect_xai.model.bundle",
 }
 

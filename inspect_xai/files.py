@@ -1,10 +1,23 @@
-"""Text files that people write, read alike everywhere: TOML and CSV in UTF-8, as Notepad and Excel save them."""
+"""Files: folders replaced as a whole, TOML and CSV as people save them, tables as Parquet.
+
+fastparquet is called here and nowhere else: it is no longer developed, and one day something takes its place. It and
+pandas are imported when they are used: a process that judges parts needs neither.
+"""
 
 import codecs
 import csv
 import io
+import os
+import shutil
+import tempfile
 import tomllib
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -69,3 +82,53 @@ def read_table(content: bytes) -> tuple[list[str], list[tuple[int, dict[str, str
     except csv.Error as error:
         raise ValueError(f"the table is no CSV: {error}") from error
     return columns, rows
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Give a new folder to write into; without an error it takes the place of `folder`, with one it is removed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    work.chmod(0o755)
+    before = work.with_name(f"{work.name}-before")
+    try:
+        yield work
+        if folder.exists():
+            folder.rename(before)
+        work.rename(folder)
+    except BaseException:
+        if before.exists() and not folder.exists():
+            before.rename(folder)
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def write_frame(path: Path, frame: "pd.DataFrame") -> None:
+    """Write a table; the file is there whole or not at all, also after a power cut.
+
+    Args:
+        path: The file; one that stands there is replaced.
+        frame: Columns of numbers, times without a zone, or texts.
+    """
+    import fastparquet
+
+    texts = {name: "utf8" for name in frame.columns if frame[name].dtype == object}
+    draft = path.with_name(f"{path.name}.part")
+    fastparquet.write(
+        str(draft), frame, compression="ZSTD", write_index=False, object_encoding=texts, stats=True, open_with=open
+    )  # fmt: skip  # opened here: fastparquet's own opener takes "::" in a folder's name for a chain of URLs
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def read_frames(paths: Sequence[Path]) -> "list[pd.DataFrame]":
+    """Read tables, one for each file."""
+    import fastparquet
+
+    frames = []
+    for path in paths:
+        with path.open("rb") as file:  # given a path, fastparquet leaves the file open
+            frames.append(fastparquet.ParquetFile(file).to_pandas())
+    return frames

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -555,3 +555,40 @@ class StudyAnswer:
     appraiser: str
     trial: str
     answer: str
+
+
+# 16-bit RGBA without compression, and room for a header: no honest file of max_pixels is larger.
+_BYTES_PER_PIXEL = 8
+
+
+_HEADER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PictureLimits:
+    """What a picture may be, and how its file becomes pixels: nothing is decoded without them.
+
+    They come from the settings (`Settings.line.limits`) or from what was recorded with a result (`recorded`).
+
+    Attributes:
+        max_pixels: Larger pictures are refused before they are decoded; 100 million is a 16k x 6k line scan.
+        white_level: The value of a 16-bit file that counts as full white; 4095 for a 12-bit camera. The card speaks
+            of 8-bit pixels: a value v becomes round(255 * v / white_level), and everything above is white.
+        honour_exif: Turn the picture as its EXIF orientation says. Off: the sensor's own rows and columns, which is
+            what a fixed camera's masks and regions of interest are drawn on.
+    """
+
+    max_pixels: int = 100_000_000
+    white_level: int = 65_535
+    honour_exif: bool = False
+
+    @property
+    def max_bytes(self) -> int:
+        """A file longer than this is not read."""
+        return self.max_pixels * _BYTES_PER_PIXEL + _HEADER_BYTES
+
+    @classmethod
+    def recorded(cls, settings: Mapping[str, Any]) -> Self:
+        """Return those recorded with a run, an audit or a golden set; where none are, the defaults held."""
+        known = settings.get("limits")
+        return cls(**known) if isinstance(known, Mapping) else cls()

@@ -14,7 +14,9 @@ Read at doors only (commands and flows) and handed down as values.
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
@@ -24,10 +26,10 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 
 from inspect_xai.errors import SettingsError
 from inspect_xai.files import read_toml
-from inspect_xai.pipeline.alerts import Outlets
-from inspect_xai.pipeline.identity import DEFAULT_PATTERN
-from inspect_xai.pipeline.pictures import PictureLimits
-from inspect_xai.records import MAX_NAME_CHARS
+from inspect_xai.records import MAX_NAME_CHARS, PictureLimits
+
+DEFAULT_PATTERN = "{line}/{station}/{serial}_{lot}_{camera}_{view}_{shift}_{captured_at}"
+
 
 FILE_VARIABLE = "INSPECT_XAI_SETTINGS"
 _PREFIX = "INSPECT_XAI_"
@@ -119,6 +121,49 @@ class ReportSettings(BaseModel):
 
     _is_a_zone = field_validator("time_zone")(_known_zone)
     _is_an_address = field_validator("desk_url")(_web_address)
+
+
+class Channel(StrEnum):
+    """A way out."""
+
+    FILE = "file"
+    WEBHOOK = "webhook"
+    EMAIL = "email"
+
+
+@dataclass(frozen=True, slots=True)
+class Outlets:
+    """How the channels are reached; what is empty is not there.
+
+    Attributes:
+        folder: Receives `alert-ID.json`.
+        webhook: URL that is posted to.
+        webhook_secret: Key of the signature.
+        smtp_host: Mail server.
+        smtp_port: Its port.
+        smtp_security: "starttls", "tls" from the first byte, or "none" inside a closed network.
+        smtp_user: Where the server asks for one.
+        smtp_password: The same.
+        mail_from: Sender.
+        mail_to: Receivers.
+    """
+
+    folder: Path | None = None
+    webhook: str = ""
+    webhook_secret: str = field(default="", repr=False)
+    smtp_host: str = ""
+    smtp_port: int = 587
+    smtp_security: Literal["starttls", "tls", "none"] = "starttls"
+    smtp_user: str = ""
+    smtp_password: str = field(default="", repr=False)
+    mail_from: str = ""
+    mail_to: tuple[str, ...] = ()
+
+    @property
+    def open(self) -> tuple[Channel, ...]:
+        """Channels that have been set up."""
+        there = {Channel.FILE: self.folder, Channel.WEBHOOK: self.webhook, Channel.EMAIL: self.smtp_host}
+        return tuple(channel for channel, given in there.items() if given)
 
 
 class AlertSettings(BaseModel):

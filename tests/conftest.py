@@ -11,7 +11,7 @@ import pytest
 
 from inspect_xai.cli import main
 from inspect_xai.storage.schema import upgrade_schema
-from tests import postgres
+from tests.support import postgres
 
 ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., tuple[int, str, str]]

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from inspect_xai.errors import SettingsError, StoreError
-from inspect_xai.pipeline.intake import FolderSource
-from inspect_xai.pipeline.line import Line, drain
-from inspect_xai.pipeline.outcome import LineSummary
-from inspect_xai.pipeline.policy import ExplainRule, LineRules, Policy, policy_from, read_policy
-from inspect_xai.pipeline.replay import ReplayOutcome, archived_picture, replay
+from inspect_xai.intake.folder_source import FolderSource
+from inspect_xai.line.line import Line, drain
+from inspect_xai.line.summary import LineSummary
+from inspect_xai.policy import ExplainRule, LineRules, Policy, policy_from, read_policy
 from inspect_xai.records import Decision, Method, Profile, Review, VerdictCode
 from inspect_xai.storage.overturned import overturned_labels
 from inspect_xai.storage.store import open_store
-from tests import spots
+from inspect_xai.verify.replay import ReplayOutcome, archived_picture, replay
 from tests.conftest import Run
-from tests.test_line import rows, write
+from tests.line.test_line import rows, write
+from tests.support import spots
 
 PATTERN = "{product}/{station}/{serial}_{captured_at}"
 POLICY = """

@@ -11,19 +11,19 @@ from typer.core import TyperGroup
 
 from inspect_xai import __version__
 from inspect_xai.cli import (
-    again,
     audit,
     bundle,
     db,
+    doctor,
     explain,
     export,
-    find,
     ledger,
     line,
     model,
     msa,
-    operate,
     quality,
+    query,
+    reinspect,
     replay,
     report,
     retention,
@@ -82,13 +82,13 @@ _MODULES = (
     quality,
     msa,
     show,
-    find,
+    query,
     replay,
     ledger,
     retention,
     db,
-    operate,
-    again,
+    doctor,
+    reinspect,
 )
 for module in _MODULES:
     module.register(app)

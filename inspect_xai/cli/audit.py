@@ -5,25 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.cli.console import (
-    DeviceOption,
-    JsonOption,
-    PixelSettingsOption,
-    echo,
-    print_json,
-    progress_bar,
-    store_of,
-    who,
-)
+from inspect_xai.app import store_of, who
+from inspect_xai.cli.console import DeviceOption, JsonOption, PixelSettingsOption, echo, print_json, progress_bar
 from inspect_xai.records import Baseline, Method, Profile
 
 if TYPE_CHECKING:
+    from inspect_xai.audit.compare import Comparison
+    from inspect_xai.audit.conclusions import AuditReport
+    from inspect_xai.audit.run import Audit, AuditSettings
+    from inspect_xai.audit.sanity import Sanity
+    from inspect_xai.explain.explainer import Explainer
     from inspect_xai.model.bundle import ModelBundle
-    from inspect_xai.pipeline.audit import Audit, AuditSettings
-    from inspect_xai.pipeline.compare import Comparison
-    from inspect_xai.pipeline.explain import Explainer
-    from inspect_xai.pipeline.findings import AuditReport
-    from inspect_xai.pipeline.sanity import Sanity
 
 _FINDINGS = 1
 
@@ -79,10 +71,10 @@ def audit(
 
     Example: inspect-xai audit tile.bundle --manifest parts.csv --methods sise,grad-cam --out audit --sample 200
     """
-    from inspect_xai.pipeline.audit import AuditSettings, run_audit
-    from inspect_xai.pipeline.explain import Explainer
-    from inspect_xai.pipeline.findings import NO, find
-    from inspect_xai.reports.audit import as_plain, write_audit
+    from inspect_xai.audit.conclusions import NO, find
+    from inspect_xai.audit.run import AuditSettings, run_audit
+    from inspect_xai.explain.explainer import Explainer
+    from inspect_xai.reports.audit_page import as_plain, write_audit
     from inspect_xai.settings import load_settings
 
     chosen = AuditSettings(
@@ -138,8 +130,8 @@ def compare(
 
     Example: inspect-xai audit compare audit-old audit-new --tolerances gate.toml
     """
-    from inspect_xai.pipeline.audit import open_audit
-    from inspect_xai.pipeline.compare import Tolerances, compare_audits, read_tolerances
+    from inspect_xai.audit.compare import Tolerances, compare_audits, read_tolerances
+    from inspect_xai.audit.run import open_audit
 
     allowed = read_tolerances(tolerances) if tolerances else Tolerances()
     found = compare_audits(open_audit(before), open_audit(after), tolerances=allowed, allow_different=allow_different)
@@ -161,7 +153,7 @@ def _methods(said: str) -> tuple[Method, ...]:
 
 def _checked(explainer: "Explainer", audit: "Audit", settings: "AuditSettings", on_step: object) -> "Sanity | None":
     """Run the sanity checks on explained pictures spread over the rows; none where there are none, or none wanted."""
-    from inspect_xai.pipeline.sanity import check_sanity
+    from inspect_xai.audit.sanity import check_sanity
 
     explained = [row for row in audit.rows if row.measured]
     if not settings.sanity or not explained:
@@ -199,7 +191,7 @@ def _keep(db: str, bundle: "ModelBundle", audit: "Audit", report: "AuditReport")
     import json
     from datetime import UTC, datetime
 
-    from inspect_xai.reports.audit import as_plain
+    from inspect_xai.reports.audit_page import as_plain
     from inspect_xai.settings import load_settings
 
     numbers = as_plain(audit, report)

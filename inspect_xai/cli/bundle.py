@@ -36,7 +36,7 @@ def build(
 
     Example: inspect-xai bundle build model.onnx --card card.toml --out tile.bundle
     """
-    from inspect_xai.model.bundle import build_bundle
+    from inspect_xai.model.build.build import build_bundle
 
     _print(build_bundle(model, card, out, force=force, black_box=black_box), as_json=as_json)
 
@@ -47,7 +47,7 @@ def check(bundle: Annotated[Path, typer.Argument(help="The bundle folder.")], as
 
     Example: inspect-xai bundle check tile.bundle
     """
-    from inspect_xai.model.bundle import check_bundle
+    from inspect_xai.model.build.build import check_bundle
 
     _print(check_bundle(bundle), as_json=as_json)
 
@@ -81,11 +81,11 @@ def quantize(
 
     Example: inspect-xai bundle quantize tile.bundle --calibration pictures/
     """
+    from inspect_xai.audit.quantize import quantise_bundle
     from inspect_xai.cli.console import progress_bar
+    from inspect_xai.intake.sidecars import is_passed_over, is_picture
+    from inspect_xai.intake.sources import read_picture
     from inspect_xai.model.bundle import load_bundle
-    from inspect_xai.pipeline.beside import is_passed_over, is_picture
-    from inspect_xai.pipeline.intake import read_picture
-    from inspect_xai.pipeline.quantise import quantise_bundle
     from inspect_xai.settings import load_settings
 
     limits = load_settings(settings).line.limits

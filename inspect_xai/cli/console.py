@@ -1,12 +1,10 @@
 """What every command shares: JSON for machines, a progress bar for people, options with one meaning."""
 
 import dataclasses
-import getpass
 import io
 import json
 import logging
 import os
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from inspect_xai.errors import printable
 
 if TYPE_CHECKING:
-    from inspect_xai.settings import Settings
-    from inspect_xai.storage.store import Store
+    pass
 
 SettingsOption = Annotated[
     Path | None, typer.Option("--settings", help="TOML file with settings; or the variable INSPECT_XAI_SETTINGS.")
@@ -135,28 +132,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     raise TypeError(f"no JSON form for {type(value).__name__}")
-
-
-def store_of(settings: "Settings", *, create: bool = False) -> "Store":
-    """Open the store that the settings name.
-
-    Raises:
-        StoreError: If it cannot be used.
-    """
-    from inspect_xai.storage.store import open_store
-
-    return open_store(settings.db, create=create, blob_store=settings.blob_store, ledger_key=settings.ledger.key)
-
-
-def who(named: str = "") -> str:
-    """Return who works here: the name given, or the account's on this machine."""
-    if named:
-        return named
-    try:
-        account = getpass.getuser()
-    except (OSError, KeyError):  # a container whose user has no name
-        account = f"user {os.getuid()}"
-    return f"{account}@{socket.gethostname()}"
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from inspect_xai.files import read_table
 from inspect_xai.records import Baseline, Method, Profile, Status
 
 if TYPE_CHECKING:
-    from inspect_xai.pipeline.explain import Explainer
+    from inspect_xai.explain.explainer import Explainer
 
 
 def register(app: typer.Typer) -> None:
@@ -72,7 +72,7 @@ def explain(
 
     Example: inspect-xai explain tile.bundle part42.png --target crack --against free --out maps
     """
-    from inspect_xai.pipeline.explain import Explainer
+    from inspect_xai.explain.explainer import Explainer
     from inspect_xai.settings import load_settings
 
     limits = load_settings(settings).line.limits
@@ -117,8 +117,8 @@ def explain(
 def _explain_one(
     explainer: "Explainer", path: Path, folder: Path, *, target: str, against: str | None
 ) -> dict[str, Any]:
-    from inspect_xai.pipeline.folder import describe, save_explanation
-    from inspect_xai.pipeline.intake import read_picture
+    from inspect_xai.explain.save import describe, save_explanation
+    from inspect_xai.intake.sources import read_picture
 
     read = read_picture(path, limits=explainer.limits)
     look = explainer.look(read.pixels)
@@ -139,7 +139,7 @@ def _explain_one(
 
 
 def _line(row: dict[str, Any]) -> str:
-    from inspect_xai.reports.words import STATUSES, faithfulness_in_words
+    from inspect_xai.reports.labels import STATUSES, faithfulness_in_words
 
     if "error" in row:
         return f"{printable(row['picture'])}: {row['error']}: {row['message']}"

@@ -34,10 +34,10 @@ def export(
     """
     import numpy as np
 
+    from inspect_xai.intake.sources import read_picture
     from inspect_xai.maths import tiles
-    from inspect_xai.model.bundle import read_card
-    from inspect_xai.model.export import export_bundle, load_module
-    from inspect_xai.pipeline.intake import read_picture
+    from inspect_xai.model.build.export import export_bundle, load_module
+    from inspect_xai.model.card import read_card
     from inspect_xai.settings import load_settings
 
     limits = load_settings(settings).line.limits

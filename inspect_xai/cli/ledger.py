@@ -7,23 +7,11 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from inspect_xai.cli.console import (
-    ByOption,
-    DatabaseOption,
-    JsonOption,
-    SettingsOption,
-    echo,
-    print_json,
-    progress_bar,
-    store_of,
-    who,
-)
-from inspect_xai.cli.find import LotOption, ProductOption, SinceOption, UntilOption, in_zone
-from inspect_xai.errors import SettingsError
+from inspect_xai.app import anchor_head, store_of, who
+from inspect_xai.cli.console import ByOption, DatabaseOption, JsonOption, SettingsOption, echo, print_json, progress_bar
+from inspect_xai.cli.query import LotOption, ProductOption, SinceOption, UntilOption, in_zone
 
 if TYPE_CHECKING:
-    from inspect_xai.settings import Settings
-    from inspect_xai.storage.anchors import Anchor
     from inspect_xai.storage.ledger import LedgerReport
 
 commands = typer.Typer(
@@ -75,9 +63,9 @@ def verify(
 
     Example: inspect-xai ledger verify --db sqlite:///inspections.db --public-key ledger.key.pub --files
     """
-    from inspect_xai.pipeline.filecheck import check_pictures
     from inspect_xai.settings import load_settings
-    from inspect_xai.storage.keys import read_public_key
+    from inspect_xai.storage.signing_keys import read_public_key
+    from inspect_xai.verify.file_check import check_pictures
 
     chosen = load_settings(settings, db=db)
     pinned = [read_public_key(file) for file in public_keys or chosen.ledger.public_keys]
@@ -153,25 +141,6 @@ def anchor(
         echo(f"anchored {made.events} events at {place or chosen.ledger.anchors}: head {made.head}, {signed}")
 
 
-def anchor_head(settings: "Settings", place: str | None = None) -> "Anchor":
-    """Anchor the head of the ledger that the settings name.
-
-    Args:
-        settings: Which database, key and place.
-        place: Another place than that of the settings.
-
-    Raises:
-        SettingsError: No place is named.
-        StoreError: There is no event, or the newest anchor there is none of this ledger.
-    """
-    wanted = place or settings.ledger.anchors
-    if not wanted:
-        remedy = "give --to PLACE, or set `anchors` under [ledger]"
-        raise SettingsError("no place for the anchors is named", remedy=remedy)
-    with store_of(settings) as store:
-        return store.anchor_ledger(wanted)
-
-
 @key_commands.command()
 def create(
     file: Annotated[Path, typer.Argument(help="The new private key; its public key goes beside it, FILE.pub.")],
@@ -184,7 +153,7 @@ def create(
 
     Example: inspect-xai ledger key create /etc/inspect-xai/ledger.key
     """
-    from inspect_xai.storage.keys import create_key, public_file
+    from inspect_xai.storage.signing_keys import create_key, public_file
 
     made = create_key(file)
     if as_json:
@@ -261,8 +230,8 @@ def export(
 
     Example: inspect-xai ledger export --part SN0042 --lot LOT7 --out evidence.zip
     """
-    from inspect_xai.pipeline.evidence import export_evidence
     from inspect_xai.settings import load_settings
+    from inspect_xai.verify.evidence_export import export_evidence
 
     if not (part or lot or product or since or until):
         raise typer.BadParameter("give --part, --lot, --product, --since or --until")

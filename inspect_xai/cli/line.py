@@ -1,21 +1,16 @@
 """`inspect-xai line`: the main job, from a folder of pictures to recorded inspections."""
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, echo, print_json, progress_bar, who
-from inspect_xai.errors import SettingsError, StoreError
+from inspect_xai.app import open_line_of, open_source_of, stopped_by_signals
+from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, echo, print_json, progress_bar
+from inspect_xai.errors import SettingsError
 
 if TYPE_CHECKING:
-    from inspect_xai.pipeline.line import Line
-    from inspect_xai.pipeline.outcome import LineSummary
-    from inspect_xai.pipeline.remote import Source
+    from inspect_xai.line.summary import LineSummary
     from inspect_xai.settings import Settings
 
 _WATCH_EVERY_S = 1.0
@@ -69,8 +64,8 @@ def line(
 
     Example: inspect-xai line --source incoming --bundle tile.bundle --db sqlite:///inspections.db
     """
-    from inspect_xai.pipeline.intake import FolderSource
-    from inspect_xai.pipeline.line import drain
+    from inspect_xai.intake.folder_source import FolderSource
+    from inspect_xai.line.line import drain
     from inspect_xai.settings import load_settings
 
     chosen = load_settings(
@@ -108,100 +103,6 @@ def line(
         if stop.is_set():
             echo("stopped when asked: the picture at work is recorded, the rest given back")
         print_summary(summary, chosen)
-
-
-def open_line_of(settings: "Settings", *, explain_all: bool = False) -> "Line":
-    """Open the line that the settings describe; with `explain_all` every verdict is explained.
-
-    Raises:
-        SettingsError: If no bundle is named.
-        StoreError: If the database is new beside a full archive, and the settings do not say that this is meant.
-    """
-    from inspect_xai.cli.logs import log_as_json
-    from inspect_xai.pipeline.line import Line
-    from inspect_xai.pipeline.policy import LineRules, read_policy
-
-    if settings.log == "json":
-        log_as_json()
-    if settings.bundle is None:
-        raise SettingsError("no bundle is named", remedy="give --bundle DIR, or set `bundle` in the settings")
-    _refuse_new_database(settings)
-    chosen = settings.line
-    twice = sorted({"policy_version", "ok_share"} & chosen.model_fields_set)
-    if chosen.policy and twice:
-        raise SettingsError(
-            f"{' and '.join(twice)} beside the policy {chosen.policy}", expected="either",
-            remedy="the policy says both: take them out of the settings and flags",
-        )  # fmt: skip
-    rules = LineRules(
-        policy_version=chosen.policy_version,
-        ok_share=chosen.ok_share,
-        path_pattern=chosen.path_pattern,
-        limits=chosen.limits,
-        time_zone=settings.report.time_zone if "time_zone" in settings.report.model_fields_set else "",
-        plan=read_policy(chosen.policy) if chosen.policy else None,
-    )
-    return Line(
-        settings.bundle, settings.db, device=settings.device, rules=rules.explaining_all() if explain_all else rules,
-        threads=settings.threads, bucket=settings.bucket, memory_mb=settings.memory_mb, blob_store=settings.blob_store,
-        golden=chosen.golden, ledger_key=settings.ledger.key, opened_by=who(),
-    )  # fmt: skip
-
-
-def _refuse_new_database(settings: "Settings") -> None:
-    """Refuse to begin an empty database beside a full archive: most likely it is not the one that was meant.
-
-    Raises:
-        StoreError: If so, unless the settings say that it is meant.
-    """
-    from inspect_xai.storage.database import shown
-    from inspect_xai.storage.store import was_used
-
-    source = settings.line.source
-    if settings.line.new_database or not source or "://" in source or was_used(settings.db):
-        return
-    archive = Path(source) / "_archive"
-    if any(path.is_file() for path in archive.rglob("*")):
-        raise StoreError(
-            f"no line has recorded into the database {shown(settings.db)}, but {archive} holds pictures",
-            expected="the database that they are recorded in",
-            remedy="name it with --db, or put it back; to begin another one, say --new-database once",
-        )
-
-
-def open_source_of(settings: "Settings") -> "Source":
-    """Open the source that the settings name.
-
-    Raises:
-        SettingsError: If none is named.
-    """
-    from inspect_xai.pipeline.remote import open_source
-
-    chosen = settings.line
-    if not chosen.source:
-        raise SettingsError("no source is named", remedy="give --source DIR, or set `source` under [line]")
-    return open_source(
-        chosen.source, settle_s=chosen.settle_s, lease_s=chosen.lease_s, keep=chosen.keep, ignore=chosen.ignore
-    )
-
-
-@contextmanager
-def stopped_by_signals() -> Iterator[threading.Event]:
-    """Turn SIGTERM and the first Ctrl-C into an event; a second Ctrl-C interrupts as usual."""
-    stop = threading.Event()
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-
-    def ask(_number: int, _frame: object) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, before[1])
-
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before[0])
-        signal.signal(signal.SIGINT, before[1])
 
 
 def print_summary(summary: "LineSummary", settings: "Settings") -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inspect_xai.app import _golden_of, _verify, store_of, who
 from inspect_xai.cli.console import (
     ByOption,
     DatabaseOption,
@@ -14,17 +15,14 @@ from inspect_xai.cli.console import (
     SettingsOption,
     echo,
     print_json,
-    store_of,
-    who,
 )
 from inspect_xai.errors import BundleError, GoldenSetError, SettingsError
 from inspect_xai.records import ModelStatus
 
 if TYPE_CHECKING:
-    from inspect_xai.pipeline.golden import GoldenReport
-    from inspect_xai.settings import Settings
+    from inspect_xai.storage.results import StoredModel
     from inspect_xai.storage.store import Store
-    from inspect_xai.storage.stored import StoredModel
+    from inspect_xai.verify.golden import GoldenReport
 
 commands = typer.Typer(help="Register, verify, approve and retire models.", no_args_is_help=True)
 
@@ -60,8 +58,8 @@ def register_(
     Example: inspect-xai model register tile.bundle --db sqlite:///inspections.db
     """
     from inspect_xai.model.bundle import load_bundle
-    from inspect_xai.pipeline.golden import keep_result
     from inspect_xai.settings import load_settings
+    from inspect_xai.verify.golden import keep_result
 
     chosen = load_settings(settings, db=db)
     loaded = load_bundle(bundle)
@@ -91,9 +89,9 @@ def golden_(
 
     Example: inspect-xai model golden tile.bundle good1.png crack1.png crack2.png
     """
-    from inspect_xai.pipeline.explain import Explainer
-    from inspect_xai.pipeline.golden import FOLDER, make_golden
+    from inspect_xai.explain.explainer import Explainer
     from inspect_xai.settings import load_settings
+    from inspect_xai.verify.golden import FOLDER, make_golden
 
     limits = load_settings(settings).line.limits
     folder = out or bundle / FOLDER
@@ -125,8 +123,8 @@ def verify(
 
     Example: inspect-xai model verify tile.bundle --golden tile.bundle/golden --device cuda
     """
-    from inspect_xai.pipeline.golden import keep_result
     from inspect_xai.settings import load_settings
+    from inspect_xai.verify.golden import keep_result
 
     report = _verify(bundle, golden, device)
     if db is not None:
@@ -204,52 +202,10 @@ def list_(db: DatabaseOption = None, settings: SettingsOption = None, as_json: J
         _tell(each, as_json=False)
 
 
-def _golden_of(bundle: Path, golden: Path | None) -> Path | None:
-    from inspect_xai.pipeline.golden import FOLDER
-
-    if golden is not None:
-        return golden
-    return bundle / FOLDER if (bundle / FOLDER).is_dir() else None
-
-
-def _verify(bundle: Path, golden: Path | None, device: str) -> "GoldenReport":
-    from inspect_xai.pipeline.explain import Explainer
-    from inspect_xai.pipeline.golden import verify_golden
-
-    folder = _golden_of(bundle, golden)
-    if folder is None:
-        raise GoldenSetError(
-            f"{bundle} holds no golden set", remedy=f"name one with --golden, or: inspect-xai model golden {bundle} ..."
-        )
-    with Explainer(bundle, device=device, faithfulness=False) as explainer:
-        return verify_golden(explainer, folder)
-
-
-def verify_golden_of(settings: "Settings", *, by: str) -> "GoldenReport":
-    """Compute the golden set of the settings' bundle anew on their device, and keep the result with the model.
-
-    Args:
-        settings: Which bundle (and golden set, under `[line] golden`), device and database.
-        by: Who asks, for the ledger.
-
-    Raises:
-        SettingsError: If no bundle is named.
-        GoldenSetError: If there is no golden set.
-    """
-    from inspect_xai.pipeline.golden import keep_result
-
-    if settings.bundle is None:
-        raise SettingsError("no bundle is named", remedy="set `bundle` in the settings")
-    report = _verify(settings.bundle, settings.line.golden, settings.device)
-    with store_of(settings) as store:
-        keep_result(store, report, by=by, note="verified")
-    return report
-
-
 def _registered(store: "Store", model: str) -> "StoredModel":
     """The model to approve, of whose files it is known which they are, and that they are those at hand."""
     from inspect_xai.model.bundle import load_bundle
-    from inspect_xai.pipeline.golden import FILES_NOT_KNOWN, LET_FILES_BE_KNOWN
+    from inspect_xai.verify.golden import FILES_NOT_KNOWN, LET_FILES_BE_KNOWN
 
     found = store.model(_fingerprint(model))
     if Path(model).is_dir():

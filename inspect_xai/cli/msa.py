@@ -5,21 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.cli.console import (
-    ByOption,
-    DatabaseOption,
-    JsonOption,
-    SettingsOption,
-    echo,
-    print_json,
-    store_of,
-    who,
-)
+from inspect_xai.app import store_of, who
+from inspect_xai.cli.console import ByOption, DatabaseOption, JsonOption, SettingsOption, echo, print_json
 
 if TYPE_CHECKING:
-    from inspect_xai.maths.agreement import Agreement, Kappa
-    from inspect_xai.maths.quality import Rate
     from inspect_xai.records import StudyAnswer
+    from inspect_xai.statistics.agreement import Agreement, Kappa
+    from inspect_xai.statistics.rates import Rate
     from inspect_xai.storage.store import Store
 
 StudyArgument = Annotated[
@@ -63,7 +55,7 @@ def create(
 
     Example: inspect-xai msa create autumn --appraisers Ada,Bob,Cleo --parts 50 --trials 3 --db sqlite:///line.db
     """
-    from inspect_xai.reports import msa
+    from inspect_xai.reports import msa_csv
     from inspect_xai.settings import load_settings
     from inspect_xai.storage.studies import Studies
 
@@ -79,8 +71,8 @@ def create(
             else:
                 echo(f"{made.name}: {made.parts} parts, {len(names)} appraisers, {trials} trials; it waits on the desk")
             return
-        rows = msa.create(store, parts=parts, appraisers=names, trials=trials, seed=seed)
-    msa.write(Path(study), rows)
+        rows = msa_csv.create(store, parts=parts, appraisers=names, trials=trials, seed=seed)
+    msa_csv.write(Path(study), rows)
     _wrote(Path(study), len(rows), as_json=as_json)
 
 
@@ -117,12 +109,12 @@ def export(
 
     Example: inspect-xai msa export autumn --out autumn.csv --db sqlite:///line.db
     """
-    from inspect_xai.reports import msa
+    from inspect_xai.reports import msa_csv
     from inspect_xai.settings import load_settings
 
     with store_of(load_settings(settings, db=db)) as store:
         rows = _on_desk(store, study)
-    msa.write(out, rows)
+    msa_csv.write(out, rows)
     _wrote(out, len(rows), as_json=as_json)
 
 
@@ -135,10 +127,10 @@ def import_wide(
 
     Example: inspect-xai msa import table.csv --out study.csv
     """
-    from inspect_xai.reports import msa
+    from inspect_xai.reports import msa_csv
 
-    rows = msa.read_wide(table)
-    msa.write(study, rows)
+    rows = msa_csv.read_wide(table)
+    msa_csv.write(study, rows)
     _wrote(study, len(rows), as_json=as_json)
 
 
@@ -162,19 +154,19 @@ def analyse(
 
     Example: inspect-xai msa analyse autumn --db sqlite:///line.db
     """
-    from inspect_xai.maths.agreement import Grade
-    from inspect_xai.maths.agreement import analyse as analysed
-    from inspect_xai.reports import msa
+    from inspect_xai.reports import msa_csv
     from inspect_xai.settings import load_settings
+    from inspect_xai.statistics.agreement import Grade
+    from inspect_xai.statistics.agreement import analyse as analysed
 
     if not _is_file(study):
         with store_of(load_settings(settings, db=db)) as store:
             answers = _on_desk(store, study)
     else:
-        answers = msa.read(Path(study))
+        answers = msa_csv.read(Path(study))
         if model:
             with store_of(load_settings(settings, db=db)) as store:
-                answers = msa.with_model(answers, store)
+                answers = msa_csv.with_model(answers, store)
     found = analysed(answers, defect=defect, good=good)
     if as_json:
         pairs = [{"pair": pair, "kappa": kappa} for pair, kappa in found.pairs.items()]

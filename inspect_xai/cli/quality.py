@@ -6,17 +6,8 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from inspect_xai.cli.console import (
-    ByOption,
-    DatabaseOption,
-    JsonOption,
-    SettingsOption,
-    day_asked,
-    echo,
-    print_json,
-    store_of,
-    who,
-)
+from inspect_xai.app import store_of, who
+from inspect_xai.cli.console import ByOption, DatabaseOption, JsonOption, SettingsOption, day_asked, echo, print_json
 
 SinceOption = Annotated[
     datetime, typer.Option("--since", parser=day_asked, metavar="YYYY-MM-DD", help="First day, in the plant's zone.")
@@ -52,12 +43,12 @@ def baseline(
     Example: inspect-xai drift baseline --since 2026-10-01 --until 2026-10-31 --by "Ada, quality"
     """
     from inspect_xai.errors import StudyError
-    from inspect_xai.maths.drift import FEWEST_DAYS, DriftRules
+    from inspect_xai.reports.drift import learn_from, to_plain
     from inspect_xai.reports.period import Period
-    from inspect_xai.reports.watch import learn_from, to_plain
     from inspect_xai.settings import load_settings
-    from inspect_xai.storage.figures import Figures
-    from inspect_xai.storage.watchbook import Watchbook
+    from inspect_xai.statistics.drift import FEWEST_DAYS, DriftRules
+    from inspect_xai.storage.quality_records import Watchbook
+    from inspect_xai.storage.report_queries import Figures
 
     chosen = load_settings(settings, db=db)
     first, last = since.date(), until.date()
@@ -89,9 +80,9 @@ def list_(
 
     Example: inspect-xai alarm list --settings line.toml
     """
-    from inspect_xai.pipeline.shelf import reports_in
+    from inspect_xai.reports.index import reports_in
     from inspect_xai.settings import load_settings
-    from inspect_xai.storage.watchbook import Watchbook
+    from inspect_xai.storage.quality_records import Watchbook
 
     chosen = load_settings(settings, db=db)
     with store_of(chosen) as store:
@@ -117,9 +108,9 @@ def acknowledge(
     Example: inspect-xai alarm acknowledge 3f9a0c12b7de --note "lamp ordered" --by "Bob, maintenance"
     """
     from inspect_xai.errors import NotFoundError
-    from inspect_xai.pipeline.shelf import reports_in
+    from inspect_xai.reports.index import reports_in
     from inspect_xai.settings import load_settings
-    from inspect_xai.storage.watchbook import Watchbook
+    from inspect_xai.storage.quality_records import Watchbook
 
     chosen = load_settings(settings, db=db)
     known = {alarm["alarm_id"] for each in reports_in(chosen.report.out) for alarm in each.alarms}
@@ -154,11 +145,11 @@ def calibrate(
     """
     import numpy as np
 
-    from inspect_xai.reports.expected import calibrate as fitted
+    from inspect_xai.reports.calibration import calibrate as fitted
     from inspect_xai.reports.period import Period
     from inspect_xai.settings import load_settings
-    from inspect_xai.storage.figures import Figures
-    from inspect_xai.storage.watchbook import Watchbook
+    from inspect_xai.storage.quality_records import Watchbook
+    from inspect_xai.storage.report_queries import Figures
 
     chosen = load_settings(settings, db=db)
     zone = ZoneInfo(chosen.report.time_zone)

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 import typer
 
+from inspect_xai.app import store_of
 from inspect_xai.cli.console import (
     DatabaseOption,
     DeviceOption,
@@ -20,14 +21,13 @@ from inspect_xai.cli.console import (
     echo,
     print_json,
     progress_bar,
-    store_of,
 )
 from inspect_xai.errors import BundleError, PictureError, SettingsError
 
 if TYPE_CHECKING:
-    from inspect_xai.pipeline.replay import Replay, Replayer
     from inspect_xai.settings import Settings
     from inspect_xai.storage.store import Store
+    from inspect_xai.verify.replay import Replay, Replayer
 
 _FINDINGS = 1
 
@@ -106,7 +106,7 @@ class _Models:
 
     def of(self, fingerprint: str) -> "Replayer | None":
         """The model with this fingerprint; else the first one that opens, to be held against the record."""
-        from inspect_xai.pipeline.replay import Replayer
+        from inspect_xai.verify.replay import Replayer
 
         while self._waiting and not any(model.fingerprint == fingerprint for model in self._open):
             try:
@@ -117,7 +117,7 @@ class _Models:
 
 
 def _replays(store: "Store", ids: Sequence[int], models: _Models, archive: Path | None) -> Iterator["Replay"]:
-    from inspect_xai.pipeline.replay import archived_picture, cannot
+    from inspect_xai.verify.replay import archived_picture, cannot
 
     for number in ids:
         stored = store.get(number, maps=True)

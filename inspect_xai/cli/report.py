@@ -1,19 +1,16 @@
 """`inspect-xai report`: a day of inspections as a page and as Parquet."""
 
-from collections.abc import Sequence
-from datetime import date, datetime, time, timedelta
+from datetime import datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-from zoneinfo import ZoneInfo
 
 import typer
 
-from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, day_asked, echo, print_json, store_of
+from inspect_xai.app import send_alerts_of, write_report_of, yesterday
+from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, day_asked, echo, print_json
 
 if TYPE_CHECKING:
-    from inspect_xai.pipeline.alerts import Alert, AlertRule, Delivery
-    from inspect_xai.reports.day import Report
-    from inspect_xai.settings import Settings
+    pass
 
 
 def register(app: typer.Typer) -> None:
@@ -88,49 +85,3 @@ def report(
             echo(f"alerts   {len(ids)} by {channel.value}")
     for path in written.parquet:
         echo(f"parquet  {path}")
-
-
-def yesterday(settings: "Settings") -> datetime:
-    """Return a moment of the day that ended last in the plant's zone."""
-    return datetime.now(ZoneInfo(settings.report.time_zone)) - timedelta(days=1)
-
-
-def write_report_of(settings: "Settings", *, first: date, last: date, shift: str = "") -> "Report":
-    """Write the report that the settings describe."""
-    from inspect_xai.reports.day import write_report
-
-    chosen = settings.report
-    with store_of(settings) as store:
-        return write_report(
-            store,
-            first=first,
-            last=last,
-            out=chosen.out,
-            time_zone=chosen.time_zone,
-            thumbnails=chosen.thumbnails,
-            shift=shift,
-            rules=_rules(settings),
-            window_ms=chosen.window_ms,
-        )
-
-
-def send_alerts_of(settings: "Settings", alerts: "Sequence[Alert]") -> "Delivery":
-    """Send the alarms of a report that were not sent yet.
-
-    Raises:
-        AlertError: A channel did not take them, or is not set up.
-    """
-    from inspect_xai.pipeline.alerts import send_alerts
-    from inspect_xai.storage.watchbook import Watchbook
-
-    with store_of(settings) as store:
-        return send_alerts(Watchbook(store), alerts, rules=_rules(settings), outlets=settings.alert.outlets())
-
-
-def _rules(settings: "Settings") -> "tuple[AlertRule, ...]":
-    """Whose alarms are, as the plant's policy says; without one, the quality department's."""
-    if settings.line.policy is None:
-        return ()
-    from inspect_xai.pipeline.policy import read_policy
-
-    return read_policy(settings.line.policy).alert

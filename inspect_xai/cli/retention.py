@@ -1,24 +1,14 @@
 """`inspect-xai retention`: how long what is kept, what must be kept, and the deleting of the rest."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.cli.console import (
-    ByOption,
-    DatabaseOption,
-    JsonOption,
-    SettingsOption,
-    echo,
-    print_json,
-    store_of,
-    who,
-)
+from inspect_xai.app import apply_retention, store_of, who
+from inspect_xai.cli.console import ByOption, DatabaseOption, JsonOption, SettingsOption, echo, print_json
 from inspect_xai.errors import SettingsError
 
 if TYPE_CHECKING:
-    from inspect_xai.settings import Settings
     from inspect_xai.storage.retention import Plan
 
 commands = typer.Typer(help="Rules, legal holds, and deleting what is due.", no_args_is_help=True)
@@ -108,33 +98,6 @@ def apply(
         return
     _tell(found)
     echo("deleted" if yes else "dry run: nothing was deleted; say --yes to delete")
-
-
-def apply_retention(settings: "Settings", *, carry_out: bool, archive: Sequence[str] = (), by: str) -> "Plan":
-    """Find what the rules would delete now, and delete it where `carry_out` says so.
-
-    Args:
-        settings: Which database, and the line's source.
-        carry_out: Delete; else a dry run.
-        archive: Folders below which pictures may be deleted; none: the line's source.
-        by: Who deletes, for the ledger.
-
-    Returns:
-        What was, or would be, deleted.
-
-    Raises:
-        SettingsError: If a picture that is due lies in none of the folders; nothing is deleted then.
-    """
-    from inspect_xai.pipeline.archive import refuse_outside, remove_archived
-    from inspect_xai.storage.retention import Retention
-
-    with store_of(settings) as store:
-        retention = Retention(store)
-        found = retention.plan()
-        if carry_out and not found.is_empty:
-            refuse_outside([place for _, place in found.pictures], archive or [settings.line.source])
-            retention.carry_out(found, by=by, remove_picture=remove_archived)
-    return found
 
 
 @commands.command()

@@ -96,7 +96,7 @@ def token(
 
     Example: inspect-xai token "Ada Lovelace" --role quality >> people.toml
     """
-    from inspect_xai.web.access import MAX_NAME, Role, digest_of, new_token
+    from inspect_xai.web.auth import MAX_NAME, Role, digest_of, new_token
 
     if role.upper() not in Role.__members__:
         raise SettingsError(f"--role is {role!r}", expected=f"one of {', '.join(each.code for each in Role)}")
@@ -122,14 +122,14 @@ def _refuse_missing(db: str, archive: Sequence[Path | str]) -> None:
         NotFoundError: If there is no such SQLite file.
         SettingsError: If an archive folder is none, or fsspec cannot open its URL.
     """
-    from inspect_xai.storage import database, places
+    from inspect_xai.storage import database, file_locations
 
     file = database.sqlite_file(db)
     if file is not None and not file.exists():
         raise NotFoundError(f"no database at {file}", remedy=f"make one: inspect-xai db upgrade --db {db}")
     for place in map(str, archive):
         try:
-            is_there = ("://" in place and bool(places.opened_root(place))) or Path(place).is_dir()
+            is_there = ("://" in place and bool(file_locations.opened_root(place))) or Path(place).is_dir()
         except (ImportError, ValueError, OSError) as error:
             raise SettingsError(f"the archive {place} cannot be opened: {error}") from error
         if not is_there:

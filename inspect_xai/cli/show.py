@@ -4,12 +4,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, echo, print_text_of_json, store_of
+from inspect_xai.app import store_of
+from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, echo, print_text_of_json
 from inspect_xai.errors import printable
 from inspect_xai.records import ModelStatus
 
 if TYPE_CHECKING:
-    from inspect_xai.storage.stored import StoredExplanation, StoredInspection
+    from inspect_xai.storage.results import StoredExplanation, StoredInspection
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +35,7 @@ def show(
     with store_of(load_settings(settings, db=db)) as store:
         found = store.get(inspection_id)
     if as_json:
-        from inspect_xai.web.documents import document
+        from inspect_xai.web.schemas import document
 
         print_text_of_json(document(found).model_dump_json(indent=2))
     else:
@@ -42,11 +43,11 @@ def show(
 
 
 def _print(found: "StoredInspection") -> None:
-    from inspect_xai.reports import words
+    from inspect_xai.reports import labels
 
     capture, verdict = found.capture, found.verdict
     part = capture.part
-    echo(f"inspection {found.inspection_id}: {verdict.code} ({verdict.reason}: {words.REASONS[verdict.reason]})")
+    echo(f"inspection {found.inspection_id}: {verdict.code} ({verdict.reason}: {labels.REASONS[verdict.reason]})")
     rows = {
         "part": f"{part.serial}  product {part.product or '-'}  lot {part.lot or '-'}"
         + (f"  (from the {capture.known_from})" if capture.known_from else ""),
@@ -78,7 +79,7 @@ def _print(found: "StoredInspection") -> None:
 
 
 def _explanation_rows(explanation: "StoredExplanation | None", because: str) -> dict[str, str]:
-    from inspect_xai.reports import words
+    from inspect_xai.reports import labels
 
     if explanation is None:
         return {"explained": "no"}
@@ -86,10 +87,10 @@ def _explanation_rows(explanation: "StoredExplanation | None", because: str) -> 
     rival = f" rather than {settings.against}" if settings.against else ""
     rows = {
         "explained": f"{settings.method} for {settings.target}{rival} ({because}): {explanation.status}: "
-        f"{words.STATUSES[explanation.status]}",
+        f"{labels.STATUSES[explanation.status]}",
         "cost": f"{explanation.passes} passes, {explanation.duration_ms:.0f} ms, {explanation.map_bytes} bytes of maps",
     }
-    if faithful := words.faithfulness_in_words(explanation.faithfulness):
+    if faithful := labels.faithfulness_in_words(explanation.faithfulness):
         rows["faithful"] = f"{faithful} ({explanation.faithfulness['passes']:.0f} more passes)"
     for number, region in enumerate(explanation.regions, start=1):
         rows[f"region {number}"] = (
@@ -97,5 +98,5 @@ def _explanation_rows(explanation: "StoredExplanation | None", because: str) -> 
             f"{region.mass:.0%} of the map"
         )
     for number, note in enumerate(explanation.notes, start=1):
-        rows[f"note {number}"] = words.note_in_words(note)
+        rows[f"note {number}"] = labels.note_in_words(note)
     return rows

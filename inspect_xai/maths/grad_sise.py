@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspect_xai.errors import ExplanationError
-from inspect_xai.maths import rivals, sise
+from inspect_xai.maths import cams, sise
 from inspect_xai.maths.metrics import KEPT_SHARE, share_of
 from inspect_xai.records import CellGrid
 
@@ -46,7 +46,7 @@ def gradient_map(
     Returns:
         (H, W) in [0, 1], or None where nothing argues for the class, or all alike.
     """
-    local = np.maximum(rivals.layer_cam(features, gradients), 0)
+    local = np.maximum(cams.layer_cam(features, gradients), 0)
     if feeds_stride:
         local = cv2.GaussianBlur(local, (0, 0), GRID_SIGMA_CELLS, borderType=cv2.BORDER_REFLECT_101)
     return sise.normalised(local, size, grid=grid)

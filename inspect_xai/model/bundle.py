@@ -9,20 +9,14 @@ DIR/manifest.json       written last: block ends, proofs, versions, sha256 of ev
 
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import inspect_xai
 from inspect_xai.errors import BundleError, UnsupportedModelError
-from inspect_xai.model.card import canonical, card_text, card_toml, check_card, read_card
-from inspect_xai.records import BlockEnd, CellGrid, Method, ModelCard, Scoring
-
-__all__ = ["ModelBundle", "add_int8", "build_bundle", "check_bundle", "load_bundle", "read_card"]
+from inspect_xai.model.card import canonical, read_card
+from inspect_xai.records import BlockEnd, CellGrid, Method, ModelCard
 
 SCHEMA_VERSION = 2  # 2: the scoring graph takes several pictures
 INT8_GRAPH = "score_int8"
@@ -83,62 +77,6 @@ class ModelBundle:
         return self.folder / key
 
 
-def build_bundle(
-    onnx_path: Path | str,
-    card: ModelCard | Path | str,
-    out: Path | str,
-    *,
-    blocks: Sequence[str] | None = None,
-    force: bool = False,
-    black_box: bool = False,
-) -> ModelBundle:
-    """Make a bundle from an exported network and its card, and prove it.
-
-    Args:
-        onnx_path: The network.
-        card: Its card, or the path of its card.toml.
-        out: Folder to make.
-        blocks: Block ends by tensor name in place of those of the card or those found.
-        force: Replace a bundle that stands at `out`.
-        black_box: Look for no blocks: methods that ask the network for scores alone explain it (rise, occlusion).
-
-    Raises:
-        BundleError: If something else stands at `out`, or a proof fails.
-        CardError: If the card contradicts itself or the network.
-        ModelFileError: If the network's file is broken or hostile.
-        UnsupportedModelError: If the network is sound but cannot be explained.
-    """
-    from inspect_xai.model.building import (
-        read_network,
-        write_network,
-    )  # loads onnx, which running a bundle does not need
-
-    out = Path(out)
-    _check_target(out, force=force)
-    known = read_card(Path(card)) if isinstance(card, Path | str) else card
-    check_card(known)
-    if black_box:
-        check_from_outside(known.explain.method, said_by="explain.method")
-    given = tuple(known.explain.blocks if blocks is None else blocks)
-    plan = read_network(Path(onnx_path), known, given=given, black_box=black_box)
-    with _workshop(out) as work:
-        text = card_text(Path(card), known) if isinstance(card, Path | str) else card_toml(card).encode()
-        (work / "card.toml").write_bytes(text)
-        told = write_network(plan, work)
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            "fingerprint": "",
-            "name": known.name,
-            "version": known.version,
-            **told,
-            "files": _hashes(work),
-        }
-        manifest["fingerprint"] = _fingerprint(known, manifest)
-        (work / _MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        _put_in_place(work, out)
-    return load_bundle(out)
-
-
 def check_from_outside(method: Method, *, said_by: str) -> None:
     """Refuse a method that a network without blocks cannot be explained by.
 
@@ -185,45 +123,6 @@ def load_bundle(folder: Path | str) -> ModelBundle:
     return bundle
 
 
-def check_bundle(folder: Path | str) -> ModelBundle:
-    """Open a bundle and prove its graphs again.
-
-    Returns:
-        The bundle; `manifest["proofs"]` holds what was measured just now.
-
-    Raises:
-        BundleError: If a file changed or a proof fails.
-    """
-    from inspect_xai.model.building import prove_again
-
-    bundle = load_bundle(folder)
-    errors = prove_again(bundle.folder, bundle.card, bundle.blocks, bundle.manifest, dynamic_batch=bundle.dynamic_batch)
-    return replace(bundle, manifest=bundle.manifest | {"proofs": errors})
-
-
-def add_int8(bundle: ModelBundle, graph: bytes, out: Path, *, facts: dict[str, Any]) -> ModelBundle:
-    """Write a bundle that scores with a quantised graph; its card says so, so it is another model.
-
-    Args:
-        bundle: The bundle, which stays as it is unless it is `out`.
-        graph: The scoring graph in 8 bits.
-        out: Folder to make or, if it is the bundle's own, to replace.
-        facts: How the graph was made and how faithful it is; `largest_px` is the side of the largest maps it scores.
-    """
-    known = replace(bundle.card, explain=replace(bundle.card.explain, scoring=Scoring.INT8))
-    with _workshop(out) as work:
-        shutil.copytree(bundle.folder, work, dirs_exist_ok=True)
-        (work / _MANIFEST).unlink()
-        (work / "graphs" / f"{INT8_GRAPH}.onnx").write_bytes(graph)
-        if bundle.card != known:  # the user's comments are kept as long as what they comment on is
-            (work / "card.toml").write_text(card_toml(known), encoding="utf-8")
-        manifest = bundle.manifest | {"int8": facts, "files": _hashes(work)}
-        manifest["fingerprint"] = _fingerprint(known, manifest)
-        (work / _MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        _put_in_place(work, out)
-    return load_bundle(out)
-
-
 def describe_end(end: BlockEnd) -> dict[str, Any]:
     """Return a block end as the manifest, and so the fingerprint, has it: without a grid where it has none."""
     return {name: value for name, value in asdict(end).items() if name != "grid" or value is not None}
@@ -242,7 +141,7 @@ def _check_cells(bundle: ModelBundle) -> None:
     """
     if "cells" in bundle.manifest:
         return
-    from inspect_xai.model.building import has_displaced_cells  # loads onnx, for such a bundle only
+    from inspect_xai.model.build.displaced import has_displaced_cells
 
     if has_displaced_cells(bundle.graph("predict"), bundle.blocks, bundle.card.input):
         raise BundleError(
@@ -314,40 +213,3 @@ def _check_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
                 expected=f"sha256 {recorded['sha256']}",
                 remedy="edit the card or the network outside the bundle, then " + _REBUILD,
             )
-
-
-def _check_target(out: Path, *, force: bool) -> None:
-    """Refuse to write over anything but, if forced, a bundle."""
-    if not out.exists() and not out.is_symlink():
-        return
-    is_bundle = (out / _MANIFEST).is_file()
-    if not is_bundle and not (out.is_dir() and not any(out.iterdir())):
-        raise BundleError(f"{out} exists and is no bundle", expected="a free name", remedy="choose another --out")
-    if is_bundle and not force:
-        raise BundleError(f"{out} exists", expected="a free name", remedy="choose another --out, or say --force")
-
-
-@contextmanager
-def _workshop(out: Path) -> Iterator[Path]:
-    """A folder beside `out` in which to build; gone afterwards, whatever happens."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise BundleError(f"{out.parent} cannot be written: {error.strerror}", remedy="choose another --out") from error
-    try:
-        work.chmod(0o755)  # mkdtemp's folders are closed to everyone else; bundles are shared
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _put_in_place(work: Path, out: Path) -> None:
-    """Rename the finished folder to `out`, which is free, empty, or a bundle to replace."""
-    if out.exists():
-        old = work.with_name(work.name + ".old")
-        out.rename(old)
-        work.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        work.rename(out)

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from inspect_xai.maths.control import Signal
-from inspect_xai.maths.drift import Rule
-from inspect_xai.maths.quality import Estimate
-from inspect_xai.pipeline.alerts import Alert, AlertRule, rule_for
-from inspect_xai.reports.numbers import Numbers
+from inspect_xai.policy import AlertRule, rule_for
+from inspect_xai.reports.alerts import Alert
+from inspect_xai.reports.day_numbers import Numbers
+from inspect_xai.reports.drift import EMBEDDING, PICTURE, TOGETHER, Drift
 from inspect_xai.reports.period import Period
-from inspect_xai.reports.watch import EMBEDDING, PICTURE, TOGETHER, Drift
-from inspect_xai.storage.watchbook import Acknowledgement
+from inspect_xai.statistics.control_charts import Signal
+from inspect_xai.statistics.drift import Rule
+from inspect_xai.statistics.rates import Estimate
+from inspect_xai.storage.quality_records import Acknowledgement
 
 FALSE_DISCOVERY_RATE: Final = 0.05
 _SIGNALS: Final = {Signal.BEYOND: "beyond its control limits", Signal.RUN: "8 days or more on one side of its centre"}

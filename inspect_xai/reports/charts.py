@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from markupsafe import Markup
 
-from inspect_xai.maths.control import ParetoRow
-from inspect_xai.reports.numbers import LEAST_DAYS, Chart, Point
+from inspect_xai.reports.day_numbers import LEAST_DAYS, Chart, Point
+from inspect_xai.statistics.control_charts import ParetoRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

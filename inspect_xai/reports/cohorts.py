@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from inspect_xai.maths import cohort as maths
-from inspect_xai.maths import colour
+from inspect_xai.maths import color
 from inspect_xai.reports.period import Period
-from inspect_xai.storage.figures import CohortKey, Figures, StoredMap
-from inspect_xai.storage.stored import is_no_better_than_chance
-from inspect_xai.storage.triage import OUTSIDE
+from inspect_xai.statistics import map_cohorts as maths
+from inspect_xai.storage.report_queries import CohortKey, Figures, StoredMap
+from inspect_xai.storage.results import is_no_better_than_chance
+from inspect_xai.storage.review_reasons import OUTSIDE
 
 MOST_COHORTS: Final = 8
 FEWEST_DRAWN: Final = 3
@@ -234,4 +234,4 @@ def _centre(values: NDArray[np.floating]) -> tuple[float, float]:
 
 
 def _drawn(values: NDArray[np.float64], below: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
-    return colour.colour_map(values) if below is None else colour.overlay(below, values, opacity=0.8)
+    return color.colour_map(values) if below is None else color.overlay(below, values, opacity=0.8)

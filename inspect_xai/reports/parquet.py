@@ -19,9 +19,8 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from inspect_xai.pipeline.frames import write_frame
-from inspect_xai.pipeline.whole import replaced_folder
-from inspect_xai.storage.stored import InspectionSummary
+from inspect_xai.files import replaced_folder, write_frame
+from inspect_xai.storage.results import InspectionSummary
 
 FILE_NAME = "inspections.parquet"
 _LONGEST: Final = 120  # characters of a folder's name: file systems take 255

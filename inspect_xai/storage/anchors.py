@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from inspect_xai.errors import DatabaseAwayError
-from inspect_xai.storage import keys, places
+from inspect_xai.storage import file_locations, signing_keys
 from inspect_xai.storage.types import canonical
 
 _LINES: Final = ".jsonl"
@@ -44,7 +44,7 @@ class Anchor:
     @property
     def has_own_signature(self) -> bool:
         """Whether the signature was made with the key it names."""
-        return keys.fits(self.signed_by, self.words, self.signature)
+        return signing_keys.fits(self.signed_by, self.words, self.signature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def write(place: str, anchor: Anchor) -> None:
         if _is_file(place):
             _append(Path(place), data)
         else:
-            files, root = places.opened_root(place)
+            files, root = file_locations.opened_root(place)
             files.makedirs(root, exist_ok=True)
             files.pipe_file(f"{root}/{name}", data)
     except (OSError, ImportError, ValueError) as error:
@@ -98,7 +98,7 @@ def read(place: str) -> Anchors:
 
 
 def _is_file(place: str) -> bool:
-    return place.endswith(_LINES) and not places.is_url(place)
+    return place.endswith(_LINES) and not file_locations.is_url(place)
 
 
 def _append(file: Path, data: bytes) -> None:
@@ -118,7 +118,7 @@ def _lines(place: str) -> Iterator[tuple[str, str]]:
             lines = Path(place).read_text(encoding="utf-8", errors="replace").splitlines()
             yield from ((f"line {number}", line) for number, line in enumerate(lines, start=1))
         return
-    files, root = places.opened_root(place)
+    files, root = file_locations.opened_root(place)
     files.invalidate_cache()
     for path in sorted(files.find(root)) if files.exists(root) else ():
         if path.endswith(_SUFFIX):

@@ -9,9 +9,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, delete, select, update
 
 from inspect_xai.storage import database
+from inspect_xai.storage.insert import inserting
 from inspect_xai.storage.store import Store
 from inspect_xai.storage.tables import Claim, Model, Policy
-from inspect_xai.storage.writing import inserting
 
 _AT_ONCE = 200  # databases bound the number of parameters
 _MOST_NAME_BYTES = 1000  # of what is indexed

@@ -19,12 +19,12 @@ from sqlalchemy import Connection, Row, func, select, type_coerce
 from sqlalchemy.types import NullType
 
 from inspect_xai.errors import StoreError
-from inspect_xai.storage import keys, rowchecks
+from inspect_xai.storage import ledger_rows, signing_keys
 from inspect_xai.storage.anchors import Anchor, Anchors
-from inspect_xai.storage.documents import RowKey, digests, documents, former_of, keys_of
-from inspect_xai.storage.rowchecks import CHANGED_BY, Fetch
-from inspect_xai.storage.rowchecks import Finding as Finding
-from inspect_xai.storage.rowchecks import Progress as Progress
+from inspect_xai.storage.ledger_documents import RowKey, digests, documents, former_of, keys_of
+from inspect_xai.storage.ledger_rows import CHANGED_BY, Fetch
+from inspect_xai.storage.ledger_rows import Finding as Finding
+from inspect_xai.storage.ledger_rows import Progress as Progress
 from inspect_xai.storage.tables import LedgerEvent, Model, Review
 from inspect_xai.storage.types import canonical
 
@@ -113,7 +113,7 @@ def append(
         rows |= {f"{name}/{number}": digest for number, digest in digests(connection, name, list(ids)).items()}
     for name, ids in (deleted or {}).items():
         rows |= {f"{name}/{number}": None for number in ids}
-    signer = connection.get_execution_options().get(keys.OPTION)
+    signer = connection.get_execution_options().get(signing_keys.OPTION)
     if check_key(connection) is None and signer is not None:
         begin_key(connection, signer, now=now)
     return _written(connection, kind, subject, facts=facts, rows=rows, now=now, signer=signer)
@@ -126,7 +126,7 @@ def check_key(connection: Connection) -> str | None:
         StoreError: Events are signed, and the key set here is not the one that signed last, or none is set.
         SettingsError: The key set here cannot be used.
     """
-    signer: keys.Signer | None = connection.get_execution_options().get(keys.OPTION)
+    signer: signing_keys.Signer | None = connection.get_execution_options().get(signing_keys.OPTION)
     query = select(LedgerEvent.signed_by).order_by(LedgerEvent.id.desc()).limit(1)
     last = connection.execute(query).scalar()
     if last is not None and signer is None:
@@ -144,13 +144,13 @@ def check_key(connection: Connection) -> str | None:
     return last
 
 
-def begin_key(connection: Connection, signer: keys.Signer, *, now: datetime, before: str = "") -> str:
+def begin_key(connection: Connection, signer: signing_keys.Signer, *, now: datetime, before: str = "") -> str:
     """Tell, signed by itself, with which key events are signed from now on; `before`: a key that was lost."""
     facts = {"change": "begun", "public_key": signer.public_key} | ({"lost": before} if before else {})
     return _written(connection, KEY, signer.public_key, facts=facts, rows={}, now=now, signer=signer)
 
 
-def rotate_key(connection: Connection, new: keys.Signer, *, by: str, now: datetime, lost: bool = False) -> str:
+def rotate_key(connection: Connection, new: signing_keys.Signer, *, by: str, now: datetime, lost: bool = False) -> str:
     """Change to another key: the old one signs that the new one follows, unless it was lost.
 
     Raises:
@@ -165,7 +165,7 @@ def rotate_key(connection: Connection, new: keys.Signer, *, by: str, now: dateti
     if not lost:
         check_key(connection)
         facts = {"change": "rotated", "public_key": new.public_key, "by": by}
-        signer = connection.get_execution_options()[keys.OPTION]
+        signer = connection.get_execution_options()[signing_keys.OPTION]
         _written(connection, KEY, new.public_key, facts=facts, rows={}, now=now, signer=signer)
     return begin_key(connection, new, now=now, before=last if lost else "")
 
@@ -199,7 +199,7 @@ def _written(
     facts: Mapping[str, Any],
     rows: Mapping[str, str | None],
     now: datetime,
-    signer: keys.Signer | None,
+    signer: signing_keys.Signer | None,
 ) -> str:
     number, previous = newest(connection)
     body = canonical(
@@ -327,10 +327,10 @@ def verify(
             on_progress("events", number, total)
     vouched = walk.vouched
     findings = walk.findings + walk.trust.lacking()
-    findings += rowchecks.of_rows(connection, vouched, on_progress)
-    findings += rowchecks.of_maps(connection, vouched, fetch, on_progress)
-    findings += rowchecks.of_pictures(connection, vouched)
-    findings += rowchecks.of_desk(connection, vouched.newest_inspection)
+    findings += ledger_rows.of_rows(connection, vouched, on_progress)
+    findings += ledger_rows.of_maps(connection, vouched, fetch, on_progress)
+    findings += ledger_rows.of_pictures(connection, vouched)
+    findings += ledger_rows.of_desk(connection, vouched.newest_inspection)
     findings += [
         Finding(0, "forgotten_head", f"the chain once ended in {head}, and no longer holds it")
         for head in heads
@@ -342,7 +342,7 @@ def verify(
         findings += others
     last = max(fitting, key=lambda each: (each.events, each.anchored_at), default=None)
     since = min((each.anchored_at for each in fitting if last and each.events == last.events), default=None)
-    elsewhere = 0 if fetch else rowchecks.maps_elsewhere(connection)
+    elsewhere = 0 if fetch else ledger_rows.maps_elsewhere(connection)
     notes = walk.notes + [f"{elsewhere} maps lie in a blob store and were not read: say --files"] * bool(elsewhere)
     return LedgerReport(
         events=walk.expected - 1,
@@ -377,7 +377,7 @@ class _Trust:
             if self.since:
                 yield Finding(row.id, "unsigned", f"event {row.id} is not signed; all since event {self.since} were")
             return
-        if not keys.fits(key, str(row.hash), signature):
+        if not signing_keys.fits(key, str(row.hash), signature):
             yield Finding(row.id, "forged", f"the signature of event {row.id} is not that of the key {key[:16]}")
             return
         if not self.pinned and not self.since:
@@ -413,7 +413,7 @@ class _Walk:
         self.hash_at: dict[int, str] = {}
         self.expected, self.previous = 1, GENESIS
         self.trust = _Trust(public_keys)
-        self.vouched = rowchecks.Vouched()
+        self.vouched = ledger_rows.Vouched()
         self._moment = datetime.min.replace(tzinfo=UTC)
         self._numbers = frozenset(numbers)
 

@@ -28,7 +28,8 @@ from sqlalchemy import (
 
 from inspect_xai.errors import IntakeError, SettingsError
 from inspect_xai.storage import database, ledger
-from inspect_xai.storage.documents import chunks
+from inspect_xai.storage.insert import inserting
+from inspect_xai.storage.ledger_documents import chunks
 from inspect_xai.storage.store import Store
 from inspect_xai.storage.studies import studied
 from inspect_xai.storage.tables import (
@@ -44,7 +45,6 @@ from inspect_xai.storage.tables import (
     RetentionRule,
     Review,
 )
-from inspect_xai.storage.writing import inserting
 
 _CHUNK: Final = 200  # rows per transaction: a line that records meanwhile waits for no more
 MOST_DAYS: Final = 36_500  # a hundred years; a date that many days back can still be reckoned

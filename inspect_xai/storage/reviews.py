@@ -7,8 +7,8 @@ from sqlalchemy import Connection, select
 
 from inspect_xai.errors import NotFoundError, StoreError
 from inspect_xai.records import Review
-from inspect_xai.storage import ledger, reading, tables
-from inspect_xai.storage.stored import StoredReview
+from inspect_xai.storage import ledger, queries, tables
+from inspect_xai.storage.results import StoredReview
 
 
 def append(
@@ -41,11 +41,11 @@ def append(
     number = connection.execute(table.insert().values(**row).returning(table.c.id)).scalar_one()  # type: ignore[attr-defined]
     facts = {"review": number, "reviewer": review.reviewer, "decision": review.decision.value}
     ledger.append(connection, "review", str(inspection_id), facts=facts, now=now, made={"review": [number]})
-    return next(each for each in reading.reviews(connection, inspection_id) if each.review_id == number)
+    return next(each for each in queries.reviews(connection, inspection_id) if each.review_id == number)
 
 
 def _check_supersedes(connection: Connection, inspection_id: int, supersedes: int) -> None:
-    earlier = {each.review_id: each for each in reading.reviews(connection, inspection_id)}
+    earlier = {each.review_id: each for each in queries.reviews(connection, inspection_id)}
     if supersedes not in earlier:
         raise NotFoundError(f"inspection {inspection_id} has no review {supersedes}")
     if earlier[supersedes].superseded:

@@ -15,10 +15,11 @@ from sqlalchemy import Connection, Engine, Select, bindparam, exists, select
 
 from inspect_xai.errors import NotFoundError, StoreError
 from inspect_xai.records import Inspection, ModelCard, ModelStatus, Part, Review, Run
-from inspect_xai.storage import anchors, database, keys, ledger, reading, reviews, schema, tables
-from inspect_xai.storage.blobstore import BlobStore
-from inspect_xai.storage.documents import chunks, parts_by
-from inspect_xai.storage.stored import (
+from inspect_xai.storage import anchors, database, ledger, queries, reviews, schema, signing_keys, tables
+from inspect_xai.storage.blob_store import BlobStore
+from inspect_xai.storage.insert import Recorder, encoded_maps, found_or_made, inserting
+from inspect_xai.storage.ledger_documents import chunks, parts_by
+from inspect_xai.storage.results import (
     ArchivedPicture,
     InspectionSummary,
     RecordedInspection,
@@ -28,7 +29,6 @@ from inspect_xai.storage.stored import (
     StoredReview,
 )
 from inspect_xai.storage.types import spelled
-from inspect_xai.storage.writing import Recorder, encoded_maps, found_or_made, inserting
 
 _ENCODERS = 4  # packing lets go of the interpreter
 
@@ -97,7 +97,7 @@ def open_store(
     opened = None if file is None else database.DatabaseFile(file)
     engine = database.open_engine(url, file=opened)
     if ledger_key is not None:
-        engine.update_execution_options(**{keys.OPTION: keys.Signer(ledger_key)})
+        engine.update_execution_options(**{signing_keys.OPTION: signing_keys.Signer(ledger_key)})
     try:
         schema.check_schema(engine, url)
     except BaseException:
@@ -204,7 +204,7 @@ class Store:
                 facts = {"change": "registered", "name": card.name, "version": card.version, "by": registered_by}
                 facts |= _of_files(bundle_sha256)
                 ledger.append(connection, "model", fingerprint, facts=facts, now=now, made={"model": [number]})
-            known = reading.model(connection, tables.Model.fingerprint == fingerprint)
+            known = queries.model(connection, tables.Model.fingerprint == fingerprint)
             if bundle_sha256 is None or known.bundle_sha256 == bundle_sha256:
                 return known
             if not other_files:
@@ -243,7 +243,7 @@ class Store:
             NotFoundError: The model is not registered.
         """
         with database.writing(self._engine) as connection:
-            before = reading.model(connection, tables.Model.fingerprint == fingerprint)
+            before = queries.model(connection, tables.Model.fingerprint == fingerprint)
             changes: dict[str, Any] = {}
             if golden is not None:
                 changes["golden"] = dict(golden)
@@ -269,7 +269,7 @@ class Store:
         statement = model.update().where(model.c.fingerprint == fingerprint).values(**values)  # type: ignore[attr-defined]
         number = connection.execute(statement.returning(model.c.id)).scalar_one()
         ledger.append(connection, "model", fingerprint, facts=facts, now=now, made={"model": [number]})
-        return reading.model(connection, model.c.id == number)
+        return queries.model(connection, model.c.id == number)
 
     def model(self, fingerprint: str) -> StoredModel:
         """The registered model with this fingerprint, or beginning of one.
@@ -284,12 +284,12 @@ class Store:
                 raise NotFoundError(
                     f"several models' fingerprints begin with {fingerprint!r}", remedy="give more of it"
                 )
-            return reading.model(connection, tables.Model.id == (found[0] if found else 0))
+            return queries.model(connection, tables.Model.id == (found[0] if found else 0))
 
     def models(self) -> list[StoredModel]:
         """All registered models, newest first."""
         with database.reading(self._engine) as connection:
-            return reading.models(connection)
+            return queries.models(connection)
 
     def register_policy(self, version: str, content: Mapping[str, Any], *, by: str = "") -> None:
         """Keep what a policy version says, once and for all; who said it first goes to the ledger.
@@ -412,7 +412,7 @@ class Store:
             StoreError: A map does not hash to what was recorded.
         """
         with database.reading(self._engine) as connection:
-            return reading.inspections(connection, [inspection_id], self._fetch if maps else None)[0]
+            return queries.inspections(connection, [inspection_id], self._fetch if maps else None)[0]
 
     def day(self, start: datetime, end: datetime, *, by: str = "inspected_at") -> list[InspectionSummary]:
         """Inspections with start <= time < end, oldest first. The caller knows the plant's zone.
@@ -422,11 +422,11 @@ class Store:
             end: First moment after.
             by: The time meant: "inspected_at", or "captured_at" for what was made that day.
         """
-        moment = reading.column(by)
-        query = reading.summaries().where(moment >= start, moment < end)
+        moment = queries.column(by)
+        query = queries.summaries().where(moment >= start, moment < end)
         with database.reading(self._engine) as connection:
             rows = connection.execute(query.order_by(moment, tables.Inspection.id))
-            return [reading.summary(row) for row in rows]
+            return [queries.summary(row) for row in rows]
 
     def counts(
         self, start: datetime, end: datetime, *, by: Sequence[str] = ("verdict",), moment: str = "inspected_at"
@@ -455,7 +455,7 @@ class Store:
             moment: "inspected_at", or "captured_at" for when the pictures were taken, as reports count.
         """
         with database.reading(self._engine) as connection:
-            return reading.stats(connection, start, end, by=by, moment=moment)
+            return queries.stats(connection, start, end, by=by, moment=moment)
 
     def find(
         self,
@@ -493,7 +493,7 @@ class Store:
             moment: What `since`, `until` and the order speak of: "inspected_at" or "captured_at".
             limit: At most so many.
         """
-        query = reading.summaries()
+        query = queries.summaries()
         equal = {
             "serial": serial,
             "lot": lot,
@@ -504,22 +504,22 @@ class Store:
         }
         for name, value in equal.items():
             if value is not None:
-                query = query.where(reading.column(name).in_(_as_typed(value)))
+                query = query.where(queries.column(name).in_(_as_typed(value)))
         if fingerprint is not None:
             query = query.where(tables.Model.fingerprint.startswith(fingerprint, autoescape=True))
         if since is not None:
-            query = query.where(reading.column(moment) >= since)
+            query = query.where(queries.column(moment) >= since)
         if until is not None:
-            query = query.where(reading.column(moment) < until)
+            query = query.where(queries.column(moment) < until)
         if near_px is not None:
-            query = query.where(reading.region_near(*near_px))
+            query = query.where(queries.region_near(*near_px))
         if map_sha256 is not None:
-            query = query.where(reading.has_map(map_sha256))
+            query = query.where(queries.has_map(map_sha256))
         with database.reading(self._engine) as connection:
             if model_file is not None:
-                query = query.where(tables.Inspection.run_id.in_(reading.runs_of_file(connection, model_file)))
-            newest = query.order_by(reading.column(moment).desc(), tables.Inspection.id.desc()).limit(limit)
-            return [reading.summary(row) for row in connection.execute(newest)]
+                query = query.where(tables.Inspection.run_id.in_(queries.runs_of_file(connection, model_file)))
+            newest = query.order_by(queries.column(moment).desc(), tables.Inspection.id.desc()).limit(limit)
+            return [queries.summary(row) for row in connection.execute(newest)]
 
     def inspection_ids(self) -> list[int]:
         """Ids of all inspections, oldest first: what a sample is drawn from."""
@@ -543,7 +543,7 @@ class Store:
         """
         found = self.find(serial=serial, lot=lot, product=product, limit=10_000)
         with database.reading(self._engine) as connection:
-            return reading.inspections(connection, [each.inspection_id for each in reversed(found)])
+            return queries.inspections(connection, [each.inspection_id for each in reversed(found)])
 
     def verify_ledger(
         self,
@@ -604,7 +604,7 @@ class Store:
         if not number:
             raise StoreError("the ledger has no event yet", remedy="anchor it when something was recorded")
         anchor = anchors.Anchor(self._clock(), number, head)
-        signer = self._engine.get_execution_options().get(keys.OPTION)
+        signer = self._engine.get_execution_options().get(signing_keys.OPTION)
         if signer is not None:
             signed = {"signed_by": signer.public_key, "signature": signer.sign(anchor.words)}
             anchor = dataclasses.replace(anchor, **signed)
@@ -635,10 +635,10 @@ class Store:
         Raises:
             StoreError: Events are not signed yet, or the key set here is not the one that signs.
         """
-        signer = keys.Signer(new)
+        signer = signing_keys.Signer(new)
         with database.writing(self._engine) as connection:
             ledger.rotate_key(connection, signer, by=by, now=self._clock(), lost=lost)
-        self._engine.update_execution_options(**{keys.OPTION: signer})
+        self._engine.update_execution_options(**{signing_keys.OPTION: signer})
         return signer.public_key
 
     def ledger_head(self) -> str:
@@ -675,7 +675,7 @@ class Store:
             NotFoundError: The model is not registered.
         """
         with database.writing(self._engine) as connection:
-            reading.model(connection, tables.Model.fingerprint == fingerprint)
+            queries.model(connection, tables.Model.fingerprint == fingerprint)
             model_id = connection.execute(
                 select(tables.Model.id).where(tables.Model.fingerprint == fingerprint)
             ).scalar_one()

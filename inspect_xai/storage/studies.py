@@ -15,10 +15,10 @@ from sqlalchemy import Connection, Select, case, func, insert, select
 
 from inspect_xai.errors import NotFoundError, StudyError
 from inspect_xai.records import StudyAnswer, VerdictCode
-from inspect_xai.storage import database, ledger, reading, tables
-from inspect_xai.storage.documents import chunks
+from inspect_xai.storage import database, ledger, queries, tables
+from inspect_xai.storage.ledger_documents import chunks
+from inspect_xai.storage.results import InspectionSummary
 from inspect_xai.storage.store import Store
-from inspect_xai.storage.stored import InspectionSummary
 from inspect_xai.storage.tables import StudyPart, StudyTask
 
 MODEL: Final = "model"
@@ -270,8 +270,8 @@ class Studies:
         with database.reading(self._engine) as connection:
             tasks = connection.execute(_told().where(StudyTask.study_id == study_id)).all()
             ids = dict.fromkeys(row.inspection_id for row in tasks)
-            query = reading.summaries().where(tables.Inspection.id.in_(ids))
-            parts = {each.inspection_id: each for each in map(reading.summary, connection.execute(query))}
+            query = queries.summaries().where(tables.Inspection.id.in_(ids))
+            parts = {each.inspection_id: each for each in map(queries.summary, connection.execute(query))}
         names = _names(parts)
         reference = {row.inspection_id: row.said for row in tasks if (row.appraiser, row.trial) == _REFERENCE}
         asked = [(row.inspection_id, row.appraiser, row.trial, row.said) for row in tasks if row.trial]

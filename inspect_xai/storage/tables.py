@@ -262,7 +262,7 @@ class Explanation(Base):
     faithfulness: Mapped[dict[str, Any]]
     support_share: Mapped[float]
     energy_in_roi: Mapped[float | None]  # faithfulness["energy_in_roi"], for reports in plain SQL; as the next seven
-    drop_percent: Mapped[float | None]  # NULL: not measured (pipeline/faithful.py says what each is)
+    drop_percent: Mapped[float | None]  # NULL: not measured (explain/faithfulness.py says what each is)
     drop_percent_random: Mapped[float | None]
     increase_percent: Mapped[float | None]
     increase_percent_random: Mapped[float | None]
@@ -596,7 +596,7 @@ class Audit(Base):
 class DriftBaseline(Base):
     """What every watched feature looked like in a quiet month, per line, station and shift; the newest counts.
 
-    `content` is a zstd frame of JSON (`inspect_xai.reports.watch`); the ledger keeps who set it.
+    `content` is a zstd frame of JSON (`inspect_xai.reports.drift`); the ledger keeps who set it.
     """
 
     __tablename__ = "drift_baseline"

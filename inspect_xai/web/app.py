@@ -18,10 +18,10 @@ from inspect_xai import __version__
 from inspect_xai.errors import DatabaseAwayError, InspectXaiError, NotFoundError, SettingsError
 from inspect_xai.settings import ServeSettings
 from inspect_xai.storage.store import open_store
-from inspect_xai.web import api, images, pages, reports, studies
-from inspect_xai.web.guard import HEADERS, Guard
-from inspect_xai.web.site import RefusedError, SignInNeededError, Site, path_of, site_of
-from inspect_xai.web.words import catalogue
+from inspect_xai.web.context import RefusedError, SignInNeededError, Site, path_of, site_of
+from inspect_xai.web.i18n import catalogue
+from inspect_xai.web.middleware import HEADERS, Guard
+from inspect_xai.web.routes import api, images, pages, reports, studies
 
 _log = logging.getLogger(__name__)
 _REASONS = (

@@ -1,4 +1,4 @@
-"""Makes resizing.npz: what the frameworks themselves make of two small pictures, for tests/test_resizing.py.
+"""Makes resizing.npz: what the frameworks themselves make of two small pictures, for tests/maths/test_resizing.py.
 
 Run it in an environment of its own with torch 2.13, torchvision 0.28, tensorflow-cpu 2.21 (with Keras 3.15),
 ultralytics 8.4, pillow 12.3 and opencv-python: python tests/reference/resizing.py

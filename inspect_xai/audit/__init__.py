@@ -1,0 +1,1 @@
+"""Measuring a model on labeled pictures, and comparing two models."""

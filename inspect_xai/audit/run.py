@@ -1,0 +1,328 @@
+"""A bundle and labelled pictures -> rows of numbers on disk, one line for each picture, as soon as it is measured.
+
+    OUT/settings.json   what the rows were made with; a run with other settings refuses to go on here
+    OUT/rows/*.parquet  what the network said of each picture, and each method's numbers (`rows.py`)
+    OUT/maps/*.npz      the maps, reduced, one file for each picture and one array for each method
+
+A killed audit is run again and goes on behind its last file of rows. What the rows amount to: `findings.py`.
+"""
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from inspect_xai.audit.dataset import LabelledPicture, read_labelled, read_mask, read_truth, table_sha256
+from inspect_xai.audit.measure import measure, measure_adcc, open_scene
+from inspect_xai.audit.rows import AuditRow, Measured, RowWriter, read_rows
+from inspect_xai.errors import InspectXaiError, SettingsError
+from inspect_xai.explain.explainer import Explainer, Look
+from inspect_xai.explain.save import versions
+from inspect_xai.intake.sources import read_picture
+from inspect_xai.maths import picture_regions
+from inspect_xai.records import Baseline, Explanation, Method, PictureLimits, Profile
+
+SCHEMA_VERSION = 2
+CHANCE = (Method.RANDOM, Method.CENTRE)
+"""Methods that know nothing; every audit has them, so that its numbers mean something."""
+
+MAP_PX = 160
+"""Longest side of the maps that are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditSettings:
+    """What an audit does; the same settings on the same bundle and table give the same rows.
+
+    Attributes:
+        methods: Those compared; the verdict rests on the first. The two that know nothing are added.
+        profile: How many masks get a pass of their own; None: the card's.
+        mu: Selection threshold; None: the card's.
+        baseline: What masks put in the picture's place; None: the card's.
+        sample: Measure so many of the pictures, drawn at random; 0: all.
+        seed: Of everything random.
+        steps: Of the insertion and deletion curves.
+        only_right: Explain only pictures judged right; else every defective picture, by its true label.
+        region: Where the part is: "auto" (told from the background), "picture", "top,left,height,width", or the path of
+            a picture that is bright where the part is.
+        sanity: So many pictures go through the sanity checks; 0: none.
+        adcc: Measure ADCC too, for one more explanation of each picture by each method.
+        limits: How the files of pictures and masks become pixels.
+    """
+
+    methods: tuple[Method, ...] = (Method.SISE, Method.GRAD_SISE, Method.GRAD_CAM, Method.LAYER_CAM)
+    profile: Profile | None = None
+    mu: float | None = None
+    baseline: Baseline | None = None
+    sample: int = 0
+    seed: int = 0
+    steps: int = 50
+    only_right: bool = True
+    region: str = "auto"
+    sanity: int = 3
+    adcc: bool = False
+    limits: PictureLimits = field(kw_only=True)
+
+    @property
+    def compared(self) -> tuple[Method, ...]:
+        """The methods and those that know nothing."""
+        return (*self.methods, *(method for method in CHANCE if method not in self.methods))
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """An audit's rows and what they were made with.
+
+    Attributes:
+        folder: Where it lies.
+        header: What settings.json holds.
+        rows: In the order of the table.
+    """
+
+    folder: Path
+    header: dict[str, Any]
+    rows: tuple[AuditRow, ...] = field(repr=False)
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """Compared methods, those that know nothing last."""
+        return tuple(Method(name) for name in self.header["methods"])
+
+    @property
+    def pictures(self) -> Path:
+        """Folder that the rows' images are relative to."""
+        return Path(self.header["table"]).parent
+
+    @property
+    def limits(self) -> PictureLimits:
+        """How files became pixels."""
+        return PictureLimits.recorded(self.header["settings"])
+
+    def labelled(self) -> dict[str, LabelledPicture]:
+        """Read the table again, by image; empty where it, or a picture, is not there any more."""
+        try:
+            return {found.image: found for found in read_labelled(Path(self.header["table"]), self.header["labels"])}
+        except SettingsError:
+            return {}
+
+    def maps(self, row: AuditRow) -> dict[str, NDArray[np.float32]]:
+        """Read a row's reduced maps (h, w) by method, each 0 to 1; empty where nothing was explained."""
+        if not row.map_file:
+            return {}
+        with np.load(self.folder / row.map_file) as stored:
+            return {name: stored[name].astype(np.float32) for name in stored.files}
+
+
+def run_audit(
+    explainer: Explainer,
+    table: Path,
+    out: Path,
+    *,
+    settings: AuditSettings,
+    on_row: Callable[[int, int], None] | None = None,
+) -> Audit:
+    """Measure a model on labelled pictures; go on where an earlier run with the same settings was cut short.
+
+    Args:
+        explainer: Opened on the bundle with the settings' profile, mu and baseline.
+        table: CSV file of pictures (see `labelled.py`).
+        out: Folder to make or to go on in.
+        settings: What to do.
+        on_row: Called with the rows done and their total, first of all with those that were there.
+
+    Raises:
+        SettingsError: If the table is wrong, or `out` holds something else.
+    """
+    chosen = _sampled(read_labelled(table, explainer.card.labels), settings)
+    _check_settings(settings)
+    header = _header(explainer, table, settings, chosen)
+    _open_folder(out, header)
+    done = {row.image: row for row in read_rows(out / "rows")}
+    report = on_row or (lambda *_: None)
+    report(len(done), len(chosen))
+    (out / "maps").mkdir(exist_ok=True)
+    explainer.faithfulness = False  # an audit measures more than that
+    with RowWriter(out / "rows") as writer:
+        for number, labelled in enumerate(chosen):
+            if labelled.image in done:
+                continue
+            row = _measure_picture(explainer, labelled, out, number=number, settings=settings)
+            writer.add(row)
+            done[row.image] = row
+            report(len(done), len(chosen))
+    return Audit(out, header, tuple(done[labelled.image] for labelled in chosen))
+
+
+def open_audit(folder: Path) -> Audit:
+    """Read an audit that was run.
+
+    Raises:
+        SettingsError: If the folder holds none.
+    """
+    try:
+        header = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"{folder} holds no audit: {error}", expected="a folder written by: inspect-xai audit BUNDLE --out DIR"
+        ) from error
+    if header.get("schema_version") != SCHEMA_VERSION:
+        raise SettingsError(
+            f"{folder} has audit schema {header.get('schema_version')}", expected=str(SCHEMA_VERSION),
+            remedy="run the audit again with this version",
+        )  # fmt: skip
+    header["settings"].setdefault("limits", asdict(PictureLimits()))  # before they were recorded, all audits had these
+    return Audit(folder, header, tuple(read_rows(folder / "rows")))
+
+
+def _sampled(pictures: Sequence[LabelledPicture], settings: AuditSettings) -> list[LabelledPicture]:
+    if not 0 < settings.sample < len(pictures):
+        return list(pictures)
+    drawn = sorted(random.Random(settings.seed).sample(range(len(pictures)), settings.sample))  # noqa: S311
+    return [pictures[number] for number in drawn]
+
+
+def _check_settings(settings: AuditSettings) -> None:
+    for name, least in (("steps", 2), ("sample", 0), ("sanity", 0)):
+        if getattr(settings, name) < least:
+            raise SettingsError(f"{name} is {getattr(settings, name)}", expected=f"at least {least}")
+    if not settings.methods or len(set(settings.methods)) != len(settings.methods):
+        raise SettingsError(
+            f"methods are {', '.join(settings.methods) or 'none'}", expected="one or more, each once"
+        )  # fmt: skip
+    if settings.region not in ("auto", "picture") and not Path(settings.region).is_file():
+        _box(settings.region)
+
+
+def _header(
+    explainer: Explainer, table: Path, settings: AuditSettings, chosen: Sequence[LabelledPicture]
+) -> dict[str, Any]:
+    """Say what the rows are made with, in plain values."""
+    bundle = explainer.engine.bundle
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": {"name": bundle.card.name, "version": bundle.card.version, "fingerprint": bundle.fingerprint},
+        "labels": list(bundle.card.labels),
+        "ok_labels": list(bundle.card.ok_labels),
+        "methods": [str(method) for method in settings.compared],
+        "table": str(table.resolve()),
+        "table_sha256": table_sha256(table),
+        "pictures": len(chosen),
+        "region_sha256": sha256(Path(settings.region).read_bytes()).hexdigest()
+        if Path(settings.region).is_file()
+        else "",
+        "settings": plain,
+        "explained_by": {  # what counted, said or the card's
+            "profile": str(explainer.profile), "mu": explainer.mu, "baseline": str(explainer.baseline),
+        },
+        "provider": explainer.engine.provider,
+        "versions": versions(),
+    }  # fmt: skip
+
+
+def _open_folder(out: Path, header: dict[str, Any]) -> None:
+    """Begin an audit's folder, or see that the one there was begun with the same settings."""
+    path = out / "settings.json"
+    if not path.exists():
+        if out.exists() and any(out.iterdir()):
+            raise SettingsError(
+                f"{out} exists and holds no audit", expected="a new folder, or an audit to go on with",
+                remedy="give another --out",
+            )  # fmt: skip
+        out.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".part")
+        draft.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+        draft.rename(path)
+        return
+    before = open_audit(out).header
+    missing = {"explained_by": header["explained_by"]}  # of older audits: the same card, so it was the same
+    free = ("table", "provider", "versions")  # moving the pictures, or mending the machine, is no other audit
+    differing = [key for key in header if key not in free and before.get(key, missing.get(key)) != header[key]]
+    if differing:
+        raise SettingsError(
+            f"{out} holds an audit with other {', '.join(differing)}",
+            expected="the settings, model and table it was begun with",
+            remedy="give another --out",
+        )
+
+
+def _measure_picture(
+    explainer: Explainer, labelled: LabelledPicture, out: Path, *, number: int, settings: AuditSettings
+) -> AuditRow:
+    """Judge, explain and measure one picture; what is wrong with it becomes its row."""
+    row = AuditRow(labelled.image, labelled.label, labelled.part, labelled.station)
+    try:
+        pixels = read_picture(labelled.path, limits=settings.limits).pixels
+        size = (pixels.shape[0], pixels.shape[1])
+        truth = read_truth(labelled, size, limits=settings.limits)
+        look = explainer.look(pixels)
+        said = look.prediction
+        row = replace(row, predicted=said.label, score=said.score, verdict=str(look.verdict.code))
+        if labelled.label in explainer.card.ok_labels or (settings.only_right and not row.is_right):
+            return row
+        region = _region(settings.region, pixels, limits=settings.limits)
+        target = explainer.card.labels.index(labelled.label)
+        scene = open_scene(explainer.engine, look, target=target, truth=truth, part=region, seed=settings.seed)
+        measured, maps = [], {}
+        for method, found, seconds in _explain_all(explainer, look, labelled.label, settings):
+            numbers = measure(explainer.engine, scene, found, steps=settings.steps, seed=settings.seed)
+            if settings.adcc:
+                numbers |= measure_adcc(explainer, scene, found)
+            measured.append(Measured(method, str(found.status), numbers, found.passes, seconds, found.notes))
+            maps[str(method)] = _reduced(found.fused)
+        map_file = f"maps/{number:06d}.npz"
+        np.savez_compressed(out / map_file, allow_pickle=False, **maps)
+        return replace(
+            row, target=labelled.label, closed_drop=scene.closed_drop, measured=tuple(measured), map_file=map_file,
+            truth_share=None if truth is None else float(truth.mean()),
+        )  # fmt: skip
+    except (InspectXaiError, OSError) as error:
+        return replace(row, error=f"{type(error).__name__}: {error}")
+
+
+def _explain_all(
+    explainer: Explainer, look: Look, target: str, settings: AuditSettings
+) -> Iterator[tuple[Method, Explanation, float]]:
+    for method in settings.compared:
+        explainer.method = method
+        began = time.perf_counter()
+        found = explainer.explain(look, target=target)
+        yield method, found, time.perf_counter() - began
+
+
+def _region(said: str, picture: NDArray[np.uint8], *, limits: PictureLimits) -> NDArray[np.bool_]:
+    """Return where the part is in a picture, bool (H, W)."""
+    size = (picture.shape[0], picture.shape[1])
+    if said == "auto":
+        return picture_regions.part_region(picture)
+    if said == "picture":
+        return np.ones(size, np.bool_)
+    if Path(said).is_file():
+        return read_mask(Path(said), size, limits=limits)
+    return picture_regions.boxes_mask((_box(said),), size)
+
+
+def _box(said: str) -> tuple[int, int, int, int]:
+    try:
+        top, left, height, width = (int(number) for number in said.split(","))
+    except ValueError as error:
+        raise SettingsError(
+            f"region is {said!r}", expected="auto, picture, top,left,height,width in pixels, or the path of a mask"
+        ) from error
+    return top, left, height, width
+
+
+def _reduced(fused: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Return a map for keeps: no larger than `MAP_PX`, 0 to 1, half precision."""
+    scale = min(1.0, MAP_PX / max(fused.shape))
+    size = (max(1, round(fused.shape[1] * scale)), max(1, round(fused.shape[0] * scale)))
+    small = cv2.resize(fused, size, interpolation=cv2.INTER_AREA) if scale < 1 else fused
+    return np.asarray(small / (small.max() or 1.0), np.float16)

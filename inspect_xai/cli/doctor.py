@@ -1,0 +1,140 @@
+"""`inspect-xai doctor` and `inspect-xai bench`: is this machine fit, and is it fast enough?"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inspect_xai.cli.console import DatabaseOption, JsonOption, PixelSettingsOption, SettingsOption, echo, print_json
+from inspect_xai.errors import InspectXaiError
+
+if TYPE_CHECKING:
+    from inspect_xai.explain.benchmark import BenchReport, Night
+
+_FINDINGS = 1
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(doctor)
+    app.command()(bench)
+
+
+def doctor(
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="The model: a bundle folder.")] = None,
+    db: DatabaseOption = None,
+    source: Annotated[str | None, typer.Option("--source", help="Folder or URL the line reads.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look whether a line would run here: settings, model, device, database, folders, room, clock.
+
+    The device counts only when it has run prediction, trace and masks; a folder when a byte was written there. One
+    line each. Exit code 0: all is well. 1: something is to be done, and the line says what.
+
+    Example: inspect-xai doctor --settings line.toml
+    """
+    from inspect_xai.line.doctor import Finding, Premises, examine
+    from inspect_xai.settings import load_settings
+
+    try:
+        chosen = load_settings(settings, db=db, bundle=bundle, device=device, line={"source": source})
+    except InspectXaiError as error:
+        findings = [Finding("settings", ok=False, found=error.found, remedy=error.remedy)]
+    else:
+        premises = Premises(
+            chosen.bundle, chosen.device, chosen.db, chosen.line.source, chosen.line.keep, chosen.line.lease_s,
+            chosen.report.out, chosen.line.policy, os.environ.get("PREFECT_API_URL", ""), chosen.line.ignore,
+            chosen.ledger.key,
+        )  # fmt: skip
+        findings = [Finding("settings", ok=True, found="they can be read"), *examine(premises)]
+    if as_json:
+        print_json({"ok": all(finding.ok for finding in findings), "findings": findings})
+    else:
+        for finding in findings:
+            remedy = f". To mend it: {finding.remedy}" if finding.remedy else ""
+            echo(f"{'ok  ' if finding.ok else 'MEND'}  {finding.check:<20}  {finding.found}{remedy}")
+    raise typer.Exit(0 if all(finding.ok for finding in findings) else _FINDINGS)
+
+
+def bench(
+    bundle: Annotated[Path, typer.Argument(help="The bundle folder.")],
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="A typical picture; default: noise, which costs about the most.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[
+        list[int] | None, typer.Option("--threads", min=1, help="Threads to try; default: 1 and all cores.")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Measurements of each setting, in turn.")] = 5,
+    pictures: Annotated[int | None, typer.Option("--pictures", min=1, help="Pictures to be done.")] = None,
+    window: Annotated[float | None, typer.Option("--window", min=0.01, help="Hours there are for them.")] = None,
+    explained: Annotated[
+        float, typer.Option("--explained", min=0, max=1, help="Share of the pictures that is explained.")
+    ] = 1.0,
+    memory: Annotated[
+        int, typer.Option("--memory-mb", min=1, help="How far a bucket may make the process grow on a CPU.")
+    ] = 1000,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the bucket for `line` and `explain` on this machine.")
+    ] = False,
+    settings: PixelSettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how fast a model runs here, and say whether a night's pictures fit.
+
+    Every number of masks per run and of threads is measured in turn, several rounds of it; on a CPU also one process
+    with all cores against one process for each. Then: what to choose (settings `threads` and `bucket`), what
+    an explanation by the card's method takes under each profile, and with --pictures and --window whether they fit:
+    exit code 1 when not, under the card's own profile.
+
+    With --keep lines and explanations on this machine take the bucket unasked: the smallest that is as fast as any, to
+    3 %, within --memory-mb.
+
+    Example: inspect-xai bench tile.bundle --pictures 20000 --window 8 --explained 0.1
+    """
+    from inspect_xai.explain.benchmark import Night
+    from inspect_xai.explain.benchmark import bench as measure
+    from inspect_xai.intake.sources import read_picture
+    from inspect_xai.model.bundle import load_bundle
+    from inspect_xai.settings import load_settings
+
+    limits = load_settings(settings).line.limits
+    if (pictures is None) != (window is None):
+        raise typer.BadParameter("give both --pictures and --window")
+    night = Night(pictures, window, explained) if pictures and window else None
+    loaded = load_bundle(bundle)
+    report = measure(
+        loaded, read_picture(picture, limits=limits).pixels if picture else None, device=device, threads=threads or (),
+        rounds=rounds, night=night, memory_mb=memory, keep=keep,
+    )  # fmt: skip
+    if as_json:
+        print_json(report)
+    else:
+        _print(report, night)
+    own = next(each for each in report.expected if each.profile is loaded.card.explain.profile)
+    raise typer.Exit(_FINDINGS if own.fits is False else 0)
+
+
+def _print(report: "BenchReport", night: "Night | None") -> None:
+    echo(f"{report.provider}, forward passes per second: median (slowest to fastest round)")
+    for rate in report.rates:
+        chosen = "  <- fastest" if rate == report.best else ""
+        spread = f"({rate.slowest_per_s:.1f} to {rate.fastest_per_s:.1f})"
+        echo(f"threads {rate.threads:>2}  bucket {rate.bucket:>2}  {rate.per_s:>8.1f}  {spread}{chosen}")
+    for choice in report.chosen:
+        kept = f"kept in {choice.kept}" if choice.kept else "keep it with --keep, or say --bucket"
+        echo(f"threads {choice.threads:>2}: bucket {choice.bucket} is as fast as any; now {choice.before} ({kept})")
+    for rate in report.shared:
+        chosen = "  <- faster together" if rate.per_s == max(each.per_s for each in report.shared) else ""
+        spread = f"({rate.slowest_per_s:.1f} to {rate.fastest_per_s:.1f})"
+        echo(f"processes {rate.processes:>2} with {rate.threads:>2} threads  {rate.per_s:>8.1f}  {spread}{chosen}")
+    echo(f"one picture of {report.windows} windows is judged in {report.look_s * 1e3:.0f} ms")
+    for each in report.expected:
+        line = f"{each.profile:<6}  {each.passes:>6} passes, about {each.seconds:.2f} s an explained window"
+        if night:
+            fits = "yes" if each.fits else "no"
+            line += f"; {night.pictures} pictures in {night.hours:g} h: {each.hours:.1f} h, fits in the window: {fits}"
+        echo(line)

@@ -1,0 +1,1 @@
+"""From a picture to its verdict and explanation: engine and maths joined."""

@@ -1,0 +1,1 @@
+"""The running line: claim, judge, explain, record, put away."""

@@ -1,0 +1,1 @@
+"""Statistics of rates, agreement, calibration, drift and pictures: numbers in, numbers out."""

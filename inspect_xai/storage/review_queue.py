@@ -1,0 +1,478 @@
+"""The review desk: which inspections wait for a person, who holds one at the moment, and what they answered.
+
+The queue is working state (`tables.DeskItem`), taken in from the inspections; answers are reviews, part of the record.
+"""
+
+import dataclasses
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from functools import cache
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, func, or_, select, update
+from sqlalchemy.orm import aliased
+
+from inspect_xai.errors import NotFoundError
+from inspect_xai.records import Decision, Review, VerdictCode
+from inspect_xai.storage import database, queries, review_queue_sql, reviews, tables
+from inspect_xai.storage.insert import inserting
+from inspect_xai.storage.results import InspectionSummary, StoredInspection, StoredReview
+from inspect_xai.storage.review_queue_sql import Overview, QueueEntry, QueueFilter, Standing
+from inspect_xai.storage.review_reasons import TIERS, State, Why, share_of, take_in
+from inspect_xai.storage.store import Store
+from inspect_xai.storage.tables import (
+    Capture,
+    DeskItem,
+    DeskMark,
+    Inspection,
+    Lot,
+    Part,
+)
+from inspect_xai.storage.types import Real, Whole
+
+_OVERVIEW_S: Final = 10.0  # how old the counts may be: they are looked at, not computed with
+_LATELY: Final = 300  # inspections of a label that are searched for similar ones: the page must not wait for more
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a person says about an inspection, and what they knew when they said it.
+
+    Attributes:
+        key: Names this answer: the same key twice is one review.
+        newest_seen: The newest review the person knew of; None: there was none.
+    """
+
+    inspection_id: int
+    review: Review
+    key: str
+    newest_seen: int | None
+
+
+class ConflictKind(StrEnum):
+    """Why an answer or a claim was not taken."""
+
+    CLAIMED = "claimed"  # somebody else holds it
+    JUDGED = "judged"  # somebody answered meanwhile
+    OWN = "own"  # the second answer would come from the person who gave the first
+    BLIND = "blind"  # it is judged blind first, and once
+    KEY = "key"  # the key names an answer about another inspection or of another person
+    CHANGED = "changed"  # the key names an answer of this person about this inspection that says something else
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Why an answer or a claim was not taken, with the person and, where there is one, their answer."""
+
+    kind: ConflictKind
+    person: str
+    until: datetime | None = None
+    review: StoredReview | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Under which id an answer stands, and whether it was written now or stood there already."""
+
+    review_id: int
+    is_new: bool
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One inspection as somebody meets it in the queue.
+
+    Attributes:
+        standing: Where it stands; None: it never was on the desk.
+        previous_id: The one before it in the queue.
+        next_id: The one after it.
+        is_covered: They judge it blind and have not yet, so they must not see what the model said.
+    """
+
+    standing: Standing | None
+    previous_id: int | None
+    next_id: int | None
+    is_covered: bool
+
+
+class Desk:
+    """The desk of one store. Each call is one transaction; may be shared by threads.
+
+    Args:
+        store: An open store; the desk does not close it.
+        claim_s: Seconds a claim holds.
+        second_share: Share of the answered inspections that a second person answers too, chosen by the picture's
+            hash. Overturned OK verdicts and disagreements of two models always are, and where two people disagree, a
+            third one is asked.
+        blind_share: Share of the inspections that come onto the desk and are judged before verdict and map are shown.
+    """
+
+    def __init__(
+        self, store: Store, *, claim_s: float = 300.0, second_share: float = 0.0, blind_share: float = 0.0
+    ) -> None:
+        self._engine = store._engine
+        self._clock = store._clock
+        self._claim = timedelta(seconds=claim_s)
+        self._second_share = second_share
+        self._blind_share = blind_share
+        self._overview: tuple[float, Overview] | None = None
+
+    def take_in(self) -> int:
+        """Put on the desk what was recorded since the last look.
+
+        Returns:
+            How many inspections came onto the desk.
+        """
+        added = 0
+        while True:
+            with database.reading(self._engine) as connection:
+                seen, newest = connection.execute(_marks()).one()
+            if newest <= seen:
+                return added
+            with database.writing(self._engine) as connection:
+                added += take_in(connection, blind_share=self._blind_share)
+
+    def queue(self, wanted: QueueFilter, *, after: tuple[int, int] | None = None, limit: int = 25) -> list[QueueEntry]:
+        """What waits, most urgent first and then longest waiting first.
+
+        Args:
+            wanted: What of it.
+            after: (tier, inspection id) of the last entry seen.
+            limit: At most so many.
+        """
+        with database.reading(self._engine) as connection:
+            return review_queue_sql.entries(connection, wanted, after=after, limit=limit, now=self._clock())
+
+    def overview(self) -> Overview:
+        """How much waits. The total is of this moment, the rest may be some seconds old: it is counted row by row."""
+        with database.reading(self._engine) as connection:
+            total = review_queue_sql.total(connection)
+            if self._overview is None or time.monotonic() - self._overview[0] > _OVERVIEW_S:
+                self._overview = (time.monotonic(), review_queue_sql.counted(connection))
+        return dataclasses.replace(self._overview[1], total=total)
+
+    def seen(self, inspection_id: int, person: str, wanted: QueueFilter) -> Seen:
+        """Where an inspection stands on the desk, for somebody who looks at it on their way through the queue."""
+        with database.reading(self._engine) as connection:
+            row = review_queue_sql.item(connection, inspection_id)
+            if row is None:
+                return Seen(None, None, None, is_covered=False)
+            here = review_queue_sql.standing(row, self._clock())
+            before, after = review_queue_sql.neighbours(connection, here, wanted)
+            is_covered = here.is_blind and bool(review_queue_sql.covered(connection, [inspection_id], person))
+        return Seen(here, before, after, is_covered=is_covered)
+
+    def covered(self, inspection_ids: Collection[int], person: str) -> frozenset[int]:
+        """Which of these this person must not see the verdict of: they are judged blind, and the person has not yet."""
+        if not inspection_ids:
+            return frozenset()
+        with database.reading(self._engine) as connection:
+            return review_queue_sql.covered(connection, inspection_ids, person)
+
+    def claim_next(self, person: str, wanted: QueueFilter, *, skipped: Sequence[int] = ()) -> int | None:
+        """Hold the most urgent inspection that nobody else holds and that is not this person's own to check.
+
+        Args:
+            person: Who wants it.
+            wanted: What of the queue.
+            skipped: Inspections they left for later.
+
+        Returns:
+            Its id; None: nothing waits.
+        """
+        now = self._clock()
+        with database.writing(self._engine) as connection:
+            found = review_queue_sql.first_free(connection, wanted, person=person, skipped=skipped, now=now)
+            if found is not None:
+                _hold(connection, found, person, now + self._claim)
+        return found
+
+    def claim(self, inspection_id: int, person: str) -> Conflict | None:
+        """Hold an inspection, or hold it on; None: it is this person's now.
+
+        Raises:
+            NotFoundError: It is not on the desk.
+        """
+        now = self._clock()
+        with database.writing(self._engine) as connection:
+            row = review_queue_sql.item(connection, inspection_id)
+            if row is None:
+                raise NotFoundError(f"inspection {inspection_id} is not on the desk")
+            held = _held_by_another(row, person, now)
+            if held is None:
+                _hold(connection, inspection_id, person, now + self._claim)
+            return held
+
+    def release(self, inspection_id: int, person: str, *, whoever_holds_it: bool = False) -> bool:
+        """Give a held inspection back to the queue; whether there was something to give back."""
+        statement = update(DeskItem).where(DeskItem.inspection_id == inspection_id, DeskItem.claimed_by != "")
+        if not whoever_holds_it:
+            statement = statement.where(DeskItem.claimed_by == person)
+        with database.writing(self._engine) as connection:
+            return bool(connection.execute(statement.values(claimed_by="", claimed_until=None)).rowcount)
+
+    def answer(self, answer: Answer, *, may_correct_others: bool = False) -> Taken | Conflict:
+        """Append what a person says; nothing that was said before is changed.
+
+        An answer by the person who gave the last one corrects that one. The same key with the same content is the
+        same answer; with another content nothing is written, and the conflict shows what stands.
+
+        Args:
+            answer: What they say.
+            may_correct_others: Their role lets them correct what others said.
+
+        Raises:
+            NotFoundError: There is no such inspection.
+            StoreError: The reason code is unknown.
+        """
+        now = self._clock()
+        person = answer.review.reviewer
+        with database.writing(self._engine) as connection:
+            item = review_queue_sql.item(connection, answer.inspection_id)
+            state = State(item.state) if item else State.DONE
+            known = _under_key(connection, answer.key)
+            if known is not None:
+                if (known.inspection_id, known.reviewer) != (answer.inspection_id, person):
+                    return Conflict(ConflictKind.KEY, known.reviewer)
+                stands = next(r for r in queries.reviews(connection, known.inspection_id) if r.review_id == known.id)
+                if not _says_the_same(stands, answer.review):
+                    return Conflict(ConflictKind.CHANGED, person, review=stands)
+                return Taken(known.id, is_new=False, state=state)
+            said = queries.reviews(connection, answer.inspection_id)
+            conflict = _conflict(answer, item, said, now=now, may_correct_others=may_correct_others)
+            if conflict is not None:
+                return conflict
+            corrected = _corrected(answer, said, state, may_correct_others=may_correct_others)
+            review = reviews.append(connection, answer.inspection_id, answer.review, supersedes=corrected, now=now)
+            key = {"key": answer.key, "review_id": review.review_id}
+            connection.execute(inserting(connection, tables.DeskAnswer).values(**key))
+            if item is not None and not answer.review.blind:
+                why = self._why_once_more(connection, answer, item, said)
+                state = State.DONE if why is None else State.OPEN
+                _put(connection, item, why, person)
+        return Taken(review.review_id, is_new=True, state=state)
+
+    def recorded_after(self, inspection_id: int, *, limit: int = 100) -> list[InspectionSummary]:
+        """Inspections in the order they were recorded, after one: for those who copy them elsewhere."""
+        query = queries.summaries().where(Inspection.id > inspection_id).order_by(Inspection.id).limit(limit)
+        with database.reading(self._engine) as connection:
+            return [queries.summary(row) for row in connection.execute(query)]
+
+    def history_of(self, inspection_id: int, *, limit: int = 8) -> list[InspectionSummary]:
+        """What else was inspected of the same part, newest first."""
+        values = {"number": inspection_id, "limit": limit}
+        with database.reading(self._engine) as connection:
+            return [queries.summary(row) for row in connection.execute(_history(), values)]
+
+    def similar_to(self, given: StoredInspection, *, limit: int = 6) -> list[InspectionSummary]:
+        """Inspections that lately showed the same defect at the same place of a part, seen by the same camera."""
+        explanation = given.explanation
+        if explanation is None or not explanation.regions or given.verdict.code is VerdictCode.OK:
+            return []
+        capture, region = given.capture, explanation.regions[0]
+        values = {
+            "number": given.inspection_id, "label": given.verdict.label, "product": capture.part.product,
+            "line": capture.line, "station": capture.station, "limit": limit,
+            "camera": capture.camera, "view": capture.view,
+            "row_px": region.top_px + region.height_px / 2, "column_px": region.left_px + region.width_px / 2,
+            "radius_px": max(capture.height_px, capture.width_px) / 10,
+        }  # fmt: skip
+        with database.reading(self._engine) as connection:
+            return [queries.summary(row) for row in connection.execute(_similar(), values)]
+
+    def good_part_like(self, inspection_id: int) -> int | None:
+        """The newest inspection of a good part of the same product, from the same station, camera and view.
+
+        A part is good where every model said OK to each of its pictures, and every answer that stands did so too.
+        """
+        here = aliased(Capture)
+        mine = (
+            select(here.line, here.station, here.camera, here.view, Lot.product_id)
+            .select_from(Inspection)
+            .join(here, here.id == Inspection.capture_id)
+            .join(Part, Part.id == here.part_id)
+            .join(Lot, Lot.id == Part.lot_id)
+            .where(Inspection.id == inspection_id)
+        )
+        with database.reading(self._engine) as connection:
+            place = connection.execute(mine).one_or_none()
+            if place is None:
+                return None
+            query = (
+                select(Inspection.id)
+                .join(Capture, Capture.id == Inspection.capture_id)
+                .join(Part, Part.id == Capture.part_id)
+                .join(Lot, Lot.id == Part.lot_id)
+                .where(Capture.line == place.line, Capture.station == place.station)
+                .where(Capture.camera == place.camera, Capture.view == place.view)
+                .where(Lot.product_id == place.product_id, Inspection.verdict == VerdictCode.OK)
+                .where(Inspection.id != inspection_id, ~review_queue_sql.waits_blind(), ~_is_faulted())
+                .where(Capture.archived_to != "", Capture.picture_deleted_at.is_(None))
+                .order_by(Capture.captured_at.desc())
+                .limit(1)
+            )
+            return connection.execute(query).scalar()
+
+    def _why_once_more(
+        self, connection: Connection, answer: Answer, item: Row[Any], said: tuple[StoredReview, ...]
+    ) -> Why | None:
+        """Why another person is wanted after this answer; None: it settles the matter."""
+        is_undecided = answer.review.decision is Decision.UNDECIDED
+        if item.second_by or item.state == State.DONE:  # a third answer, or a correction
+            return None
+        if item.judged_by:
+            first = next((each.verdict for each in reversed(said) if each.reviewer == item.judged_by), "")
+            disagrees = first not in (VerdictCode.UNSURE, answer.review.verdict)
+            return Why.DISPUTED if is_undecided or disagrees else None
+        query = select(Capture.sha256).join(Inspection, Inspection.capture_id == Capture.id)
+        sha256 = connection.execute(query.where(Inspection.id == answer.inspection_id)).scalar_one()
+        a_second_is_wanted = (
+            is_undecided
+            or item.why == Why.DISAGREEMENT
+            or (item.verdict == VerdictCode.OK and answer.review.decision is Decision.OVERTURN)
+            or share_of(sha256, "second") < self._second_share
+        )
+        return Why.SECOND_LOOK if a_second_is_wanted else None
+
+
+@cache
+def _marks() -> Select[Any]:
+    """Up to which inspection the desk has looked, and which is the newest."""
+    seen, newest = select(func.max(DeskMark.seen_id)), select(func.max(Inspection.id))
+    return select(*(func.coalesce(each.scalar_subquery(), 0) for each in (seen, newest)))
+
+
+@cache
+def _history() -> Select[Any]:
+    here = aliased(Capture)
+    part = select(here.part_id).join(Inspection, Inspection.capture_id == here.id)
+    mine = part.where(Inspection.id == bindparam("number")).correlate(None).scalar_subquery()
+    return (
+        queries.summaries()
+        .where(Capture.part_id == mine, Inspection.id != bindparam("number"))
+        .order_by(Inspection.inspected_at.desc(), Inspection.id.desc())
+        .limit(bindparam("limit", type_=Whole))
+    )
+
+
+@cache
+def _similar() -> Select[Any]:
+    """Lately inspected parts with a region of the same label near a pixel; made once, as in waiting.py."""
+    lately = (
+        select(Inspection.id)
+        .where(Inspection.label == bindparam("label"), Inspection.id != bindparam("number"))
+        .order_by(Inspection.inspected_at.desc())
+        .limit(_LATELY)
+    )
+    place = (bindparam(name, type_=Real) for name in ("row_px", "column_px", "radius_px"))
+    return (
+        queries.summaries()
+        .where(
+            Inspection.id.in_(lately.subquery().select()), queries.region_near(*place), ~review_queue_sql.waits_blind()
+        )
+        .where(Capture.line == bindparam("line"), Capture.station == bindparam("station"))
+        .where(Capture.camera == bindparam("camera"), Capture.view == bindparam("view"))
+        .where(queries.column("product") == bindparam("product"))
+        .order_by(Inspection.inspected_at.desc())
+        .limit(bindparam("limit", type_=Whole))
+    )
+
+
+def _is_faulted() -> ColumnElement[bool]:
+    """Whether a model or a person, in an answer that stands, said anything but OK of a picture of the same part."""
+    other, seen = aliased(Capture), aliased(Inspection)
+    review, later = aliased(tables.Review), aliased(tables.Review)
+    is_corrected = select(later.id).where(later.supersedes_id == review.id).correlate(review).exists()
+    is_refused = (
+        select(review.id)
+        .where(review.inspection_id == seen.id, review.verdict != VerdictCode.OK, review.blind == 0, ~is_corrected)
+        .correlate(seen)
+        .exists()
+    )
+    return (
+        select(seen.id)
+        .join(other, other.id == seen.capture_id)
+        .where(other.part_id == Capture.part_id, or_(seen.verdict != VerdictCode.OK, is_refused))
+        .correlate(Capture)
+        .exists()
+    )
+
+
+def _says_the_same(stands: StoredReview, review: Review) -> bool:
+    return all(getattr(stands, each.name) == getattr(review, each.name) for each in dataclasses.fields(review))
+
+
+def _under_key(connection: Connection, key: str) -> Row[Any] | None:
+    query = select(tables.Review.id, tables.Review.inspection_id, tables.Review.reviewer)
+    query = query.join(tables.DeskAnswer, tables.DeskAnswer.review_id == tables.Review.id)
+    return connection.execute(query.where(tables.DeskAnswer.key == key)).one_or_none()
+
+
+def _hold(connection: Connection, inspection_id: int, person: str, until: datetime) -> None:
+    # One at a time: whoever goes on to the next part has let go of the one before.
+    connection.execute(
+        update(DeskItem)
+        .where(DeskItem.claimed_by == person, DeskItem.inspection_id != inspection_id)
+        .values(claimed_by="", claimed_until=None)
+    )
+    connection.execute(
+        update(DeskItem).where(DeskItem.inspection_id == inspection_id).values(claimed_by=person, claimed_until=until)
+    )
+
+
+def _held_by_another(row: Row[Any] | None, person: str, now: datetime) -> Conflict | None:
+    if row is None or row.claimed_by in ("", person) or row.claimed_until <= now:
+        return None
+    return Conflict(ConflictKind.CLAIMED, row.claimed_by, until=row.claimed_until)
+
+
+def _conflict(
+    answer: Answer,
+    item: Row[Any] | None,
+    said: tuple[StoredReview, ...],
+    *,
+    now: datetime,
+    may_correct_others: bool,
+) -> Conflict | None:
+    person = answer.review.reviewer
+    newest = said[-1] if said else None
+    if (newest.review_id if newest else None) != answer.newest_seen:
+        return Conflict(ConflictKind.JUDGED, newest.reviewer if newest else "", review=newest)
+    held = _held_by_another(item, person, now)
+    if held is not None:
+        return held
+    is_open = item is not None and item.state == State.OPEN
+    if item is not None and is_open and person in (item.judged_by, item.second_by):
+        return Conflict(ConflictKind.OWN, person, review=newest)
+    has_looked = any(each.blind and each.reviewer == person for each in said)
+    is_covered = item is not None and is_open and bool(item.blind) and not item.judged_by and not has_looked
+    if answer.review.blind is not is_covered:
+        return Conflict(ConflictKind.BLIND, person)
+    if not is_open and newest is not None and newest.reviewer != person and not may_correct_others:
+        return Conflict(ConflictKind.JUDGED, newest.reviewer, review=newest)
+    return None
+
+
+def _corrected(answer: Answer, said: tuple[StoredReview, ...], state: State, *, may_correct_others: bool) -> int | None:
+    """The answer that this one corrects; None where it is a first answer or that of a second person."""
+    if answer.review.blind or state is State.OPEN:
+        return None
+    for review in reversed(said):
+        if not review.blind and (review.reviewer == answer.review.reviewer or may_correct_others):
+            return None if review.superseded else review.review_id
+    return None
+
+
+def _put(connection: Connection, item: Row[Any], why: Why | None, person: str) -> None:
+    """Write down who answered, and for what reason the item waits on; None: it is done."""
+    place = {"state": State.DONE} if why is None else {"state": State.OPEN, "tier": TIERS[why], "why": why}
+    who = {"second_by": person} if item.judged_by and why is not None else {"judged_by": item.judged_by or person}
+    connection.execute(
+        update(DeskItem)
+        .where(DeskItem.inspection_id == item.inspection_id)
+        .values(claimed_by="", claimed_until=None, **place, **who)
+    )

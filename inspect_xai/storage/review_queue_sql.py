@@ -1,0 +1,252 @@
+"""What waits on the review desk: filters, entries, counts, and the statements that find them.
+
+Statements are made once per kind of question and given their values when they are asked: to make one, and to find it
+among those that were compiled before, costs more than to run it.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, Tuple, bindparam, case, func, or_, select, tuple_
+
+from inspect_xai.storage import queries, tables
+from inspect_xai.storage.results import InspectionSummary
+from inspect_xai.storage.review_reasons import State, Why
+from inspect_xai.storage.tables import DeskItem, Inspection
+from inspect_xai.storage.types import Whole
+
+BLIND: Final = "blind"
+"""The filter by `why` that finds what is judged blind; the true reason would tell the verdict."""
+
+_TELLING: Final = ("verdict", "label", "why")
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFilter:
+    """What of the queue is wanted; None: no matter which."""
+
+    line: str | None = None
+    station: str | None = None
+    label: str | None = None
+    verdict: str | None = None
+    shift: str | None = None
+    why: str | None = None
+    inspected_before: datetime | None = None  # for "waiting longer than"
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The values that are asked for, by name."""
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where an inspection stands on the desk. `claimed_by` is empty when nobody holds it at this moment."""
+
+    inspection_id: int
+    state: State
+    tier: int
+    why: Why
+    claimed_by: str
+    claimed_until: datetime | None
+    judged_by: str
+    second_by: str  # who gave a second answer that settled nothing
+    is_blind: bool  # whoever answers first does so before verdict and map are shown
+
+    def is_own(self, person: str) -> bool:
+        """Whether this person has answered already, so that another one is wanted."""
+        return person in (self.judged_by, self.second_by)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueEntry(Standing):
+    """One inspection that waits, with a line about it."""
+
+    summary: InspectionSummary
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """How much waits: counts by field and value, and since when the oldest does."""
+
+    total: int
+    oldest_at: datetime | None
+    counts: dict[str, dict[str, int]] = field(hash=False)
+
+
+def entries(
+    connection: Connection, wanted: QueueFilter, *, after: tuple[int, int] | None, limit: int, now: datetime
+) -> list[QueueEntry]:
+    """A page of what waits, most urgent first and then longest waiting first."""
+    values: dict[str, Any] = wanted.given | {"limit": limit}
+    if after is not None:
+        values |= {"tier": after[0], "number": after[1]}
+    rows = connection.execute(_page(_shape(wanted), goes_on=after is not None), values).all()
+    ids = [row.inspection_id for row in rows]
+    found = connection.execute(queries.summaries_wanted(), {"wanted": ids}).all() if ids else []
+    by_id = {row.inspection_id: queries.summary(row) for row in found}
+    return [QueueEntry(**_facts(row, now), summary=by_id[row.inspection_id]) for row in rows]
+
+
+def standing(row: Row[Any], now: datetime) -> Standing:
+    """A row of `item`, as of a moment."""
+    return Standing(**_facts(row, now))
+
+
+def item(connection: Connection, inspection_id: int) -> Row[Any] | None:
+    """The row of an inspection; None: it never was on the desk."""
+    return connection.execute(_item(), {"number": inspection_id}).one_or_none()
+
+
+def neighbours(connection: Connection, here: Standing, wanted: QueueFilter) -> tuple[int | None, int | None]:
+    """The inspections before and after one in the queue."""
+    values = wanted.given | {"tier": here.tier, "number": here.inspection_id}
+    before, after = (_beside(_shape(wanted), before=each) for each in (True, False))
+    return connection.execute(before, values).scalar(), connection.execute(after, values).scalar()
+
+
+def first_free(
+    connection: Connection, wanted: QueueFilter, *, person: str, skipped: Collection[int], now: datetime
+) -> int | None:
+    """The most urgent inspection that nobody else holds and that this person has not answered."""
+    query = _waiting(_shape(wanted)).where(
+        or_(DeskItem.claimed_by.in_(("", person)), DeskItem.claimed_until < now),
+        DeskItem.judged_by != person,
+        DeskItem.second_by != person,
+        DeskItem.inspection_id.not_in(skipped),
+    )
+    found = connection.execute(query.with_only_columns(DeskItem.inspection_id).limit(1), wanted.given).scalar()
+    return None if found is None else int(found)
+
+
+def covered(connection: Connection, inspection_ids: Collection[int], person: str) -> frozenset[int]:
+    """Which of these this person must not see the verdict of: they are judged blind, and the person has not yet."""
+    if not inspection_ids:
+        return frozenset()
+    values = {"wanted": list(inspection_ids), "person": person}
+    return frozenset(connection.execute(_covered(), values).scalars())
+
+
+def total(connection: Connection) -> int:
+    """How many inspections wait."""
+    return int(connection.execute(_total()).scalar_one())
+
+
+def counted(connection: Connection) -> Overview:
+    """How much waits, counted row by row."""
+    names = ("why", "verdict", "label", "line", "station", "shift")
+    columns = [getattr(DeskItem, name) for name in names]
+    blind = case((is_blind(), 1), else_=0).label("is_blind")
+    query = select(*columns, blind, func.count(), func.min(DeskItem.inspected_at)).where(DeskItem.state == State.OPEN)
+    rows = connection.execute(query.group_by(*columns, blind)).all()
+    counts: dict[str, Counter[str]] = {name: Counter() for name in names}
+    for *values, covers, count, _ in rows:
+        told = dict(zip(names, values, strict=True))
+        if covers:  # what is judged blind is not given away by a count either
+            told = {name: value for name, value in told.items() if name not in _TELLING} | {"why": BLIND}
+        for name, value in told.items():
+            counts[name][value] += count
+    return Overview(
+        total=sum(row[-2] for row in rows),
+        oldest_at=min((row[-1] for row in rows), default=None),
+        counts={name: dict(sorted(counter.items())) for name, counter in counts.items()},
+    )
+
+
+def is_blind() -> ColumnElement[bool]:
+    """Whether an item waits for an answer that is given before verdict and map are shown."""
+    return (DeskItem.blind == 1) & (DeskItem.judged_by == "") & (DeskItem.state == State.OPEN)
+
+
+def waits_blind() -> ColumnElement[bool]:
+    """Whether an inspection waits to be judged blind, so that no page about another one may speak of it."""
+    return select(DeskItem.inspection_id).where(DeskItem.inspection_id == Inspection.id, is_blind()).exists()
+
+
+def _facts(row: Row[Any], now: datetime) -> dict[str, Any]:
+    is_held = bool(row.claimed_by) and row.claimed_until > now
+    return {
+        "inspection_id": row.inspection_id,
+        "state": State(row.state),
+        "tier": row.tier,
+        "why": Why(row.why),
+        "claimed_by": row.claimed_by if is_held else "",
+        "claimed_until": row.claimed_until if is_held else None,
+        "judged_by": row.judged_by,
+        "second_by": row.second_by,
+        "is_blind": bool(row.blind) and row.state == State.OPEN and not row.judged_by,
+    }
+
+
+def _shape(wanted: QueueFilter) -> tuple[str, ...]:
+    """Which values are asked for, and so which statement: `why` is no value where it means blind parts."""
+    return tuple(BLIND if (name, value) == ("why", BLIND) else name for name, value in wanted.given.items())
+
+
+@cache
+def _waiting(shape: tuple[str, ...]) -> Select[Any]:
+    conditions = [getattr(DeskItem, name) == bindparam(name) for name in shape if name not in (BLIND, _BEFORE)]
+    if _BEFORE in shape:
+        conditions.append(DeskItem.inspected_at < bindparam(_BEFORE, type_=DeskItem.inspected_at.type))
+    if BLIND in shape:
+        conditions.append(is_blind())
+    if set(shape) & set(_TELLING):
+        conditions.append(~is_blind())  # that a part is among these would tell its verdict
+    return select(DeskItem.__table__).where(DeskItem.state == State.OPEN, *conditions).order_by(*_PLACE)
+
+
+@cache
+def _page(shape: tuple[str, ...], *, goes_on: bool) -> Select[Any]:
+    query = _waiting(shape)
+    if goes_on:
+        query = query.where(_place() > _here())
+    return query.limit(bindparam("limit", type_=Whole))
+
+
+@cache
+def _beside(shape: tuple[str, ...], *, before: bool) -> Select[Any]:
+    query = _waiting(shape).with_only_columns(DeskItem.inspection_id).limit(1)
+    if before:
+        backwards = (column.desc() for column in _PLACE)
+        return query.order_by(None).order_by(*backwards).where(_place() < _here())
+    return query.where(_place() > _here())
+
+
+@cache
+def _item() -> Select[Any]:
+    return select(DeskItem.__table__).where(DeskItem.inspection_id == bindparam("number"))
+
+
+@cache
+def _covered() -> Select[Any]:
+    said = select(tables.Review.id).where(
+        tables.Review.inspection_id == DeskItem.inspection_id,
+        tables.Review.reviewer == bindparam("person"),
+        tables.Review.blind == 1,
+    )
+    mine = DeskItem.inspection_id.in_(bindparam("wanted", expanding=True))
+    return select(DeskItem.inspection_id).where(mine, is_blind(), ~said.correlate(DeskItem).exists())
+
+
+@cache
+def _total() -> Select[Any]:
+    return select(func.count()).select_from(DeskItem).where(DeskItem.state == State.OPEN)
+
+
+_BEFORE: Final = "inspected_before"
+_PLACE: Final = (DeskItem.tier, DeskItem.inspection_id)
+
+
+def _place() -> Tuple:
+    """Where an item stands in the queue."""
+    return tuple_(*_PLACE)
+
+
+def _here() -> Tuple:
+    return tuple_(bindparam("tier", type_=Whole), bindparam("number", type_=Whole))

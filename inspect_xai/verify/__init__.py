@@ -1,0 +1,1 @@
+"""Proving a recorded decision again: golden sets, replay, evidence."""

@@ -1,0 +1,407 @@
+"""Can a recorded decision be reproduced? The archived picture goes through the model again, and the numbers say.
+
+It holds: prediction, verdict and explanation come out as recorded, within the tolerances of `tolerance.py`. Or it
+differs: something came out otherwise, or picture or model are not those of the record; the answer says what, and by how
+much. Or it cannot be said: picture or model are missing, so nothing was recomputed.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspect_xai.errors import BundleError, ExplanationError, PictureError, SettingsError
+from inspect_xai.explain.budget import OVERHEAD_PASSES
+from inspect_xai.explain.explainer import Explainer, Look, Question, explain_together
+from inspect_xai.explain.save import versions
+from inspect_xai.intake.archive import locate_archived, read_archived_bytes
+from inspect_xai.intake.decode import decode_picture, hash_of_pixels
+from inspect_xai.maths import tiles
+from inspect_xai.model.bundle import ModelBundle
+from inspect_xai.policy import policy_from
+from inspect_xai.records import Explanation, InputSpec, ModelCard, PictureLimits, TileExplanation, VerdictSpec
+from inspect_xai.storage.results import StoredExplanation, StoredInspection
+from inspect_xai.verify.tolerance import (
+    MAP_TOLERANCE,
+    SCORE_TOLERANCE,
+    SUMS_TOLERANCE,
+    MapAgreement,
+    compare_maps,
+    scores_off,
+    sums_off,
+)
+
+_SUPPORT_TOLERANCE = 0.01  # of the picture, where only the share of pixels with evidence is left to compare
+
+
+class ReplayOutcome(StrEnum):
+    """What a replay came to."""
+
+    HOLDS = "holds"
+    DIFFERS = "differs"
+    CANNOT = "cannot"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that is not as recorded; `off` and `allowed` only where a number tells by how much."""
+
+    what: str
+    recorded: str
+    now: str
+    off: float | None = None
+    allowed: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A circumstance that is another one than at the time: a version, the provider, a field of the card."""
+
+    what: str
+    recorded: str
+    now: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What came of recomputing one inspection.
+
+    Attributes:
+        inspection_id: Its number in the database.
+        outcome: The answer.
+        differences: What came out otherwise; empty where the decision holds.
+        changed: What was changed around it since then, whether or not it made a difference.
+        missing: Why it could not be recomputed, or not all of it compared.
+        score_off: Largest difference of a probability; None: not recomputed.
+        agreement: Of the fused maps; None: there was none to compare.
+    """
+
+    inspection_id: int
+    outcome: ReplayOutcome
+    differences: tuple[Difference, ...] = ()
+    changed: tuple[Change, ...] = ()
+    missing: tuple[str, ...] = ()
+    score_off: float | None = None
+    agreement: MapAgreement | None = None
+
+
+def replay(stored: StoredInspection, picture: bytes, bundle: ModelBundle | Path, *, device: str = "auto") -> Replay:
+    """Recompute one inspection.
+
+    Args:
+        stored: As recorded, with its maps (`Store.get(..., maps=True)`).
+        picture: The archived file's bytes.
+        bundle: The model that decided, or the one to hold against it.
+        device: Where to compute.
+
+    Raises:
+        BundleError: If the folder is no sound bundle.
+        DeviceError: If the device does not run.
+    """
+    with Replayer(bundle, device=device) as replayer:
+        return replayer.replay(stored, picture)
+
+
+def archived_picture(stored: StoredInspection, *, archive: Path | None = None) -> bytes:
+    """Read the file of an inspection's picture from the archive; `archive`: where that was moved to.
+
+    Raises:
+        PictureError: If it is not there.
+    """
+    place = locate_archived(stored.capture.archived_to, archive)
+    if not place:
+        raise PictureError("the record names no place of the picture")
+    try:
+        return read_archived_bytes(place, limits=limits_of(stored))
+    except PictureError as error:
+        if stored.picture_deleted_at is None:
+            raise
+        raise PictureError(f"retention deleted it on {stored.picture_deleted_at:%Y-%m-%d}") from error
+
+
+def limits_of(stored: StoredInspection) -> PictureLimits:
+    """Return the rules by which the line decoded the picture: they decide what its pixels are."""
+    return PictureLimits.recorded(stored.run.settings)
+
+
+def _thresholds_of(stored: StoredInspection, card: ModelCard) -> VerdictSpec:
+    """Return the thresholds that counted: the card's, or over them those of the line's policy."""
+    plan = stored.run.settings.get("plan")
+    if not isinstance(plan, dict):
+        return card.verdict
+    return policy_from(plan).verdict_of(card, product=stored.capture.part.product, station=stored.capture.station)
+
+
+def cannot(stored: StoredInspection, *missing: str) -> Replay:
+    """Return the answer where something is missing."""
+    return Replay(stored.inspection_id, ReplayOutcome.CANNOT, missing=missing)
+
+
+class Replayer:
+    """Recomputes inspections with one model, its sessions opened once.
+
+    Args:
+        bundle: A bundle folder, or a loaded bundle.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        BundleError: If the folder is no sound bundle.
+        DeviceError: If the device does not run.
+    """
+
+    def __init__(self, bundle: ModelBundle | Path, *, device: str = "auto") -> None:
+        self._explainer = Explainer(bundle, device=device, faithfulness=False)  # it says nothing of the map itself
+        self.fingerprint = self._explainer.engine.bundle.fingerprint
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._explainer.close()
+
+    def replay(self, stored: StoredInspection, picture: bytes) -> Replay:
+        """Recompute one inspection; see the function of the same name."""
+        engine = self._explainer.engine
+        changed = tuple(_changes(stored, engine.provider, asdict(engine.card)))
+        differences = list(_of_model(stored, engine.bundle))
+        if stored.prediction is None:
+            return self._replay_failure(stored, picture, differences, changed)
+        found = hashlib.sha256(picture).hexdigest()
+        if found != stored.capture.sha256:
+            differences.append(Difference("picture file", stored.capture.sha256, found))
+        try:
+            pixels = decode_picture(picture, limits=limits_of(stored))
+            self._explainer.card = replace(engine.card, verdict=_thresholds_of(stored, engine.card))
+            look = self._explainer.look(pixels)
+        except (PictureError, ExplanationError) as error:
+            differences.append(Difference("inspection", "a prediction", f"{type(error).__name__}: {error}"))
+            return _answer(stored, differences, changed)
+        pixels_sha256 = hash_of_pixels(pixels)
+        if stored.capture.pixels_sha256 and pixels_sha256 != stored.capture.pixels_sha256:
+            differences.append(Difference("decoded pixels", stored.capture.pixels_sha256, pixels_sha256))
+        off = scores_off(stored.prediction.scores, look.prediction.scores)
+        differences += _of_verdict(stored, look, off)
+        missing: tuple[str, ...] = ()
+        agreement = None
+        if stored.explanation is not None:
+            try:
+                now = self._explain(stored.explanation, look)
+            except (ExplanationError, SettingsError, BundleError) as error:
+                differences.append(
+                    Difference("explanation", str(stored.explanation.status), f"{type(error).__name__}: {error}")
+                )
+            else:
+                agreement = _agreement(stored.explanation, now)
+                differences += _of_explanation(stored.explanation, now, agreement)
+                if stored.explanation.fused is None:
+                    missing = ("the stored maps: retention deleted them, so their numbers alone were compared",)
+        return _answer(stored, differences, changed, missing=missing, score_off=off, agreement=agreement)
+
+    def _replay_failure(
+        self, stored: StoredInspection, picture: bytes, differences: list[Difference], changed: tuple[Change, ...]
+    ) -> Replay:
+        """Recompute an inspection that came to no prediction: it holds when the same failure comes again."""
+        failure = stored.failure
+        kind = failure.kind if failure else ""
+        try:
+            self._explainer.look(decode_picture(picture, limits=limits_of(stored)))
+        except (PictureError, ExplanationError) as error:
+            if type(error).__name__ != kind:
+                differences.append(Difference("failure", kind, f"{type(error).__name__}: {error}"))
+            return _answer(stored, differences, changed)
+        # The record holds no hash of a file without a picture in it, so the file may have been exchanged.
+        said = failure.message if failure else "nothing"
+        return replace(
+            cannot(stored, f"what failed then ({said}) does not fail now, and no hash tells whether the file changed"),
+            changed=changed,
+        )
+
+    def _explain(self, stored: StoredExplanation, look: Look) -> Explanation:
+        """Explain by the recorded settings; what a time budget bought then is bought by its number of passes now."""
+        settings, explainer = stored.settings, self._explainer
+        explainer.method, explainer.mu, explainer.baseline = settings.method, settings.mu, settings.baseline
+        explainer.profile, explainer.max_passes = settings.profile, settings.max_passes or None
+        explainer.budget_s = explainer.max_windows = None  # the windows that were explained say what the bounds were
+        only = frozenset(tile.tile.index for tile in stored.tiles) if "windows_left_out" in stored.notes else None
+        against = settings.against or None
+        if not settings.budget_s:
+            return explain_together([Question(explainer, look, settings.target, against, only)])[0]
+        parts = []
+        for tile in stored.tiles:
+            explainer.max_passes = _passes_of(tile, stored)
+            parts.append(explainer.explain(_window_of(look, tile), target=settings.target, against=against))
+        return parts[0] if len(parts) == 1 else _put_together(parts)
+
+
+def _passes_of(tile: TileExplanation, stored: StoredExplanation) -> int:
+    """Return what one window's explanation cost."""
+    scored = sum(block.kept - block.predicted for block in tile.blocks)
+    return OVERHEAD_PASSES + scored if scored else stored.passes // len(stored.tiles)
+
+
+def _window_of(look: Look, tile: TileExplanation) -> Look:
+    """Return the look with one window alone, so that a budget of its own can be given to it."""
+    index = tile.tile.index
+    if index >= len(look.tiles):
+        raise SettingsError(f"the picture has {len(look.tiles)} windows, and number {index} was explained")
+    alone = replace(look.prediction, tile=0)
+    return replace(look, tiles=(look.tiles[index],), scores=look.scores[[index]], prediction=alone)
+
+
+def _put_together(parts: list[Explanation]) -> Explanation:
+    """Lay the maps of windows explained one by one over each other, as if they had been explained together."""
+    placed = [part.tiles[0] for part in parts]
+    maps = []
+    for part, explained in zip(parts, placed, strict=True):
+        tile = explained.tile
+        window = np.zeros((tile.height_px, tile.width_px), np.float32)
+        height, width = part.fused.shape
+        top, left = max(0, tile.top_px), max(0, tile.left_px)
+        bottom, right = min(height, tile.top_px + tile.height_px), min(width, tile.left_px + tile.width_px)
+        shown = part.fused[top:bottom, left:right]
+        window[top - tile.top_px :, left - tile.left_px :][: shown.shape[0], : shown.shape[1]] = shown
+        maps.append(window)
+    size = (parts[0].fused.shape[0], parts[0].fused.shape[1])
+    fused = tiles.stitch(maps, [each.tile for each in placed], size)
+    statuses = [part.status for part in parts]
+    best = next((status for status in type(statuses[0]) if status in statuses), statuses[0])
+    return replace(parts[0], status=best, fused=fused, tiles=tuple(placed), passes=sum(part.passes for part in parts))
+
+
+def _answer(
+    stored: StoredInspection, differences: list[Difference], changed: tuple[Change, ...], **others: Any
+) -> Replay:
+    outcome = ReplayOutcome.DIFFERS if differences else ReplayOutcome.HOLDS
+    return Replay(stored.inspection_id, outcome, tuple(differences), changed, **_finite(others))
+
+
+def _finite(facts: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity: what could not be compared is None, and stands among the differences."""
+    return {name: None if value == float("inf") else value for name, value in facts.items()}
+
+
+def _of_model(stored: StoredInspection, bundle: ModelBundle) -> Iterator[Difference]:
+    known = stored.model
+    if known.fingerprint != bundle.fingerprint:
+        yield Difference("model", known.fingerprint, bundle.fingerprint)
+    elif known.bundle_sha256 not in (None, bundle.sha256):
+        yield Difference("files of the bundle", known.bundle_sha256 or "", bundle.sha256)
+
+
+def _of_verdict(stored: StoredInspection, look: Look, off: float) -> Iterator[Difference]:
+    prediction, verdict = stored.prediction, stored.verdict
+    if prediction is None:
+        return
+    if off > SCORE_TOLERANCE:
+        told, now = _as_text(prediction.scores), _as_text(look.prediction.scores)
+        yield Difference("scores", told, now, None if off == float("inf") else off, SCORE_TOLERANCE)
+    pairs: dict[str, tuple[object, object]] = {
+        "predicted label": (prediction.label, look.prediction.label),
+        "verdict": (verdict.code, look.verdict.code),
+        "reason": (verdict.reason, look.verdict.reason),
+        "deciding label": (verdict.label, look.verdict.label),
+        "threshold": (verdict.threshold, look.verdict.threshold),
+    }
+    for what, (before, now_is) in pairs.items():
+        if before != now_is:
+            yield Difference(what, str(before), str(now_is))
+
+
+def _agreement(stored: StoredExplanation, now: Explanation) -> MapAgreement | None:
+    if stored.fused is None or stored.fused.shape != now.fused.shape:
+        return None
+    return compare_maps(stored.fused, now.fused, blocks=max(1, len(now.tiles[0].blocks)))
+
+
+def _of_explanation(
+    stored: StoredExplanation, now: Explanation, agreement: MapAgreement | None
+) -> Iterator[Difference]:
+    if stored.status is not now.status:
+        yield Difference("explanation status", str(stored.status), str(now.status))
+    told = {tile.tile.index: tile for tile in stored.tiles}
+    came = {tile.tile.index: tile for tile in now.tiles}
+    if told.keys() != came.keys():
+        yield Difference("explained windows", _as_text(sorted(told)), _as_text(sorted(came)))
+    if stored.fused is None:
+        share = float((now.fused > 0).mean())
+        off = abs(share - stored.support_share)
+        if off > _SUPPORT_TOLERANCE:
+            yield Difference("support share", f"{stored.support_share:.4f}", f"{share:.4f}", off, _SUPPORT_TOLERANCE)
+        return
+    for index in told.keys() & came.keys():
+        yield from _of_blocks(told[index], came[index])
+    if agreement is None:
+        yield Difference("size of the map", _as_text(stored.fused.shape), _as_text(now.fused.shape))
+    elif not agreement.holds:
+        yield Difference("explanation map", _peak(stored.fused), _peak(now.fused), agreement.off, MAP_TOLERANCE)
+
+
+def _of_blocks(told: TileExplanation, came: TileExplanation) -> Iterator[Difference]:
+    now = {block.tensor: block for block in came.blocks}
+    for block in told.blocks:
+        what = f"block {block.tensor} of window {told.tile.index}"
+        found = now.get(block.tensor)
+        if found is None:
+            yield Difference(what, "a map", "no such block")
+            continue
+        off = sums_off(block.sums, found.sums)
+        if off > SUMS_TOLERANCE:
+            was, came_out = (f"{each.kept} masks, {each.note or 'a map'}" for each in (block, found))
+            yield Difference(what, was, came_out, None if off == float("inf") else off, SUMS_TOLERANCE)
+
+
+def _changes(stored: StoredInspection, provider: str, card: Mapping[str, Any]) -> Iterator[Change]:
+    """Say which circumstances are others than at the time."""
+    if stored.run.provider != provider:
+        yield Change("provider", stored.run.provider, provider)
+    pairs = {
+        "version of": (stored.run.versions, versions()),
+        "card": (_CARD_DEFAULTS | _flat(stored.model.card), _CARD_DEFAULTS | _flat(json.loads(json.dumps(card)))),
+    }
+    for what, (told, now) in pairs.items():
+        for name in sorted(told.keys() | now.keys()):
+            if told.get(name) != now.get(name):
+                yield Change(f"{what} {name}", str(told.get(name, "none")), str(now.get(name, "none")))
+
+
+def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a document's leaves by dotted name.
+
+    >>> _flat({"input": {"height": 32}, "labels": ["a"]})
+    {'input.height': 32, 'labels': ['a']}
+    """
+    found: dict[str, Any] = {}
+    for name, value in document.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def _card_defaults() -> dict[str, Any]:
+    """What a card says that leaves out a key; cards from before there was the key were meant so."""
+    plain = ModelCard("", "", (), InputSpec(0, 0))
+    return _flat(json.loads(json.dumps(asdict(plain))))
+
+
+_CARD_DEFAULTS = _card_defaults()
+
+
+def _as_text(values: Any) -> str:
+    return ", ".join(f"{value:.6g}" for value in values)
+
+
+def _peak(fused: NDArray[np.float32]) -> str:
+    row, column = np.unravel_index(int(np.argmax(fused)), fused.shape)
+    return f"peak {fused.max():.4f} at row {row}, column {column}"

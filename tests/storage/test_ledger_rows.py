@@ -1,0 +1,348 @@
+"""Every kind of row that somebody tampers with by raw SQL is a finding, one for each, on both databases."""
+
+import gzip
+import json
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from alembic import command
+from sqlalchemy import Connection, MetaData, event, text
+from sqlalchemy.dialects.postgresql import BYTEA, JSONB, TIMESTAMP
+
+from inspect_xai.records import Decision, Review, VerdictCode
+from inspect_xai.storage import database, ledger, schema
+from inspect_xai.storage.ledger_documents import RowKey
+from inspect_xai.storage.quality_records import Watchbook
+from inspect_xai.storage.retention import DataKind, Retention, Rule
+from inspect_xai.storage.review_queue import Answer, Desk
+from inspect_xai.storage.store import Store, open_store
+from inspect_xai.storage.studies import Studies
+from inspect_xai.storage.tables import VERSION_TABLE, Base
+from tests.storage.test_ledger import _without_triggers, kinds, tamper
+from tests.support import stored
+from tests.support.postgres import Cluster
+from tests.support.stored import NOON
+
+TODAY = Path(__file__).parent / "reference" / "record_0010.sql.gz"
+"""A database by revision 0010, as `sqlite3.iterdump` tells it: six parts inspected by the `spots` line, three of them
+NG; the desk, an answer, two reasons, a study with two answers, a baseline, an alert, an audit, a hold, and retention
+that took five pictures and nine maps."""
+
+
+class Calendar:
+    """A clock that a test turns."""
+
+    def __init__(self) -> None:
+        self.now = NOON
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def store(database_url: str, rng: np.random.Generator) -> Iterator[Store]:
+    """A store that holds a row of every kind; pictures and maps of inspection 1 went, 2 to 4 are under a hold.
+
+    Events: 1 model, 2 verdicts, 3 reason, 4 review, 5 study, 6 study_answer, 7 drift_baseline, 8 alerts, 9 hold,
+    10 and 11 rules, 12 and 13 retention.
+    """
+    clock = Calendar()
+    with open_store(database_url, clock=clock) as opened:
+        stored.prepared(opened)
+        inspections = [stored.inspection(n, explained=stored.explanation(rng)) for n in (1, 11, 12)]
+        opened.record([*inspections, stored.inspection(13, code=VerdictCode.OK)])
+        opened.set_reason("dust", "Dust on the part")
+        desk = Desk(opened)
+        assert desk.take_in() == 3
+        said = Review("Ada", Decision.OVERTURN, VerdictCode.OK, "free", reason_code="dust")
+        desk.answer(Answer(2, said, "key-1", None))
+        studies = Studies(opened)
+        study = studies.create("first", appraisers=["Ada"], trials=1, by="Eve", inspection_ids=[2, 3])
+        task = studies.next_task(study.study_id, "Ada")
+        assert task is not None
+        studies.answer(task, VerdictCode.NG, by="Ada")
+        book = Watchbook(opened)
+        book.set_baseline(date(2026, 11, 1), date(2026, 11, 20), content={"cells": [1]}, by="Eve")
+        book.note_alerts("folder", {"a/1": "5 parts"})
+        retention = Retention(opened)
+        retention.place_hold(reason="complaint", by="Bob", lot="LOT1")
+        retention.set_rule(Rule("", DataKind.PICTURE, 30), by="Ada")
+        retention.set_rule(Rule("", DataKind.MAP, 30), by="Ada")
+        clock.now += timedelta(days=31)
+        retention.carry_out(retention.plan(), by="Ada", remove_picture=lambda _place: None)
+        yield opened
+
+
+LATER = "'2027-01-01T00:00:00.000000+00:00'"
+TAMPERING: list[tuple[str, list[tuple[int, str]]]] = [
+    # maps: bytes, what is said of them, and marks
+    ("UPDATE map_blob SET data = decoded('00') WHERE id = 4", [(0, "changed")]),
+    ("UPDATE map_blob SET codec = 'x' WHERE id = 4", [(0, "changed")]),
+    ("UPDATE map_blob SET dtype = 'float16' WHERE id = 4", [(0, "changed")]),
+    ("UPDATE map_blob SET precision = 'exact' WHERE id = 4", [(0, "changed")]),
+    ("UPDATE map_blob SET shape = '[1]' WHERE id = 4", [(0, "changed")]),
+    ("UPDATE map_blob SET size_bytes = 1 WHERE id = 4", [(0, "changed")]),
+    (f"UPDATE map_blob SET data = NULL, deleted_at = {LATER} WHERE id > 3", [(0, "changed")] * 6),
+    (f"UPDATE map_blob SET deleted_at = {LATER} WHERE id = 1", [(0, "changed")]),
+    ("UPDATE map_blob SET deleted_at = NULL WHERE id = 1", [(0, "changed")]),
+    # pictures: marks
+    (f"UPDATE capture SET picture_deleted_at = {LATER}", [(0, "changed")] * 4),
+    ("UPDATE capture SET picture_deleted_at = NULL", [(0, "changed")]),
+    # reasons
+    ("UPDATE reason_code SET code = 'THEFT'", [(3, "changed")]),
+    ("UPDATE reason_code SET meaning = 'Bob did it'", [(3, "changed")]),
+    ("INSERT INTO reason_code VALUES (9, 'new', 'x')", [(0, "unvouched")]),
+    # studies
+    ("UPDATE study SET seed = 7", [(5, "changed")]),
+    ("UPDATE study_part SET inspection_id = 4 WHERE position = 1", [(5, "changed")]),
+    ("UPDATE study_task SET appraiser = 'Bob' WHERE appraiser = 'Ada' AND place = 1", [(5, "changed")]),
+    ("UPDATE study_answer SET verdict = 'OK'", [(6, "changed")]),
+    ("UPDATE study_answer SET answered_by = 'Bob'", [(6, "changed")]),
+    ("DELETE FROM study_answer", [(6, "missing")]),
+    # what is watched
+    ("UPDATE drift_baseline SET content = decoded('00')", [(7, "changed")]),
+    ("UPDATE drift_baseline SET last_day = '2026-11-21'", [(7, "changed")]),
+    ("DELETE FROM drift_baseline", [(7, "missing")]),
+    ("UPDATE alert_sent SET text = 'all is well'", [(8, "changed")]),
+    ("UPDATE alert_sent SET channel = 'mail'", [(8, "missing"), (0, "unvouched")]),
+    ("DELETE FROM alert_sent", [(8, "missing")]),
+    # rules and holds
+    ("UPDATE legal_hold SET lot = 'LOT2'", [(9, "changed")]),
+    ("UPDATE retention_rule SET keep_days = 1 WHERE data_kind = 'map'", [(11, "changed")]),
+    # the desk
+    ("DELETE FROM desk_item", [(0, "missing")] * 3),
+    ("UPDATE desk_mark SET seen_id = 999999", [(0, "changed")]),
+    ("UPDATE desk_item SET state = 'done' WHERE inspection_id = 3", [(0, "changed")]),
+    ("UPDATE desk_item SET judged_by = 'Bob' WHERE inspection_id = 3", [(0, "changed")]),
+    ("UPDATE desk_item SET second_by = 'Bob' WHERE inspection_id = 2", [(0, "changed")]),
+    ("UPDATE desk_item SET tier = 99 WHERE inspection_id = 3", [(0, "changed")]),
+    ("UPDATE desk_item SET why = 'x' WHERE inspection_id = 3", [(0, "changed")]),
+    ("UPDATE desk_item SET verdict = 'OK' WHERE inspection_id = 3", [(0, "changed")]),
+    ("UPDATE desk_item SET station = 'S9' WHERE inspection_id = 3", [(0, "changed")]),
+    # what a row refers to: one finding for each row, and the rest is read
+    ("DELETE FROM capture WHERE id = 4", [(2, "changed")]),
+    ("UPDATE capture SET id = 99 WHERE id = 4", [(2, "changed")]),
+    ("DELETE FROM model", [(1, "missing"), *[(2, "changed")] * 4]),
+    ("UPDATE policy SET id = 99", [(2, "missing"), *[(2, "changed")] * 4, (0, "unvouched")]),
+    ("DELETE FROM run", [(2, "changed")] * 4),
+    ("DELETE FROM part WHERE serial = 'SN00013'", [(2, "changed")]),
+    ("DELETE FROM map_blob WHERE id = 4", [(2, "changed")]),
+    ("UPDATE explanation_tile SET top_px = 1 WHERE explanation_id = 2", [(2, "changed")]),
+    ("UPDATE inspection SET id = 77 WHERE id = 4", [(2, "missing"), (0, "unvouched")]),
+]
+BROKEN = [  # values that no column takes on PostgreSQL
+    ("UPDATE run SET settings = '{ '", [(2, "changed")] * 4),
+    ("UPDATE explanation SET notes = '[' WHERE id = 2", [(2, "changed")]),
+    ("UPDATE inspection SET inspected_at = 'soon' WHERE id = 4", [(2, "changed")]),
+    ("UPDATE model SET card = ''", [(1, "changed")]),
+    ("UPDATE capture SET picture_deleted_at = 'never' WHERE id = 4", [(2, "changed"), (0, "changed")]),
+    ("UPDATE map_blob SET shape = '[' WHERE id = 4", [(0, "changed")]),
+    ("UPDATE capture SET line = CAST(x'ff' AS TEXT) WHERE id = 4", [(2, "changed")]),
+    ("UPDATE ledger_event SET occurred_at = 'then' WHERE id = 6", [(6, "changed")]),
+]
+
+
+def test_every_kind_of_row_is_covered(store: Store, database_url: str) -> None:
+    assert store.verify_ledger().findings == ()
+    engine = database.open_engine(database_url)
+    is_sqlite = engine.dialect.name == "sqlite"
+    if is_sqlite:
+        event.listen(engine, "connect", lambda raw, _record: raw.execute("PRAGMA foreign_keys = OFF"))
+    with engine.connect() as connection:
+        for statement, expected in TAMPERING + (BROKEN if is_sqlite else []):
+            with connection.begin() as transaction:
+                _let_all_through(connection)
+                connection.execute(text(statement.replace("decoded('00')", "x'00'" if is_sqlite else "'\\\\x00'")))
+                found = ledger.verify(connection).findings
+                assert sorted((each.sequence, each.kind) for each in found) == sorted(expected), (statement, found)
+                transaction.rollback()
+    engine.dispose()
+    assert store.verify_ledger().holds
+
+
+def _let_all_through(connection: Any) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SET LOCAL session_replication_role = replica"))  # neither triggers nor foreign keys
+    else:
+        for each in _without_triggers(connection):
+            connection.execute(text(each))
+
+
+def revouched(connection: Connection, event_kind: str, kind: str, number: RowKey, statement: str) -> None:
+    """Do as somebody who owns the database: change a row, and append an event that says so."""
+    _let_all_through(connection)
+    connection.execute(text(statement))
+    ledger.append(connection, event_kind, "", facts={}, now=NOON, made={kind: [number]})
+
+
+REVOUCHED = [
+    ("inspection", 3, "UPDATE inspection SET score = 0.1 WHERE id = 3", 2),
+    ("review", 1, "UPDATE review SET decision = 'confirm', reviewer = 'Ada'", 4),
+    ("policy", 1, "UPDATE policy SET content = '{}'", 2),
+    ("reason_code", 1, "UPDATE reason_code SET code = 'THEFT'", 3),
+    ("study", 1, "UPDATE study SET seed = 7", 5),
+    ("study_answer", 1, "UPDATE study_answer SET verdict = 'OK'", 6),
+    ("drift_baseline", 1, "UPDATE drift_baseline SET last_day = '2026-11-21'", 7),
+    ("alert_sent", "folder/a/1", "UPDATE alert_sent SET text = 'x'", 8),
+    ("model", 1, "UPDATE model SET status = 'approved'", 1),
+    ("legal_hold", 1, "UPDATE legal_hold SET lot = 'LOT2'", 9),
+    ("retention_rule", 1, "UPDATE retention_rule SET keep_days = 1 WHERE id = 1", 10),
+]
+
+
+def test_what_an_event_must_not_say_anew_is_found(store: Store, database_url: str) -> None:
+    head = store.ledger_head()
+    engine = database.open_engine(database_url)
+    with engine.connect() as connection:
+        for kind, key, statement, first in REVOUCHED:
+            with connection.begin() as transaction:
+                revouched(connection, "same_bytes", kind, key, statement)
+                found = ledger.verify(connection, heads=[head]).findings
+                assert [(each.sequence, each.kind) for each in found] == [(14, "changed"), (first, "changed")], kind
+                what = f"event 14 (same_bytes) says what {kind} {key} is, otherwise than event {first} did"
+                assert found[0].what == what
+                transaction.rollback()
+    engine.dispose()
+
+
+def test_an_audit_cannot_be_vouched_for_again_by_another_audit(store: Store) -> None:
+    facts: dict[str, Any] = {"audited_at": NOON, "settings": {}, "numbers": {"ebpg": 0.5}}
+    store.record_audit("a1", stored.FINGERPRINT, **facts)
+    with database.writing(store._engine) as connection:
+        revouched(connection, "audit", "audit", 1, "UPDATE audit SET audit_id = 'a2'")
+    assert kinds(store) == [(15, "changed"), (14, "changed")]
+
+
+def test_a_policy_gets_its_content_once(store: Store, database_url: str) -> None:
+    """A verdict may name a policy version that nobody registered yet."""
+    store.register_policy("1", {"ok_share": 0.05}, by="Ada")
+    assert store.verify_ledger().holds
+    tamper(database_url, "UPDATE policy SET content = NULL")
+    assert kinds(store) == [(14, "changed")]
+    with database.writing(store._engine) as connection:
+        revouched(connection, "policy", "policy", 1, "UPDATE policy SET content = '{}'")
+    assert kinds(store) == [(15, "changed"), (14, "changed")]
+
+
+def test_only_retention_deletes(store: Store, database_url: str) -> None:
+    tamper(database_url, "DELETE FROM study_answer")
+    engine = database.open_engine(database_url)
+    with database.writing(engine) as connection:
+        gone = {"study_answer": [1]}
+        ledger.append(connection, "same_bytes", "", facts={}, now=NOON, made={}, deleted=gone)
+    engine.dispose()
+    assert kinds(store) == [(14, "changed"), (6, "missing")]
+
+
+def test_rows_that_retention_took_are_not_missed(store: Store) -> None:
+    retention = Retention(store)
+    retention.set_rule(Rule("", DataKind.ROW, 30), by="Ada")
+    retention.release_hold(1, by="Bob")
+    retention.carry_out(retention.plan(), by="Ada", remove_picture=lambda _place: None)
+    assert store.inspection_ids() == []
+    assert store.verify_ledger().findings == ()
+    assert store.events(kind="retention")[-1].rows["study_answer/1"] is None
+
+
+def test_a_map_that_came_back_needs_no_mark(store: Store, rng: np.random.Generator) -> None:
+    same = stored.explanation(np.random.default_rng(20261123))  # as the fixture's first
+    store.record([stored.inspection(40, explained=same)])
+    assert store.verify_ledger().findings == ()
+    assert store.get(5, maps=True).explanation is not None
+
+
+def test_a_check_goes_on_after_broken_and_renumbered_events(store: Store, database_url: str) -> None:
+    tamper(
+        database_url,
+        "UPDATE ledger_event SET body = '[' WHERE id = 2",
+        "UPDATE ledger_event SET id = -5 WHERE id = 3",
+        "UPDATE reason_code SET code = 'THEFT'",
+    )
+    found = kinds(store)
+    assert {(-5, "reordered"), (-5, "changed"), (2, "changed"), (4, "missing")} <= set(found)
+    assert found.count((0, "unvouched")) == 4 + 1  # the inspections and the policy of event 2
+    assert (-5, "changed") in found[-6:]  # the row of the renumbered event is looked at all the same
+
+
+def test_the_guide_says_of_every_table_whether_the_ledger_covers_it() -> None:
+    guide = (Path(__file__).parent.parent / "docs" / "record.md").read_text(encoding="utf-8")
+    section = guide.partition("### What the ledger covers")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line]
+    named = {name.partition(".")[0] for row in rows[2:] for name in re.findall(r"`([a-z_.]+)`", row[0])}
+    assert named == set(Base.metadata.tables)
+    for table, covered, by in rows[2:]:
+        assert len(by) > 50 or covered != "not seen", table  # with its reason
+
+
+# --- databases of the version before -----------------------------------------------------------------------------
+
+
+def of_today(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as made:
+        made.executescript(gzip.decompress(TODAY.read_bytes()).decode())
+
+
+def test_a_database_of_today_holds_after_the_migration(tmp_path: Path) -> None:
+    of_today(tmp_path / "today.db")
+    url = f"sqlite:///{tmp_path}/today.db"
+    _holds_after(url)
+
+
+@pytest.mark.postgres
+def test_a_database_of_today_holds_after_the_migration_on_postgresql(postgres_server: Cluster, tmp_path: Path) -> None:
+    of_today(tmp_path / "today.db")
+    url = postgres_server.create()
+    engine = database.open_engine(url)
+    settings = schema.config()
+    with engine.begin() as connection:
+        settings.attributes["connection"] = connection
+        command.upgrade(settings, "0010")
+        _copy(tmp_path / "today.db", connection)
+    engine.dispose()
+    _holds_after(url)
+
+
+def _copy(file: Path, connection: Any) -> None:
+    """Put the rows of an SQLite file into the same tables of PostgreSQL."""
+    told = MetaData()
+    told.reflect(connection)
+    with closing(sqlite3.connect(file)) as opened:
+        opened.row_factory = sqlite3.Row
+        for table in told.sorted_tables:
+            if table.name == VERSION_TABLE:
+                continue
+            for row in opened.execute(f"SELECT * FROM {table.name}"):
+                values = {name: _as_column(table.c[name].type, row[name]) for name in row.keys()}  # noqa: SIM118
+                connection.execute(table.insert().values(**values))
+
+
+def _as_column(kind: object, value: Any) -> Any:
+    if value is None or isinstance(kind, BYTEA):
+        return value
+    if isinstance(kind, JSONB):
+        return json.loads(value)
+    return datetime.fromisoformat(value) if isinstance(kind, TIMESTAMP) else value
+
+
+def _holds_after(url: str) -> None:
+    assert schema.upgrade_schema(url) == "0010"
+    with open_store(url, create=False) as store:
+        report = store.verify_ledger()
+        assert (report.findings, report.events) == ((), 17)
+        adopted = store.events()[-1]
+        assert (adopted.kind, adopted.facts) == ("adopted", {"rows": 2 + 1 + 2 + 1 + 1})
+        head = store.events()[15].hash
+        assert store.verify_ledger(heads=[head]).holds
+        assert [note for note in report.notes if "taken as they were" in note]
+        store.set_reason("glare", "A reflection on the part")
+        assert store.verify_ledger().holds
+    tamper(url, "UPDATE study_answer SET verdict = 'UNSURE' WHERE id = 1")
+    with open_store(url, create=False) as store:
+        assert kinds(store) == [(17, "changed")]
