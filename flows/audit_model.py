@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from pydantic import TypeAdapter
 
-from flows.rules import leave_behind, tried_again
-from inspect_xai.cli.audit import audit
+from flows.common import leave_behind, tried_again
+from inspect_xai import app
+from inspect_xai.audit.run import AuditSettings
+from inspect_xai.settings import load_settings
 
 
 @flow(name="audit-model")
@@ -36,13 +39,16 @@ def audit_model(
 
 @tried_again("measure")
 def measure(bundle: str, manifest: str, out: str, db: str | None, options: dict[str, Any]) -> None:
-    """Do what the command does; a `no` is an answer, and no failure of the flow."""
-    from typer import Exit
-
-    try:
-        audit(Path(bundle), Path(manifest), Path(out), db=db, **options)
-    except Exit:
-        return
+    """Audit the model; an answer of "no" is no failure of the flow."""
+    chosen = load_settings(db=db)
+    run = {name: options[name] for name in ("device", "threads") if name in options}
+    how = {name: value for name, value in options.items() if name not in (*run, "methods", "every")}
+    if "methods" in options:
+        how["methods"] = [name.strip() for name in options["methods"].split(",")]
+    how |= {"only_right": not options.get("every", False), "limits": chosen.line.limits}
+    settings = TypeAdapter(AuditSettings).validate_python(how)
+    keep_in = chosen if db is not None else None
+    app.audit_model(Path(bundle), Path(manifest), Path(out), settings=settings, keep_in=keep_in, **run)
 
 
 if __name__ == "__main__":

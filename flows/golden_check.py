@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.rules import gpu_slot, leave_behind, tried_again
+from flows.common import gpu_slot, leave_behind, tried_again
 from inspect_xai.app import verify_golden_of
 from inspect_xai.errors import GoldenSetError
 from inspect_xai.settings import load_settings

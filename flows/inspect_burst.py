@@ -14,7 +14,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.rules import gpu_slot, leave_behind, tried_again
+from flows.common import gpu_slot, leave_behind, tried_again
 from inspect_xai.app import open_line_of, open_source_of
 from inspect_xai.line.line import drain
 from inspect_xai.settings import load_settings

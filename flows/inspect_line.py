@@ -13,7 +13,7 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from flows.rules import gpu_slot, leave_behind, tried_again
+from flows.common import gpu_slot, leave_behind, tried_again
 from inspect_xai.app import open_line_of, open_source_of, stopped_by_signals
 from inspect_xai.intake.folder_source import FolderSource
 from inspect_xai.intake.sources import Claim

@@ -14,7 +14,7 @@ from typing import Any
 from prefect import flow
 from prefect.events import emit_event
 
-from flows.rules import leave_behind, tried_again
+from flows.common import leave_behind, tried_again
 from inspect_xai.app import send_alerts_of, write_report_of, yesterday
 from inspect_xai.reports.alerts import Alert
 from inspect_xai.settings import load_settings

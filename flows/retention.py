@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.rules import leave_behind, tried_again
+from flows.common import leave_behind, tried_again
 from inspect_xai.app import apply_retention
 from inspect_xai.settings import load_settings
 

@@ -5,9 +5,11 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
@@ -15,10 +17,16 @@ from zoneinfo import ZoneInfo
 from inspect_xai.errors import GoldenSetError, SettingsError, StoreError
 
 if TYPE_CHECKING:
+    from inspect_xai.audit.conclusions import AuditReport
+    from inspect_xai.audit.run import Audit, AuditSettings
+    from inspect_xai.audit.sanity import Sanity
+    from inspect_xai.explain.explainer import Explainer
     from inspect_xai.intake.url_source import Source
     from inspect_xai.line.line import Line
+    from inspect_xai.model.bundle import ModelBundle
     from inspect_xai.policy import AlertRule
     from inspect_xai.reports.alerts import Alert, Delivery
+    from inspect_xai.reports.audit_page import WrittenAudit
     from inspect_xai.reports.daily import Report
     from inspect_xai.settings import Settings
     from inspect_xai.storage.anchors import Anchor
@@ -275,3 +283,113 @@ def who(named: str = "") -> str:
     except (OSError, KeyError):  # a container whose user has no name
         account = f"user {os.getuid()}"
     return f"{account}@{socket.gethostname()}"
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedAudit:
+    """What an audit came to, and where it is written."""
+
+    audit: "Audit"
+    report: "AuditReport"
+    written: "WrittenAudit"
+
+    @property
+    def failed(self) -> bool:
+        """Whether the answer is no, or the sanity check failed."""
+        sanity = self.report.sanity
+        return self.report.answer.answer == "no" or (sanity is not None and not sanity.passed)
+
+
+def audit_model(
+    bundle: Path,
+    manifest: Path,
+    out: Path,
+    *,
+    settings: "AuditSettings",
+    keep_in: "Settings | None" = None,
+    settings_file: Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    on_step: Callable[[str, int, int], None] = lambda _name, _done, _total: None,
+) -> FinishedAudit:
+    """Measure a model on labeled pictures, write the report, and keep the numbers beside the model.
+
+    Args:
+        bundle: The bundle folder.
+        manifest: CSV of pictures: image,label[,mask][,boxes][,part][,station].
+        out: Folder of the audit; one that was cut short goes on.
+        settings: What is measured, and how.
+        keep_in: Settings whose database keeps the numbers; None: none does.
+        settings_file: Where the settings were read, for the command line that the page prints.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        threads: Of the network; default: all cores.
+        on_step: Called with what is done ("measuring" or "sanity"), how many, and of how many.
+    """
+    from inspect_xai.audit.conclusions import find
+    from inspect_xai.audit.run import run_audit
+    from inspect_xai.explain.explainer import Explainer
+    from inspect_xai.reports.audit_page import write_audit
+
+    with Explainer(
+        bundle, device=device, profile=settings.profile, mu=settings.mu, baseline=settings.baseline, threads=threads
+    ) as explainer:
+        loaded = explainer.engine.bundle
+        if keep_in is not None:
+            _make_known(keep_in, loaded)  # a database that does not fit is told now, not after hours
+        measured = run_audit(explainer, manifest, out, settings=settings, on_row=partial(on_step, "measuring"))
+        sanity = _checked(explainer, measured, settings, partial(on_step, "sanity"))
+    report = find(measured, sanity=sanity)
+    command = _command(bundle, manifest, out, settings, file=settings_file)
+    written = write_audit(measured, report, command=command)
+    if keep_in is not None:
+        _keep(keep_in, loaded, measured, report)
+    return FinishedAudit(measured, report, written)
+
+
+def _checked(explainer: "Explainer", audit: "Audit", settings: "AuditSettings", on_step: object) -> "Sanity | None":
+    """Run the sanity checks on explained pictures spread over the rows; none where there are none, or none wanted."""
+    from inspect_xai.audit.sanity import check_sanity
+
+    explained = [row for row in audit.rows if row.measured]
+    if not settings.sanity or not explained:
+        return None
+    step = max(1, len(explained) // settings.sanity)
+    parts = [(audit.pictures / row.image, row.target) for row in explained[::step][: settings.sanity]]
+    return check_sanity(
+        explainer, parts, method=settings.methods[0], seed=settings.seed, limits=settings.limits,
+        keep=audit.folder / "sanity.json", on_step=on_step,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _command(bundle: Path, manifest: Path, out: Path, settings: "AuditSettings", *, file: Path | None) -> str:
+    words = ["inspect-xai audit", str(bundle), "--manifest", str(manifest), "--methods", ",".join(settings.methods)]
+    for name in ("profile", "mu", "baseline", "sample", "seed", "steps", "region", "sanity"):
+        value = getattr(settings, name)
+        words += [] if value is None else [f"--{name}", str(value)]
+    words += ["--adcc"] if settings.adcc else []
+    words += [] if settings.only_right else ["--all"]
+    words += [] if file is None else ["--settings", str(file)]
+    return " ".join([*words, "--out", str(out)])
+
+
+def _make_known(settings: "Settings", bundle: "ModelBundle") -> None:
+    """Register the model as a candidate where it is new: most models are audited before they are approved."""
+    with store_of(settings) as store:
+        store.register_model(bundle.fingerprint, bundle.card, bundle_sha256=bundle.sha256, registered_by=who())
+
+
+def _keep(settings: "Settings", bundle: "ModelBundle", audit: "Audit", report: "AuditReport") -> None:
+    """Store the numbers beside the model; the same audit twice is one."""
+    import hashlib
+    import json
+    from datetime import UTC, datetime
+
+    from inspect_xai.reports.audit_page import as_plain
+
+    numbers = as_plain(audit, report)
+    made_with = numbers.pop("made_with")
+    identity = hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()
+    with store_of(settings) as store:
+        store.record_audit(
+            identity, bundle.fingerprint, audited_at=datetime.now(UTC), settings=made_with, numbers=numbers
+        )  # fmt: skip

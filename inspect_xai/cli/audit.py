@@ -5,17 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inspect_xai.app import store_of, who
 from inspect_xai.cli.console import DeviceOption, JsonOption, PixelSettingsOption, echo, print_json, progress_bar
 from inspect_xai.records import Baseline, Method, Profile
 
 if TYPE_CHECKING:
     from inspect_xai.audit.compare import Comparison
     from inspect_xai.audit.conclusions import AuditReport
-    from inspect_xai.audit.run import Audit, AuditSettings
-    from inspect_xai.audit.sanity import Sanity
-    from inspect_xai.explain.explainer import Explainer
-    from inspect_xai.model.bundle import ModelBundle
+    from inspect_xai.audit.run import Audit
 
 _FINDINGS = 1
 
@@ -71,43 +67,30 @@ def audit(
 
     Example: inspect-xai audit tile.bundle --manifest parts.csv --methods sise,grad-cam --out audit --sample 200
     """
-    from inspect_xai.audit.conclusions import NO, find
-    from inspect_xai.audit.run import AuditSettings, run_audit
-    from inspect_xai.explain.explainer import Explainer
-    from inspect_xai.reports.audit_page import as_plain, write_audit
+    from inspect_xai.app import audit_model
+    from inspect_xai.audit.run import AuditSettings
+    from inspect_xai.reports.audit_page import as_plain
     from inspect_xai.settings import load_settings
 
+    given = load_settings(settings, db=db)
     chosen = AuditSettings(
         _methods(methods), profile, mu, baseline, sample, seed, steps, only_right=not every, region=region,
-        sanity=sanity, adcc=adcc, limits=load_settings(settings).line.limits,
+        sanity=sanity, adcc=adcc, limits=given.line.limits,
     )  # fmt: skip
-    with (
-        Explainer(bundle, device=device, profile=profile, mu=mu, baseline=baseline, threads=threads) as explainer,
-        progress_bar(shown=not as_json) as progress,
-    ):
-        loaded = explainer.engine.bundle
-        if db is not None:
-            _make_known(db, loaded)  # a database that does not fit is told now, not after hours
-        task = progress.add_task("measuring", total=None)
-        measured = run_audit(
-            explainer, manifest, out, settings=chosen,
-            on_row=lambda done, total: progress.update(task, completed=done, total=total),
+    with progress_bar(shown=not as_json) as progress:
+        tasks = {name: progress.add_task(name, total=None) for name in ("measuring", "sanity")}
+        done = audit_model(
+            bundle, manifest, out, settings=chosen, keep_in=given if db is not None else None, settings_file=settings,
+            device=device, threads=threads,
+            on_step=lambda name, count, total: progress.update(tasks[name], completed=count, total=total),
         )  # fmt: skip
-        checks = progress.add_task("sanity", total=None, visible=chosen.sanity > 0)
-        checked = _checked(
-            explainer, measured, chosen, lambda done, total: progress.update(checks, completed=done, total=total)
-        )
-    report = find(measured, sanity=checked)
-    written = write_audit(measured, report, command=_command(bundle, manifest, out, chosen, file=settings))
-    if db is not None:
-        _keep(db, loaded, measured, report)
     if as_json:
-        print_json(as_plain(measured, report) | {"page": written.page})
+        print_json(as_plain(done.audit, done.report) | {"page": done.written.page})
     else:
-        _print(report, measured)
-        echo(f"page     {written.page}")
-        echo(f"numbers  {written.numbers}")
-    if report.answer.answer == NO or (checked is not None and not checked.passed):
+        _print(done.report, done.audit)
+        echo(f"page     {done.written.page}")
+        echo(f"numbers  {done.written.numbers}")
+    if done.failed:
         raise typer.Exit(_FINDINGS)
 
 
@@ -149,58 +132,6 @@ def _methods(said: str) -> tuple[Method, ...]:
     if unknown or not names:
         raise typer.BadParameter(f"{', '.join(unknown) or 'nothing'}; known are {', '.join(Method)}")
     return tuple(Method(name) for name in names)
-
-
-def _checked(explainer: "Explainer", audit: "Audit", settings: "AuditSettings", on_step: object) -> "Sanity | None":
-    """Run the sanity checks on explained pictures spread over the rows; none where there are none, or none wanted."""
-    from inspect_xai.audit.sanity import check_sanity
-
-    explained = [row for row in audit.rows if row.measured]
-    if not settings.sanity or not explained:
-        return None
-    step = max(1, len(explained) // settings.sanity)
-    parts = [(audit.pictures / row.image, row.target) for row in explained[::step][: settings.sanity]]
-    return check_sanity(
-        explainer, parts, method=settings.methods[0], seed=settings.seed, limits=settings.limits,
-        keep=audit.folder / "sanity.json", on_step=on_step,  # type: ignore[arg-type]
-    )  # fmt: skip
-
-
-def _command(bundle: Path, manifest: Path, out: Path, settings: "AuditSettings", *, file: Path | None) -> str:
-    words = ["inspect-xai audit", str(bundle), "--manifest", str(manifest), "--methods", ",".join(settings.methods)]
-    for name in ("profile", "mu", "baseline", "sample", "seed", "steps", "region", "sanity"):
-        value = getattr(settings, name)
-        words += [] if value is None else [f"--{name}", str(value)]
-    words += ["--adcc"] if settings.adcc else []
-    words += [] if settings.only_right else ["--all"]
-    words += [] if file is None else ["--settings", str(file)]
-    return " ".join([*words, "--out", str(out)])
-
-
-def _make_known(db: str, bundle: "ModelBundle") -> None:
-    """Register the model as a candidate where it is new: most models are audited before they are approved."""
-    from inspect_xai.settings import load_settings
-
-    with store_of(load_settings(db=db)) as store:
-        store.register_model(bundle.fingerprint, bundle.card, bundle_sha256=bundle.sha256, registered_by=who())
-
-
-def _keep(db: str, bundle: "ModelBundle", audit: "Audit", report: "AuditReport") -> None:
-    """Store the numbers beside the model; the same audit twice is one."""
-    import hashlib
-    import json
-    from datetime import UTC, datetime
-
-    from inspect_xai.reports.audit_page import as_plain
-    from inspect_xai.settings import load_settings
-
-    numbers = as_plain(audit, report)
-    made_with = numbers.pop("made_with")
-    identity = hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()
-    with store_of(load_settings(db=db)) as store:
-        store.record_audit(
-            identity, bundle.fingerprint, audited_at=datetime.now(UTC), settings=made_with, numbers=numbers
-        )  # fmt: skip
 
 
 def _print(report: "AuditReport", audit: "Audit") -> None:

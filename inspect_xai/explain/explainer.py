@@ -106,8 +106,8 @@ class Explainer:
         max_windows: Explain at most so many windows of a picture, those that score highest; None: all. Whatever was
             asked, no window is begun after `MOST_SECONDS`.
         threads: Threads inside one operator; default: all cores.
-        bucket: Masks per run; default: what is kept of a measurement on this machine (see `explain/batch_size.py`), else
-            the device's.
+        bucket: Masks per run; default: what was measured on this machine (see `explain/batch_size.py`), else the
+            device's.
         memory_mb: Most memory that a CUDA session takes; default: all there is.
         verdict: Thresholds to judge by; default: the card's.
         faithfulness: Measure with every explanation whether it is true to the network, in a few passes more that count

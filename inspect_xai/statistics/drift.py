@@ -35,7 +35,7 @@ _KEPT = 2000  # values kept of a baseline, evenly over its quantiles: plenty for
 _CHANCE_SPREAD, _CHANCE_DAYS = 0.3, 10
 """Standard deviation of the logarithm of Kolmogorov's law, so of a day's distance were days nothing but samples; and so
 many days it counts for: ten days alone know their own spread to a quarter, and would need a change beyond any doubt. It
-lets a little more chance through where days differ much; tests/statistics/test_drift.py simulates how much, and what is seen."""
+lets a little more chance through where days differ much; tests/statistics/test_drift.py simulates how much."""
 
 _LEAST_SPREAD = 1e-3  # of a daily shift; a feature that never moves must not alarm at the first stir of rounding
 

@@ -24,7 +24,7 @@ from inspect_xai.records import (
 FAITHFULNESS: Final = tuple(
     f"{name}_percent{beside}" for name in ("drop", "increase", "deletion") for beside in ("", "_random")
 )
-"""Numbers of an explanation's faithfulness that have columns of their own (explain/faithfulness.py says what they are)."""
+"""Numbers of an explanation's faithfulness that have columns of their own (see explain/faithfulness.py)."""
 
 
 def is_no_better_than_chance(faithfulness: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Records inspections until it is killed; run as a process of its own: python -m tests.support.recorder URL BLOBS FROM TO."""
+"""Record inspections until killed, as a process: python -m tests.support.recorder URL BLOBS FROM TO."""
 
 import sys
 

@@ -119,7 +119,7 @@ def test_a_flow_anchors_the_ledgers_head(settings: Path, tmp_path: Path) -> None
 def test_a_gpu_has_one_turn_at_a_time_and_a_cpu_needs_none() -> None:
     from prefect.client.orchestration import get_client
 
-    from flows.rules import gpu_slot
+    from flows.common import gpu_slot
 
     name = f"gpu-{socket.gethostname().lower()}"
     with get_client(sync_client=True) as client:
@@ -163,11 +163,11 @@ def test_told_to_stop_a_flow_gives_the_rest_of_its_chunk_back(
 def test_a_database_that_is_away_is_tried_again_and_nothing_is_lost(
     settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import flows.rules
+    import flows.common
     from flows.inspect_line import inspect_line
 
     monkeypatch.setattr(line_module, "_TRY_AGAIN_AFTER_S", ())
-    monkeypatch.setattr(flows.rules, "BACK_OFF_S", [0.0, 0.0])
+    monkeypatch.setattr(flows.common, "BACK_OFF_S", [0.0, 0.0])
     record, away = Store.record, iter([True, False, True])
 
     def sometimes(store: Store, inspections: list) -> list:  # type: ignore[type-arg]
