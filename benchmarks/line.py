@@ -46,7 +46,7 @@ from inspect_xai.line.summary import LineSummary
 from inspect_xai.model import engine, session
 from inspect_xai.model.build.build import build_bundle
 from inspect_xai.model.session import open_session
-from inspect_xai.policy import LineRules, policy_from
+from inspect_xai.policy import Policy, policy_from
 from inspect_xai.records import InputSpec, ModelCard, VerdictSpec
 from inspect_xai.storage.schema import upgrade_schema
 from inspect_xai.storage.store import open_store
@@ -56,7 +56,7 @@ from tests.support.prefect_server import Prefect, wait_for
 
 NETWORK = "magnetic-tile"
 Clock = Callable[[], float]
-JUDGED_ONLY = LineRules(plan=policy_from({"version": "bench", "explain": {"verdicts": [], "ok_share": 0.0}}))
+JUDGED_ONLY = policy_from({"version": "bench", "explain": {"verdicts": [], "ok_share": 0.0}})
 
 
 def main() -> None:
@@ -105,13 +105,13 @@ def overhead(scratch: Path, options: argparse.Namespace) -> None:
     }
     bare = open_session(model)
     for kind, (pictures, rule) in kinds.items():
-        rules = LineRules(plan=policy_from({"version": "bench", "explain": rule}))
+        policy = policy_from({"version": "bench", "explain": rule})
         ratios: defaultdict[str, list[float]] = defaultdict(list)
         for number in range(options.rounds):
             folder = scratch / f"{kind}-{number}"
             fill(folder, pictures)
             with forwards_noted(clock) as noted:
-                summary, seconds = one_chunk(folder, bundle, f"sqlite:///{folder}.db", rules, chunk=count, clock=clock)
+                summary, seconds = one_chunk(folder, bundle, f"sqlite:///{folder}.db", policy, chunk=count, clock=clock)
             forwards_s = bare_forwards(bare, noted.windows, clock=clock)
             traces_s, traced = sum(noted.traces_s), len(noted.traces_s)
             ratios["bare forwards, a trace for one"].append(seconds / forwards_s)
@@ -182,10 +182,10 @@ def fill(folder: Path, pictures: list[Path]) -> None:
 
 
 def one_chunk(
-    folder: Path, bundle: Path, db: str, rules: LineRules, *, chunk: int, clock: Clock
+    folder: Path, bundle: Path, db: str, policy: Policy, *, chunk: int, clock: Clock
 ) -> tuple[LineSummary, float]:
     """Drain a folder; the seconds are without opening the line, which a plant does once."""
-    with Line(bundle, db, device="cpu", rules=rules) as line, FolderSource(folder, settle_s=0) as source:
+    with Line(bundle, db, device="cpu", policy=policy) as line, FolderSource(folder, settle_s=0) as source:
         start = clock()
         return drain(line, source, chunk=chunk), clock() - start
 
@@ -223,9 +223,8 @@ def memory(scratch: Path, options: argparse.Namespace) -> None:
         if seen % every == 0:
             curve.append((seen, resident_mb()))
 
-    rules = LineRules(ok_share=0.05)
     with (
-        Line(bundle, f"sqlite:///{scratch / 'line.db'}", device="cpu", rules=rules) as line,
+        Line(bundle, f"sqlite:///{scratch / 'line.db'}", device="cpu") as line,
         FolderSource(folder, settle_s=0) as source,
     ):
         summary = drain(line, source, on_progress=look)
@@ -382,7 +381,7 @@ def side_by_side(source: str, bundle: Path, db: str, *, crew: int, threads: int,
 
 def drain_one(source: str, bundle: Path, db: str, threads: int, ready: Any, done: Any) -> None:
     with (
-        Line(bundle, db, device="cpu", threads=threads, rules=JUDGED_ONLY) as line,
+        Line(bundle, db, device="cpu", threads=threads, policy=JUDGED_ONLY) as line,
         open_source(source, settle_s=0) as pictures,
     ):
         ready.wait(120)
@@ -424,7 +423,7 @@ def prefect(scratch: Path, options: argparse.Namespace) -> None:
                     fill(place, pictures)
                     upgrade_schema(db)
                     with (
-                        Line(bundle, db, device="cpu", threads=1, rules=JUDGED_ONLY) as line,
+                        Line(bundle, db, device="cpu", threads=1, policy=JUDGED_ONLY) as line,
                         FolderSource(place, settle_s=0) as source,
                     ):
                         seconds = drain(line, source, chunk=options.chunk).seconds

@@ -21,7 +21,7 @@ from pathlib import Path
 from inspect_xai.intake.folder_source import FolderSource
 from inspect_xai.line.line import Line, drain
 from inspect_xai.model.build.build import build_bundle
-from inspect_xai.policy import LineRules, read_policy
+from inspect_xai.policy import read_policy
 from inspect_xai.storage.report_queries import Figures, Watched
 from inspect_xai.storage.schema import upgrade_schema
 from inspect_xai.storage.store import open_store
@@ -63,7 +63,7 @@ POOLS: dict[str, Pool] = {name: Pool(Condition(lamp=_DIM**k)) for k, name in enu
 def fill(keep: Path, *, parts: int) -> None:
     """Render, judge and explain what is missing in a folder."""
     keep.mkdir(parents=True, exist_ok=True)
-    rules = LineRules(plan=read_policy(SAMPLE / "policy.toml"))
+    policy = read_policy(SAMPLE / "policy.toml")
     for start, (name, pool) in itertools.product(range(0, parts, _ROUND), POOLS.items()):
         mark = keep / f"{name}.{start}.done"
         if mark.exists():
@@ -72,7 +72,7 @@ def fill(keep: Path, *, parts: int) -> None:
         upgrade_schema(_url(keep, name))
         with ExitStack() as stack:
             line = stack.enter_context(
-                Line(_bundle(keep, wrong=pool.wrong_card), _url(keep, name), device="cpu", threads=1, rules=rules)
+                Line(_bundle(keep, wrong=pool.wrong_card), _url(keep, name), device="cpu", threads=1, policy=policy)
             )
             for index in range(start, start + _ROUND):
                 shoot(_shot(index, pool), seed=_SEED, out=keep)

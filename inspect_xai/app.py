@@ -43,8 +43,9 @@ def open_line_of(settings: "Settings", *, explain_all: bool = False) -> "Line":
         StoreError: If the database is new beside a full archive, and the settings do not say that this is meant.
     """
     from inspect_xai.line.line import Line
+    from inspect_xai.line.stages import IntakeSpec
     from inspect_xai.logs import log_as_json
-    from inspect_xai.policy import LineRules, read_policy
+    from inspect_xai.policy import DefaultPolicy, ExplainRule, read_policy
 
     if settings.log == "json":
         log_as_json()
@@ -58,18 +59,17 @@ def open_line_of(settings: "Settings", *, explain_all: bool = False) -> "Line":
             f"{' and '.join(twice)} beside the policy {chosen.policy}", expected="either",
             remedy="the policy says both: take them out of the settings and flags",
         )  # fmt: skip
-    rules = LineRules(
-        policy_version=chosen.policy_version,
-        ok_share=chosen.ok_share,
-        path_pattern=chosen.path_pattern,
-        limits=chosen.limits,
-        time_zone=settings.report.time_zone if "time_zone" in settings.report.model_fields_set else "",
-        plan=read_policy(chosen.policy) if chosen.policy else None,
+    policy = (
+        read_policy(chosen.policy)
+        if chosen.policy
+        else DefaultPolicy(chosen.policy_version, ExplainRule(ok_share=chosen.ok_share))
     )
+    zone = settings.report.time_zone if "time_zone" in settings.report.model_fields_set else ""
     return Line(
-        settings.bundle, settings.db, device=settings.device, rules=rules.explaining_all() if explain_all else rules,
-        threads=settings.threads, bucket=settings.bucket, memory_mb=settings.memory_mb, blob_store=settings.blob_store,
-        golden=chosen.golden, ledger_key=settings.ledger.key, opened_by=who(),
+        settings.bundle, settings.db, device=settings.device, policy=policy.explaining_all() if explain_all else policy,
+        intake=IntakeSpec(chosen.path_pattern, chosen.limits, zone), threads=settings.threads, bucket=settings.bucket,
+        memory_mb=settings.memory_mb, blob_store=settings.blob_store, golden=chosen.golden,
+        ledger_key=settings.ledger.key, opened_by=who(),
     )  # fmt: skip
 
 

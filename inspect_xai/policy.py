@@ -1,6 +1,6 @@
 """policy.toml: what a plant has explained, how, and by which thresholds it judges; one file, one version.
 
-The line and a replay read it; docs/line.md shows it whole. Without one `Policy("1")` is what counts.
+The line and a replay read it; docs/line.md shows it whole. Without one a line works by `DefaultPolicy`.
 """
 
 import json
@@ -17,8 +17,8 @@ from inspect_xai.errors import SettingsError
 from inspect_xai.explain.budget import FEWEST_PASSES
 from inspect_xai.explain.explainer import MOST_WINDOWS, Explainer
 from inspect_xai.files import read_toml
-from inspect_xai.records import MAX_NAME_CHARS, Method, ModelCard, PictureLimits, Profile, VerdictCode, VerdictSpec
-from inspect_xai.settings import DEFAULT_PATTERN, Channel
+from inspect_xai.records import MAX_NAME_CHARS, Method, ModelCard, Profile, VerdictCode, VerdictSpec
+from inspect_xai.settings import Channel
 
 _MOST_BYTES = 1 << 20
 _STRICT_KEYS = {"extra": "forbid"}
@@ -154,6 +154,17 @@ class Policy:
                     del rule[name]
         return plain
 
+    @property
+    def document(self) -> dict[str, Any] | None:
+        """The whole policy as a run records it and `policy_from` reads it."""
+        return asdict(self)
+
+    @property
+    def explains(self) -> bool:
+        """Whether any picture may be explained."""
+        rules = (self.explain, *self.product.values())
+        return any(rule.verdicts or rule.ok_share or rule.labels or rule.overturned_days for rule in rules)
+
     def rule_of(self, product: str) -> ExplainRule:
         """Return how a product's pictures are explained."""
         return self.product.get(product, self.explain)
@@ -180,13 +191,15 @@ class Policy:
         return inside if inside.any() else None
 
     def explaining_all(self) -> "Policy":
-        """Return the same policy with every verdict explained, under a version of its own."""
+        """Return the same policy with every verdict explained, under a version of its own: `VERSION+all`."""
         everything = tuple(VerdictCode)
-        return replace(
-            self,
-            version=f"{self.version}+all",
-            explain=replace(self.explain, verdicts=everything),
-            product={name: replace(rule, verdicts=everything) for name, rule in self.product.items()},
+        return Policy(
+            f"{self.version}+all",
+            replace(self.explain, verdicts=everything),
+            {name: replace(rule, verdicts=everything) for name, rule in self.product.items()},
+            self.threshold,
+            self.region,
+            self.alert,
         )
 
     def check_against(self, card: ModelCard) -> None:
@@ -206,59 +219,25 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class LineRules:
-    """By what rules a line works.
+class DefaultPolicy(Policy):
+    """What a line without a policy file works by: a version and the share of OK pictures explained.
 
-    Attributes:
-        policy_version: Under which version of these rules inspections are recorded.
-        ok_share: Share of the OK pictures explained too, chosen by their hash: the same ones in every run.
-        path_pattern: Which part a picture shows (see `PathPattern`).
-        limits: What pictures may be.
-        time_zone: The plant's, in which a sidecar's time without zone is read; empty: such a time is refused.
-        plan: The plant's policy file; it goes before `policy_version` and `ok_share`.
+    Its versions keep the spelling they were first recorded with. Thresholds are the model card's, and so a part of the
+    model's fingerprint.
+
+    >>> DefaultPolicy("1").content
+    {'explained': ['NG', 'UNSURE'], 'ok_share': 0.05}
     """
 
-    policy_version: str = "1"
-    ok_share: float = 0.05
-    path_pattern: str = DEFAULT_PATTERN
-    limits: PictureLimits = field(default_factory=PictureLimits)
-    time_zone: str = ""
-    plan: Policy | None = None
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the version stands for, as plain values."""
+        return {"explained": [verdict.value for verdict in self.explain.verdicts], "ok_share": self.explain.ok_share}
 
     @property
-    def version(self) -> str:
-        """Under which version inspections are recorded."""
-        return self.plan.version if self.plan else self.policy_version
-
-    @property
-    def explains(self) -> bool:
-        """Whether any picture may be explained."""
-        rules = [self.plan.explain, *self.plan.product.values()] if self.plan else [self.rule_of("")]
-        return any(rule.verdicts or rule.ok_share or rule.labels or rule.overturned_days for rule in rules)
-
-    def explaining_all(self) -> "LineRules":
-        """Return rules that explain every verdict, under a policy version of their own: `VERSION+all`."""
-        plan = self.plan or Policy(self.policy_version, ExplainRule(ok_share=self.ok_share))
-        return replace(self, plan=plan.explaining_all())
-
-    def rule_of(self, product: str) -> ExplainRule:
-        """How a product's pictures are explained."""
-        return self.plan.rule_of(product) if self.plan else ExplainRule(ok_share=self.ok_share)
-
-    @property
-    def policy(self) -> dict[str, object]:
-        """What a policy version stands for: which verdicts are explained, and how files become pixels.
-
-        Without a plan the thresholds are the model card's and so a part of the model's fingerprint. How a path names a
-        part decides nothing.
-        """
-        if self.plan:
-            return self.plan.content | {"limits": asdict(self.limits)}
-        return {
-            "explained": [VerdictCode.NG.value, VerdictCode.UNSURE.value],
-            "ok_share": self.ok_share,
-            "limits": asdict(self.limits),
-        }
+    def document(self) -> None:
+        """Nothing: a run without a policy file records none, and replays judge by the card."""
+        return None
 
 
 def explainer_for(explainer: Explainer, policy: Policy, *, product: str, station: str) -> Explainer:
@@ -302,14 +281,14 @@ def policy_from(document: Mapping[str, Any], *, source: str = "policy") -> Polic
         SettingsError: If a key is unknown, of the wrong kind or out of its range.
     """
     try:
-        found = _ADAPTER.validate_python(_with_defaults(document))
+        policy = _ADAPTER.validate_python(_with_defaults(document))
     except ValidationError as error:
-        mistakes = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        mistakes = [f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg']}" for mistake in error.errors()]
         raise SettingsError(f"{source}: {'; '.join(mistakes)}", remedy=_REMEDY) from error
-    wrong = list(_out_of_range(found))
-    if wrong:
-        raise SettingsError(f"{source}: {'; '.join(wrong)}", remedy=_REMEDY)
-    return found
+    mistakes = list(_out_of_range(policy))
+    if mistakes:
+        raise SettingsError(f"{source}: {'; '.join(mistakes)}", remedy=_REMEDY)
+    return policy
 
 
 def _with_defaults(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -340,14 +319,14 @@ def _out_of_range(policy: Policy) -> Iterator[str]:
 
 
 def _numbers_out_of_range(policy: Policy) -> Iterator[str]:
-    for number, each in enumerate(policy.threshold):
-        said = {"ng_threshold": each.ng_threshold, "unsure_margin": each.unsure_margin, **each.labels}
-        for key, value in said.items():
+    for index, rule in enumerate(policy.threshold):
+        probabilities = {"ng_threshold": rule.ng_threshold, "unsure_margin": rule.unsure_margin, **rule.labels}
+        for key, value in probabilities.items():
             if value is not None and not 0 <= value <= 1:
-                yield f"threshold.{number}.{key}: {value} is no probability"
-    for number, region in enumerate(policy.region):
+                yield f"threshold.{index}.{key}: {value} is no probability"
+    for index, region in enumerate(policy.region):
         if any(min(box) < 0 or 0 in box[2:] for box in region.boxes):
-            yield f"region.{number}: a box is top, left >= 0, height, width >= 1"
+            yield f"region.{index}: a box is top, left >= 0, height, width >= 1"
 
 
 _ADAPTER = TypeAdapter(Policy)

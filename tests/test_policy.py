@@ -9,8 +9,9 @@ import pytest
 from inspect_xai.errors import SettingsError, StoreError
 from inspect_xai.intake.folder_source import FolderSource
 from inspect_xai.line.line import Line, drain
+from inspect_xai.line.stages import IntakeSpec
 from inspect_xai.line.summary import LineSummary
-from inspect_xai.policy import ExplainRule, LineRules, Policy, policy_from, read_policy
+from inspect_xai.policy import DefaultPolicy, ExplainRule, Policy, policy_from, read_policy
 from inspect_xai.records import Decision, Method, Profile, Review, VerdictCode
 from inspect_xai.storage.overturned import overturned_labels
 from inspect_xai.storage.store import open_store
@@ -58,15 +59,17 @@ def policy(tmp_path: Path) -> Policy:
 
 
 def run(folder: Path, bundle: Path, db: str, policy: Policy) -> LineSummary:
-    rules = LineRules(path_pattern=PATTERN, plan=policy)
-    with Line(bundle, db, device="cpu", rules=rules) as line, FolderSource(folder, settle_s=0) as source:
+    with (
+        Line(bundle, db, device="cpu", policy=policy, intake=IntakeSpec(PATTERN)) as line,
+        FolderSource(folder, settle_s=0) as source,
+    ):
         return drain(line, source)
 
 
 def test_the_default_policy_is_what_the_line_does_without_one() -> None:
     default = policy_from({"version": "1"})
     assert default.explain.verdicts == (VerdictCode.NG, VerdictCode.UNSURE)
-    assert default.explain.ok_share == LineRules().ok_share
+    assert (default.version, default.explain) == (DefaultPolicy("1").version, DefaultPolicy("1").explain)
     assert default.verdict_of(spots.CARD, product="any", station="any") == spots.CARD.verdict
 
 
@@ -126,8 +129,11 @@ def test_the_energy_inside_the_region_of_a_stations_view_is_kept_with_the_explan
     ):
         write(tmp_path / f"in/{station}/{view}/{number}.png", number, 10)
     db = f"sqlite:///{tmp_path / 'line.db'}"
-    rules = LineRules(path_pattern="{station}/{view}/{serial}", plan=policy)
-    with Line(bundle, db, device="cpu", rules=rules) as line, FolderSource(tmp_path / "in", settle_s=0) as source:
+    intake = IntakeSpec("{station}/{view}/{serial}")
+    with (
+        Line(bundle, db, device="cpu", policy=policy, intake=intake) as line,
+        FolderSource(tmp_path / "in", settle_s=0) as source,
+    ):
         drain(line, source)
     with open_store(db) as store:
         stored = {f"{row.station}/{row.view}": store.get(row.inspection_id, maps=True) for row in rows(db)}

@@ -117,7 +117,7 @@ def _again(
         progress_bar(shown=not as_json) as progress,
     ):
         pictures = ArchiveSource(
-            store, since=start, wanted=wanted_by(store, line), archive=archive, limits=line.rules.limits
+            store, since=start, wanted=wanted_by(store, line), archive=archive, limits=line.intake.limits
         )  # fmt: skip
         task = progress.add_task("inspecting again", total=None)
         summary = drain(

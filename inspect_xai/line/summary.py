@@ -1,4 +1,4 @@
-"""What a line did: of one file, and summed up."""
+"""What a line did: the outcome for one file, and counts of a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +18,8 @@ class Outcome:
         explained: An explanation was recorded with it.
         failed: The picture could not be judged, or not explained although the rules asked for it.
         passes: Forward passes spent on its explanation.
-        stands_under: The part that the very same bytes were recorded for before, where the file names another one;
-            the row speaks of that part. Empty: nothing of the kind.
+        recorded_for: Serial of the part that the very same bytes were recorded for before, where the file names another
+            part: the row describes that earlier one. Empty: the file names the recorded part.
     """
 
     file_name: str
@@ -29,7 +29,7 @@ class Outcome:
     explained: bool
     failed: bool
     passes: int
-    stands_under: str = ""
+    recorded_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,5 +70,5 @@ class LineSummary:
             failed=self.failed + sum(outcome.failed for outcome in new),
             explained=self.explained + sum(outcome.explained for outcome in new),
             passes=self.passes + sum(outcome.passes for outcome in new),
-            under_another_part=self.under_another_part + sum(bool(outcome.stands_under) for outcome in outcomes),
+            under_another_part=self.under_another_part + sum(bool(outcome.recorded_for) for outcome in outcomes),
         )

@@ -13,7 +13,7 @@ import pytest
 from inspect_xai.intake.folder_source import FolderSource
 from inspect_xai.line.line import Line, drain
 from inspect_xai.model.bundle import load_bundle
-from inspect_xai.policy import LineRules
+from inspect_xai.policy import ExplainRule
 from inspect_xai.records import Decision, Review, VerdictCode
 from inspect_xai.storage.ledger import chained
 from inspect_xai.storage.retention import Retention
@@ -583,7 +583,7 @@ def test_a_policy_is_registered_by_whoever_opens_the_line(recorded: Path, bundle
         [registered] = store.events(kind="model")
         [policy] = store.events(kind="policy")
         assert (registered.facts["by"], policy.facts["by"], policy.subject) == ("Ada", "Ada", "1")
-        assert _policy_of(store)["ok_share"] == LineRules().ok_share
+        assert _policy_of(store)["ok_share"] == ExplainRule().ok_share
         assert store.verify_ledger().holds
 
 

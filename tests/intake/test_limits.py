@@ -22,6 +22,7 @@ from inspect_xai.intake import archive, decode, folder_source, url_source
 from inspect_xai.intake.decode import decode_picture
 from inspect_xai.maths import tiles
 from inspect_xai.model.card import read_card
+from inspect_xai.policy import DefaultPolicy
 from inspect_xai.records import PictureLimits
 from inspect_xai.reports.thumbnails import archived, pictures_of
 from inspect_xai.settings import ServeSettings
@@ -241,7 +242,7 @@ def db(bundle: Path, tmp_path: Path) -> str:
     twelve_bit(tmp_path / "in" / "twelve.png")
     run(tmp_path / "in", bundle, url, limits=TWELVE_BIT)
     turned(tmp_path / "in" / "turned.jpg")
-    run(tmp_path / "in", bundle, url, limits=TURNED, policy_version="2")
+    run(tmp_path / "in", bundle, url, limits=TURNED, policy=DefaultPolicy("2"))
     return url
 
 

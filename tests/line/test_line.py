@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,20 +20,20 @@ import pytest
 from numpy.typing import NDArray
 
 from inspect_xai.errors import DatabaseAwayError, SettingsError, StoreError
-from inspect_xai.explain.explainer import Prepared
+from inspect_xai.explain.explainer import Explainer, Prepared
 from inspect_xai.intake.decode import decode_picture
 from inspect_xai.intake.folder_source import FolderSource
-from inspect_xai.intake.sources import Claim
 from inspect_xai.intake.url_source import UrlSource
-from inspect_xai.line import line as line_module
+from inspect_xai.line import stages
 from inspect_xai.line.line import Line, drain
+from inspect_xai.line.stages import IntakeSpec, Schedule
 from inspect_xai.line.summary import LineSummary, Outcome
 from inspect_xai.model import engine as engine_module
 from inspect_xai.model import session
-from inspect_xai.policy import ExplainRule, LineRules, policy_from
+from inspect_xai.policy import DefaultPolicy, ExplainRule, Policy, policy_from
 from inspect_xai.records import Inspection, PictureLimits, Reason, VerdictCode
 from inspect_xai.storage.results import InspectionSummary, RecordedInspection
-from inspect_xai.storage.store import open_store
+from inspect_xai.storage.store import Store, open_store
 from inspect_xai.verify.replay import Replayer, ReplayOutcome
 from tests.support import hostile, spots
 
@@ -66,9 +67,17 @@ def write(path: Path, seed: int, spot_px: int = 0) -> Path:
     return path
 
 
-def run(folder: Path, bundle: Path, db: str, **rules: object) -> LineSummary:
+def explaining(ok_share: float, version: str = "1") -> Policy:
+    """The policy of a line without a policy file."""
+    return DefaultPolicy(version, ExplainRule(ok_share=ok_share))
+
+
+def run(
+    folder: Path, bundle: Path, db: str, *, policy: Policy | None = None, limits: PictureLimits | None = None
+) -> LineSummary:
+    intake = IntakeSpec(limits=limits or PictureLimits())
     with (
-        Line(bundle, db, device="cpu", rules=LineRules(**rules)) as line,  # type: ignore[arg-type]
+        Line(bundle, db, device="cpu", policy=policy, intake=intake) as line,
         FolderSource(folder, settle_s=0) as source,
     ):
         return drain(line, source, chunk=3)
@@ -80,7 +89,7 @@ def rows(db: str) -> list[InspectionSummary]:
 
 
 def test_pictures_become_rows_with_part_verdict_and_explanation(incoming: Path, bundle: Path, db: str) -> None:
-    summary = run(incoming, bundle, db, ok_share=0.0)
+    summary = run(incoming, bundle, db, policy=explaining(0.0))
 
     assert (summary.seen, summary.inspected, summary.ok, summary.unsure, summary.ng) == (4, 4, 2, 1, 1)
     assert (summary.explained, summary.failed, summary.already_known) == (2, 0, 0)
@@ -136,7 +145,7 @@ def test_another_policy_version_inspects_again_beside_the_old_rows(incoming: Pat
     run(incoming, bundle, db)
     for row in rows(db):
         shutil.copy(row.archived_to, incoming)
-    assert run(incoming, bundle, db, policy_version="2").inspected == 4
+    assert run(incoming, bundle, db, policy=DefaultPolicy("2")).inspected == 4
     assert Counter(row.policy_version for row in rows(db)) == {"1": 4, "2": 4}
 
 
@@ -295,7 +304,7 @@ def test_an_error_nobody_foresaw_is_recorded_and_logged(
             raise error
         return decode(data, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(line_module, "decode_picture", sometimes)
+    monkeypatch.setattr(stages, "decode_picture", sometimes)
     summary = run(incoming, bundle, db)
     assert (summary.inspected, summary.failed) == (4, 1)
     (row,) = (row for row in rows(db) if row.failure_kind)
@@ -311,7 +320,7 @@ def test_an_explanation_that_fails_leaves_the_verdict(
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(line_module, "explain_together", fail)
+    monkeypatch.setattr(stages, "explain_together", fail)
     with Line(bundle, db, device="cpu") as line, FolderSource(incoming, settle_s=0) as source:
         drain(line, source)
     flagged = [row for row in rows(db) if row.verdict != "OK"]
@@ -329,7 +338,7 @@ def test_the_sample_of_ok_pictures_is_the_same_in_every_run() -> None:
 
 
 def test_sampled_ok_pictures_are_explained(incoming: Path, bundle: Path, db: str) -> None:
-    assert run(incoming, bundle, db, ok_share=1.0).explained == 4
+    assert run(incoming, bundle, db, policy=explaining(1.0)).explained == 4
     assert [row.explained_because for row in rows(db)] == ["sample", "sample", "unsure", "ng"]
 
 
@@ -351,16 +360,18 @@ def test_a_crash_between_recording_and_moving_is_harmless(
 def test_a_database_that_is_away_for_a_moment_costs_nothing(
     incoming: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(line_module, "_TRY_AGAIN_AFTER_S", (0.0, 0.0))
-    with Line(bundle, db, device="cpu") as line, FolderSource(incoming, settle_s=0) as source:
-        record, failures = line._store.record, iter([True, True, False])
+    record, failures = Store.record, iter([True, True, False])
 
-        def sometimes(inspections: list) -> list:  # type: ignore[type-arg]
-            if next(failures, False):
-                raise DatabaseAwayError("away")
-            return record(inspections)
+    def sometimes(store: Store, inspections: Sequence[Inspection]) -> list[RecordedInspection]:
+        if next(failures, False):
+            raise DatabaseAwayError("away")
+        return record(store, inspections)
 
-        monkeypatch.setattr(line._store, "record", sometimes)
+    monkeypatch.setattr(Store, "record", sometimes)
+    with (
+        Line(bundle, db, device="cpu", schedule=Schedule(retry_after_s=(0.0, 0.0))) as line,
+        FolderSource(incoming, settle_s=0) as source,
+    ):
         assert drain(line, source).inspected == 4
     assert len(rows(db)) == 4
 
@@ -368,15 +379,16 @@ def test_a_database_that_is_away_for_a_moment_costs_nothing(
 def test_a_database_that_stays_away_leaves_the_files_claimed(
     incoming: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(line_module, "_TRY_AGAIN_AFTER_S", (0.0,))
-    with Line(bundle, db, device="cpu") as line, FolderSource(incoming, settle_s=0) as source:
+    def away(*_: object) -> None:
+        raise DatabaseAwayError("away")
 
-        def away(_: object) -> None:
-            raise DatabaseAwayError("away")
-
-        monkeypatch.setattr(line._store, "record", away)
-        with pytest.raises(DatabaseAwayError):
-            drain(line, source)
+    monkeypatch.setattr(Store, "record", away)
+    with (
+        Line(bundle, db, device="cpu", schedule=Schedule(retry_after_s=(0.0,))) as line,
+        FolderSource(incoming, settle_s=0) as source,
+        pytest.raises(DatabaseAwayError),
+    ):
+        drain(line, source)
     assert rows(db) == []
     assert len(list((incoming / "_claimed").rglob("*.png"))) == 4
     monkeypatch.undo()
@@ -389,10 +401,13 @@ def test_a_broken_store_ends_the_line_and_is_no_pictures_fault(
     def refuse(*_: object) -> None:
         raise StoreError("the disk is full")
 
-    with Line(bundle, db, device="cpu") as line, FolderSource(incoming, settle_s=0) as source:
-        monkeypatch.setattr(line._store, "known", refuse)
-        with pytest.raises(StoreError):
-            drain(line, source)
+    monkeypatch.setattr(Store, "known", refuse)
+    with (
+        Line(bundle, db, device="cpu") as line,
+        FolderSource(incoming, settle_s=0) as source,
+        pytest.raises(StoreError),
+    ):
+        drain(line, source)
     assert rows(db) == []
 
 
@@ -405,92 +420,47 @@ def test_a_stop_finishes_the_picture_and_gives_the_rest_back(incoming: Path, bun
     assert list((incoming / "_claimed").iterdir()) == []
 
 
-@pytest.mark.parametrize(("most_bytes", "at_once"), [(0, 1), (1 << 25, 2)], ids=["large", "small"])
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_next_pictures_are_read_while_some_are_with_the_network(
-    tmp_path: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch, most_bytes: int, at_once: int, device: str
+@pytest.mark.parametrize("overlap", [False, True])
+def test_pictures_are_recorded_between_the_networks_runs_or_beside_them(
+    tmp_path: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch, overlap: bool
 ) -> None:
-    """Of a CPU's the files, of a GPU's the pixels, too; and of no others, so that no more are held."""
-    monkeypatch.setattr(line_module, "_MOST_READ_BYTES", most_bytes)
-    monkeypatch.setattr(line_module, "_READ_AT_ONCE", 2)
-    for number in range(4):
-        write(tmp_path / f"in/{number}.png", number)
-    files = [threading.Event() for _ in range(5)]
-    pixels = [threading.Event() for _ in range(5)]
-    with (
-        Line(bundle, db, device="cpu", rules=LineRules(ok_share=0.0)) as line,
-        FolderSource(tmp_path / "in", settle_s=0) as source,
-    ):
-        line._explainer.engine.device = device  # nothing else looks at it while pictures are only judged
-        read, decode, scores, asked = source.read, line_module.decode_picture, line._explainer.scores, iter(range(4))
-
-        def noting_files(claim: Claim, *, limits: PictureLimits) -> bytes:
-            next(event for event in files if not event.is_set()).set()
-            return read(claim, limits=limits)
-
-        def noting_pixels(data: bytes, *, limits: PictureLimits) -> NDArray[np.uint8]:
-            next(event for event in pixels if not event.is_set()).set()
-            return decode(data, limits=limits)
-
-        def waiting(prepared: Prepared) -> NDArray[np.float32]:
-            at_work = (next(asked) // at_once + 1) * at_once
-            for events, seen in ((files, at_work + at_once), (pixels, at_work + at_once * (device == "cuda"))):
-                assert seen > 4 or events[seen - 1].wait(30)
-                assert not events[min(4, seen)].is_set()
-            return scores(prepared)
-
-        monkeypatch.setattr(source, "read", noting_files)
-        monkeypatch.setattr(line_module, "decode_picture", noting_pixels)
-        monkeypatch.setattr(line._explainer, "scores", waiting)
-        held = [draft.look.picture.size for draft in line._judged(source, source.claim(4)) if draft.look]
-    assert held == [0, 0, 0, 0]  # a chunk does not hold its pictures
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_pictures_are_recorded_while_the_next_are_with_a_gpu(
-    tmp_path: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch, device: str
-) -> None:
-    """A CPU's cores all belong to the network: there they are recorded between its runs."""
-    monkeypatch.setattr(line_module, "_RECORDED_AT_ONCE", 2)
     for number in range(6):
         write(tmp_path / f"in/{number}.png", number)
+    record, scores, calls = Store.record, Explainer.scores, iter(range(6))
+    meeting = threading.Barrier(2)  # of the record of two pictures, and the network at work on the next
+    recorders: list[threading.Thread] = []
+
+    def recording(store: Store, inspections: Sequence[Inspection]) -> list[RecordedInspection]:
+        recorders.append(threading.current_thread())
+        if overlap and len(recorders) < 3:
+            meeting.wait(30)
+        return record(store, inspections)
+
+    def scoring(explainer: Explainer, prepared: Prepared) -> NDArray[np.float32]:
+        if next(calls) in (2, 4) and overlap:
+            meeting.wait(30)
+        return scores(explainer, prepared)
+
+    monkeypatch.setattr(Store, "record", recording)
+    monkeypatch.setattr(Explainer, "scores", scoring)
+    schedule = Schedule(overlap=overlap, read_at_once=2, record_at_once=2)
     with (
-        Line(bundle, db, device="cpu", rules=LineRules(ok_share=0.0)) as line,
+        Line(bundle, db, device="cpu", policy=explaining(0.0), schedule=schedule) as line,
         FolderSource(tmp_path / "in", settle_s=0) as source,
     ):
-        line._explainer.engine.device = device
-        monkeypatch.setattr(line_module, "_READ_AT_ONCE", 2)
-        record, scores, asked = line._store.record, line._explainer.scores, iter(range(6))
-        meeting = threading.Barrier(2)  # of the record of two pictures, and the network at work on the next
-        recorders: list[threading.Thread] = []
-
-        def recording(inspections: list[Inspection]) -> list[RecordedInspection]:
-            recorders.append(threading.current_thread())
-            if device == "cuda" and len(recorders) < 3:
-                meeting.wait(30)
-            return record(inspections)
-
-        def scoring(prepared: Prepared) -> NDArray[np.float32]:
-            if next(asked) in (2, 4) and device == "cuda":
-                meeting.wait(30)
-            return scores(prepared)
-
-        monkeypatch.setattr(line._store, "record", recording)
-        monkeypatch.setattr(line._explainer, "scores", scoring)
         outcomes = line.inspect(source, source.claim(6))
     assert [outcome.inspection_id for outcome in outcomes] == list(range(1, 7))
-    assert [thread is threading.main_thread() for thread in recorders] == [device == "cpu"] * 3
+    assert [thread is threading.main_thread() for thread in recorders] == [not overlap] * 3
 
 
-@pytest.mark.parametrize("bound", ["_RECORDED_AFTER_S", "_MOST_WAITING_BYTES"])
+@pytest.mark.parametrize("schedule", [Schedule(record_after_s=0), Schedule(waiting_bytes=0)], ids=["time", "memory"])
 def test_nothing_judged_waits_long_or_piles_up_before_it_is_recorded(
-    incoming: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch, bound: str
+    incoming: Path, bundle: Path, db: str, schedule: Schedule
 ) -> None:
     with (
-        Line(bundle, db, device="cpu", rules=LineRules(ok_share=1.0)) as line,
+        Line(bundle, db, device="cpu", policy=explaining(1.0), schedule=schedule) as line,
         FolderSource(incoming, settle_s=0) as source,
     ):
-        monkeypatch.setattr(line_module, bound, 0)
         seen: list[int] = []
         line.inspect(source, source.claim(4), after_each=lambda: bool(seen.append(len(rows(db)))))
     assert seen == [0, 1, 2, 3]
@@ -500,18 +470,21 @@ def test_a_chunk_half_recorded_is_inspected_again_without_loss(
     incoming: Path, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a flow does it: the task of that chunk is tried again."""
-    monkeypatch.setattr(line_module, "_RECORDED_AT_ONCE", 3)
-    monkeypatch.setattr(line_module, "_TRY_AGAIN_AFTER_S", ())
-    with Line(bundle, db, device="cpu") as line, FolderSource(incoming, settle_s=0) as source:
-        record, claims = line._store.record, source.claim(4)
+    record = Store.record
 
-        def away_for_one(inspections: list[Inspection]) -> list[RecordedInspection]:
-            if len(inspections) == 1:
-                raise DatabaseAwayError("it is away")
-            return record(inspections)
+    def away_for_one(store: Store, inspections: Sequence[Inspection]) -> list[RecordedInspection]:
+        if len(inspections) == 1:
+            raise DatabaseAwayError("it is away")
+        return record(store, inspections)
 
+    schedule = Schedule(record_at_once=3, retry_after_s=())
+    with (
+        Line(bundle, db, device="cpu", schedule=schedule) as line,
+        FolderSource(incoming, settle_s=0) as source,
+    ):
+        claims = source.claim(4)
         with monkeypatch.context() as patched:
-            patched.setattr(line._store, "record", away_for_one)
+            patched.setattr(Store, "record", away_for_one)
             with pytest.raises(DatabaseAwayError):
                 line.inspect(source, claims)
         assert len(rows(db)) == 3
@@ -563,18 +536,20 @@ def test_kept_and_remote_files_are_recorded_once_and_stay(incoming: Path, bundle
 def test_a_remote_chunk_tried_again_still_knows_its_sidecars(
     bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(line_module, "_TRY_AGAIN_AFTER_S", ())
     memory = fsspec.filesystem("memory")
     memory.pipe({"/again/a.png": hostile.encoded(spots.part(78)), "/again/a.json": b'{"serial": "SN78"}'})
 
-    def away(_: object) -> None:
+    def away(*_: object) -> None:
         raise DatabaseAwayError("it is away")
 
     try:
-        with Line(bundle, db, device="cpu") as line, UrlSource("memory://again") as remote:
+        with (
+            Line(bundle, db, device="cpu", schedule=Schedule(retry_after_s=())) as line,
+            UrlSource("memory://again") as remote,
+        ):
             claims = remote.claim(9)
             with monkeypatch.context() as patched:
-                patched.setattr(line._store, "record", away)
+                patched.setattr(Store, "record", away)
                 with pytest.raises(DatabaseAwayError):
                     line.inspect(remote, claims)
             line.inspect(remote, claims)
@@ -586,7 +561,7 @@ def test_a_remote_chunk_tried_again_still_knows_its_sidecars(
 
 def test_a_wrong_pattern_refuses_to_start(bundle: Path, db: str) -> None:
     with pytest.raises(SettingsError):
-        Line(bundle, db, rules=LineRules(path_pattern="{line}"))
+        Line(bundle, db, intake=IntakeSpec("{line}"))
 
 
 def test_summaries_count_what_was_new() -> None:
@@ -650,8 +625,7 @@ def test_of_a_picture_that_is_flagged_all_over_64_windows_are_explained_and_the_
 
 def test_a_policy_says_how_many_windows_are_explained(tmp_path: Path, bundle: Path, db: str) -> None:
     white(tmp_path / "in/a.png", 80)
-    plan = policy_from({"version": "few", "explain": {"max_windows": 3}})
-    run(tmp_path / "in", bundle, db, plan=plan)
+    run(tmp_path / "in", bundle, db, policy=policy_from({"version": "few", "explain": {"max_windows": 3}}))
     with open_store(db) as store:
         explanation = store.get(rows(db)[0].inspection_id).explanation
     assert explanation is not None

@@ -6,12 +6,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import fsspec
 import pytest
 
 from inspect_xai.intake.url_source import UrlSource, open_source
+from inspect_xai.line import line as line_module
 from inspect_xai.line.line import Line, drain
 from inspect_xai.storage.claims import Claims
 from inspect_xai.storage.store import open_store
@@ -164,17 +166,18 @@ def _claim_and_die(shop: str, bundle: Path, db: str) -> None:
         os._exit(9)
 
 
-def test_a_dead_workers_files_are_taken_over_when_its_lease_ends(shop: str, bundle: Path, db: str) -> None:
+def test_a_dead_workers_files_are_taken_over_when_its_lease_ends(
+    shop: str, bundle: Path, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker = multiprocessing.get_context("spawn").Process(target=_claim_and_die, args=(shop, bundle, db))
     worker.start()
     worker.join(120)
     assert worker.exitcode == 9
     with Line(bundle, db, device="cpu") as line, UrlSource(shop) as source:
         assert drain(line, source).seen == 30
+    later = partial(open_store, clock=lambda: datetime.now(UTC) + timedelta(seconds=601))
+    monkeypatch.setattr(line_module, "open_store", later)
     with Line(bundle, db, device="cpu") as line, UrlSource(shop) as source:
-        later = open_store(db, clock=lambda: datetime.now(UTC) + timedelta(seconds=601))
-        line._store.close()
-        line._store = later
         again = drain(line, source)
     assert (again.seen, again.inspected, again.already_known) == (10, 5, 5)
     assert len(rows(db)) == 40

@@ -8,14 +8,19 @@ import socket
 import time
 from collections.abc import Iterator
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from inspect_xai.errors import DatabaseAwayError
+from inspect_xai.intake.folder_source import FolderSource
+from inspect_xai.intake.sources import Claim
 from inspect_xai.line import doctor
 from inspect_xai.line import line as line_module
+from inspect_xai.line.stages import Schedule
+from inspect_xai.records import PictureLimits
 from inspect_xai.storage.store import Store, open_store
 from tests.line.test_line import rows, write
 from tests.support import spots
@@ -146,13 +151,13 @@ def test_told_to_stop_a_flow_gives_the_rest_of_its_chunk_back(
 ) -> None:
     from flows.inspect_line import inspect_line
 
-    read = line_module.Line._read
+    read = FolderSource.read
 
-    def terminated_meanwhile(line: Any, source: Any, claim: Any) -> Any:
+    def terminated_meanwhile(source: FolderSource, claim: Claim, *, limits: PictureLimits) -> bytes:
         os.kill(os.getpid(), signal.SIGTERM)
-        return read(line, source, claim)
+        return read(source, claim, limits=limits)
 
-    monkeypatch.setattr(line_module.Line, "_read", terminated_meanwhile)
+    monkeypatch.setattr(FolderSource, "read", terminated_meanwhile)
     assert inspect_line(str(settings))["inspected"] == 1
     monkeypatch.undo()
     assert not list((tmp_path / "in/_claimed").rglob("*.png"))
@@ -166,7 +171,7 @@ def test_a_database_that_is_away_is_tried_again_and_nothing_is_lost(
     import flows.common
     from flows.inspect_line import inspect_line
 
-    monkeypatch.setattr(line_module, "_TRY_AGAIN_AFTER_S", ())
+    monkeypatch.setattr(line_module, "Schedule", partial(Schedule, retry_after_s=()))
     monkeypatch.setattr(flows.common, "BACK_OFF_S", [0.0, 0.0])
     record, away = Store.record, iter([True, False, True])
 

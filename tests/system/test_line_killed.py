@@ -24,8 +24,8 @@ import pytest
 
 from inspect_xai.errors import StoreError
 from inspect_xai.intake.folder_source import FolderSource
-from inspect_xai.line import line as line_module
 from inspect_xai.line.line import Line, drain
+from inspect_xai.line.stages import Schedule
 from inspect_xai.storage.store import open_store
 from tests.line.test_line import rows, write
 from tests.support import postgres, spots
@@ -62,11 +62,10 @@ def fill(folder: Path, first: int, count: int) -> None:
         draft.rename(draft.with_suffix(""))
 
 
-def _work(folder: Path, bundle: Path, db: str, opened: Connection, as_on_a_gpu: bool) -> None:
-    if as_on_a_gpu:  # a chunk is recorded in three pieces, beside the network
-        line_module._RECORDED_AT_ONCE = 3
-        Line._on_cpu = property(lambda _line: False)  # type: ignore[assignment, method-assign]
-    with Line(bundle, db, device="cpu") as line, FolderSource(folder, settle_s=0) as source:
+def _work(folder: Path, bundle: Path, db: str, opened: Connection, overlap: bool) -> None:
+    """With `overlap`, as on a GPU, a chunk is recorded in three pieces, beside the network."""
+    schedule = Schedule(overlap=True, record_at_once=3) if overlap else None
+    with Line(bundle, db, device="cpu", schedule=schedule) as line, FolderSource(folder, settle_s=0) as source:
         opened.send(None)
         drain(line, source, chunk=CHUNK, on_progress=lambda: opened.send(None))
 
@@ -94,10 +93,10 @@ def prove_each_once(folder: Path, db: str, total: int) -> None:
         assert store.verify_ledger().holds
 
 
-@pytest.mark.parametrize(("lines", "as_on_a_gpu"), [(1, False), (2, False), (1, True)])
+@pytest.mark.parametrize(("lines", "overlap"), [(1, False), (2, False), (1, True)])
 def test_killed_at_seeded_moments(
     lines: int,
-    as_on_a_gpu: bool,
+    overlap: bool,
     database_url: str,
     bundle: Path,
     tmp_path: Path,
@@ -116,7 +115,7 @@ def test_killed_at_seeded_moments(
         fill(folder, total, PICTURES_A_LIFE)
         total += PICTURES_A_LIFE
         listening, opened = forks.Pipe(duplex=False)
-        worker = forks.Process(target=_work, args=(folder, bundle, database_url, opened, as_on_a_gpu))
+        worker = forks.Process(target=_work, args=(folder, bundle, database_url, opened, overlap))
         worker.start()
         opened.close()
         wait_for(listening, messages=1 + int(rng.integers(0, 5 * CHUNK)))
@@ -132,7 +131,7 @@ def test_killed_at_seeded_moments(
     with Line(bundle, database_url, device="cpu") as line, FolderSource(folder, settle_s=0) as source:
         drain(line, source, chunk=CHUNK)
     prove_each_once(folder, database_url, total)
-    name = database_url.partition(":")[0] + " recorded as on a GPU" * as_on_a_gpu
+    name = database_url.partition(":")[0] + " recorded as on a GPU" * overlap
     tell(
         f"{name}, {lines} line(s): {KILLS} times kill -9, {mid_chunk} of them in the middle of a chunk; "
         f"of {total} pictures {before} recorded before the last start, {len(rows(database_url))} after it, each once"

@@ -19,8 +19,8 @@ from sqlalchemy import Connection, event, text
 
 from inspect_xai.errors import DatabaseAwayError, RefusedError, StoreError
 from inspect_xai.intake.folder_source import FolderSource
-from inspect_xai.line import line as line_module
 from inspect_xai.line.line import Line, drain
+from inspect_xai.line.stages import Schedule
 from inspect_xai.records import Inspection
 from inspect_xai.storage import database, schema
 from inspect_xai.storage.results import RecordedInspection
@@ -179,7 +179,6 @@ def test_a_chunk_whose_connection_is_cut_leaves_nothing_of_it(
 def test_a_line_goes_on_when_its_server_comes_back(
     postgres_server: Cluster, postgres_template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(line_module, "_TRY_AGAIN_AFTER_S", (0.2,) * 100)
     url = postgres_server.create(template=postgres_template)
     for number in range(6):
         picture = tmp_path / f"in/L1/S3/SN{number}_LOT1_CAM1_top_early_20261123T120000Z.png"
@@ -187,20 +186,20 @@ def test_a_line_goes_on_when_its_server_comes_back(
         picture.write_bytes(hostile.encoded(spots.part(number, spot_px=10)))
     back = threading.Timer(1.0, postgres_server.start)
     with (
-        Line(spots.spot_bundle(tmp_path), url, device="cpu") as line,
+        Line(spots.spot_bundle(tmp_path), url, device="cpu", schedule=Schedule(retry_after_s=(0.2,) * 100)) as line,
         FolderSource(tmp_path / "in", settle_s=0) as source,
     ):
-        record, chunks = line._store.record, 0
+        record, chunks = Store.record, 0
 
-        def away_before_the_second(inspections: list[Inspection]) -> list[RecordedInspection]:
+        def away_before_the_second(store: Store, inspections: list[Inspection]) -> list[RecordedInspection]:
             nonlocal chunks
             chunks += 1
             if chunks == 2:
                 postgres_server.stop()
                 back.start()
-            return record(inspections)
+            return record(store, inspections)
 
-        monkeypatch.setattr(line._store, "record", away_before_the_second)
+        monkeypatch.setattr(Store, "record", away_before_the_second)
         try:
             summary = drain(line, source, chunk=2)
         finally:

@@ -32,7 +32,7 @@ from inspect_xai.storage.results import StoredInspection
 from inspect_xai.storage.store import Store, open_store
 from inspect_xai.verify.replay import Replay, Replayer, ReplayOutcome, archived_picture, replay
 from inspect_xai.verify.tolerance import compare_maps, scores_off, sums_off
-from tests.line.test_line import rows, run, write
+from tests.line.test_line import explaining, rows, run, write
 from tests.support import hostile, spots
 from tests.support.toys import toy_model
 
@@ -52,7 +52,7 @@ def recorded(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         write(folder / f"in/{name}.png", 3, spot_px)
     (folder / "in/empty.png").write_bytes(b"")
     db = f"sqlite:///{folder / 'line.db'}"
-    run(folder / "in", bundle, db, ok_share=1.0)
+    run(folder / "in", bundle, db, policy=explaining(1.0))
     with open_store(db) as store:
         return {row.serial: store.get(row.inspection_id, maps=True) for row in rows(db)}
 
