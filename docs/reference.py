@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the command line itself; `--check` fails when the page is out of date."""
+"""Write docs/reference/cli.md from the command line itself; `--check` fails when the page is out of date."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 
 from inspect_xai.cli import app
 
-PAGE = Path(__file__).parent / "cli.md"
+PAGE = Path(__file__).parent / "reference" / "cli.md"
 
 
 def render() -> str:
@@ -50,7 +50,7 @@ def main() -> None:
     page = render()
     if "--check" in sys.argv[1:]:
         if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page:
-            sys.exit(f"{PAGE.name} is out of date: run `make format`")
+            sys.exit(f"{PAGE} is out of date: run `make format`")
         return
     PAGE.write_text(page, encoding="utf-8")
 
