@@ -7,7 +7,7 @@ WORKERS ?= auto
 EXTRAS ?= test
 SLOW := blocks claims explain families gradient_networks graph line line_killed safety sharing store_faults
 
-.PHONY: help run test test-slow test-all check format clean install install-test
+.PHONY: help run test test-slow test-all check docs format clean install install-test
 
 help:  ## say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */make \1\t/' | expand -t 18
@@ -30,6 +30,9 @@ check: install-test  ## lint, types, import contract, docs freshness
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/reference.py --check
+
+docs: install-test  ## build the documentation site into build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: install-test  ## put the code into its form and write the generated docs anew
 	$(BIN)/ruff check --fix .

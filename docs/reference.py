@@ -32,7 +32,9 @@ def walk(command: object, name: str) -> list[tuple[str, object]]:
 
 def _prose(text: str) -> str:
     return "\n".join(
-        f"```\n{line.removeprefix('Example: ').strip()}\n```" if line.strip().startswith("Example: ") else line
+        f"```\n{line.removeprefix('Example: ').strip()}\n```"
+        if line.strip().startswith("Example: ")
+        else line.replace("[", "\\[")
         for line in text.strip().splitlines()
     )
 
@@ -42,7 +44,11 @@ def _row(parameter: object) -> str:
     names = ", ".join(f"`{name}`" for name in parameter.opts) if option else f"`{parameter.name.upper()}`"  # type: ignore[attr-defined]
     default = parameter.default if not callable(parameter.default) else ""  # type: ignore[attr-defined]
     shown = "required" if parameter.required else "" if default in (None, False) else f"`{default}`"  # type: ignore[attr-defined]
-    return f"| {names} | {shown} | {(parameter.help or '').replace('|', chr(92) + '|')} |"  # type: ignore[attr-defined]
+    return f"| {names} | {shown} | {_escaped(parameter.help or '')} |"  # type: ignore[attr-defined]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("[", "\\[")
 
 
 def main() -> None:
