@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the command line itself; `--check` fails when the page is out of date."""
+"""Write docs/reference/cli.md from the command line itself; `--check` fails when the page is out of date."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 
 from inspect_xai.cli import app
 
-PAGE = Path(__file__).parent / "cli.md"
+PAGE = Path(__file__).parent / "reference" / "cli.md"
 
 
 def render() -> str:
@@ -32,7 +32,9 @@ def walk(command: object, name: str) -> list[tuple[str, object]]:
 
 def _prose(text: str) -> str:
     return "\n".join(
-        f"```\n{line.removeprefix('Example: ').strip()}\n```" if line.strip().startswith("Example: ") else line
+        f"```\n{line.removeprefix('Example: ').strip()}\n```"
+        if line.strip().startswith("Example: ")
+        else line.replace("[", "\\[")
         for line in text.strip().splitlines()
     )
 
@@ -42,7 +44,11 @@ def _row(parameter: object) -> str:
     names = ", ".join(f"`{name}`" for name in parameter.opts) if option else f"`{parameter.name.upper()}`"  # type: ignore[attr-defined]
     default = parameter.default if not callable(parameter.default) else ""  # type: ignore[attr-defined]
     shown = "required" if parameter.required else "" if default in (None, False) else f"`{default}`"  # type: ignore[attr-defined]
-    return f"| {names} | {shown} | {(parameter.help or '').replace('|', chr(92) + '|')} |"  # type: ignore[attr-defined]
+    return f"| {names} | {shown} | {_escaped(parameter.help or '')} |"  # type: ignore[attr-defined]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("[", "\\[")
 
 
 def main() -> None:
@@ -50,7 +56,7 @@ def main() -> None:
     page = render()
     if "--check" in sys.argv[1:]:
         if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page:
-            sys.exit(f"{PAGE.name} is out of date: run `make format`")
+            sys.exit(f"{PAGE} is out of date: run `make format`")
         return
     PAGE.write_text(page, encoding="utf-8")
 
