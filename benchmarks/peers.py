@@ -2,7 +2,7 @@
 
     python -m benchmarks.peers --store peers --windows 6                # measures what is not measured yet, prints
     python -m benchmarks.peers --store peers --windows 6 --minutes 4    # a piece of it; again to go on
-    python -m benchmarks.peers --store peers --windows 6 --print-only --docs docs
+    python -m benchmarks.peers --store peers --windows 6 --print-only --docs docs/measurements
 
 Every method runs in a process of its own (benchmarks/peer_worker.py), so that its peak memory is its own, and all are
 asked in turn for one window after the other, so that a busy machine slows all alike. A method that answers within

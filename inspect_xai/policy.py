@@ -1,6 +1,6 @@
 """policy.toml: what a plant has explained, how, and by which thresholds it judges; one file, one version.
 
-The line and a replay read it; docs/line.md shows it whole. Without one a line works by `DefaultPolicy`.
+The line and a replay read it; docs/guides/line.md shows it whole. Without one a line works by `DefaultPolicy`.
 """
 
 import json
@@ -24,7 +24,7 @@ _MOST_BYTES = 1 << 20
 _STRICT_KEYS = {"extra": "forbid"}
 # Rules that versions were kept without: unless they say something else they are no part of the content.
 _ADDED_LATER: dict[str, Any] = {"faithfulness": True, "labels": [], "overturned_days": 0, "max_windows": None}
-_REMEDY = "correct the policy; docs/line.md lists its keys"
+_REMEDY = "correct the policy; docs/guides/line.md lists its keys"
 
 
 NOBODY: Final = "quality"
@@ -37,7 +37,7 @@ class AlertRule:
 
     Attributes:
         owner: Who has to look at it: a name or a department.
-        topics: Of alarms (docs/report.md lists them); none: all.
+        topics: Of alarms (docs/guides/quality-manager.md lists them); none: all.
         stations: Where it happened; none: anywhere, and alarms that have no station too.
         send: Channels; none: it stands on the page only.
     """

@@ -94,7 +94,9 @@ class Method(StrEnum):
 
     SISE = "sise"
     ADA_SISE = "ada-sise"
-    GRAD_SISE = "grad-sise"  # SISE with pixel-wise gradients, inside a region that suffices: docs/methods.md
+    GRAD_SISE = (
+        "grad-sise"  # SISE with pixel-wise gradients, inside a region that suffices: docs/measurements/methods.md
+    )
     GRAD_CAM = "grad-cam"
     GRAD_CAM_PLUS_PLUS = "grad-cam++"
     HIRES_CAM = "hirescam"

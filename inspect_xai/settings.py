@@ -371,7 +371,7 @@ def _explained(error: ValidationError, path: Path | None, *, flags: Mapping[str,
             problems.append(f"{key}: {problem['msg']} ({place})")
         else:
             problems.append(f"{key} is {problem['input']!r}: {problem['msg']} ({place})")
-    return SettingsError("; ".join(problems), remedy="correct it there; docs/line.md shows all settings")
+    return SettingsError("; ".join(problems), remedy="correct it there; docs/guides/line.md shows all settings")
 
 
 def _set_by(location: tuple[int | str, ...], path: Path | None, flags: Mapping[str, Any]) -> str:

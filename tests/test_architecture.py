@@ -98,7 +98,7 @@ def test_the_reference_page_is_fresh() -> None:
 
 
 def test_every_error_stands_in_the_errors_page_with_its_exit_code() -> None:
-    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "errors.md").read_text(encoding="utf-8")
     kinds = error_kinds()
 
     assert len(kinds) > 10

@@ -91,7 +91,7 @@ def test_a_missing_file_and_binary_rubbish_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_example_in_the_guide_names_every_setting(tmp_path: Path) -> None:
-    guide = (Path(__file__).parent.parent / "docs" / "line.md").read_text(encoding="utf-8")
+    guide = (Path(__file__).parent.parent / "docs" / "guides" / "line.md").read_text(encoding="utf-8")
     example = guide.split("```toml\n")[1].split("```")[0]
     (tmp_path / "line.toml").write_text(example)
     settings = load_settings(tmp_path / "line.toml")

@@ -225,8 +225,8 @@ def export(
 ) -> None:
     """Export evidence of a part, a lot or a period: rows, pictures, maps, reviews, model card, proof of the chain.
 
-    The ZIP can be checked without inspect-xai; its README.txt says how, docs/record.md what is in it. The same record
-    gives the same bytes. What is recorded but no longer there (deleted by retention) is listed.
+    The ZIP can be checked without inspect-xai; its README.txt says how, docs/reference/record.md what is in it.
+    The same record gives the same bytes. What is recorded but no longer there (deleted by retention) is listed.
 
     Example: inspect-xai ledger export --part SN0042 --lot LOT7 --out evidence.zip
     """

@@ -119,7 +119,7 @@ def verify(
 ) -> None:
     """Compute the golden set anew on a device and hold it against what is expected.
 
-    Exit code 0: everything is within the tolerances of docs/record.md. 1: it is not, and the table says where.
+    Exit code 0: everything is within the tolerances of docs/reference/record.md. 1: it is not; the table says where.
 
     Example: inspect-xai model verify tile.bundle --golden tile.bundle/golden --device cuda
     """

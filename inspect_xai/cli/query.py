@@ -82,7 +82,7 @@ def find(
     """Find inspections that fit everything given, newest first, by when their pictures were taken.
 
     From the hash of a picture, map, model or model file it leads back to the parts. --whole writes the same documents
-    as the desk's JSON interface (docs/api.md).
+    as the desk's JSON interface (docs/reference/api.md).
 
     Example: inspect-xai find --lot LOT7 --label crack --region-near 120 80 20 --since 2026-11-01
     """

@@ -62,8 +62,8 @@ def replay(
 ) -> None:
     """Can this decision be reproduced? Recompute prediction, verdict and explanation from the archived picture.
 
-    Each inspection holds (everything within the tolerances of docs/record.md), differs (what, by how much, and which
-    version, provider or card field changed since), or cannot be replayed (what is missing). Exit code 0: all hold.
+    Each inspection holds (everything within the tolerances of docs/reference/record.md), differs (what, by how much, and
+    which version, provider or card field changed since), or cannot be replayed (what is missing). Exit code 0: all hold.
     1: one differs or cannot be replayed; the output tells which.
 
     Example: inspect-xai replay 17 --db sqlite:///inspections.db --bundle tile.bundle

@@ -26,7 +26,7 @@ def show(
 ) -> None:
     """Show one inspection: picture, verdict, what the model said, explanation, provenance, reviews.
 
-    With --json: the very document that the desk's JSON interface gives (docs/api.md).
+    With --json: the very document that the desk's JSON interface gives (docs/reference/api.md).
 
     Example: inspect-xai show 17 --db sqlite:///inspections.db
     """

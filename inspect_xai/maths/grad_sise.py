@@ -5,7 +5,8 @@ what is seen. Here each block's map is multiplied by a map of its pixel-wise gra
 instead of added, and what cuts the product off is one of several regions of equal size: the one which, shown alone,
 leaves most of the class's score. The network is asked that between `regions` and `fuse_within`.
 
-Sources: method notes, sections 8 and 9; SISE and LayerCAM as in `sise` and `rivals`. Equations: docs/methods.md.
+Sources: method notes, sections 8 and 9; SISE and LayerCAM as in `sise` and `cams`.
+Equations: docs/measurements/methods.md.
 """
 
 from collections.abc import Sequence

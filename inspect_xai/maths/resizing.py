@@ -1,7 +1,7 @@
 """Resizing to the letter as the framework does in which a network was trained: a score may hang on it.
 
-What each `resize` of a card is, in the frameworks' own words, stands in docs/card.md; tests hold each equal to what the
-framework itself made of a picture. AREA is not here: it is this project's own (tiles.py).
+What each `resize` of a card is, in the frameworks' own words, stands in docs/reference/card.md; tests hold each equal
+to what the framework itself made of a picture. AREA is not here: it is this project's own (tiles.py).
 """
 
 from collections.abc import Callable

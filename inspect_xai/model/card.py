@@ -37,7 +37,7 @@ _SECTIONS: dict[str, type] = {
     "verdict": VerdictSpec,
     "explain": ExplainSpec,
 }
-_REMEDY = "edit the card; docs/card.md lists every key"
+_REMEDY = "edit the card; docs/reference/card.md lists every key"
 
 
 def read_card(path: Path, *, alone: bool = False) -> ModelCard:

@@ -1,7 +1,7 @@
 """Alarms on their way out of the house: a file dropped, a signed webhook, an e-mail; each goes once.
 
-Who is told is the policy's to say ([[alert]], docs/report.md); how a channel is reached, with its secrets, stands in
-the settings, since a policy is kept in the record for everybody to read. What was sent is written down after it was
+Who is told is the policy's to say ([[alert]], docs/guides/quality-manager.md); how a channel is reached, with its secrets,
+stands in the settings, since a policy is kept in the record for everybody to read. What was sent is written down after it was
 sent: after a crash in between it goes again, under the same id, by which a receiver knows it.
 """
 
@@ -95,7 +95,7 @@ def send_alerts(
     if missing:
         raise AlertError(
             f"the policy sends alerts by {' and '.join(missing)}, which is not set up",
-            remedy="fill in [alert] of the settings; docs/report.md shows it",
+            remedy="fill in [alert] of the settings; docs/guides/quality-manager.md shows it",
         )
     sent: dict[Channel, tuple[str, ...]] = {}
     known: dict[Channel, tuple[str, ...]] = {}

@@ -1,4 +1,4 @@
-"""All numbers of a report, from sums that the database adds up; docs/report.md says how each is made."""
+"""All numbers of a report, from sums of the database; docs/guides/quality-manager.md says how each is made."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -128,7 +128,7 @@ def export_evidence(store: Store, inspection_ids: Sequence[int], *, out: Path, a
 
 
 def result_of(stored: StoredInspection, files: Sequence[str] = ()) -> dict[str, Any]:
-    """Return an inspection as a result by the field names of OPC 40100-1 (docs/record.md has the table)."""
+    """Return an inspection as a result by the field names of OPC 40100-1 (docs/reference/record.md has the table)."""
     capture, model = stored.capture, stored.model
     return {
         "ResultId": str(stored.inspection_id),

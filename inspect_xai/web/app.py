@@ -114,7 +114,7 @@ def _is_for_machines(connection: HTTPConnection) -> bool:
 
 
 def _fault(connection: HTTPConnection, status: int, key: str, detail: str = "") -> JSONResponse:
-    """An error as docs/api.md promises it: its kind, and a sentence."""
+    """An error as docs/reference/api.md promises it: its kind, and a sentence."""
     words = site_of(connection).words(connection)
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
     return JSONResponse({"error": key, "message": detail or words(key)}, status_code=status, headers=headers)

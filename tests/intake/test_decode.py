@@ -170,7 +170,7 @@ def test_a_lost_restart_interval_is_refused_wherever_it_was() -> None:
 
 
 def test_flipped_bytes_are_refused_where_the_decoder_warns_and_only_there() -> None:
-    """What the decoder does not complain of nobody can see: docs/line.md says so, and this counts it."""
+    """What the decoder does not complain of nobody can see: docs/guides/line.md says so, and this counts it."""
     data, rng, refused = JPEGS["progressive"], np.random.default_rng(0), 0
     scan = data.find(b"\xff\xda") + 12
     for _ in range(100):

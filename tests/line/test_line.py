@@ -192,7 +192,7 @@ def test_hostile_files_get_a_row_with_a_reason_and_the_next_picture_is_inspected
     assert list((folder / "_claimed").iterdir()) == []
     assert (tmp_path / "outside.png").is_file()  # what a link pointed to was neither read nor moved
     assert (tmp_path / "elsewhere/secret.png").is_file()
-    assert (len(broken), len(sound)) == (78, 49)  # the counts in docs/line.md
+    assert (len(broken), len(sound)) == (78, 49)  # the counts in docs/guides/line.md
     assert run(folder, bundle, db).seen == 0
 
 

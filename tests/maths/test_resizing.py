@@ -38,7 +38,7 @@ EQUAL = {
 NEAR = {
     "torchvision tensor bilinear": (spec(Fit.STRETCH, "tensor-bilinear"), 2e-4),  # float32 sums in another order
     "torchvision tensor bicubic": (spec(Fit.STRETCH, "tensor-bicubic"), 2e-4),
-    "torchvision uint8 tensor bilinear": (spec(Fit.STRETCH, "bilinear"), 1),  # as docs/card.md says
+    "torchvision uint8 tensor bilinear": (spec(Fit.STRETCH, "bilinear"), 1),  # as docs/reference/card.md says
     "torchvision uint8 tensor bicubic": (spec(Fit.STRETCH, "bicubic"), 1),
 }
 

@@ -123,7 +123,7 @@ def test_a_write_that_fails_leaves_the_day_as_it_was(folder: Path, days: Days, m
 
 
 def test_every_column_is_documented() -> None:
-    table = (ROOT / "docs" / "record.md").read_text(encoding="utf-8").partition("## Parquet")[2]
+    table = (ROOT / "docs" / "reference" / "record.md").read_text(encoding="utf-8").partition("## Parquet")[2]
     named = set(re.findall(r"\w+", table))
     absent = {each.name for each in dataclasses.fields(InspectionSummary)} - named
     assert {each.removesuffix("_random") for each in absent} <= named, absent

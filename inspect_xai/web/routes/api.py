@@ -1,4 +1,4 @@
-"""The JSON interface for quality systems and MES: OpenAPI at /api/v1/openapi.json, field names in docs/api.md."""
+"""The JSON interface for quality systems and MES: OpenAPI at /api/v1/openapi.json; see docs/reference/api.md."""
 
 import io
 from datetime import datetime
