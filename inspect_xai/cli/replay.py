@@ -62,9 +62,9 @@ def replay(
 ) -> None:
     """Can this decision be reproduced? Recompute prediction, verdict and explanation from the archived picture.
 
-    Each inspection holds (everything within the tolerances of docs/reference/record.md), differs (what, by how much, and
-    which version, provider or card field changed since), or cannot be replayed (what is missing). Exit code 0: all hold.
-    1: one differs or cannot be replayed; the output tells which.
+    Each inspection holds (everything within the tolerances of docs/reference/record.md), differs (what, by how much,
+    and which version, provider or card field changed since), or cannot be replayed (what is missing). Exit code 0: all
+    hold. 1: one differs or cannot be replayed; the output says which.
 
     Example: inspect-xai replay 17 --db sqlite:///inspections.db --bundle tile.bundle
     """

@@ -1,8 +1,8 @@
-"""Alarms on their way out of the house: a file dropped, a signed webhook, an e-mail; each goes once.
+"""Alerts: a file in a folder, a signed webhook, an e-mail; each is sent once.
 
-Who is told is the policy's to say ([[alert]], docs/guides/quality-manager.md); how a channel is reached, with its secrets,
-stands in the settings, since a policy is kept in the record for everybody to read. What was sent is written down after it was
-sent: after a crash in between it goes again, under the same id, by which a receiver knows it.
+The policy says who is told ([[alert]], docs/guides/quality-manager.md); the settings say how a channel is reached, with
+its secrets, since a policy is kept in the record for everybody to read. What was sent is written down after it was
+sent: after a crash in between it is sent again, under the same id, by which a receiver knows it.
 """
 
 import hashlib

@@ -9,9 +9,9 @@ the map's smallest to its largest value, which is off by at most half a step:
 
 The smallest value itself, which is 0 for a fused map, survives bit for bit, and so does a map of one value. float16 is
 no better above a quarter of the range. The low bits of real sums are noise that nothing packs: on 8,192 steps some
-explanations of 224 x 224 with five blocks took more than 40 kB (docs/reference/record.md has the sizes). What is packed is
-the values, their differences along a row, or the differences of those down the column, whichever comes out smallest, byte
-plane by byte plane.
+explanations of 224 x 224 with five blocks took more than 40 kB (docs/reference/record.md has the sizes). What is
+packed is the values, their differences along a row, or the differences of those down the column, whichever comes out
+smallest, byte plane by byte plane.
 """
 
 import hashlib
