@@ -22,7 +22,7 @@ from inspect_xai.intake.folder_source import FolderSource
 from inspect_xai.line.line import Line, drain
 from inspect_xai.model.build.build import build_bundle
 from inspect_xai.policy import read_policy
-from inspect_xai.storage.report_queries import Figures, Watched
+from inspect_xai.storage.report_queries import ReportQueries, Watched
 from inspect_xai.storage.schema import upgrade_schema
 from inspect_xai.storage.store import open_store
 
@@ -88,7 +88,7 @@ def read(keep: Path) -> Mapping[str, Watched]:
     found = {}
     for name in POOLS:
         with open_store(_url(keep, name)) as store:
-            found[name] = Figures(store).features(_DAY, _DAY + timedelta(days=1), most=1_000_000)[PLACE]
+            found[name] = ReportQueries(store.database).features(_DAY, _DAY + timedelta(days=1), most=1_000_000)[PLACE]
     return found
 
 

@@ -44,7 +44,7 @@ def fill(file: Path, *, days: int, per_day: int, seed: int = 8) -> None:
     began = time.perf_counter()
     with open_store(f"sqlite:///{file}", clock=lambda: stored.NOON) as store:
         stored.prepared(store)
-        store.register_policy("1", {"ok_share": 0.05})
+        store.registry.register_policy("1", {"ok_share": 0.05})
     connection = sqlite3.connect(file, isolation_level=None)
     for statement in ("PRAGMA synchronous = OFF", "PRAGMA cache_size = -800000", "PRAGMA foreign_keys = OFF", "BEGIN"):
         connection.execute(statement)

@@ -30,8 +30,8 @@ import sqlalchemy
 from numpy.typing import NDArray
 
 from inspect_xai.records import Decision, Explanation, Inspection, Profile, Review, VerdictCode
-from inspect_xai.storage import database, schema
-from inspect_xai.storage.report_queries import Figures
+from inspect_xai.storage import schema
+from inspect_xai.storage.report_queries import ReportQueries
 from inspect_xai.storage.review_queue import Desk
 from inspect_xai.storage.review_queue_sql import QueueFilter
 from inspect_xai.storage.store import Store, open_store
@@ -143,11 +143,11 @@ def statements(store: Store) -> Iterator[list[tuple[str, Any]]]:
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
         seen.append((statement, parameters))
 
-    sqlalchemy.event.listen(store._engine, "before_cursor_execute", note)
+    sqlalchemy.event.listen(store.database.engine, "before_cursor_execute", note)
     try:
         yield seen
     finally:
-        sqlalchemy.event.remove(store._engine, "before_cursor_execute", note)
+        sqlalchemy.event.remove(store.database.engine, "before_cursor_execute", note)
 
 
 def print_plan(store: Store, run: Callable[[], object]) -> None:
@@ -155,16 +155,16 @@ def print_plan(store: Store, run: Callable[[], object]) -> None:
     with statements(store) as seen:
         run()
     statement, parameters = max((each for each in seen if "SELECT" in each[0]), key=lambda each: len(each[0]))
-    is_sqlite = store._engine.dialect.name == "sqlite"
+    is_sqlite = store.database.engine.dialect.name == "sqlite"
     prefix = "EXPLAIN QUERY PLAN " if is_sqlite else "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) "
-    with database.reading(store._engine) as connection:
+    with store.database.read() as connection:
         for line in connection.exec_driver_sql(prefix + statement, parameters):
             print(f"      {line[-1]}")
 
 
 def measure_queries(store: Store, number: int) -> None:
     """The queries people wait for, with their plans."""
-    desk, figures = Desk(store), Figures(store)
+    desk, figures = Desk(store.database), ReportQueries(store.database)
     begun = time.perf_counter()
     taken = desk.take_in()
     print(f"desk took in {taken} of {number} in {time.perf_counter() - begun:.1f} s")
@@ -187,7 +187,7 @@ def measure_queries(store: Store, number: int) -> None:
         "find by region": (lambda: store.find(near_px=(2.5, 4, 1)), False),
         "known, 500 pictures": (lambda: store.known([f"{n:064x}" for n in range(500)], stored.FINGERPRINT, "1"), False),
         "statistics of everything": (lambda: store.stats(*everything), False),
-        "ledger verified": (store.verify_ledger, False),
+        "ledger verified": (store.ledger.verify, False),
     }
     for name, (run, is_bound) in queries.items():
         spent = [timed(run) for _ in range(3 if "everything" in name or "ledger" in name else 15)]
@@ -250,7 +250,7 @@ def main() -> None:
             with open_store(large) as store:
                 fill(stored.prepared(store), chosen.inspections)
                 if name != "SQLite":
-                    with store._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                    with store.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                         connection.exec_driver_sql("ANALYZE")  # as autovacuum does within a minute
                 measure_queries(store, chosen.inspections)
 

@@ -79,7 +79,7 @@ def _refuse_new_database(settings: "Settings") -> None:
     Raises:
         StoreError: If so, unless the settings say that it is meant.
     """
-    from inspect_xai.storage.database import shown
+    from inspect_xai.storage.database import redact_url
     from inspect_xai.storage.store import was_used
 
     source = settings.line.source
@@ -88,7 +88,7 @@ def _refuse_new_database(settings: "Settings") -> None:
     archive = Path(source) / "_archive"
     if any(path.is_file() for path in archive.rglob("*")):
         raise StoreError(
-            f"no line has recorded into the database {shown(settings.db)}, but {archive} holds pictures",
+            f"no line has recorded into the database {redact_url(settings.db)}, but {archive} holds pictures",
             expected="the database that they are recorded in",
             remedy="name it with --db, or put it back; to begin another one, say --new-database once",
         )
@@ -160,10 +160,12 @@ def send_alerts_of(settings: "Settings", alerts: "Sequence[Alert]") -> "Delivery
         AlertError: A channel did not take them, or is not set up.
     """
     from inspect_xai.reports.alerts import send_alerts
-    from inspect_xai.storage.quality_records import Watchbook
+    from inspect_xai.storage.quality_records import QualityRecords
 
     with store_of(settings) as store:
-        return send_alerts(Watchbook(store), alerts, rules=_rules(settings), outlets=settings.alert.outlets())
+        return send_alerts(
+            QualityRecords(store.database), alerts, rules=_rules(settings), outlets=settings.alert.outlets()
+        )
 
 
 def _rules(settings: "Settings") -> "tuple[AlertRule, ...]":
@@ -194,7 +196,7 @@ def apply_retention(settings: "Settings", *, carry_out: bool, archive: Sequence[
     from inspect_xai.storage.retention import Retention
 
     with store_of(settings) as store:
-        retention = Retention(store)
+        retention = Retention(store.database)
         found = retention.plan()
         if carry_out and not found.is_empty:
             refuse_outside([place for _, place in found.pictures], archive or [settings.line.source])
@@ -260,7 +262,7 @@ def anchor_head(settings: "Settings", place: str | None = None) -> "Anchor":
         remedy = "give --to PLACE, or set `anchors` under [ledger]"
         raise SettingsError("no place for the anchors is named", remedy=remedy)
     with store_of(settings) as store:
-        return store.anchor_ledger(wanted)
+        return store.ledger.anchor(wanted)
 
 
 def store_of(settings: "Settings", *, create: bool = False) -> "Store":
@@ -375,7 +377,7 @@ def _command(bundle: Path, manifest: Path, out: Path, settings: "AuditSettings",
 def _make_known(settings: "Settings", bundle: "ModelBundle") -> None:
     """Register the model as a candidate where it is new: most models are audited before they are approved."""
     with store_of(settings) as store:
-        store.register_model(bundle.fingerprint, bundle.card, bundle_sha256=bundle.sha256, registered_by=who())
+        store.registry.register_model(bundle.fingerprint, bundle.card, bundle_sha256=bundle.sha256, registered_by=who())
 
 
 def _keep(settings: "Settings", bundle: "ModelBundle", audit: "Audit", report: "AuditReport") -> None:
@@ -390,6 +392,6 @@ def _keep(settings: "Settings", bundle: "ModelBundle", audit: "Audit", report: "
     made_with = numbers.pop("made_with")
     identity = hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()
     with store_of(settings) as store:
-        store.record_audit(
+        store.registry.record_audit(
             identity, bundle.fingerprint, audited_at=datetime.now(UTC), settings=made_with, numbers=numbers
         )  # fmt: skip

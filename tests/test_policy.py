@@ -13,7 +13,7 @@ from inspect_xai.line.stages import IntakeSpec
 from inspect_xai.line.summary import LineSummary
 from inspect_xai.policy import DefaultPolicy, ExplainRule, Policy, policy_from, read_policy
 from inspect_xai.records import Decision, Method, Profile, Review, VerdictCode
-from inspect_xai.storage.overturned import overturned_labels
+from inspect_xai.storage.reviews import overturned_labels
 from inspect_xai.storage.store import open_store
 from inspect_xai.verify.replay import ReplayOutcome, archived_picture, replay
 from tests.conftest import Run
@@ -171,8 +171,8 @@ def test_labels_that_people_overturned_are_explained_even_when_ok(bundle: Path, 
         (number,) = store.inspection_ids()
         answer = Review("inspector 7", Decision.OVERTURN, VerdictCode.NG, true_label="spot")
         given = store.review(number, answer)
-        assert overturned_labels(store, datetime.now(UTC) - timedelta(days=7)) == {"spot"}
-        assert overturned_labels(store, datetime.now(UTC) + timedelta(days=1)) == frozenset()
+        assert overturned_labels(store.database, datetime.now(UTC) - timedelta(days=7)) == {"spot"}
+        assert overturned_labels(store.database, datetime.now(UTC) + timedelta(days=1)) == frozenset()
     assert because(2, policy) == "overturned"
     with open_store(db) as store:
         withdrawn = replace(answer, decision=Decision.CONFIRM, verdict=VerdictCode.OK, true_label="")

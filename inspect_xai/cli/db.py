@@ -21,18 +21,18 @@ def upgrade(db: DatabaseOption = None, settings: SettingsOption = None, as_json:
     Example: inspect-xai db upgrade --db sqlite:///inspections.db
     """
     from inspect_xai.settings import load_settings
-    from inspect_xai.storage.database import shown
+    from inspect_xai.storage.database import redact_url
     from inspect_xai.storage.schema import upgrade_schema
     from inspect_xai.storage.tables import REVISION
 
     url = load_settings(settings, db=db).db
     before = upgrade_schema(url)
     if as_json:
-        print_json({"db": shown(url), "before": before or None, "schema": REVISION})
+        print_json({"db": redact_url(url), "before": before or None, "schema": REVISION})
     elif before == REVISION:
-        echo(f"{shown(url)} has schema {REVISION} already")
+        echo(f"{redact_url(url)} has schema {REVISION} already")
     else:
-        echo(f"{shown(url)} brought from schema {before or 'none'} to {REVISION}")
+        echo(f"{redact_url(url)} brought from schema {before or 'none'} to {REVISION}")
 
 
 @commands.command()
@@ -44,13 +44,13 @@ def status(db: DatabaseOption = None, settings: SettingsOption = None, as_json: 
     Example: inspect-xai db status --db sqlite:///inspections.db
     """
     from inspect_xai.settings import load_settings
-    from inspect_xai.storage.database import shown
+    from inspect_xai.storage.database import redact_url
     from inspect_xai.storage.store import open_store
     from inspect_xai.storage.tables import REVISION
 
     url = load_settings(settings, db=db).db
     open_store(url, create=False).close()
     if as_json:
-        print_json({"db": shown(url), "schema": REVISION, "fits": True})
+        print_json({"db": redact_url(url), "schema": REVISION, "fits": True})
     else:
-        echo(f"{shown(url)} has schema {REVISION}, which is what this version needs")
+        echo(f"{redact_url(url)} has schema {REVISION}, which is what this version needs")

@@ -72,7 +72,7 @@ def verify(
     with store_of(chosen) as store, progress_bar(shown=not as_json) as progress:
         names = ("events", "rows", "maps", *(["pictures"] if files else []))
         tasks = {what: progress.add_task(f"checking {what}", total=None) for what in names}
-        report = store.verify_ledger(
+        report = store.ledger.verify(
             heads=heads or [], public_keys=pinned, anchored_at=anchors or chosen.ledger.anchors, blobs=files,
             on_progress=lambda what, done, total: progress.update(tasks[what], completed=done, total=total),
         )  # fmt: skip
@@ -185,7 +185,7 @@ def rotate(
     from inspect_xai.settings import load_settings
 
     with store_of(load_settings(settings, db=db)) as store:
-        public_key = store.rotate_ledger_key(file, by=who(by), lost=lost)
+        public_key = store.ledger.rotate_key(file, by=who(by), lost=lost)
     if as_json:
         print_json({"key": file, "public_key": public_key})
     else:
@@ -201,7 +201,7 @@ def head(db: DatabaseOption = None, settings: SettingsOption = None, as_json: Js
     from inspect_xai.settings import load_settings
 
     with store_of(load_settings(settings, db=db)) as store:
-        found = store.ledger_head()
+        found = store.ledger.head()
     if as_json:
         print_json({"head": found})
     else:

@@ -130,6 +130,6 @@ def print_summary(summary: "LineSummary", settings: "Settings") -> None:
 
 
 def _without_password(url: str) -> str:
-    from inspect_xai.storage.database import shown
+    from inspect_xai.storage.database import redact_url
 
-    return shown(url)
+    return redact_url(url)

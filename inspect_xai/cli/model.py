@@ -68,12 +68,12 @@ def register_(
         _tell_report(report, as_json=as_json)
         raise typer.Exit(_FINDINGS)
     with store_of(chosen, create=True) as store:
-        store.register_model(
+        store.registry.register_model(
             loaded.fingerprint, loaded.card, bundle_sha256=loaded.sha256, registered_by=who(by), other_files=True
         )
         if report is not None:
             keep_result(store, report, by=who(by), note="verified at registration")
-        _tell(store.model(loaded.fingerprint), as_json=as_json)
+        _tell(store.registry.model(loaded.fingerprint), as_json=as_json)
 
 
 @commands.command("golden")
@@ -162,7 +162,10 @@ def approve(
                 f"{found.name} {found.version} has no golden result that holds",
                 remedy="inspect-xai model verify BUNDLE --db URL; or say --without-golden and why with --note",
             )
-        _tell(store.set_model_status(found.fingerprint, ModelStatus.APPROVED, by=who(by), note=note), as_json=as_json)
+        _tell(
+            store.registry.set_model_status(found.fingerprint, ModelStatus.APPROVED, by=who(by), note=note),
+            as_json=as_json,
+        )
 
 
 @commands.command()
@@ -181,8 +184,11 @@ def retire(
     from inspect_xai.settings import load_settings
 
     with store_of(load_settings(settings, db=db)) as store:
-        found = store.model(_fingerprint(model))
-        _tell(store.set_model_status(found.fingerprint, ModelStatus.RETIRED, by=who(by), note=note), as_json=as_json)
+        found = store.registry.model(_fingerprint(model))
+        _tell(
+            store.registry.set_model_status(found.fingerprint, ModelStatus.RETIRED, by=who(by), note=note),
+            as_json=as_json,
+        )
 
 
 @commands.command("list")
@@ -194,7 +200,7 @@ def list_(db: DatabaseOption = None, settings: SettingsOption = None, as_json: J
     from inspect_xai.settings import load_settings
 
     with store_of(load_settings(settings, db=db)) as store:
-        models = store.models()
+        models = store.registry.models()
     if as_json:
         print_json(models)
         return
@@ -207,7 +213,7 @@ def _registered(store: "Store", model: str) -> "StoredModel":
     from inspect_xai.model.bundle import load_bundle
     from inspect_xai.verify.golden import FILES_NOT_KNOWN, LET_FILES_BE_KNOWN
 
-    found = store.model(_fingerprint(model))
+    found = store.registry.model(_fingerprint(model))
     if Path(model).is_dir():
         found.check_files(load_bundle(model).sha256)
     if found.bundle_sha256 is None:

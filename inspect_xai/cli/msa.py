@@ -62,7 +62,7 @@ def create(
     names = [name.strip() for name in appraisers.split(",") if name.strip()]
     with store_of(load_settings(settings, db=db)) as store:
         if not _is_file(study):
-            made = Studies(store).create(
+            made = Studies(store.database).create(
                 study, appraisers=names, parts=parts, trials=trials, seed=seed, by=who(by),
                 inspection_ids=inspection or (),
             )  # fmt: skip
@@ -85,7 +85,7 @@ def list_(db: DatabaseOption = None, settings: SettingsOption = None, as_json: J
     from inspect_xai.storage.studies import Studies
 
     with store_of(load_settings(settings, db=db)) as store:
-        studies = Studies(store)
+        studies = Studies(store.database)
         found = [(study, studies.progress(study.study_id)) for study in studies.all()]
     if as_json:
         print_json([{"study": study, "progress": progress} for study, progress in found])
@@ -187,7 +187,7 @@ def _is_file(study: str) -> bool:
 def _on_desk(store: "Store", name: str) -> "list[StudyAnswer]":
     from inspect_xai.storage.studies import Studies
 
-    studies = Studies(store)
+    studies = Studies(store.database)
     return studies.rows(studies.get(name).study_id)
 
 

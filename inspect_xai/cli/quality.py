@@ -47,21 +47,21 @@ def baseline(
     from inspect_xai.reports.period import Period
     from inspect_xai.settings import load_settings
     from inspect_xai.statistics.drift import FEWEST_DAYS, DriftRules
-    from inspect_xai.storage.quality_records import Watchbook
-    from inspect_xai.storage.report_queries import Figures
+    from inspect_xai.storage.quality_records import QualityRecords
+    from inspect_xai.storage.report_queries import ReportQueries
 
     chosen = load_settings(settings, db=db)
     first, last = since.date(), until.date()
     period = Period(first, last, ZoneInfo(chosen.report.time_zone))
     with store_of(chosen) as store:
-        learnt, most = learn_from(Figures(store), period, first=first, last=last)
+        learnt, most = learn_from(ReportQueries(store.database), period, first=first, last=last)
         if not learnt.quiet:
             raise StudyError(
                 f"no station has more than {most} days with {DriftRules().fewest} parts from {first} to {last}",
                 expected=f"{FEWEST_DAYS}",
                 remedy="choose a longer period",
             )
-        Watchbook(store).set_baseline(first, last, content=to_plain(learnt), by=who(by))
+        QualityRecords(store.database).set_baseline(first, last, content=to_plain(learnt), by=who(by))
     strata = sorted({cell.stratum for cell in learnt.quiet})
     if as_json:
         print_json({"first": first, "last": last, "cells": len(learnt.quiet), "strata": strata})
@@ -82,11 +82,11 @@ def list_(
     """
     from inspect_xai.reports.index import reports_in
     from inspect_xai.settings import load_settings
-    from inspect_xai.storage.quality_records import Watchbook
+    from inspect_xai.storage.quality_records import QualityRecords
 
     chosen = load_settings(settings, db=db)
     with store_of(chosen) as store:
-        seen = Watchbook(store).acknowledged()
+        seen = QualityRecords(store.database).acknowledged()
     alarms = {alarm["alarm_id"]: alarm for each in reports_in(chosen.report.out) for alarm in each.alarms}
     if as_json:
         print_json([alarm | {"seen": seen.get(name)} for name, alarm in alarms.items()])
@@ -110,7 +110,7 @@ def acknowledge(
     from inspect_xai.errors import NotFoundError
     from inspect_xai.reports.index import reports_in
     from inspect_xai.settings import load_settings
-    from inspect_xai.storage.quality_records import Watchbook
+    from inspect_xai.storage.quality_records import QualityRecords
 
     chosen = load_settings(settings, db=db)
     known = {alarm["alarm_id"] for each in reports_in(chosen.report.out) for alarm in each.alarms}
@@ -119,7 +119,7 @@ def acknowledge(
             f"no report in {chosen.report.out} has an alarm {alarm_id}", remedy="see: inspect-xai alarm list"
         )
     with store_of(chosen) as store:
-        made = Watchbook(store).acknowledge(alarm_id, by=who(by), note=note)
+        made = QualityRecords(store.database).acknowledge(alarm_id, by=who(by), note=note)
     echo(f"{alarm_id} acknowledged by {made.by}")
 
 
@@ -148,23 +148,22 @@ def calibrate(
     from inspect_xai.reports.calibration import calibrate as fitted
     from inspect_xai.reports.period import Period
     from inspect_xai.settings import load_settings
-    from inspect_xai.storage.quality_records import Watchbook
-    from inspect_xai.storage.report_queries import Figures
+    from inspect_xai.storage.report_queries import ReportQueries
 
     chosen = load_settings(settings, db=db)
     zone = ZoneInfo(chosen.report.time_zone)
     last: date = until.date() if until else datetime.now(zone).date()
     period = Period(since.date(), last, zone)
     with store_of(chosen) as store:
-        registered = store.model(model)
-        found = Figures(store).reviewed_scores(*period.span, model=registered)
+        registered = store.registry.model(model)
+        found = ReportQueries(store.database).reviewed_scores(*period.span, model=registered)
         content = fitted(
             np.array([each.probability for each in found]),
             np.array([each.is_defect for each in found], dtype=np.bool_),
             weights=np.array([1 / each.chance for each in found]),
         )
         content |= {"since": period.first.isoformat(), "until": period.last.isoformat()}
-        Watchbook(store).set_calibration(registered.fingerprint, content, by=who(by))
+        store.registry.set_calibration(registered.fingerprint, content, by=who(by))
     if as_json:
         print_json(content)
         return

@@ -138,7 +138,7 @@ def trace(
 
     with store_of(load_settings(settings, db=db)) as store:
         steps = _steps(store, part, lot, product)
-        repeats = store.events(kind="same_bytes", subject=part)
+        repeats = store.ledger.events(kind="same_bytes", subject=part)
     if as_json:
         print_json(steps)
     for step in [] if as_json else steps:

@@ -83,12 +83,11 @@ def explain_missing(
     Example: inspect-xai explain-missing --since 2026-11-01 --bundle tile.bundle --db sqlite:///inspections.db
     """
     from inspect_xai.settings import load_settings
-    from inspect_xai.storage.explained import is_explained
 
     def wanted_by(store: "Store", line: "Line") -> "Callable[[InspectionSummary], bool]":
         def wanted(row: "InspectionSummary") -> bool:
-            return row.fingerprint == line.fingerprint and not is_explained(
-                store, row.sha256, fingerprint=line.fingerprint, method=line.method_of(row.product)
+            return row.fingerprint == line.fingerprint and not store.is_explained(
+                row.sha256, fingerprint=line.fingerprint, method=line.method_of(row.product)
             )
 
         return wanted

@@ -39,7 +39,7 @@ def rule(
     if (kind is None) != (days is None) or kind not in (None, *DataKind):
         raise typer.BadParameter("give --kind (picture, map or row) and --days, or neither to list the rules")
     with store_of(load_settings(settings, db=db)) as store:
-        retention = Retention(store)
+        retention = Retention(store.database)
         if kind is not None and days is not None:
             retention.set_rule(Rule(product, DataKind(kind), days), by=who(by))
         rules = retention.rules()
@@ -62,7 +62,7 @@ def plan(db: DatabaseOption = None, settings: SettingsOption = None, as_json: Js
     from inspect_xai.storage.retention import Retention
 
     with store_of(load_settings(settings, db=db)) as store:
-        found = Retention(store).plan()
+        found = Retention(store.database).plan()
     if as_json:
         print_json(found)
         return
@@ -121,7 +121,7 @@ def hold(
     if not (part or lot or product):
         raise typer.BadParameter("give --part, --lot or --product")
     with store_of(load_settings(settings, db=db)) as store:
-        retention = Retention(store)
+        retention = Retention(store.database)
         number = retention.place_hold(reason=reason, by=who(by), product=product, lot=lot, serial=part)
         lost = retention.pictures_lost(number)
     if as_json:
@@ -151,7 +151,7 @@ def release(
     from inspect_xai.storage.retention import Retention
 
     with store_of(load_settings(settings, db=db)) as store:
-        retention = Retention(store)
+        retention = Retention(store.database)
         if hold_id is not None and not retention.release_hold(hold_id, by=who(by)):
             echo(f"no hold {hold_id} stands", err=True)
             raise typer.Exit(1)
@@ -176,12 +176,13 @@ def sweep(db: DatabaseOption = None, settings: SettingsOption = None, as_json: J
     Example: inspect-xai retention sweep --settings line.toml
     """
     from inspect_xai.settings import load_settings
+    from inspect_xai.storage.retention import Retention
 
     chosen = load_settings(settings, db=db)
     if not chosen.blob_store:
         raise SettingsError("no blob store is named", remedy="set `blob_store`; without one there is nothing to sweep")
     with store_of(chosen) as store:
-        removed = store.sweep_blobs()
+        removed = Retention(store.database).sweep_blobs()
     if as_json:
         print_json({"removed": removed})
     else:

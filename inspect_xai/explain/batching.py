@@ -80,7 +80,7 @@ def run_together(engine: Engine, tasks: Iterable[Task[T]], *, at_once: int | Non
 
     Args:
         engine: Scores the masks.
-        tasks: Taken one by one as they are begun.
+        tasks: AnswerAccepted one by one as they are begun.
         at_once: How many; default: as many as the engine's runs have room for.
 
     Returns:

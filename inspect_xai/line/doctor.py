@@ -20,7 +20,7 @@ from inspect_xai.model.bundle import ModelBundle, load_bundle
 from inspect_xai.model.engine import Engine
 from inspect_xai.policy import read_policy
 from inspect_xai.records import ModelStatus
-from inspect_xai.storage.database import shown, sqlite_file
+from inspect_xai.storage.database import redact_url, sqlite_file
 from inspect_xai.storage.signing_keys import Signer
 from inspect_xai.storage.store import Store, open_store
 from inspect_xai.storage.tables import REVISION
@@ -123,7 +123,7 @@ def _policy(file: Path, bundle: list[ModelBundle]) -> Iterator[Finding]:
 
 def _database(url: str, bundle: list[ModelBundle], ledger_key: Path | None) -> Iterator[Finding]:
     with open_store(url, create=False, ledger_key=ledger_key) as store:
-        yield Finding("database", ok=True, found=f"{shown(url)} has schema {REVISION}")
+        yield Finding("database", ok=True, found=f"{redact_url(url)} has schema {REVISION}")
         for loaded in bundle:
             yield _approval(store, loaded)
         yield from _tried("ledger", lambda: _signatures(store, ledger_key))
@@ -138,7 +138,7 @@ def _database(url: str, bundle: list[ModelBundle], ledger_key: Path | None) -> I
 
 def _signatures(store: Store, ledger_key: Path | None) -> Iterator[Finding]:
     """Say whether events are signed; a key that cannot sign the next one is an error of the store or the settings."""
-    signed_by = store.signed_by()
+    signed_by = store.ledger.signed_by()
     if signed_by:
         found = f"events are signed with {signed_by[:16]}, which is the key set here"
     elif ledger_key is not None:
@@ -150,7 +150,7 @@ def _signatures(store: Store, ledger_key: Path | None) -> Iterator[Finding]:
 
 def _approval(store: Store, bundle: ModelBundle) -> Finding:
     name = bundle.fingerprint[:12]
-    known = next((model for model in store.models() if model.fingerprint == bundle.fingerprint), None)
+    known = next((model for model in store.registry.models() if model.fingerprint == bundle.fingerprint), None)
     ask = f"have quality say: inspect-xai model approve {name} --db URL"
     if known is None:
         return Finding("model", ok=False, found=f"{name} is not registered", remedy=ask)

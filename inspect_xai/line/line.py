@@ -178,7 +178,7 @@ class Line:
             return nullcontext()
         return source.shared(
             Claims(
-                self._store,
+                self._store.database,
                 source.url,
                 fingerprint=self.fingerprint,
                 policy_version=self.policy.version,
@@ -205,13 +205,13 @@ class Line:
         engine, store = self._explainer.engine, self._store
         loaded = engine.bundle
         self.policy.check_against(loaded.card)
-        store.register_model(self.fingerprint, loaded.card, bundle_sha256=loaded.sha256, registered_by=by)
+        store.registry.register_model(self.fingerprint, loaded.card, bundle_sha256=loaded.sha256, registered_by=by)
         limits = {"limits": asdict(self.intake.limits)}
-        store.register_policy(self.policy.version, self.policy.content | limits, by=by)
+        store.registry.register_policy(self.policy.version, self.policy.content | limits, by=by)
         if self.policy.explains:
             engine.warm_up()
         verified = verify_at_start(store, self._explainer, golden, by=by) if golden else None
-        if store.model(self.fingerprint).bundle_sha256 is None:
+        if store.registry.model(self.fingerprint).bundle_sha256 is None:
             _log.warning("model %s was %s: %s", self.fingerprint[:12], FILES_NOT_KNOWN, LET_FILES_BE_KNOWN)
         return verified
 
@@ -256,7 +256,7 @@ class Line:
         """Give back what was not inspected, and move what is recorded out of the way."""
         for claim in claims[len(recorded) :]:
             source.release(claim)
-        self._store.check_file()  # what is recorded in a file that nobody finds again is not recorded
+        self._store.database.check_file()  # what is recorded in a file that nobody finds again is not recorded
         for picture in recorded:  # not before: a chunk that is tried again finds all its files
             source.move(picture.claim, destination=picture.destination)
 

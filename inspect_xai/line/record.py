@@ -16,8 +16,8 @@ from inspect_xai.intake.url_source import Source
 from inspect_xai.line.stages import PictureState, Schedule
 from inspect_xai.line.summary import Outcome
 from inspect_xai.records import Capture, Failure, Inspection, Part, Reason, Verdict, VerdictCode
-from inspect_xai.storage.overturned import overturned_labels
 from inspect_xai.storage.results import RecordedInspection
+from inspect_xai.storage.reviews import overturned_labels
 from inspect_xai.storage.store import Store
 
 _log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Recorder:
     def overturned_labels(self, days: int) -> frozenset[str]:
         """Return the labels that people overturned in the last so many days."""
         since = datetime.now(UTC) - timedelta(days=days)
-        return self._with_retries(lambda: overturned_labels(self._store, since))
+        return self._with_retries(lambda: overturned_labels(self._store.database, since))
 
     def record(self, source: Source | ArchiveSource, pictures: Sequence[PictureState]) -> list[RecordedPicture]:
         """Record judged pictures in one transaction, but those whose bytes are known.

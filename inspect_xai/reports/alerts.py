@@ -27,7 +27,7 @@ from inspect_xai.settings import Channel, Outlets
 if TYPE_CHECKING:  # the settings read this module, and are to load no database
     from httpx import URL
 
-    from inspect_xai.storage.quality_records import Watchbook
+    from inspect_xai.storage.quality_records import QualityRecords
 
 BACK_OFF_S: Final = (1.0, 4.0, 15.0)
 """Pauses before a webhook or a mail is tried again; what is not gone then goes with the next report."""
@@ -66,7 +66,7 @@ class Delivery:
 
 
 def send_alerts(
-    book: "Watchbook",
+    book: "QualityRecords",
     alerts: Sequence[Alert],
     *,
     rules: Sequence[AlertRule],

@@ -21,7 +21,7 @@ from inspect_xai.statistics.calibration import (
     fit_temperature,
     reliability,
 )
-from inspect_xai.storage.report_queries import Figures
+from inspect_xai.storage.report_queries import ReportQueries
 from inspect_xai.storage.results import StoredModel
 
 ENOUGH_FOR_A_CURVE: Final = 200
@@ -110,7 +110,7 @@ def calibration_from(content: Mapping[str, Any]) -> Calibration:
     return Calibration(float(content["temperature"]), knots)
 
 
-def expected_of(figures: Figures, period: Period, models: Sequence[StoredModel]) -> tuple[Expected, ...]:
+def expected_of(figures: ReportQueries, period: Period, models: Sequence[StoredModel]) -> tuple[Expected, ...]:
     """Expect escapes and overkill of every model that is calibrated, read day by day: a part leaves ten bytes."""
     found = []
     for model in models:

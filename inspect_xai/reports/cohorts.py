@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from inspect_xai.maths import color
 from inspect_xai.reports.period import Period
 from inspect_xai.statistics import map_cohorts as maths
-from inspect_xai.storage.report_queries import CohortKey, Figures, StoredMap
+from inspect_xai.storage.report_queries import CohortKey, ReportQueries, StoredMap
 from inspect_xai.storage.results import is_no_better_than_chance
 from inspect_xai.storage.review_reasons import OUTSIDE
 
@@ -89,7 +89,12 @@ PhotographOf = Callable[[int], NDArray[np.uint8] | None]
 
 
 def cohorts_of(
-    figures: Figures, period: Period, *, photograph_of: PhotographOf, against: Period | None = None, most_odd: int = 8
+    figures: ReportQueries,
+    period: Period,
+    *,
+    photograph_of: PhotographOf,
+    against: Period | None = None,
+    most_odd: int = 8,
 ) -> tuple[tuple[CohortPicture, ...], tuple[Odd, ...]]:
     """Add up the maps of the largest cohorts, one map in memory at a time.
 
@@ -119,7 +124,7 @@ def cohorts_of(
     return tuple(pictures), tuple(heapq.nsmallest(most_odd, worst.values(), key=lambda o: (-o.weight, o.inspection_id)))
 
 
-def _gathered(figures: Figures, key: CohortKey, period: Period, *, parts: int) -> maths.Cohort:
+def _gathered(figures: ReportQueries, key: CohortKey, period: Period, *, parts: int) -> maths.Cohort:
     """What a cohort looked like in another period."""
     size = _small(key.size)
     maps = figures.maps(key, *period.span, share=min(1.0, MOST_MAPS / parts)) if parts else ()
@@ -127,7 +132,7 @@ def _gathered(figures: Figures, key: CohortKey, period: Period, *, parts: int) -
 
 
 def _cohort(
-    figures: Figures,
+    figures: ReportQueries,
     period: Period,
     key: CohortKey,
     photograph_of: PhotographOf,

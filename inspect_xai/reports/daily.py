@@ -40,8 +40,8 @@ from inspect_xai.reports.parquet import write_parquet
 from inspect_xai.reports.period import Period
 from inspect_xai.reports.thumbnails import archived, data_uri, pictures_of
 from inspect_xai.statistics.drift import DriftRules
-from inspect_xai.storage.quality_records import Watchbook
-from inspect_xai.storage.report_queries import Figures
+from inspect_xai.storage.quality_records import QualityRecords
+from inspect_xai.storage.report_queries import ReportQueries
 from inspect_xai.storage.results import InspectionSummary, StoredInspection
 from inspect_xai.storage.store import Store
 
@@ -126,11 +126,11 @@ def write_report(
         StoreError: If the database cannot be read.
     """
     period = Period(first, last, ZoneInfo(time_zone), shift)
-    figures = Figures(store, shift=shift or None)
+    figures = ReportQueries(store.database, shift=shift or None)
     if shift:
         _refuse_unknown_shift(shift, figures.shifts())
     seen = _look_through(figures, period, out=out, most=thumbnails)
-    book, models = Watchbook(store), store.models()
+    book, models = QualityRecords(store.database), store.registry.models()
     numbers = numbers_of(figures, period, models={each.fingerprint: each for each in models}, window_ms=window_ms)
     baseline = book.baseline()
     drift = drift_of(figures, period, baseline=baseline)
@@ -212,7 +212,7 @@ def _refuse_unknown_shift(shift: str, known: Sequence[str]) -> None:
         )
 
 
-def _look_through(figures: Figures, period: Period, *, out: Path, most: int) -> _Seen:
+def _look_through(figures: ReportQueries, period: Period, *, out: Path, most: int) -> _Seen:
     seen = _Seen([], [], Counter(), set(), set())
     unit = _bar_unit(period)
     for day in period.days:

@@ -12,7 +12,7 @@ from inspect_xai.records import Decision, VerdictCode
 from inspect_xai.reports.period import Period
 from inspect_xai.statistics.control_charts import Limits, ParetoRow, Signal, p_chart, pareto
 from inspect_xai.statistics.rates import CorrectedRates, Stratum, corrected_rates
-from inspect_xai.storage.report_queries import Figures, Waiting
+from inspect_xai.storage.report_queries import ReportQueries, Waiting
 from inspect_xai.storage.results import StoredModel
 
 CHART_DAYS: Final = 30
@@ -158,7 +158,7 @@ class _Cell:
 
 
 def numbers_of(
-    figures: Figures, period: Period, *, models: Mapping[str, StoredModel], window_ms: float = 0.0
+    figures: ReportQueries, period: Period, *, models: Mapping[str, StoredModel], window_ms: float = 0.0
 ) -> Numbers:
     """Make the numbers of a period.
 
@@ -190,7 +190,7 @@ def numbers_of(
     )  # fmt: skip
 
 
-def _cells(figures: Figures, period: Period, *, by: tuple[str, ...]) -> list[_Cell]:
+def _cells(figures: ReportQueries, period: Period, *, by: tuple[str, ...]) -> list[_Cell]:
     return [
         _Cell(dict(zip(by, each.group, strict=True)), each.parts, each.duration_ms, each.longest_ms)
         for each in figures.tally(*period.span, by=by)
@@ -276,7 +276,7 @@ def _worst(lots: Iterable[Mix], *, most: int = 10) -> tuple[Mix, ...]:
     return tuple(mix for mix in found[:most] if mix.ng + mix.unsure)
 
 
-def _run_times(figures: Figures, period: Period, cells: Sequence[_Cell], *, window_ms: float) -> RunTimes | None:
+def _run_times(figures: ReportQueries, period: Period, cells: Sequence[_Cell], *, window_ms: float) -> RunTimes | None:
     if not cells:
         return None
     mean, longest = sum(cell.duration_ms for cell in cells) / _sum(cells), max(cell.longest_ms for cell in cells)
@@ -292,7 +292,7 @@ def _golden_in_words(golden: Mapping[str, Any] | None) -> str:
     return f"golden set {'holds' if golden.get('holds', True) else 'DOES NOT HOLD'}{f', {at}' if at else ''}"
 
 
-def _charts(figures: Figures, period: Period) -> tuple[Chart, ...]:
+def _charts(figures: ReportQueries, period: Period) -> tuple[Chart, ...]:
     """Day by day up to the period's last: all together, then each station that worked in the period."""
     days = [period.last - timedelta(days=n) for n in range(CHART_DAYS - 1, -1, -1)]
     by_day: list[Counter[tuple[str, ...]]] = []
@@ -336,7 +336,7 @@ def chart_of(names: tuple[str, ...], days: Sequence[date], by_day: Sequence[Coun
     return Chart(names, points, kind, chart.centre)
 
 
-def _rates(figures: Figures, cells: Sequence[_Cell]) -> CorrectedRates | None:
+def _rates(figures: ReportQueries, cells: Sequence[_Cell]) -> CorrectedRates | None:
     """Overkill and escape, with the chance of review that each part had; None without parts."""
     if not cells:
         return None

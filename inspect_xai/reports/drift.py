@@ -24,7 +24,7 @@ from inspect_xai.statistics.drift import (
 )
 from inspect_xai.statistics.pca import Cloud, fit_cloud
 from inspect_xai.storage.quality_records import Baseline
-from inspect_xai.storage.report_queries import DRIFT_FEATURES, Figures, Watched
+from inspect_xai.storage.report_queries import DRIFT_FEATURES, ReportQueries, Watched
 
 BASELINE_DAYS: Final = 30
 WATCHED_DAYS: Final = 7
@@ -101,7 +101,7 @@ class _Series:
 
 
 def drift_of(
-    figures: Figures, period: Period, *, baseline: Baseline | None = None, rules: DriftRules | None = None
+    figures: ReportQueries, period: Period, *, baseline: Baseline | None = None, rules: DriftRules | None = None
 ) -> Drift:
     """Hold the 7 days up to the period's last against a baseline.
 
@@ -133,7 +133,7 @@ def drift_of(
 
 
 def learn_from(
-    figures: Figures, period: Period, *, first: date, last: date, rules: DriftRules | None = None
+    figures: ReportQueries, period: Period, *, first: date, last: date, rules: DriftRules | None = None
 ) -> tuple[Learnt, int]:
     """Learn a baseline from quiet days.
 
@@ -243,7 +243,7 @@ def cells_of(day: Day, clouds: Clouds) -> dict[Cell, _Series]:
     return found
 
 
-def _of_day(figures: Figures, period: Period, day: date) -> Day:
+def _of_day(figures: ReportQueries, period: Period, day: date) -> Day:
     return figures.features(*period.span_of(day), most=_PARTS)
 
 

@@ -1,7 +1,7 @@
 """Maps outside of the database: files named by their content's sha256, in a folder or any fsspec URL.
 
 The rule for a crash between the two writes: blob first, row second. What can be left over is a file that no row names;
-`Store.sweep_blobs` removes such files once they are old enough that no chunk can still be on its way to its rows.
+`Retention.sweep_blobs` removes such files once they are old enough that no chunk can still be on its way to its rows.
 """
 
 import os

@@ -8,9 +8,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, select, update
 
-from inspect_xai.storage import database
-from inspect_xai.storage.insert import inserting
-from inspect_xai.storage.store import Store
+from inspect_xai.storage.database import Database
+from inspect_xai.storage.insert import upsert
 from inspect_xai.storage.tables import Claim, Model, Policy
 
 _AT_ONCE = 200  # databases bound the number of parameters
@@ -25,7 +24,7 @@ class Claims:
     clocks, which must agree to within a lease.
 
     Args:
-        store: An open store.
+        database: An open one; it is not closed here.
         source: Of which source, by its URL.
         fingerprint: Of the model, which is registered.
         policy_version: Of the policy, which is registered.
@@ -34,11 +33,18 @@ class Claims:
     """
 
     def __init__(
-        self, store: Store, source: str, *, fingerprint: str, policy_version: str, owner: str, lease_s: float = 600.0
+        self,
+        database: Database,
+        source: str,
+        *,
+        fingerprint: str,
+        policy_version: str,
+        owner: str,
+        lease_s: float = 600.0,
     ) -> None:
-        self._store, self._owner = store, owner
+        self._database, self._owner = database, owner
         self._lease = timedelta(seconds=lease_s)
-        with database.reading(store._engine) as connection:
+        with database.read() as connection:
             model_id = select(Model.id).where(Model.fingerprint == fingerprint)
             policy_id = select(Policy.id).where(Policy.version == policy_version)
             self._work = {
@@ -57,8 +63,8 @@ class Claims:
         Returns:
             The names that are this worker's now.
         """
-        with database.writing(self._store._engine) as connection:
-            now = self._store._clock()
+        with self._database.write() as connection:
+            now = self._database.clock()
             kept = [_kept(name) for name in files]
             held = {name: row for part in _parts(kept) for name, row in self._rows(connection, part)}
             free = (name for name, stamp in files.items() if _is_free(held.get(_kept(name)), stamp, now))
@@ -74,7 +80,7 @@ class Claims:
                 for name in sorted(taken)
             ]
             if rows:
-                statement = inserting(connection, Claim)
+                statement = upsert(connection, Claim)
                 statement = statement.on_conflict_do_update(
                     index_elements=["source", "file_name", "model_id", "policy_id"],
                     set_={name: statement.excluded[name] for name in ("stamp", "owner", "held_until")},
@@ -84,15 +90,15 @@ class Claims:
 
     def renew(self) -> None:
         """Give a sign of life: all of this worker's claims hold for another lease."""
-        with database.writing(self._store._engine) as connection:
+        with self._database.write() as connection:
             held = update(Claim).where(*self._mine(), Claim.held_until.is_not(None))
-            connection.execute(held.values(held_until=self._store._clock() + self._lease))
+            connection.execute(held.values(held_until=self._database.clock() + self._lease))
 
     def recorded(self, names: Sequence[str]) -> None:
         """Say that files are recorded: nobody reads them again for this model and policy."""
         if not names:
             return
-        with database.writing(self._store._engine) as connection:
+        with self._database.write() as connection:
             for part in _parts([_kept(name) for name in names]):
                 connection.execute(
                     update(Claim).where(*self._mine(), Claim.file_name.in_(part)).values(held_until=None)
@@ -100,7 +106,7 @@ class Claims:
 
     def release(self) -> None:
         """Give back what is not recorded, for any worker to take."""
-        with database.writing(self._store._engine) as connection:
+        with self._database.write() as connection:
             connection.execute(delete(Claim).where(*self._mine(), Claim.held_until.is_not(None)))
 
     def _mine(self) -> list[ColumnElement[bool]]:

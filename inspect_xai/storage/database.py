@@ -7,8 +7,10 @@ that read first and write later fail with "database is locked" whatever the time
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -17,6 +19,7 @@ from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, 
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, OperationalError, StatementError
 
 from inspect_xai.errors import DatabaseAwayError, RefusedError, SettingsError, StoreError
+from inspect_xai.storage.blob_store import BlobStore
 
 BUSY_TIMEOUT_S: Final = 10.0  # the longest wait for another writer that was measured is 1.3 s
 _READING: Final = {"inspect_xai_reading": True}
@@ -213,7 +216,7 @@ def parsed(url: str) -> URL:
             raise SettingsError("the port in the URL of the database is none", expected="1 to 65535")
         return address.set(drivername="postgresql+psycopg")
     if address.drivername != "sqlite" or address.database in (None, "", ":memory:"):
-        raise SettingsError(f"no store can be kept at {_shown(address)!r}", expected=expected)
+        raise SettingsError(f"no store can be kept at {_redacted(address)!r}", expected=expected)
     return address
 
 
@@ -229,40 +232,88 @@ def _unreadable(url: str) -> str:
     return f"the {_kind_of(url)} URL of the database cannot be read"
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """The URL as it may be printed: without passwords."""
-    return _shown(make_url(url))
+    return _redacted(make_url(url))
 
 
-def _shown(address: URL) -> str:
+def _redacted(address: URL) -> str:
     secret = [name for name in address.query if "pass" in name.lower()]
     return address.difference_update_query(secret).render_as_string(hide_password=True)
 
 
-@contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
-    """A transaction that sees one state of the database and holds up no writer."""
-    with told(engine), engine.connect() as connection:
-        connection = connection.execution_options(**_READING)
-        if engine.dialect.name == "postgresql":
-            connection = connection.execution_options(isolation_level="REPEATABLE READ")
-        with connection.begin():
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """The wall clock, in UTC."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Database:
+    """An open database and what belongs to it: all that `Store` and the modules beside it share. Safe among threads.
+
+    Attributes:
+        engine: Its connections.
+        clock: Tells the time a row was written at.
+        blobs: Where the maps lie when they do not lie in the database.
+        file: The SQLite file that was opened; None for a server.
+    """
+
+    engine: Engine
+    clock: Clock = utc_now
+    blobs: BlobStore | None = None
+    file: DatabaseFile | None = None
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Begin a transaction that sees one state of the database and holds up no writer."""
+        with translate_errors(self.engine), self.engine.connect() as connection:
+            connection = connection.execution_options(**_READING)
+            if self.engine.dialect.name == "postgresql":
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Begin a transaction that writes: all of it or nothing, and no other writer beside it."""
+        with translate_errors(self.engine), self.engine.begin() as connection:
+            if self.engine.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _WRITER_LOCK})
             yield connection
 
+    def read_blob(self, sha256: str) -> bytes:
+        """Read an encoded map from the blob store.
+
+        Raises:
+            StoreError: There is no blob store, or no such map in it.
+            DatabaseAwayError: The blob store cannot be read.
+        """
+        if self.blobs is None:
+            remedy = "name the blob store it was recorded with (setting blob_store)"
+            raise StoreError(f"the map {sha256} does not lie in the database", remedy=remedy)
+        return self.blobs.get(sha256)
+
+    def check_file(self) -> None:
+        """Look whether the database's file is still the one that was opened; a server's database always is.
+
+        Raises:
+            StoreError: If it is gone, was replaced or overwritten: whatever rests on its rows has to wait.
+        """
+        if self.file is not None:
+            self.file.check()
+
+    def close(self) -> None:
+        """Give the connections back; the database is not to be used afterwards."""
+        self.engine.dispose()
+
 
 @contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
-    """A transaction that writes: all of it or nothing, and no other writer beside it."""
-    with told(engine), engine.begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _WRITER_LOCK})
-        yield connection
-
-
-@contextmanager
-def told(engine: Engine) -> Iterator[None]:
+def translate_errors(engine: Engine) -> Iterator[None]:
     """Turn what a driver raises into our errors, saying which of them another try can mend."""
-    place = _shown(engine.url)
+    place = _redacted(engine.url)
     try:
         yield
     except DBAPIError as error:

@@ -19,7 +19,7 @@ from inspect_xai.storage.blob_store import BlobStore
 from inspect_xai.storage.ledger_documents import chunks
 from inspect_xai.storage.map_codec import Blob, Precision, encode
 from inspect_xai.storage.results import FAITHFULNESS, RecordedInspection
-from inspect_xai.storage.types import spelled
+from inspect_xai.storage.types import sanitize_text
 
 Key = tuple[Any, ...]
 _CAPTURE: Final = tuple(field.name for field in dataclasses.fields(Capture) if field.name != "part")
@@ -48,24 +48,24 @@ def encoded_maps(explanation: Explanation) -> EncodedMaps:
     return EncodedMaps(encode(explanation.fused, precision=Precision.STEPS12), sums)
 
 
-def inserting(connection: Connection, table: type[tables.Base]) -> sqlite.Insert | postgresql.Insert:
+def upsert(connection: Connection, table: type[tables.Base]) -> sqlite.Insert | postgresql.Insert:
     """An INSERT that knows ON CONFLICT; both databases spell it alike."""
     return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
 
 
-def found_or_made(connection: Connection, table: Any, key: Mapping[str, Any], /, **others: Any) -> tuple[int, bool]:
+def get_or_create(connection: Connection, table: Any, key: Mapping[str, Any], /, **others: Any) -> tuple[int, bool]:
     """The id of the row with this unique key, made if there was none; and whether it was made."""
-    ids, made = all_found_or_made(connection, table, tuple(key), [{**key, **others}])
+    ids, made = get_or_create_all(connection, table, tuple(key), [{**key, **others}])
     number = ids[_key(*key.values())]
     return number, number in made
 
 
-def all_found_or_made(
+def get_or_create_all(
     connection: Connection, table: type[tables.Base], key: Sequence[str], rows: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[Key, int], set[int]]:
     """The ids of rows by their unique keys; those that were not there are made.
 
-    To be called while writing (`database.writing`), when no other writer is beside us. So asking first is safe, and
+    To be called while writing (`Database.write`), when no other writer is beside us. So asking first is safe, and
     plain INSERTs do: SQLAlchemy compiles one with ON CONFLICT anew each time, which took most of recording.
 
     Args:
@@ -89,7 +89,7 @@ def all_found_or_made(
 
 def _key(*values: Any) -> Key:
     """Values as the database gives them back."""
-    return tuple(spelled(value) if isinstance(value, str) else value for value in values)
+    return tuple(sanitize_text(value) if isinstance(value, str) else value for value in values)
 
 
 def _ids(connection: Connection, table: type[tables.Base], key: Sequence[str], keys: Collection[Key]) -> dict[Key, int]:
@@ -128,7 +128,7 @@ class Recorder:
         """Write the inspections with all that belongs to them, but those that stand there already."""
         key = ("capture_id", "model_id", "policy_id")
         rows = self._rows(inspections)
-        ids, made = all_found_or_made(self._connection, tables.Inspection, key, rows)
+        ids, made = get_or_create_all(self._connection, tables.Inspection, key, rows)
         recorded = []
         explained: list[tuple[int, Explanation, EncodedMaps]] = []
         signals: list[dict[str, Any]] = []
@@ -151,7 +151,7 @@ class Recorder:
         runs = _ids(self._connection, tables.Run, ("run_id",), {_key(each.run_id) for each in inspections})
         captures = self._captures([each.capture for each in inspections])
         versions = [{"version": each.policy_version, "registered_at": self._now} for each in inspections]
-        policies, new = all_found_or_made(self._connection, tables.Policy, ("version",), versions)
+        policies, new = get_or_create_all(self._connection, tables.Policy, ("version",), versions)
         self.new_policies = sorted(new)
         rows = []
         for each in inspections:
@@ -173,7 +173,7 @@ class Recorder:
         return found
 
     def _captures(self, captures: Sequence[Capture]) -> dict[Key, int]:
-        made, parts = partial(all_found_or_made, self._connection), [each.part for each in captures]
+        made, parts = partial(get_or_create_all, self._connection), [each.part for each in captures]
         products, _ = made(tables.Product, ("name",), [{"name": part.product} for part in parts])
         rows = [{"product_id": products[_key(part.product)], "code": part.lot} for part in parts]
         lots, _ = made(tables.Lot, ("product_id", "code"), rows)
@@ -212,12 +212,11 @@ class Recorder:
         is_here = self._blob_store is None
         known: dict[str, int] = {}
         kept: set[str] = set()
-        table = tables.MapBlob.__table__
         query = select(
             tables.MapBlob.sha256, tables.MapBlob.id, tables.MapBlob.deleted_at,
             tables.MapBlob.data.is_(None).label("is_empty"),
         )  # fmt: skip
-        fill = update(table).where(table.c.id == bindparam("number"))  # type: ignore[arg-type]
+        fill = update(tables.MapBlob.__table__).where(tables.MapBlob.id == bindparam("number"))
         for chunk in chunks(blobs):
             rows = self._connection.execute(query.where(tables.MapBlob.sha256.in_(chunk))).all()
             known |= {row.sha256: row.id for row in rows}

@@ -8,19 +8,22 @@ whole chain; what they cannot do is sign it (`keys`; the signature of an event i
 chain head that was anchored or printed elsewhere before (`anchors`).
 """
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, func, select, type_coerce
+from sqlalchemy import Connection, Row, func, insert, select, type_coerce
 from sqlalchemy.types import NullType
 
 from inspect_xai.errors import StoreError
-from inspect_xai.storage import ledger_rows, signing_keys
+from inspect_xai.storage import anchors, ledger_rows, signing_keys
 from inspect_xai.storage.anchors import Anchor, Anchors
+from inspect_xai.storage.database import Database
 from inspect_xai.storage.ledger_documents import RowKey, digests, documents, former_of, keys_of
 from inspect_xai.storage.ledger_rows import CHANGED_BY, Fetch
 from inspect_xai.storage.ledger_rows import Finding as Finding
@@ -38,7 +41,7 @@ COVERED_LATE: Final = ("reason_code", "study", "study_answer", "drift_baseline",
 """Kinds of rows that no event vouched for before revision 0014."""
 
 
-def unheard(_what: str, _done: int, _of: int) -> None:
+def no_progress(_what: str, _done: int, _of: int) -> None:
     """Progress that nobody follows."""
 
 
@@ -224,7 +227,7 @@ def _written(
         "signed_by": signer.public_key if signer else None,
         "signature": signer.sign(event_hash) if signer else None,
     }
-    connection.execute(LedgerEvent.__table__.insert(), row)  # type: ignore[attr-defined]
+    connection.execute(insert(LedgerEvent), row)
     return event_hash
 
 
@@ -276,7 +279,7 @@ def head(connection: Connection) -> str:
 
 
 def evidence(connection: Connection, inspection_ids: Collection[int]) -> dict[str, Any]:
-    """Documents of inspections, their reviews and models, and the events that vouch for them (`Store.evidence`)."""
+    """Documents of inspections, their reviews and models, and the events that vouch for them (`Ledger.evidence`)."""
     found = {"inspection": documents(connection, "inspection", inspection_ids)}
     answered = select(Review.id).where(Review.inspection_id.in_(inspection_ids))
     found["review"] = documents(connection, "review", connection.execute(answered).scalars().all())
@@ -304,7 +307,7 @@ def verify(
     public_keys: Collection[str] = (),
     anchors: Anchors | None = None,
     fetch: Fetch | None = None,
-    on_progress: Progress = unheard,
+    on_progress: Progress = no_progress,
 ) -> LedgerReport:
     """Look for changed, missing and reordered events, and for rows that are not what the events vouch for.
 
@@ -514,3 +517,121 @@ def _event(row: Row[Any], body: Mapping[str, Any]) -> Event:
 
 def _told(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+class Ledger:
+    """The ledger of a database. Each call is one transaction.
+
+    Args:
+        database: An open one; it is not closed here.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def verify(
+        self,
+        *,
+        heads: Iterable[str] = (),
+        public_keys: Collection[str] = (),
+        anchored_at: str = "",
+        blobs: bool = False,
+        on_progress: Progress = no_progress,
+    ) -> LedgerReport:
+        """Look for events and rows that are not what they were.
+
+        Args:
+            heads: Chain heads noted down earlier.
+            public_keys: Keys that events must be signed with, and those that these keys brought in.
+            anchored_at: The place of the anchors, which must fit; empty: they are not looked at.
+            blobs: Read the maps in the blob store too.
+            on_progress: Is told what is looked at ("events", "rows", "maps"), how many are done, and of how many.
+
+        Raises:
+            DatabaseAwayError: The database, the anchors or the blob store cannot be read.
+        """
+        known = anchors.read(anchored_at) if anchored_at else None
+        with self._database.read() as connection:
+            return verify(
+                connection, heads=heads, public_keys=public_keys, anchors=known, on_progress=on_progress,
+                fetch=self._database.read_blob if blobs else None,
+            )  # fmt: skip
+
+    def anchor(self, place: str) -> anchors.Anchor:
+        """Keep the chain's head at a place that the database's owner cannot write.
+
+        Args:
+            place: A file whose name ends in ".jsonl", a folder, or a URL that fsspec knows (`storage.anchors`).
+
+        Raises:
+            StoreError: There is no event yet, or the newest anchor there is none of this ledger: nothing is written.
+            DatabaseAwayError: The place cannot be read or written.
+        """
+        before = anchors.read(place).found[-1:]
+        with self._database.read() as connection:
+            number, head = newest(connection)
+            for last in before:
+                if hash_at(connection, last.events) != last.head:
+                    raise StoreError(
+                        f"the newest anchor at {place} says that event {last.events} ended in {last.head}: this "
+                        "ledger does not hold it",
+                        remedy="run: inspect-xai ledger verify --anchors; give every database a place of its own",
+                    )
+        if not number:
+            raise StoreError("the ledger has no event yet", remedy="anchor it when something was recorded")
+        anchor = anchors.Anchor(self._database.clock(), number, head)
+        signer = self._database.engine.get_execution_options().get(signing_keys.OPTION)
+        if signer is not None:
+            signed = {"signed_by": signer.public_key, "signature": signer.sign(anchor.words)}
+            anchor = dataclasses.replace(anchor, **signed)
+        anchors.write(place, anchor)
+        return anchor
+
+    def signed_by(self) -> str:
+        """The public key that signed the newest event; empty: it is not signed.
+
+        Raises:
+            StoreError: It is signed, and the key set here is not that one, or none is set.
+            SettingsError: The key set here cannot be used.
+        """
+        with self._database.read() as connection:
+            return check_key(connection) or ""
+
+    def rotate_key(self, new: Path, *, by: str, lost: bool = False) -> str:
+        """Sign with another key from now on; the old one signs that, unless it was lost.
+
+        Args:
+            new: File of the new private key.
+            by: Who changes it.
+            lost: The old key is not there any more; then `verify` wants the new public key given.
+
+        Returns:
+            The new public key.
+
+        Raises:
+            StoreError: Events are not signed yet, or the key set here is not the one that signs.
+        """
+        signer = signing_keys.Signer(new)
+        with self._database.write() as connection:
+            rotate_key(connection, signer, by=by, now=self._database.clock(), lost=lost)
+        self._database.engine.update_execution_options(**{signing_keys.OPTION: signer})
+        return signer.public_key
+
+    def head(self) -> str:
+        """The hash of the last event: what to print or send elsewhere, so that the chain cannot be rewritten unseen."""
+        with self._database.read() as connection:
+            return head(connection)
+
+    def events(self, *, after: int = 0, kind: str | None = None, subject: str | None = None) -> list[Event]:
+        """Events of the ledger in the order of the chain."""
+        with self._database.read() as connection:
+            return list(events(connection, after=after, kind=kind, subject=subject))
+
+    def evidence(self, inspection_ids: Sequence[int]) -> dict[str, Any]:
+        """What the record says of these inspections, as JSON, with the events that vouch for it and the chain head.
+
+        A reader can check it without us: the sha256 of each document, spelled canonically (sorted keys, no spaces),
+        stands in the `rows` of an event, and that of `previous_hash` and the event's body is its `hash`.
+        """
+        with self._database.read() as connection:
+            return evidence(connection, inspection_ids)

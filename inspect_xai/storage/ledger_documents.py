@@ -265,7 +265,7 @@ def _told(
 @cache
 def _asking_rows(table: type[tables.Base], name: str) -> Select[Any]:
     """Making such a statement takes longer than running it."""
-    order = table.__table__.primary_key.columns  # type: ignore[attr-defined]
+    order = table.__table__.primary_key.columns
     return select(table.__table__).where(_among(_column(table, name))).order_by(*order)
 
 

@@ -22,12 +22,12 @@ from inspect_xai.storage.review_reasons import BLIND_TIER, TIERS, State
 from inspect_xai.storage.tables import (
     BlockMap,
     Capture,
-    DeskItem,
-    DeskMark,
     Explanation,
     Inspection,
     MapBlob,
     Review,
+    ReviewCursor,
+    ReviewQueueItem,
 )
 
 Progress = Callable[[str, int, int], None]
@@ -252,7 +252,7 @@ def of_desk(connection: Connection, newest_inspection: int) -> Iterator[Finding]
         connection: In a reading transaction.
         newest_inspection: The largest number an inspection ever had.
     """
-    seen = max(connection.execute(select(DeskMark.seen_id)).scalars(), default=0)
+    seen = max(connection.execute(select(ReviewCursor.seen_id)).scalars(), default=0)
     if seen > newest_inspection:
         yield Finding(0, "changed", f"the desk's mark stands at inspection {seen}, and there were {newest_inspection}")
     queries = {
@@ -267,33 +267,40 @@ def of_desk(connection: Connection, newest_inspection: int) -> Iterator[Finding]
 def _left_out(seen: int) -> Any:
     """Inspections that the desk has looked at and must have taken in (`triage.take_in`)."""
     flagged = or_(Inspection.verdict != "OK", Inspection.explained_because != "", Inspection.failure_kind != "")
-    is_there = exists().where(DeskItem.inspection_id == Inspection.id)
+    is_there = exists().where(ReviewQueueItem.inspection_id == Inspection.id)
     return select(Inspection.id).where(Inspection.id <= seen, flagged, ~is_there).order_by(Inspection.id)
 
 
 def _false_items() -> Any:
-    repeated = [getattr(DeskItem, name) == getattr(Inspection, name) for name in ("verdict", "label", "inspected_at")]
-    repeated += [getattr(DeskItem, name) == getattr(Capture, name) for name in ("line", "station", "shift")]
+    repeated = [
+        getattr(ReviewQueueItem, name) == getattr(Inspection, name) for name in ("verdict", "label", "inspected_at")
+    ]
+    repeated += [getattr(ReviewQueueItem, name) == getattr(Capture, name) for name in ("line", "station", "shift")]
     is_of_it = (
         exists()
-        .where(Inspection.id == DeskItem.inspection_id, Capture.id == Inspection.capture_id, *repeated)
-        .correlate(DeskItem)
+        .where(Inspection.id == ReviewQueueItem.inspection_id, Capture.id == Inspection.capture_id, *repeated)
+        .correlate(ReviewQueueItem)
     )
 
     def answered(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-        open_eyed = (Review.inspection_id == DeskItem.inspection_id) & (Review.blind == 0)
-        return exists().where(open_eyed, *conditions).correlate(DeskItem)
+        open_eyed = (Review.inspection_id == ReviewQueueItem.inspection_id) & (Review.blind == 0)
+        return exists().where(open_eyed, *conditions).correlate(ReviewQueueItem)
 
-    tier = case({str(why): number for why, number in TIERS.items()}, value=DeskItem.why)
-    has_its_tier = or_(DeskItem.tier == tier, and_(DeskItem.tier == BLIND_TIER, DeskItem.blind == 1))
+    tier = case({str(why): number for why, number in TIERS.items()}, value=ReviewQueueItem.why)
+    has_its_tier = or_(
+        ReviewQueueItem.tier == tier, and_(ReviewQueueItem.tier == BLIND_TIER, ReviewQueueItem.blind == 1)
+    )
     is_false = or_(
         ~is_of_it,
-        (DeskItem.state == State.DONE) & ~answered(),
-        *((person != "") & ~answered(Review.reviewer == person) for person in (DeskItem.judged_by, DeskItem.second_by)),
+        (ReviewQueueItem.state == State.DONE) & ~answered(),
+        *(
+            (person != "") & ~answered(Review.reviewer == person)
+            for person in (ReviewQueueItem.judged_by, ReviewQueueItem.second_by)
+        ),
         tier.is_(None),
         ~has_its_tier,
     )
-    return select(DeskItem.inspection_id).where(is_false).order_by(DeskItem.inspection_id)
+    return select(ReviewQueueItem.inspection_id).where(is_false).order_by(ReviewQueueItem.inspection_id)
 
 
 def _by_id(connection: Connection, table: Any, ids: Sequence[int]) -> dict[int, Row[Any]]:

@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from sqlalchemy import func, select
 
-from inspect_xai.storage import database
-from inspect_xai.storage.store import Store
+from inspect_xai.storage.database import Database
 from inspect_xai.storage.tables import Capture, Explanation, Inspection
 
 
@@ -47,14 +46,14 @@ class TotalsReader:
     """Adds up what was recorded since it was asked last.
 
     Rows that retention deletes stay counted until the process starts anew, as a monitor expects of a counter. Writers
-    take turns (`database.writing`), so that no row appears below one that was counted.
+    take turns (`Database.write`), so that no row appears below one that was counted.
 
     Args:
-        store: An open store.
+        database: An open one; it is not closed here.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._engine = store._engine
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self._lock = threading.Lock()
         self._last_id = 0
         self._totals = Totals(Counter(), Counter(), Counter(), {}, {}, None)
@@ -78,7 +77,7 @@ class TotalsReader:
             .group_by(Capture.line, Capture.station, Inspection.verdict, func.coalesce(Explanation.status, ""))
         )  # fmt: skip
         with self._lock:
-            with database.reading(self._engine) as connection:
+            with self._database.read() as connection:
                 rows = connection.execute(query.where(Inspection.id > self._last_id)).all()
             before = self._totals
             inspections, failures, passes = before.inspections.copy(), before.failures.copy(), before.passes.copy()

@@ -11,11 +11,10 @@ import zstandard
 from sqlalchemy import insert, select
 
 from inspect_xai.errors import StoreError
-from inspect_xai.storage import database, ledger, queries
+from inspect_xai.storage import ledger
+from inspect_xai.storage.database import Database
 from inspect_xai.storage.ledger_documents import alert_key, chunks
-from inspect_xai.storage.results import StoredModel
-from inspect_xai.storage.store import Store
-from inspect_xai.storage.tables import AlertSent, DriftBaseline, Model
+from inspect_xai.storage.tables import AlertSent, DriftBaseline
 from inspect_xai.storage.types import canonical
 
 _ACKNOWLEDGED: Final = "alarm_acknowledged"
@@ -43,22 +42,21 @@ class Acknowledgement:
     note: str
 
 
-class Watchbook:
-    """Each call is one transaction on the store.
+class QualityRecords:
+    """What the quality department wrote down. Each call is one transaction.
 
     Args:
-        store: An open store; it is not closed here.
+        database: An open one; it is not closed here.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._engine = store._engine
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def set_baseline(self, first: date, last: date, *, content: Mapping[str, Any], by: str) -> None:
         """Keep what the days first to last looked like; from now on it counts, and the ledger says who chose it."""
         packed = zstandard.ZstdCompressor(level=12).compress(canonical(content).encode())
-        with database.writing(self._engine) as connection:
-            now = self._store._clock()
+        with self._database.write() as connection:
+            now = self._database.clock()
             row = {"first_day": first.isoformat(), "last_day": last.isoformat(), "set_at": now, "set_by": by}
             made = insert(DriftBaseline).values(**row, content=packed).returning(DriftBaseline.id)
             number = connection.execute(made).scalar_one()
@@ -69,7 +67,7 @@ class Watchbook:
     def baseline(self) -> Baseline | None:
         """The baseline that counts: the one set last; None: none was."""
         query = select(DriftBaseline).order_by(DriftBaseline.id.desc()).limit(1)
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             row = connection.execute(query).first()
         if row is None:
             return None
@@ -85,32 +83,16 @@ class Watchbook:
             date.fromisoformat(row.first_day), date.fromisoformat(row.last_day), row.set_at, row.set_by, content
         )
 
-    def set_calibration(self, fingerprint: str, content: Mapping[str, Any], *, by: str) -> StoredModel:
-        """Keep with the model how its scores become probabilities; who fitted it goes to the ledger.
-
-        Raises:
-            NotFoundError: The model is not registered.
-        """
-        with database.writing(self._engine) as connection:
-            queries.model(connection, Model.fingerprint == fingerprint)
-            now = self._store._clock()
-            model = Model.__table__
-            statement = model.update().where(model.c.fingerprint == fingerprint).values(calibration=dict(content))  # type: ignore[attr-defined]
-            number = connection.execute(statement.returning(model.c.id)).scalar_one()
-            facts = {"change": "calibrated", "by": by, "reviews": content.get("reviews")}
-            ledger.append(connection, "model", fingerprint, facts=facts, now=now, made={"model": [number]})
-            return queries.model(connection, model.c.id == number)
-
     def acknowledge(self, alarm_id: str, *, by: str, note: str = "") -> Acknowledgement:
         """Write into the ledger that somebody looks after an alarm; again, and both stand there."""
-        with database.writing(self._engine) as connection:
-            now = self._store._clock()
+        with self._database.write() as connection:
+            now = self._database.clock()
             ledger.append(connection, _ACKNOWLEDGED, alarm_id, facts={"by": by, "note": note}, now=now, made={})
         return Acknowledgement(alarm_id, by, now, note)
 
     def acknowledged(self) -> dict[str, Acknowledgement]:
         """The newest acknowledgement of each alarm that has one."""
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             return {
                 event.subject: Acknowledgement(
                     event.subject, str(event.facts["by"]), event.occurred_at, str(event.facts["note"])
@@ -121,7 +103,7 @@ class Watchbook:
     def alerts_sent(self, channel: str, alert_ids: Collection[str]) -> set[str]:
         """Which of these alerts went out on a channel."""
         found: set[str] = set()
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             for chunk in chunks(alert_ids):
                 query = select(AlertSent.alert_id).where(AlertSent.channel == channel, AlertSent.alert_id.in_(chunk))
                 found |= set(connection.execute(query).scalars())
@@ -129,8 +111,8 @@ class Watchbook:
 
     def note_alerts(self, channel: str, texts: Mapping[str, str]) -> None:
         """Write down that alerts went out on a channel; `texts` by id."""
-        with database.writing(self._engine) as connection:
-            now = self._store._clock()
+        with self._database.write() as connection:
+            now = self._database.clock()
             rows = [
                 {"alert_id": name, "channel": str(channel), "sent_at": now, "text": text}
                 for name, text in texts.items()

@@ -13,10 +13,10 @@ from sqlalchemy import ColumnElement, Select, and_, case, func, select
 from sqlalchemy.orm import aliased
 
 from inspect_xai.records import Decision, Status, VerdictCode
-from inspect_xai.storage import database, queries
+from inspect_xai.storage import queries
+from inspect_xai.storage.database import Database
 from inspect_xai.storage.map_codec import decode
 from inspect_xai.storage.results import InspectionSummary, StoredModel
-from inspect_xai.storage.store import Store
 from inspect_xai.storage.tables import (
     Capture,
     Explanation,
@@ -185,30 +185,29 @@ def _fields(names: Sequence[str]) -> Select[Any]:
     return query
 
 
-class Figures:
+class ReportQueries:
     """Sums and streams over what was captured with start <= captured_at < end.
 
     Args:
-        store: An open store; it is not closed here.
+        database: An open one; it is not closed here.
         shift: Only what was captured in this shift; None: everything.
     """
 
-    def __init__(self, store: Store, *, shift: str | None = None) -> None:
-        self._store = store
-        self._engine = store._engine
+    def __init__(self, database: Database, *, shift: str | None = None) -> None:
+        self._database = database
         self._shift = shift
 
     def shifts(self) -> list[str]:
         """The names of all shifts that anything was ever captured in."""
         query = select(Capture.shift).distinct().where(Capture.shift != "").order_by(Capture.shift)
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             return list(connection.execute(query).scalars())
 
     def rows(self, start: datetime, end: datetime) -> list[InspectionSummary]:
         """The inspections themselves, oldest first: for a day, not for a year."""
         names = [each.name for each in dataclasses.fields(InspectionSummary)]
         query = _fields(names).where(*self._during(start, end)).order_by(Capture.captured_at, Inspection.id)
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             return [InspectionSummary(*row) for row in connection.execute(query).all()]
 
     def tally(self, start: datetime, end: datetime, *, by: Sequence[str]) -> list[Tally]:
@@ -223,7 +222,7 @@ class Figures:
         groups = [inside[name] for name in by]
         sums = (func.count(), func.sum(inside.ms), func.max(inside.ms))
         query = select(*groups, *sums).group_by(*groups).order_by(*groups)
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             return [
                 Tally(tuple(row[: len(groups)]), int(row[-3]), float(row[-2]), float(row[-1]))
                 for row in connection.execute(query)
@@ -259,7 +258,7 @@ class Figures:
             .order_by(Capture.captured_at, Inspection.id)
         )
         found: dict[tuple[str, str, str], list[Any]] = {}
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             count = connection.execute(parts).scalar_one()
             if count > most:
                 query = query.where(_drawn(most / count))
@@ -278,7 +277,7 @@ class Figures:
             .where(*self._during(start, end), Model.fingerprint == model.fingerprint, Inspection.scores.is_not(None))
             .order_by(Capture.captured_at, Inspection.id)
         )
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             rows = connection.execute(query).all()
         return _chance_of_defect([row.scores for row in rows], model), np.array(
             [row.verdict for row in rows], dtype=str
@@ -297,7 +296,7 @@ class Figures:
             .where(Review.decision != Decision.UNDECIDED, Review.verdict.in_((VerdictCode.OK, VerdictCode.NG)))
             .order_by(Capture.captured_at, Inspection.id)
         )
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             rows = connection.execute(query).all()
         chances = _chance_of_defect([row[0] for row in rows], model)
         found = []
@@ -310,14 +309,14 @@ class Figures:
     def slower_than(self, start: datetime, end: datetime, *, window_ms: float) -> int:
         """How many inspections took longer than that."""
         query = select(func.count()).select_from(Inspection).join(Capture, Capture.id == Inspection.capture_id)
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             found = connection.execute(query.where(*self._during(start, end), Inspection.duration_ms > window_ms))
             return int(found.scalar_one())
 
     def run_settings(self, run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """By which settings each run worked."""
         query = select(Run.run_id, Run.settings).where(Run.run_id.in_(run_ids))
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             return {row.run_id: dict(row.settings) for row in connection.execute(query)}
 
     def waiting(self, moment: datetime) -> Waiting:
@@ -334,7 +333,7 @@ class Figures:
         )
         if self._shift is not None:
             query = query.where(Capture.shift == self._shift)
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             total, oldest, *counts = connection.execute(query).one()
         steps = [0, *(int(count or 0) for count in counts), int(total)]
         ages = tuple(after - before for before, after in pairwise(steps))
@@ -345,7 +344,7 @@ class Figures:
         names = [queries.column(name) for name in ("product", "line", "station", "view")]
         keys = [*names, Explanation.target, Capture.height_px, Capture.width_px]
         query = self._explained(start, end, *keys, func.count()).group_by(*keys)
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             rows = connection.execute(query).all()
         found = [(CohortKey(r[0], r[1], r[2], r[3], r[4], (r[5], r[6])), int(r[7])) for r in rows]
         return sorted(found, key=lambda each: (-each[1], *dataclasses.astuple(each[0])))
@@ -377,11 +376,11 @@ class Figures:
         last = 0
         while True:  # page by page, so that no transaction stays open while the caller works
             page = query.where(Inspection.id > last).order_by(Inspection.id).limit(_AT_A_TIME)
-            with database.reading(self._engine) as connection:
+            with self._database.read() as connection:
                 rows = connection.execute(page.add_columns(MapBlob.data)).all()
             for row in rows:
                 number, serial, faithfulness, score_spread, sha256, data = row
-                blob = self._store._fetch(sha256) if data is None else data
+                blob = self._database.read_blob(sha256) if data is None else data
                 fused = decode(blob, sha256=sha256)
                 if fused.shape == key.size:
                     yield StoredMap(number, serial, faithfulness, score_spread, fused)

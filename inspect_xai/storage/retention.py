@@ -21,6 +21,7 @@ from sqlalchemy import (
     exists,
     false,
     func,
+    insert,
     or_,
     select,
     union,
@@ -29,10 +30,10 @@ from sqlalchemy import (
 from sqlalchemy.orm import aliased
 
 from inspect_xai.errors import IntakeError, SettingsError
-from inspect_xai.storage import database, ledger
-from inspect_xai.storage.insert import inserting
+from inspect_xai.storage import ledger
+from inspect_xai.storage.database import Database
+from inspect_xai.storage.insert import upsert
 from inspect_xai.storage.ledger_documents import chunks
-from inspect_xai.storage.store import Store
 from inspect_xai.storage.studies import studied
 from inspect_xai.storage.tables import (
     BlockMap,
@@ -99,12 +100,14 @@ class Plan:
 
 
 class Retention:
-    """The rules of one store, and their carrying out. The store stays open."""
+    """The rules of a database, and their carrying out.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._engine = store._engine
-        self._clock = store._clock
+    Args:
+        database: An open one; it is not closed here.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def set_rule(self, rule: Rule, *, by: str) -> None:
         """Make a rule, or change the days of one.
@@ -114,10 +117,10 @@ class Retention:
         """
         if not 0 <= rule.keep_days <= MOST_DAYS:
             raise SettingsError(f"a rule of {rule.keep_days} days", expected=f"0 to {MOST_DAYS} days")
-        with database.writing(self._engine) as connection:
-            now = self._clock()
+        with self._database.write() as connection:
+            now = self._database.clock()
             facts = {"keep_days": rule.keep_days, "set_at": now, "set_by": by}
-            statement = inserting(connection, RetentionRule).values(
+            statement = upsert(connection, RetentionRule).values(
                 product_name=rule.product, data_kind=rule.kind.value, **facts
             )
             statement = statement.on_conflict_do_update(index_elements=["product_name", "data_kind"], set_=facts)
@@ -128,7 +131,7 @@ class Retention:
     def rules(self) -> list[Rule]:
         """All rules."""
         query = select(RetentionRule.product_name, RetentionRule.data_kind, RetentionRule.keep_days)
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             rows = connection.execute(query.order_by(RetentionRule.product_name, RetentionRule.data_kind))
             return [Rule(product, DataKind(kind), days) for product, kind, days in rows]
 
@@ -137,20 +140,19 @@ class Retention:
 
         What it came too late for, `pictures_lost` tells.
         """
-        with database.writing(self._engine) as connection:
-            now = self._clock()
+        with self._database.write() as connection:
+            now = self._database.clock()
             row: dict[str, Any] = {"product": product, "lot": lot, "serial": serial, "reason": reason}
             row |= {"placed_at": now, "placed_by": by, "released_by": ""}
-            table = LegalHold.__table__
-            number = int(connection.execute(table.insert().values(**row).returning(table.c.id)).scalar_one())  # type: ignore[attr-defined]
+            number = connection.execute(insert(LegalHold).values(**row).returning(LegalHold.id)).scalar_one()
             facts = {"change": "placed", "reason": reason, "by": by}
             ledger.append(connection, "hold", str(number), facts=facts, now=now, made={"legal_hold": [number]})
             return number
 
     def release_hold(self, hold_id: int, *, by: str) -> bool:
         """End a hold; whether it stood."""
-        with database.writing(self._engine) as connection:
-            now = self._clock()
+        with self._database.write() as connection:
+            now = self._database.clock()
             stands = update(LegalHold).where(LegalHold.id == hold_id, LegalHold.released_at.is_(None))
             if connection.execute(stands.values(released_at=now, released_by=by)).rowcount == 0:
                 return False
@@ -161,7 +163,7 @@ class Retention:
     def holds(self) -> list[Hold]:
         """The holds that stand."""
         query = select(LegalHold.__table__).where(LegalHold.released_at.is_(None)).order_by(LegalHold.id)
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             return [
                 Hold(row.id, row.product, row.lot, row.serial, row.reason, row.placed_by, row.placed_at)
                 for row in connection.execute(query)
@@ -183,13 +185,13 @@ class Retention:
             .where(_is_held(LegalHold.id == hold_id))
             .order_by(Capture.id)
         )
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             return tuple((row.serial, row.archived_to) for row in connection.execute(query))
 
     def plan(self) -> Plan:
         """The dry run: what `carry_out` would delete now. Changes nothing."""
-        with database.reading(self._engine) as connection:
-            now = self._clock()
+        with self._database.read() as connection:
+            now = self._database.clock()
             limits = {kind: _expired(connection, kind, now) for kind in DataKind}
             rows = connection.execute(_inspections(Inspection.id).where(limits[DataKind.ROW], ~_is_held())).scalars()
             blobs = connection.execute(_blobs(limits[DataKind.MAP])).all()
@@ -258,7 +260,7 @@ class Retention:
 
     def _at_the_same_place(self, capture_ids: Sequence[int]) -> tuple[dict[int, set[int]], int]:
         """Return the other captures whose picture lies where one of these does, and the newest capture of all."""
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             own = select(Capture.archived_to).where(Capture.id.in_(capture_ids))
             there = select(Capture.id, Capture.archived_to).where(
                 Capture.archived_to.in_(own), Capture.picture_deleted_at.is_(None)
@@ -275,8 +277,8 @@ class Retention:
 
         A capture after the `newest` that was written to the same place keeps it, too.
         """
-        with database.writing(self._engine) as connection:
-            now = self._clock()
+        with self._database.write() as connection:
+            now = self._database.clock()
             is_due = _is_due(_expired(connection, DataKind.PICTURE, now))
             due = _captures(is_due).where(Capture.id.in_([capture_id, *beside]))
             places = {row.id: row.archived_to for row in connection.execute(due)}
@@ -290,8 +292,8 @@ class Retention:
             return str(place)
 
     def _record_deleted(self, places: Mapping[int, str], by: str, *, kept: Collection[int]) -> None:
-        with database.writing(self._engine) as connection:
-            now = self._clock()
+        with self._database.write() as connection:
+            now = self._database.clock()
             connection.execute(update(Capture).where(Capture.id.in_(kept)).values(picture_going_at=None))
             if not places:
                 return
@@ -302,18 +304,18 @@ class Retention:
             ledger.append(connection, "retention", DataKind.PICTURE, facts=facts, now=now, made={})
 
     def _delete_maps(self, blob_ids: Sequence[int], by: str) -> None:
-        with database.writing(self._engine) as connection:
-            now = self._clock()
+        with self._database.write() as connection:
+            now = self._database.clock()
             due = _blobs(_expired(connection, DataKind.MAP, now)).where(MapBlob.id.in_(blob_ids))
             names = {row.id: row.sha256 for row in connection.execute(due)}
             connection.execute(update(MapBlob).where(MapBlob.id.in_(names)).values(data=None, deleted_at=now))
             facts = {"maps": sorted(names.values()), "by": by}
             ledger.append(connection, "retention", DataKind.MAP, facts=facts, now=now, made={})
-        self._store.remove_blobs(list(names.values()))
+        self._remove_blobs(list(names.values()))
 
     def _delete_rows(self, inspection_ids: Sequence[int], by: str) -> None:
-        with database.writing(self._engine) as connection:
-            now = self._clock()
+        with self._database.write() as connection:
+            now = self._database.clock()
             query = _inspections(Inspection.id, Inspection.capture_id).where(
                 Inspection.id.in_(inspection_ids), _expired(connection, DataKind.ROW, now), ~_is_held()
             )
@@ -328,7 +330,38 @@ class Retention:
             gone = {"inspection": list(due), "review": answers, "study_answer": said}
             made = {"study": changed}
             ledger.append(connection, "retention", DataKind.ROW, facts=facts, now=now, made=made, deleted=gone)
-        self._store.remove_blobs(names)
+        self._remove_blobs(names)
+
+    def sweep_blobs(self, *, older_than: timedelta = timedelta(hours=1)) -> list[str]:
+        """Remove files from the blob store that no row names, left over from a crash in or after writing them.
+
+        Args:
+            older_than: Younger files stay: a chunk may be on its way from its files to its rows.
+
+        Returns:
+            The names of what was removed: the sha256 of maps, the file names of unfinished ones.
+        """
+        if self._database.blobs is None:
+            return []
+        limit = self._database.clock() - older_than
+        old = [name for name, written_at in self._database.blobs.names() if written_at < limit]
+        return self._remove_blobs(old) + self._database.blobs.sweep_unfinished(older_than=limit)
+
+    def _remove_blobs(self, sha256s: Sequence[str]) -> list[str]:
+        """Remove those files from the blob store that no row needs any more; nobody records meanwhile."""
+        removed: list[str] = []
+        if self._database.blobs is None:
+            return removed
+        needed = select(MapBlob.sha256).where(MapBlob.deleted_at.is_(None))
+        for start in range(0, len(sha256s), 500):
+            chunk = sha256s[start : start + 500]
+            with self._database.write() as connection:
+                kept = set(connection.execute(needed.where(MapBlob.sha256.in_(chunk))).scalars())
+                for name in chunk:
+                    if name not in kept:
+                        self._database.blobs.remove(name)
+                        removed.append(name)
+        return removed
 
 
 def _inspections(*columns: Any) -> Select[Any]:

@@ -1,6 +1,6 @@
 """The review desk: which inspections wait for a person, who holds one at the moment, and what they answered.
 
-The queue is working state (`tables.DeskItem`), taken in from the inspections; answers are reviews, part of the record.
+The queue is working state (`tables.ReviewQueueItem`), filled from the inspections; answers are part of the record.
 """
 
 import dataclasses
@@ -17,19 +17,19 @@ from sqlalchemy.orm import aliased
 
 from inspect_xai.errors import NotFoundError
 from inspect_xai.records import Decision, Review, VerdictCode
-from inspect_xai.storage import database, queries, review_queue_sql, reviews, tables
-from inspect_xai.storage.insert import inserting
+from inspect_xai.storage import queries, review_queue_sql, reviews, tables
+from inspect_xai.storage.database import Database
+from inspect_xai.storage.insert import upsert
 from inspect_xai.storage.results import InspectionSummary, StoredInspection, StoredReview
-from inspect_xai.storage.review_queue_sql import Overview, QueueEntry, QueueFilter, Standing
+from inspect_xai.storage.review_queue_sql import Overview, QueueEntry, QueueFilter, QueueState
 from inspect_xai.storage.review_reasons import TIERS, State, Why, share_of, take_in
-from inspect_xai.storage.store import Store
 from inspect_xai.storage.tables import (
     Capture,
-    DeskItem,
-    DeskMark,
     Inspection,
     Lot,
     Part,
+    ReviewCursor,
+    ReviewQueueItem,
 )
 from inspect_xai.storage.types import Real, Whole
 
@@ -74,7 +74,7 @@ class Conflict:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class AnswerAccepted:
     """Under which id an answer stands, and whether it was written now or stood there already."""
 
     review_id: int
@@ -83,7 +83,7 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class QueuePosition:
     """One inspection as somebody meets it in the queue.
 
     Attributes:
@@ -93,17 +93,17 @@ class Seen:
         is_covered: They judge it blind and have not yet, so they must not see what the model said.
     """
 
-    standing: Standing | None
+    standing: QueueState | None
     previous_id: int | None
     next_id: int | None
     is_covered: bool
 
 
 class Desk:
-    """The desk of one store. Each call is one transaction; may be shared by threads.
+    """The desk of a database. Each call is one transaction; may be shared by threads.
 
     Args:
-        store: An open store; the desk does not close it.
+        database: An open one; it is not closed here.
         claim_s: Seconds a claim holds.
         second_share: Share of the answered inspections that a second person answers too, chosen by the picture's
             hash. Overturned OK verdicts and disagreements of two models always are, and where two people disagree, a
@@ -112,10 +112,9 @@ class Desk:
     """
 
     def __init__(
-        self, store: Store, *, claim_s: float = 300.0, second_share: float = 0.0, blind_share: float = 0.0
+        self, database: Database, *, claim_s: float = 300.0, second_share: float = 0.0, blind_share: float = 0.0
     ) -> None:
-        self._engine = store._engine
-        self._clock = store._clock
+        self._database = database
         self._claim = timedelta(seconds=claim_s)
         self._second_share = second_share
         self._blind_share = blind_share
@@ -129,11 +128,11 @@ class Desk:
         """
         added = 0
         while True:
-            with database.reading(self._engine) as connection:
+            with self._database.read() as connection:
                 seen, newest = connection.execute(_marks()).one()
             if newest <= seen:
                 return added
-            with database.writing(self._engine) as connection:
+            with self._database.write() as connection:
                 added += take_in(connection, blind_share=self._blind_share)
 
     def queue(self, wanted: QueueFilter, *, after: tuple[int, int] | None = None, limit: int = 25) -> list[QueueEntry]:
@@ -144,33 +143,33 @@ class Desk:
             after: (tier, inspection id) of the last entry seen.
             limit: At most so many.
         """
-        with database.reading(self._engine) as connection:
-            return review_queue_sql.entries(connection, wanted, after=after, limit=limit, now=self._clock())
+        with self._database.read() as connection:
+            return review_queue_sql.entries(connection, wanted, after=after, limit=limit, now=self._database.clock())
 
     def overview(self) -> Overview:
         """How much waits. The total is of this moment, the rest may be some seconds old: it is counted row by row."""
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             total = review_queue_sql.total(connection)
             if self._overview is None or time.monotonic() - self._overview[0] > _OVERVIEW_S:
                 self._overview = (time.monotonic(), review_queue_sql.counted(connection))
         return dataclasses.replace(self._overview[1], total=total)
 
-    def seen(self, inspection_id: int, person: str, wanted: QueueFilter) -> Seen:
+    def seen(self, inspection_id: int, person: str, wanted: QueueFilter) -> QueuePosition:
         """Where an inspection stands on the desk, for somebody who looks at it on their way through the queue."""
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             row = review_queue_sql.item(connection, inspection_id)
             if row is None:
-                return Seen(None, None, None, is_covered=False)
-            here = review_queue_sql.standing(row, self._clock())
+                return QueuePosition(None, None, None, is_covered=False)
+            here = review_queue_sql.standing(row, self._database.clock())
             before, after = review_queue_sql.neighbours(connection, here, wanted)
             is_covered = here.is_blind and bool(review_queue_sql.covered(connection, [inspection_id], person))
-        return Seen(here, before, after, is_covered=is_covered)
+        return QueuePosition(here, before, after, is_covered=is_covered)
 
     def covered(self, inspection_ids: Collection[int], person: str) -> frozenset[int]:
         """Which of these this person must not see the verdict of: they are judged blind, and the person has not yet."""
         if not inspection_ids:
             return frozenset()
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             return review_queue_sql.covered(connection, inspection_ids, person)
 
     def claim_next(self, person: str, wanted: QueueFilter, *, skipped: Sequence[int] = ()) -> int | None:
@@ -184,8 +183,8 @@ class Desk:
         Returns:
             Its id; None: nothing waits.
         """
-        now = self._clock()
-        with database.writing(self._engine) as connection:
+        now = self._database.clock()
+        with self._database.write() as connection:
             found = review_queue_sql.first_free(connection, wanted, person=person, skipped=skipped, now=now)
             if found is not None:
                 _hold(connection, found, person, now + self._claim)
@@ -197,8 +196,8 @@ class Desk:
         Raises:
             NotFoundError: It is not on the desk.
         """
-        now = self._clock()
-        with database.writing(self._engine) as connection:
+        now = self._database.clock()
+        with self._database.write() as connection:
             row = review_queue_sql.item(connection, inspection_id)
             if row is None:
                 raise NotFoundError(f"inspection {inspection_id} is not on the desk")
@@ -209,13 +208,15 @@ class Desk:
 
     def release(self, inspection_id: int, person: str, *, whoever_holds_it: bool = False) -> bool:
         """Give a held inspection back to the queue; whether there was something to give back."""
-        statement = update(DeskItem).where(DeskItem.inspection_id == inspection_id, DeskItem.claimed_by != "")
+        statement = update(ReviewQueueItem).where(
+            ReviewQueueItem.inspection_id == inspection_id, ReviewQueueItem.claimed_by != ""
+        )
         if not whoever_holds_it:
-            statement = statement.where(DeskItem.claimed_by == person)
-        with database.writing(self._engine) as connection:
+            statement = statement.where(ReviewQueueItem.claimed_by == person)
+        with self._database.write() as connection:
             return bool(connection.execute(statement.values(claimed_by="", claimed_until=None)).rowcount)
 
-    def answer(self, answer: Answer, *, may_correct_others: bool = False) -> Taken | Conflict:
+    def answer(self, answer: Answer, *, may_correct_others: bool = False) -> AnswerAccepted | Conflict:
         """Append what a person says; nothing that was said before is changed.
 
         An answer by the person who gave the last one corrects that one. The same key with the same content is the
@@ -229,9 +230,9 @@ class Desk:
             NotFoundError: There is no such inspection.
             StoreError: The reason code is unknown.
         """
-        now = self._clock()
+        now = self._database.clock()
         person = answer.review.reviewer
-        with database.writing(self._engine) as connection:
+        with self._database.write() as connection:
             item = review_queue_sql.item(connection, answer.inspection_id)
             state = State(item.state) if item else State.DONE
             known = _under_key(connection, answer.key)
@@ -241,7 +242,7 @@ class Desk:
                 stands = next(r for r in queries.reviews(connection, known.inspection_id) if r.review_id == known.id)
                 if not _says_the_same(stands, answer.review):
                     return Conflict(ConflictKind.CHANGED, person, review=stands)
-                return Taken(known.id, is_new=False, state=state)
+                return AnswerAccepted(known.id, is_new=False, state=state)
             said = queries.reviews(connection, answer.inspection_id)
             conflict = _conflict(answer, item, said, now=now, may_correct_others=may_correct_others)
             if conflict is not None:
@@ -249,23 +250,23 @@ class Desk:
             corrected = _corrected(answer, said, state, may_correct_others=may_correct_others)
             review = reviews.append(connection, answer.inspection_id, answer.review, supersedes=corrected, now=now)
             key = {"key": answer.key, "review_id": review.review_id}
-            connection.execute(inserting(connection, tables.DeskAnswer).values(**key))
+            connection.execute(upsert(connection, tables.ReviewRequestKey).values(**key))
             if item is not None and not answer.review.blind:
                 why = self._why_once_more(connection, answer, item, said)
                 state = State.DONE if why is None else State.OPEN
                 _put(connection, item, why, person)
-        return Taken(review.review_id, is_new=True, state=state)
+        return AnswerAccepted(review.review_id, is_new=True, state=state)
 
     def recorded_after(self, inspection_id: int, *, limit: int = 100) -> list[InspectionSummary]:
         """Inspections in the order they were recorded, after one: for those who copy them elsewhere."""
         query = queries.summaries().where(Inspection.id > inspection_id).order_by(Inspection.id).limit(limit)
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             return [queries.summary(row) for row in connection.execute(query)]
 
     def history_of(self, inspection_id: int, *, limit: int = 8) -> list[InspectionSummary]:
         """What else was inspected of the same part, newest first."""
         values = {"number": inspection_id, "limit": limit}
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             return [queries.summary(row) for row in connection.execute(_history(), values)]
 
     def similar_to(self, given: StoredInspection, *, limit: int = 6) -> list[InspectionSummary]:
@@ -281,7 +282,7 @@ class Desk:
             "row_px": region.top_px + region.height_px / 2, "column_px": region.left_px + region.width_px / 2,
             "radius_px": max(capture.height_px, capture.width_px) / 10,
         }  # fmt: skip
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             return [queries.summary(row) for row in connection.execute(_similar(), values)]
 
     def good_part_like(self, inspection_id: int) -> int | None:
@@ -298,7 +299,7 @@ class Desk:
             .join(Lot, Lot.id == Part.lot_id)
             .where(Inspection.id == inspection_id)
         )
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             place = connection.execute(mine).one_or_none()
             if place is None:
                 return None
@@ -342,7 +343,7 @@ class Desk:
 @cache
 def _marks() -> Select[Any]:
     """Up to which inspection the desk has looked, and which is the newest."""
-    seen, newest = select(func.max(DeskMark.seen_id)), select(func.max(Inspection.id))
+    seen, newest = select(func.max(ReviewCursor.seen_id)), select(func.max(Inspection.id))
     return select(*(func.coalesce(each.scalar_subquery(), 0) for each in (seen, newest)))
 
 
@@ -408,19 +409,21 @@ def _says_the_same(stands: StoredReview, review: Review) -> bool:
 
 def _under_key(connection: Connection, key: str) -> Row[Any] | None:
     query = select(tables.Review.id, tables.Review.inspection_id, tables.Review.reviewer)
-    query = query.join(tables.DeskAnswer, tables.DeskAnswer.review_id == tables.Review.id)
-    return connection.execute(query.where(tables.DeskAnswer.key == key)).one_or_none()
+    query = query.join(tables.ReviewRequestKey, tables.ReviewRequestKey.review_id == tables.Review.id)
+    return connection.execute(query.where(tables.ReviewRequestKey.key == key)).one_or_none()
 
 
 def _hold(connection: Connection, inspection_id: int, person: str, until: datetime) -> None:
     # One at a time: whoever goes on to the next part has let go of the one before.
     connection.execute(
-        update(DeskItem)
-        .where(DeskItem.claimed_by == person, DeskItem.inspection_id != inspection_id)
+        update(ReviewQueueItem)
+        .where(ReviewQueueItem.claimed_by == person, ReviewQueueItem.inspection_id != inspection_id)
         .values(claimed_by="", claimed_until=None)
     )
     connection.execute(
-        update(DeskItem).where(DeskItem.inspection_id == inspection_id).values(claimed_by=person, claimed_until=until)
+        update(ReviewQueueItem)
+        .where(ReviewQueueItem.inspection_id == inspection_id)
+        .values(claimed_by=person, claimed_until=until)
     )
 
 
@@ -472,7 +475,7 @@ def _put(connection: Connection, item: Row[Any], why: Why | None, person: str) -
     place = {"state": State.DONE} if why is None else {"state": State.OPEN, "tier": TIERS[why], "why": why}
     who = {"second_by": person} if item.judged_by and why is not None else {"judged_by": item.judged_by or person}
     connection.execute(
-        update(DeskItem)
-        .where(DeskItem.inspection_id == item.inspection_id)
+        update(ReviewQueueItem)
+        .where(ReviewQueueItem.inspection_id == item.inspection_id)
         .values(claimed_by="", claimed_until=None, **place, **who)
     )

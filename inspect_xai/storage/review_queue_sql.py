@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, Tuple, bindparam,
 from inspect_xai.storage import queries, tables
 from inspect_xai.storage.results import InspectionSummary
 from inspect_xai.storage.review_reasons import State, Why
-from inspect_xai.storage.tables import DeskItem, Inspection
+from inspect_xai.storage.tables import Inspection, ReviewQueueItem
 from inspect_xai.storage.types import Whole
 
 BLIND: Final = "blind"
@@ -46,7 +46,7 @@ class QueueFilter:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class QueueState:
     """Where an inspection stands on the desk. `claimed_by` is empty when nobody holds it at this moment."""
 
     inspection_id: int
@@ -65,7 +65,7 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
-class QueueEntry(Standing):
+class QueueEntry(QueueState):
     """One inspection that waits, with a line about it."""
 
     summary: InspectionSummary
@@ -94,9 +94,9 @@ def entries(
     return [QueueEntry(**_facts(row, now), summary=by_id[row.inspection_id]) for row in rows]
 
 
-def standing(row: Row[Any], now: datetime) -> Standing:
+def standing(row: Row[Any], now: datetime) -> QueueState:
     """A row of `item`, as of a moment."""
-    return Standing(**_facts(row, now))
+    return QueueState(**_facts(row, now))
 
 
 def item(connection: Connection, inspection_id: int) -> Row[Any] | None:
@@ -104,7 +104,7 @@ def item(connection: Connection, inspection_id: int) -> Row[Any] | None:
     return connection.execute(_item(), {"number": inspection_id}).one_or_none()
 
 
-def neighbours(connection: Connection, here: Standing, wanted: QueueFilter) -> tuple[int | None, int | None]:
+def neighbours(connection: Connection, here: QueueState, wanted: QueueFilter) -> tuple[int | None, int | None]:
     """The inspections before and after one in the queue."""
     values = wanted.given | {"tier": here.tier, "number": here.inspection_id}
     before, after = (_beside(_shape(wanted), before=each) for each in (True, False))
@@ -116,12 +116,12 @@ def first_free(
 ) -> int | None:
     """The most urgent inspection that nobody else holds and that this person has not answered."""
     query = _waiting(_shape(wanted)).where(
-        or_(DeskItem.claimed_by.in_(("", person)), DeskItem.claimed_until < now),
-        DeskItem.judged_by != person,
-        DeskItem.second_by != person,
-        DeskItem.inspection_id.not_in(skipped),
+        or_(ReviewQueueItem.claimed_by.in_(("", person)), ReviewQueueItem.claimed_until < now),
+        ReviewQueueItem.judged_by != person,
+        ReviewQueueItem.second_by != person,
+        ReviewQueueItem.inspection_id.not_in(skipped),
     )
-    found = connection.execute(query.with_only_columns(DeskItem.inspection_id).limit(1), wanted.given).scalar()
+    found = connection.execute(query.with_only_columns(ReviewQueueItem.inspection_id).limit(1), wanted.given).scalar()
     return None if found is None else int(found)
 
 
@@ -141,9 +141,11 @@ def total(connection: Connection) -> int:
 def counted(connection: Connection) -> Overview:
     """How much waits, counted row by row."""
     names = ("why", "verdict", "label", "line", "station", "shift")
-    columns = [getattr(DeskItem, name) for name in names]
+    columns = [getattr(ReviewQueueItem, name) for name in names]
     blind = case((is_blind(), 1), else_=0).label("is_blind")
-    query = select(*columns, blind, func.count(), func.min(DeskItem.inspected_at)).where(DeskItem.state == State.OPEN)
+    query = select(*columns, blind, func.count(), func.min(ReviewQueueItem.inspected_at)).where(
+        ReviewQueueItem.state == State.OPEN
+    )
     rows = connection.execute(query.group_by(*columns, blind)).all()
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
     for *values, covers, count, _ in rows:
@@ -161,12 +163,14 @@ def counted(connection: Connection) -> Overview:
 
 def is_blind() -> ColumnElement[bool]:
     """Whether an item waits for an answer that is given before verdict and map are shown."""
-    return (DeskItem.blind == 1) & (DeskItem.judged_by == "") & (DeskItem.state == State.OPEN)
+    return (ReviewQueueItem.blind == 1) & (ReviewQueueItem.judged_by == "") & (ReviewQueueItem.state == State.OPEN)
 
 
 def waits_blind() -> ColumnElement[bool]:
     """Whether an inspection waits to be judged blind, so that no page about another one may speak of it."""
-    return select(DeskItem.inspection_id).where(DeskItem.inspection_id == Inspection.id, is_blind()).exists()
+    return (
+        select(ReviewQueueItem.inspection_id).where(ReviewQueueItem.inspection_id == Inspection.id, is_blind()).exists()
+    )
 
 
 def _facts(row: Row[Any], now: datetime) -> dict[str, Any]:
@@ -191,14 +195,14 @@ def _shape(wanted: QueueFilter) -> tuple[str, ...]:
 
 @cache
 def _waiting(shape: tuple[str, ...]) -> Select[Any]:
-    conditions = [getattr(DeskItem, name) == bindparam(name) for name in shape if name not in (BLIND, _BEFORE)]
+    conditions = [getattr(ReviewQueueItem, name) == bindparam(name) for name in shape if name not in (BLIND, _BEFORE)]
     if _BEFORE in shape:
-        conditions.append(DeskItem.inspected_at < bindparam(_BEFORE, type_=DeskItem.inspected_at.type))
+        conditions.append(ReviewQueueItem.inspected_at < bindparam(_BEFORE, type_=ReviewQueueItem.inspected_at.type))
     if BLIND in shape:
         conditions.append(is_blind())
     if set(shape) & set(_TELLING):
         conditions.append(~is_blind())  # that a part is among these would tell its verdict
-    return select(DeskItem.__table__).where(DeskItem.state == State.OPEN, *conditions).order_by(*_PLACE)
+    return select(ReviewQueueItem.__table__).where(ReviewQueueItem.state == State.OPEN, *conditions).order_by(*_PLACE)
 
 
 @cache
@@ -211,7 +215,7 @@ def _page(shape: tuple[str, ...], *, goes_on: bool) -> Select[Any]:
 
 @cache
 def _beside(shape: tuple[str, ...], *, before: bool) -> Select[Any]:
-    query = _waiting(shape).with_only_columns(DeskItem.inspection_id).limit(1)
+    query = _waiting(shape).with_only_columns(ReviewQueueItem.inspection_id).limit(1)
     if before:
         backwards = (column.desc() for column in _PLACE)
         return query.order_by(None).order_by(*backwards).where(_place() < _here())
@@ -220,27 +224,27 @@ def _beside(shape: tuple[str, ...], *, before: bool) -> Select[Any]:
 
 @cache
 def _item() -> Select[Any]:
-    return select(DeskItem.__table__).where(DeskItem.inspection_id == bindparam("number"))
+    return select(ReviewQueueItem.__table__).where(ReviewQueueItem.inspection_id == bindparam("number"))
 
 
 @cache
 def _covered() -> Select[Any]:
     said = select(tables.Review.id).where(
-        tables.Review.inspection_id == DeskItem.inspection_id,
+        tables.Review.inspection_id == ReviewQueueItem.inspection_id,
         tables.Review.reviewer == bindparam("person"),
         tables.Review.blind == 1,
     )
-    mine = DeskItem.inspection_id.in_(bindparam("wanted", expanding=True))
-    return select(DeskItem.inspection_id).where(mine, is_blind(), ~said.correlate(DeskItem).exists())
+    mine = ReviewQueueItem.inspection_id.in_(bindparam("wanted", expanding=True))
+    return select(ReviewQueueItem.inspection_id).where(mine, is_blind(), ~said.correlate(ReviewQueueItem).exists())
 
 
 @cache
 def _total() -> Select[Any]:
-    return select(func.count()).select_from(DeskItem).where(DeskItem.state == State.OPEN)
+    return select(func.count()).select_from(ReviewQueueItem).where(ReviewQueueItem.state == State.OPEN)
 
 
 _BEFORE: Final = "inspected_before"
-_PLACE: Final = (DeskItem.tier, DeskItem.inspection_id)
+_PLACE: Final = (ReviewQueueItem.tier, ReviewQueueItem.inspection_id)
 
 
 def _place() -> Tuple:

@@ -8,9 +8,9 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, or_, 
 from sqlalchemy.orm import aliased
 
 from inspect_xai.records import Status, VerdictCode
-from inspect_xai.storage.insert import inserting
+from inspect_xai.storage.insert import upsert
 from inspect_xai.storage.results import FAITHFULNESS, is_no_better_than_chance
-from inspect_xai.storage.tables import Capture, DeskItem, DeskMark, Explanation, Inspection, Review
+from inspect_xai.storage.tables import Capture, Explanation, Inspection, Review, ReviewCursor, ReviewQueueItem
 
 NEAR_THRESHOLD: Final = 0.1
 """A rejection whose score lies less than this above its threshold could as well have gone the other way."""
@@ -91,7 +91,7 @@ def why_on_desk(
 
 def take_in(connection: Connection, *, blind_share: float = 0.0) -> int:
     """Put the next chunk of inspections on the desk, a share of them to be judged blind; how many came onto it."""
-    seen = connection.execute(select(DeskMark.seen_id)).scalar() or 0
+    seen = connection.execute(select(ReviewCursor.seen_id)).scalar() or 0
     ids = (
         connection.execute(select(Inspection.id).where(Inspection.id > seen).order_by(Inspection.id).limit(_CHUNK))
         .scalars()
@@ -111,9 +111,9 @@ def take_in(connection: Connection, *, blind_share: float = 0.0) -> int:
         if row["why"] is not None and (known is None or TIERS[row["why"]] < TIERS[known["why"]]):
             by_id[row["inspection_id"]] = row
     if by_id:
-        statement = inserting(connection, DeskItem).on_conflict_do_nothing(index_elements=["inspection_id"])
+        statement = upsert(connection, ReviewQueueItem).on_conflict_do_nothing(index_elements=["inspection_id"])
         connection.execute(statement, list(by_id.values()))
-    mark = inserting(connection, DeskMark).values(id=1, seen_id=ids[-1])
+    mark = upsert(connection, ReviewCursor).values(id=1, seen_id=ids[-1])
     connection.execute(mark.on_conflict_do_update(index_elements=["id"], set_={"seen_id": mark.excluded.seen_id}))
     return len(by_id)
 

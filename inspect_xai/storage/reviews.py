@@ -3,11 +3,13 @@
 import dataclasses
 from datetime import datetime
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, insert, select
+from sqlalchemy.orm import aliased
 
 from inspect_xai.errors import NotFoundError, StoreError
-from inspect_xai.records import Review
+from inspect_xai.records import Decision, Review
 from inspect_xai.storage import ledger, queries, tables
+from inspect_xai.storage.database import Database
 from inspect_xai.storage.results import StoredReview
 
 
@@ -37,11 +39,31 @@ def append(
         "blind": int(review.blind),
         "box": list(review.box) if review.box else None,
     }
-    table = tables.Review.__table__
-    number = connection.execute(table.insert().values(**row).returning(table.c.id)).scalar_one()  # type: ignore[attr-defined]
+    number = connection.execute(insert(tables.Review).values(**row).returning(tables.Review.id)).scalar_one()
     facts = {"review": number, "reviewer": review.reviewer, "decision": review.decision.value}
     ledger.append(connection, "review", str(inspection_id), facts=facts, now=now, made={"review": [number]})
     return next(each for each in queries.reviews(connection, inspection_id) if each.review_id == number)
+
+
+def overturned_labels(database: Database, since: datetime) -> frozenset[str]:
+    """Return the labels of verdicts that people overturned since then, and what they called the parts instead.
+
+    Args:
+        database: An open one.
+        since: Reviewed at or after; an answer that was corrected later does not count.
+    """
+    later = aliased(tables.Review)
+    query = (
+        select(tables.Inspection.label, tables.Review.true_label)
+        .join(tables.Review, tables.Review.inspection_id == tables.Inspection.id)
+        .outerjoin(later, later.supersedes_id == tables.Review.id)
+        .where(
+            tables.Review.decision == Decision.OVERTURN.value, tables.Review.reviewed_at >= since, later.id.is_(None)
+        )
+        .distinct()
+    )
+    with database.read() as connection:
+        return frozenset(label for row in connection.execute(query) for label in row if label)
 
 
 def _check_supersedes(connection: Connection, inspection_id: int, supersedes: int) -> None:

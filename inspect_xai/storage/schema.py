@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from sqlalchemy import Connection, Engine, column, inspect, select, table, text
+from sqlalchemy import Connection, column, inspect, select, table, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
@@ -61,21 +61,21 @@ def upgrade_schema(url: str) -> str:
                 f"no folder {file.parent}", expected="a path in which spaces and signs stand as they are, not as %20"
             )
         file.parent.mkdir(parents=True, exist_ok=True)
-    engine = database.open_engine(url)
+    opened = database.Database(database.open_engine(url))
     try:
-        with _alone(file), database.writing(engine) as connection:
+        with _alone(file), opened.write() as connection:
             return _upgrade(connection, url)
     finally:
-        engine.dispose()
+        opened.close()
 
 
-def check_schema(engine: Engine, url: str) -> None:
+def check_schema(opened: database.Database, url: str) -> None:
     """Raise unless the schema is exactly the one this build reads and writes.
 
     Raises:
         SchemaError: It is absent, older or newer; the message names the command to run.
     """
-    with database.reading(engine) as connection:
+    with opened.read() as connection:
         found = _revision(connection)
     if found != REVISION:
         raise _misfit(found, url)
@@ -132,7 +132,7 @@ def _revision(connection: Connection) -> str:
 
 
 def _misfit(found: str, url: str) -> SchemaError:
-    place = database.shown(url)
+    place = database.redact_url(url)
     expected = f"schema revision {REVISION}"
     upgrade = f"run: inspect-xai db upgrade --db {place}"
     if not found:

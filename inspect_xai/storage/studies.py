@@ -15,7 +15,8 @@ from sqlalchemy import Connection, Select, case, func, insert, select
 
 from inspect_xai.errors import NotFoundError, StudyError
 from inspect_xai.records import StudyAnswer, VerdictCode
-from inspect_xai.storage import database, ledger, queries, tables
+from inspect_xai.storage import ledger, queries, tables
+from inspect_xai.storage.database import Database
 from inspect_xai.storage.ledger_documents import chunks
 from inspect_xai.storage.results import InspectionSummary
 from inspect_xai.storage.store import Store
@@ -110,12 +111,14 @@ def orders(parts: int, appraisers: Sequence[str], *, trials: int, seed: int) -> 
 
 
 class Studies:
-    """The studies of one store. Each call is one transaction; may be shared by threads."""
+    """The studies of a database. Each call is one transaction; may be shared by threads.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._engine = store._engine
-        self._clock = store._clock
+    Args:
+        database: An open one; it is not closed here.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def create(
         self,
@@ -149,7 +152,7 @@ class Studies:
         if MODEL in appraisers or not all(0 < len(each) <= 60 and each.isprintable() for each in appraisers):
             raise StudyError(f"the appraisers {', '.join(appraisers)}", expected=f"people's names; not {MODEL!r}")
         ids = list(dict.fromkeys(inspection_ids)) or [
-            row.inspection_id for row in draw(self._store, parts=parts, seed=seed)
+            row.inspection_id for row in draw(Store(self._database), parts=parts, seed=seed)
         ]
         if not 2 <= len(ids) <= MOST_TASKS / max(1, trials * len(appraisers)):
             raise StudyError(
@@ -159,8 +162,8 @@ class Studies:
         turns = orders(len(ids), appraisers, trials=trials, seed=seed)
         # Drawn too: flagged parts first would tell whoever gives the reference what the model said.
         turns[_REFERENCE] = [int(at) for at in np.random.default_rng([seed, 2]).permutation(len(ids))]
-        now = self._clock()
-        with database.writing(self._engine) as connection:
+        now = self._database.clock()
+        with self._database.write() as connection:
             if connection.execute(select(tables.Study.id).where(tables.Study.name == name)).first():
                 raise StudyError(f"a study is called {name!r} already", remedy="give it another name")
             _check_inspections(connection, ids)
@@ -180,7 +183,7 @@ class Studies:
 
     def all(self) -> list[Study]:
         """All studies, newest first."""
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             ids = connection.execute(select(tables.Study.id).order_by(tables.Study.id.desc())).scalars().all()
             return [_study(connection, tables.Study.id == number) for number in ids]
 
@@ -191,7 +194,7 @@ class Studies:
             NotFoundError: There is none.
         """
         column: Any = tables.Study.name if isinstance(study, str) else tables.Study.id
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             return _study(connection, column == study)
 
     def progress(self, study_id: int) -> list[Progress]:
@@ -203,7 +206,7 @@ class Studies:
             .group_by(StudyTask.appraiser, StudyTask.trial)
             .order_by(StudyTask.appraiser, StudyTask.trial)
         )
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             return [Progress(who, trial, int(n), parts) for who, trial, n, parts in connection.execute(query)]
 
     def next_task(self, study_id: int, appraiser: str) -> Task | None:
@@ -219,7 +222,7 @@ class Studies:
             .order_by(StudyTask.trial, StudyTask.place)
             .limit(1)
         )
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else Task(*row)
 
@@ -229,7 +232,7 @@ class Studies:
         Raises:
             NotFoundError: There is none.
         """
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             row = connection.execute(_tasks(StudyTask.id == task_id)).one_or_none()
         if row is None:
             raise NotFoundError("there is no such part in a study")
@@ -249,8 +252,8 @@ class Studies:
             raise StudyError(f"{by} answers in the place of {task.appraiser}")
         if is_reference and verdict is VerdictCode.UNSURE:
             raise StudyError("a reference that says UNSURE", expected="OK or NG; leave unclear parts out of the study")
-        now = self._clock()
-        with database.writing(self._engine) as connection:
+        now = self._database.clock()
+        with self._database.write() as connection:
             said = select(tables.StudyAnswer.id).where(tables.StudyAnswer.task_id == task.task_id)
             if not is_reference and connection.execute(said).first():
                 return False
@@ -267,7 +270,7 @@ class Studies:
 
     def rows(self, study_id: int) -> list[StudyAnswer]:
         """The study as rows for its analysis, the model's at the end; what is not answered yet is empty."""
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             tasks = connection.execute(_told().where(StudyTask.study_id == study_id)).all()
             ids = dict.fromkeys(row.inspection_id for row in tasks)
             query = queries.summaries().where(tables.Inspection.id.in_(ids))

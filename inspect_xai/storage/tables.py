@@ -14,13 +14,13 @@ DDL for both databases (`python -m inspect_xai.storage.schema` writes it); `sql/
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, MetaData, UniqueConstraint, text
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, MetaData, Table, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from inspect_xai.records import Decision, ModelStatus, Status, VerdictCode
-from inspect_xai.storage.types import Bytes, Id, Json, Real, UtcTime, Whole, Words
+from inspect_xai.storage.types import Bytes, Id, Json, Real, SafeText, UtcTime, Whole
 
 REVISION: Final = "0014"
 """The schema revision this build reads and writes: the newest file in sql/migrations/versions (a test compares)."""
@@ -40,6 +40,9 @@ def _parent(column: str, *, cascade: bool = False) -> ForeignKey:
 class Base(DeclarativeBase):
     """What all tables share: names of constraints, so that migrations can speak of them."""
 
+    if TYPE_CHECKING:
+        __table__: ClassVar[Table]  # SQLAlchemy says FromClause, which knows neither its key nor how to be updated
+
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -52,7 +55,7 @@ class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012 - the form SQLAlchemy asks for
         int: Whole,
         float: Real,
-        str: Words(),
+        str: SafeText(),
         bytes: Bytes,
         datetime: UtcTime(),
         dict[str, Any]: Json(),
@@ -377,7 +380,7 @@ class Review(Base):
     note: Mapped[str]
 
 
-class DeskItem(Base):
+class ReviewQueueItem(Base):
     """Where an inspection stands on the review desk: working state, no part of the record, rebuilt from it at any time.
 
     What the desk filters by is repeated here, so that a page of the queue is one walk along one index.
@@ -410,7 +413,7 @@ class DeskItem(Base):
     blind: Mapped[int] = mapped_column(server_default=text("0"))  # 1: judged before verdict and map are shown
 
 
-class DeskMark(Base):
+class ReviewCursor(Base):
     """Up to which inspection the desk has looked: one row."""
 
     __tablename__ = "desk_mark"
@@ -420,7 +423,7 @@ class DeskMark(Base):
     seen_id: Mapped[int]
 
 
-class DeskAnswer(Base):
+class ReviewRequestKey(Base):
     """Under which key a review was sent in: sent again after a broken connection, it is the same review."""
 
     __tablename__ = "desk_answer"

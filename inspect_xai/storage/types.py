@@ -19,7 +19,7 @@ Real: TypeEngine[float] = Double().with_variant(REAL(), "sqlite")
 Bytes = LargeBinary()
 
 
-class Words(TypeDecorator[str]):
+class SafeText(TypeDecorator[str]):
     """Text of any origin. What no database takes (NUL, half surrogates of undecodable file names) is spelled out."""
 
     impl = Text
@@ -27,7 +27,7 @@ class Words(TypeDecorator[str]):
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - the form SQLAlchemy asks for
         """To the database."""
-        return value if value is None else spelled(value)
+        return value if value is None else sanitize_text(value)
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -83,10 +83,10 @@ class Json(TypeDecorator[Any]):
         return json.loads(value) if isinstance(value, str) and dialect.name != "postgresql" else value
 
 
-def spelled(words: str) -> str:
+def sanitize_text(words: str) -> str:
     r"""Text that every database takes.
 
-    >>> spelled("a\x00b\udcff")
+    >>> sanitize_text("a\x00b\udcff")
     'a\\x00b\\udcff'
     """
     return words.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
@@ -103,9 +103,9 @@ def canonical(document: object) -> str:
 
 def _plain(value: object) -> object:
     if isinstance(value, str):
-        return spelled(value)
+        return sanitize_text(value)
     if isinstance(value, Mapping):
-        return {spelled(str(key)): _plain(part) for key, part in value.items()}
+        return {sanitize_text(str(key)): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     if value is None or isinstance(value, bool | int | float):

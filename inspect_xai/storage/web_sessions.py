@@ -7,9 +7,8 @@ from typing import Any
 
 from sqlalchemy import Select, bindparam, delete, select, update
 
-from inspect_xai.storage import database
-from inspect_xai.storage.insert import inserting
-from inspect_xai.storage.store import Store
+from inspect_xai.storage.database import Database
+from inspect_xai.storage.insert import upsert
 from inspect_xai.storage.tables import DeskSession
 
 
@@ -25,23 +24,22 @@ class StoredSession:
 
 
 class Sessions:
-    """The sessions of one store, by the sha256 of their ids. May be shared by threads.
+    """The sessions of a database, by the sha256 of their ids. May be shared by threads.
 
     Args:
-        store: An open store.
+        database: An open one; it is not closed here.
         idle_s: Seconds after which a session ends that nobody used.
     """
 
-    def __init__(self, store: Store, *, idle_s: float) -> None:
-        self._engine = store._engine
-        self._clock = store._clock
+    def __init__(self, database: Database, *, idle_s: float) -> None:
+        self._database = database
         self._idle = timedelta(seconds=idle_s)
 
     def find(self, id_sha256: str) -> StoredSession | None:
         """The live session under an id; None: there is none. That it was used is written now and then."""
-        with database.reading(self._engine) as connection:
+        with self._database.read() as connection:
             row = connection.execute(_session(), {"wanted": id_sha256}).one_or_none()
-        now = self._clock()
+        now = self._database.clock()
         if row is None or now - row.used_at > self._idle:
             return None
         if now - row.used_at > self._idle / 100:
@@ -50,27 +48,27 @@ class Sessions:
 
     def begin(self, id_sha256: str, *, person: str, language: str, theme: str, instead_of: str = "") -> None:
         """Begin a session in the place of another one; those that ended by themselves go."""
-        now = self._clock()
+        now = self._database.clock()
         row = {"person": person, "used_at": now, "language": language, "theme": theme, "skipped": []}
-        with database.writing(self._engine) as connection:
+        with self._database.write() as connection:
             ended = (DeskSession.used_at < now - self._idle) | (DeskSession.id_sha256 == instead_of)
             connection.execute(delete(DeskSession).where(ended))
-            made = inserting(connection, DeskSession).values(id_sha256=id_sha256, **row)
+            made = upsert(connection, DeskSession).values(id_sha256=id_sha256, **row)
             connection.execute(made.on_conflict_do_update(index_elements=["id_sha256"], set_=row))
 
     def change(self, id_sha256: str, **values: Any) -> None:
         """Keep what a browser chose."""
-        with database.writing(self._engine) as connection:
+        with self._database.write() as connection:
             connection.execute(update(DeskSession).where(DeskSession.id_sha256 == id_sha256).values(**values))
 
     def end(self, id_sha256: str) -> None:
         """End a session: its cookie is worth nothing any more."""
-        with database.writing(self._engine) as connection:
+        with self._database.write() as connection:
             connection.execute(delete(DeskSession).where(DeskSession.id_sha256 == id_sha256))
 
     def end_all(self) -> None:
         """Sign everybody out, whichever process of the desk they talk to."""
-        with database.writing(self._engine) as connection:
+        with self._database.write() as connection:
             connection.execute(delete(DeskSession))
 
 

@@ -90,7 +90,7 @@ def export_evidence(store: Store, inspection_ids: Sequence[int], *, out: Path, a
     ids = sorted(set(inspection_ids))
     if not ids:
         raise NotFoundError("no inspection fits", remedy="list inspections with: inspect-xai find")
-    told = store.evidence(ids)
+    told = store.ledger.evidence(ids)
     files: dict[str, bytes] = {}
     missing: list[str] = []
     for name, document in told["documents"].items():
@@ -102,7 +102,7 @@ def export_evidence(store: Store, inspection_ids: Sequence[int], *, out: Path, a
         missing += lost
         files[f"results/{number}.json"] = _readable(result_of(stored, sorted(own)))
     first = min((event["sequence"] for event in told["events"]), default=1)
-    events = store.events(after=first - 1)
+    events = store.ledger.events(after=first - 1)
     chain = [
         {"body": body_of(event), "previous_hash": event.previous_hash, "hash": event.hash}
         | ({"signed_by": event.signed_by, "signature": event.signature} if event.signed_by else {})

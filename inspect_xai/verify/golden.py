@@ -150,9 +150,9 @@ def keep_result(store: Store, report: GoldenReport, *, by: str, note: str) -> No
         BundleError: If other files than the registered ones were verified.
         NotFoundError: If the model is not registered.
     """
-    known = store.model(report.fingerprint)
+    known = store.registry.model(report.fingerprint)
     known.check_files(report.bundle_sha256)
-    store.set_model_status(
+    store.registry.set_model_status(
         report.fingerprint, ModelStatus(known.status), by=by, note=note, golden=report.as_record(),
         bundle_sha256=report.bundle_sha256 if report.holds else None,
     )  # fmt: skip
@@ -174,7 +174,7 @@ def verify_at_start(store: Store, explainer: Explainer, folder: Path, *, by: str
             expected=f"scores within {SCORE_TOLERANCE}",
             remedy="see inspect-xai model verify BUNDLE --golden DIR, and mend driver or device before it judges parts",
         )
-    if store.model(report.fingerprint).bundle_sha256 is None:
+    if store.registry.model(report.fingerprint).bundle_sha256 is None:
         keep_result(store, report, by=by, note="verified at the start of a line")
     return {"set_sha256": report.set_sha256, "pictures": len(report.checks), "verified_at": report.verified_at}
 

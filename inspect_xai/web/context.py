@@ -68,14 +68,14 @@ class Site:
     def __init__(self, store: Store, settings: ServeSettings) -> None:
         self.store = store
         self.settings = settings
-        self.totals = TotalsReader(store)
+        self.totals = TotalsReader(store.database)
         self.desk = Desk(
-            store,
+            store.database,
             claim_s=settings.claim_s,
             second_share=settings.second_share,
             blind_share=settings.blind_share,
         )
-        self.access = Access(settings, Sessions(store, idle_s=settings.session_s))
+        self.access = Access(settings, Sessions(store.database, idle_s=settings.session_s))
         self.wrong_tokens = Rate(_WRONG_TOKENS_PER_MINUTE, time.monotonic)
         self.archive = Archive(settings.archive)
         self.kept = Kept()

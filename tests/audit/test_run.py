@@ -367,7 +367,7 @@ class TestKilledAudits:
         out, code = tmp_path / "out", (
             "import sys, time\n"
             "from pathlib import Path\n"
-            "from inspect_xai.pipeline import rows\n"
+            "from inspect_xai.audit import rows\n"
             "from inspect_xai.audit.run import AuditSettings, run_audit\n"
             "from inspect_xai.explain.explainer import Explainer\n"
             "from inspect_xai.intake.decode import PictureLimits\n"
@@ -880,8 +880,8 @@ class TestCommands:
         url = f"sqlite:///{tmp_path}/store.db"
         outcomes = [run("honest", "--db", url) for _ in range(2)]
         with open_store(url) as store:
-            (kept,) = store.audits(bundles["honest"].fingerprint)
-            model = store.model(bundles["honest"].fingerprint)
+            (kept,) = store.registry.audits(bundles["honest"].fingerprint)
+            model = store.registry.model(bundles["honest"].fingerprint)
 
         assert [outcome.exit_code for outcome in outcomes] == [0, 0], outcomes[0].output
         assert kept[3]["answer"]["answer"] == "yes"

@@ -193,10 +193,10 @@ def test_a_model_from_its_golden_set_to_retirement(cli: Run, shop: Path, tmp_pat
         assert stored.run.settings["golden"]["pictures"] == 3
         model_file = hashlib.sha256((shop / "model.onnx").read_bytes()).hexdigest()
         assert stored.run.settings["model_sha256"] == model_file
-        assert [(each.facts["change"], each.facts["by"]) for each in store.events(kind="model")] == [
+        assert [(each.facts["change"], each.facts["by"]) for each in store.ledger.events(kind="model")] == [
             ("registered", "Ada"), ("candidate", "Ada"), ("candidate", "Eve"), ("approved", "Bob"),
         ]  # fmt: skip
-        [policy] = store.events(kind="policy")
+        [policy] = store.ledger.events(kind="policy")
         assert "@" in policy.facts["by"]
     assert "NOT APPROVED" not in cli("show", 1, "--db", db)[1]
 
@@ -224,9 +224,9 @@ def test_a_line_refuses_a_model_that_does_not_reproduce_its_golden_set(cli: Run,
     assert code == 14
     assert "does not reproduce" in err
     with open_store(db) as store:
-        [model] = store.models()
+        [model] = store.registry.models()
         assert (model.status, model.golden is not None and model.golden["holds"]) == ("candidate", False)
-        assert store.events(kind="model")[-1].facts["note"] == "refused at the start of a line"
+        assert store.ledger.events(kind="model")[-1].facts["note"] == "refused at the start of a line"
     code, _, err = cli("model", "approve", shop, "--db", db)
     assert (code, "no golden result that holds" in err) == (14, True)
     assert cli("model", "approve", shop, "--db", db, "--without-golden")[0] == 14
@@ -269,8 +269,8 @@ def test_files_that_nobody_registered_are_refused_everywhere(cli: Run, shop: Pat
     assert cli("model", "approve", shop, "--db", db, *said)[0] == 0
     assert cli(*start)[0] == 0
     with open_store(db) as store:
-        told = [(each.facts["change"], each.facts["bundle_sha256"]) for each in store.events(kind="model")]
-        assert store.verify_ledger().holds
+        told = [(each.facts["change"], each.facts["bundle_sha256"]) for each in store.ledger.events(kind="model")]
+        assert store.ledger.verify().holds
     assert told == [
         ("registered", was.sha256), ("approved", was.sha256), ("registered again", now.sha256),
         ("approved", now.sha256),
@@ -282,18 +282,18 @@ def test_a_model_from_before_files_were_hashed_gets_its_hash_when_verified(
 ) -> None:
     db, loaded = f"sqlite:///{tmp_path / 'old.db'}", load_bundle(shop)
     with open_store(db) as store:
-        store.register_model(loaded.fingerprint, loaded.card, registered_by="Ada")
+        store.registry.register_model(loaded.fingerprint, loaded.card, registered_by="Ada")
     code, _, err = cli("model", "approve", shop, "--db", db, "--without-golden", "--note", "pilot")
     assert (code, "inspect-xai model verify BUNDLE --db URL" in err) == (10, True)
     write(tmp_path / "in/a.png", 2, 10)
     start = ["line", "--source", tmp_path / "in", "--bundle", shop, "--db", db, "--device", "cpu", "--settle", 0]
     assert cli(*start)[0] == 0  # as before
     with open_store(db) as store:
-        assert store.models()[0].bundle_sha256 is None
+        assert store.registry.models()[0].bundle_sha256 is None
     golden_set(cli, shop, tmp_path)
     assert cli("model", "verify", shop, "--db", db, "--device", "cpu", "--by", "Eve")[0] == 0
     with open_store(db) as store:
-        [model] = store.models()
+        [model] = store.registry.models()
     assert (model.fingerprint, model.bundle_sha256, model.status) == (
         loaded.fingerprint, loaded.sha256, "candidate",
     )  # fmt: skip
@@ -304,12 +304,12 @@ def test_a_model_from_before_files_were_hashed_gets_its_hash_when_verified(
 def test_a_golden_set_at_the_start_lets_the_files_be_known(cli: Run, shop: Path, tmp_path: Path) -> None:
     db, loaded = f"sqlite:///{tmp_path / 'old.db'}", load_bundle(shop)
     with open_store(db) as store:
-        store.register_model(loaded.fingerprint, loaded.card, registered_by="Ada")
+        store.registry.register_model(loaded.fingerprint, loaded.card, registered_by="Ada")
     golden = golden_set(cli, shop, tmp_path)
     start = ["line", "--source", tmp_path, "--bundle", shop, "--db", db, "--device", "cpu", "--keep", "--settle", 0]
     assert cli(*start, "--golden", golden)[0] == 0
     with open_store(db) as store:
-        assert store.models()[0].bundle_sha256 == loaded.sha256
+        assert store.registry.models()[0].bundle_sha256 == loaded.sha256
 
 
 def test_a_damaged_or_foreign_golden_set_is_refused(cli: Run, shop: Path, bundle: Path, tmp_path: Path) -> None:
@@ -449,7 +449,7 @@ def test_retention_from_rule_to_deletion(cli: Run, db: str, recorded: Path, tmp_
         held = store.get(number_of(db, "SN2"), maps=True)
         assert held.explanation is not None
         assert held.explanation.fused is not None
-        assert [each.kind for each in store.events()][-2:] == ["retention", "retention"]
+        assert [each.kind for each in store.ledger.events()][-2:] == ["retention", "retention"]
     number = number_of(db, "SN1")
     assert "nowhere: retention deleted it on 20" in cli("show", number, "--db", db)[1]
     code, out, _ = cli("ledger", "export", "--part", "SN1", "--out", tmp_path / "gone.zip", "--db", db)
@@ -458,7 +458,7 @@ def test_retention_from_rule_to_deletion(cli: Run, db: str, recorded: Path, tmp_
     code, out, _ = cli("retention", "release", 1, "--db", db)
     assert (code, out) == (0, "no holds stand\n")
     with open_store(db) as store:
-        assert Retention(store).holds() == []
+        assert Retention(store.database).holds() == []
 
 
 def test_pictures_at_a_url_are_deleted_below_the_url_that_is_named(cli: Run, tmp_path: Path) -> None:
@@ -558,11 +558,11 @@ def test_the_same_bytes_under_another_part_are_told(
     assert json.loads(cli(*start, "--json")[1])["under_another_part"] == 1
     with open_store(db) as store:
         assert store.find(serial="SN1") == []
-        [event] = store.events(kind="same_bytes", subject="SN1")
+        [event] = store.ledger.events(kind="same_bytes", subject="SN1")
         assert event.facts == {
             "inspection": 1, "file_name": NAME.format(1, 7), "serial": "SN1", "product": "", "lot": "LOT7"
         }  # fmt: skip
-        assert store.verify_ledger().holds
+        assert store.ledger.verify().holds
 
 
 def test_maps_lie_where_the_settings_say(cli: Run, bundle: Path, tmp_path: Path) -> None:
@@ -580,16 +580,15 @@ def test_maps_lie_where_the_settings_say(cli: Run, bundle: Path, tmp_path: Path)
 
 def test_a_policy_is_registered_by_whoever_opens_the_line(recorded: Path, bundle: Path, db: str) -> None:
     with open_store(db) as store:
-        [registered] = store.events(kind="model")
-        [policy] = store.events(kind="policy")
+        [registered] = store.ledger.events(kind="model")
+        [policy] = store.ledger.events(kind="policy")
         assert (registered.facts["by"], policy.facts["by"], policy.subject) == ("Ada", "Ada", "1")
         assert _policy_of(store)["ok_share"] == ExplainRule().ok_share
-        assert store.verify_ledger().holds
+        assert store.ledger.verify().holds
 
 
 def _policy_of(store: Store) -> dict[str, object]:
-    from inspect_xai.storage import database
     from inspect_xai.storage.ledger_documents import documents
 
-    with database.reading(store._engine) as connection:
+    with store.database.read() as connection:
         return dict(documents(connection, "policy", [1])[1]["content"])

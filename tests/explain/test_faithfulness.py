@@ -16,8 +16,7 @@ from inspect_xai.maths import metrics, sise
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.records import Inspection, Method, Status
 from inspect_xai.reports import labels
-from inspect_xai.storage import database
-from inspect_xai.storage.report_queries import DRIFT_FEATURES, Figures
+from inspect_xai.storage.report_queries import DRIFT_FEATURES, ReportQueries
 from inspect_xai.storage.review_queue import Desk
 from inspect_xai.storage.review_reasons import Why
 from inspect_xai.storage.store import open_store
@@ -157,13 +156,13 @@ def test_numbers_are_columns_of_the_record_and_wait_on_the_desk(database_url: st
         stored.prepared(store)
         store.record([recorded(1, true), recorded(2, chance), recorded(3, {})])
         rows = {row.inspection_id: row for row in store.find()}
-        with database.reading(store._engine) as connection:
+        with store.database.read() as connection:
             columns = connection.execute(text("SELECT * FROM explanation ORDER BY id")).mappings().all()
             overview = connection.execute(text("SELECT * FROM inspection_overview ORDER BY inspection_id")).mappings()
             overview = overview.all()
-        found = Figures(store).features(stored.NOON, stored.NOON + timedelta(days=1), most=100)
-        Desk(store).take_in()
-        with database.reading(store._engine) as connection:
+        found = ReportQueries(store.database).features(stored.NOON, stored.NOON + timedelta(days=1), most=100)
+        Desk(store.database).take_in()
+        with store.database.read() as connection:
             why = dict(connection.execute(text("SELECT inspection_id, why FROM desk_item")).tuples().all())
 
     assert rows[1].deletion_percent == 5.5

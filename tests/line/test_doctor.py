@@ -37,8 +37,8 @@ def premises(bundle: Path, tmp_path: Path) -> Premises:
     db = f"sqlite:///{tmp_path / 'line.db'}"
     with open_store(db) as store:
         model = load_bundle(bundle)
-        store.register_model(model.fingerprint, model.card, bundle_sha256=model.sha256)
-        store.set_model_status(model.fingerprint, ModelStatus.APPROVED, by="quality")
+        store.registry.register_model(model.fingerprint, model.card, bundle_sha256=model.sha256)
+        store.registry.set_model_status(model.fingerprint, ModelStatus.APPROVED, by="quality")
     return Premises(bundle, "cpu", db, str(tmp_path / "in"), keep=False, lease_s=600, reports=tmp_path / "reports")
 
 
@@ -95,8 +95,8 @@ def test_files_that_nobody_approved_are_found(premises: Premises, bundle: Path, 
 def test_an_approval_from_before_files_were_hashed_is_told(premises: Premises, bundle: Path, tmp_path: Path) -> None:
     db, model = f"sqlite:///{tmp_path / 'old.db'}", load_bundle(bundle)
     with open_store(db) as store:
-        store.register_model(model.fingerprint, model.card)
-        store.set_model_status(model.fingerprint, ModelStatus.APPROVED, by="quality")
+        store.registry.register_model(model.fingerprint, model.card)
+        store.registry.set_model_status(model.fingerprint, ModelStatus.APPROVED, by="quality")
     said = f"{model.fingerprint[:12]} is approved, but registered before hashes of the bundle's files were kept"
     assert wrong(examine(altered(premises, db=db)))["model"].startswith(said)
 

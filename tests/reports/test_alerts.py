@@ -20,19 +20,23 @@ from inspect_xai.errors import AlertError, SettingsError
 from inspect_xai.policy import AlertRule, policy_from, rule_for
 from inspect_xai.reports.alerts import BACK_OFF_S, Alert, send_alerts, signature
 from inspect_xai.settings import Channel, Outlets, load_settings
-from inspect_xai.storage.ledger import events
-from inspect_xai.storage.quality_records import Watchbook
-from inspect_xai.storage.store import open_store
+from inspect_xai.storage.quality_records import QualityRecords
+from inspect_xai.storage.store import Store, open_store
 
 DRIFT = Alert("a1", "drift", "optics", "L1 S1: brightness drifted", "2026-11-22", "L1", "S1")
 ESCAPE = Alert("b2", "escapes_found", "quality", "1 part passed — Prüfer", "2026-11-22")
 
 
 @pytest.fixture
-def book(tmp_path: Path, sqlite_template: Path) -> Iterator[Watchbook]:
+def store(tmp_path: Path, sqlite_template: Path) -> Iterator[Store]:
     shutil.copy(sqlite_template, tmp_path / "line.db")
     with open_store(f"sqlite:///{tmp_path / 'line.db'}") as opened:
-        yield Watchbook(opened)
+        yield opened
+
+
+@pytest.fixture
+def book(store: Store) -> QualityRecords:
+    return QualityRecords(store.database)
 
 
 class Receiver(BaseHTTPRequestHandler):
@@ -106,7 +110,7 @@ def test_the_first_rule_that_fits_says_whose_an_alarm_is() -> None:
     assert rule_for((), topic="drift", station="S1") == AlertRule("quality")
 
 
-def test_a_file_is_dropped_once(book: Watchbook, tmp_path: Path) -> None:
+def test_a_file_is_dropped_once(book: QualityRecords, tmp_path: Path) -> None:
     outlets = Outlets(folder=tmp_path / "out")
     first = send_alerts(book, [DRIFT], rules=(), outlets=outlets)
     again = send_alerts(book, [DRIFT, ESCAPE], rules=(), outlets=outlets)
@@ -117,7 +121,7 @@ def test_a_file_is_dropped_once(book: Watchbook, tmp_path: Path) -> None:
     assert (said["alert_id"], said["owner"], said["station"]) == ("a1", "optics", "S1")
 
 
-def test_a_webhook_is_signed_tried_again_and_keeps_its_id(book: Watchbook, webhook: str) -> None:
+def test_a_webhook_is_signed_tried_again_and_keeps_its_id(book: QualityRecords, webhook: str) -> None:
     Receiver.codes = [503, 429]
     pauses: list[float] = []
     outlets = Outlets(webhook=webhook, webhook_secret="key")
@@ -135,7 +139,7 @@ def test_a_webhook_is_signed_tried_again_and_keeps_its_id(book: Watchbook, webho
 
 @pytest.mark.parametrize(("code", "says"), [(403, "answers 403"), (302, "answers 302")])
 def test_a_webhook_that_refuses_is_told_at_once_and_nothing_is_noted(
-    book: Watchbook, webhook: str, code: int, says: str
+    book: QualityRecords, webhook: str, code: int, says: str
 ) -> None:
     Receiver.codes = [code]
     with pytest.raises(AlertError, match=says):
@@ -145,7 +149,7 @@ def test_a_webhook_that_refuses_is_told_at_once_and_nothing_is_noted(
 
 
 def test_a_dead_webhook_keeps_no_other_channel_from_its_alerts(
-    book: Watchbook, webhook: str, tmp_path: Path, mailbox: tuple[Mailbox, int]
+    book: QualityRecords, webhook: str, tmp_path: Path, mailbox: tuple[Mailbox, int]
 ) -> None:
     box, port = mailbox
     Receiver.codes = [500] * 9
@@ -160,7 +164,7 @@ def test_a_dead_webhook_keeps_no_other_channel_from_its_alerts(
     assert [later.sent[channel] for channel in Channel] == [(), ("a1",), ()]
 
 
-def test_one_mail_tells_all_alerts_of_a_night(book: Watchbook, mailbox: tuple[Mailbox, int]) -> None:
+def test_one_mail_tells_all_alerts_of_a_night(book: QualityRecords, mailbox: tuple[Mailbox, int]) -> None:
     box, port = mailbox
     outlets = Outlets(
         smtp_host="127.0.0.1", smtp_port=port, smtp_security="none", smtp_user="line", smtp_password="secret",
@@ -183,7 +187,7 @@ def test_one_mail_tells_all_alerts_of_a_night(book: Watchbook, mailbox: tuple[Ma
     ],
 )
 def test_a_mail_server_that_refuses_is_told(
-    book: Watchbook, mailbox: tuple[Mailbox, int], changed: dict[str, Any], says: str
+    book: QualityRecords, mailbox: tuple[Mailbox, int], changed: dict[str, Any], says: str
 ) -> None:
     given: dict[str, Any] = {
         "smtp_host": "127.0.0.1", "smtp_port": mailbox[1], "smtp_security": "none",
@@ -194,7 +198,7 @@ def test_a_mail_server_that_refuses_is_told(
     assert mailbox[0].letters == []
 
 
-def test_nobody_listens(book: Watchbook) -> None:
+def test_nobody_listens(book: QualityRecords) -> None:
     nowhere = Outlets(webhook="http://127.0.0.1:9/", webhook_secret="key")
     with pytest.raises(AlertError, match=r"127.0.0.1:9 cannot be reached: .*4 times in a row"):
         send_alerts(book, [DRIFT], rules=(), outlets=nowhere, pause=lambda _: None)
@@ -208,12 +212,12 @@ def test_nobody_listens(book: Watchbook) -> None:
         (Outlets(folder=Path("/dev/null/x")), "takes no files"),
     ],
 )
-def test_a_channel_set_up_wrongly_is_told(book: Watchbook, outlets: Outlets, says: str) -> None:
+def test_a_channel_set_up_wrongly_is_told(book: QualityRecords, outlets: Outlets, says: str) -> None:
     with pytest.raises(AlertError, match=says):
         send_alerts(book, [DRIFT], rules=(), outlets=outlets)
 
 
-def test_a_rule_for_a_channel_that_is_not_there_is_refused(book: Watchbook) -> None:
+def test_a_rule_for_a_channel_that_is_not_there_is_refused(book: QualityRecords) -> None:
     with pytest.raises(AlertError, match="sends alerts by webhook, which is not set up"):
         send_alerts(book, [DRIFT], rules=(AlertRule(send=(Channel.WEBHOOK,)),), outlets=Outlets())
 
@@ -236,12 +240,11 @@ def test_secrets_of_the_settings_are_shown_nowhere(monkeypatch: pytest.MonkeyPat
     assert settings.alert.outlets().open == (Channel.WEBHOOK,)
 
 
-def test_an_acknowledgement_stands_in_the_ledger(book: Watchbook) -> None:
+def test_an_acknowledgement_stands_in_the_ledger(store: Store, book: QualityRecords) -> None:
     book.acknowledge("a1", by="Ada", note="lamp ordered")
     book.acknowledge("a1", by="Bob", note="lamp changed")
     assert (book.acknowledged()["a1"].by, book.acknowledged()["a1"].note) == ("Bob", "lamp changed")
-    with book._engine.connect() as connection:
-        assert [event.facts["by"] for event in events(connection, kind="alarm_acknowledged")] == ["Ada", "Bob"]
+    assert [event.facts["by"] for event in store.ledger.events(kind="alarm_acknowledged")] == ["Ada", "Bob"]
 
 
 @pytest.fixture
@@ -284,7 +287,7 @@ DRIPS = {
 
 @pytest.mark.parametrize("drip", DRIPS)
 def test_an_exchange_with_a_webhook_ends_however_slowly_it_answers(
-    book: Watchbook, slow: Callable[[bytes, bytes], int], drip: str
+    book: QualityRecords, slow: Callable[[bytes, bytes], int], drip: str
 ) -> None:
     outlets = Outlets(webhook=f"http://127.0.0.1:{slow(*DRIPS[drip])}/", webhook_secret="key")
     begun = time.monotonic()
@@ -296,7 +299,7 @@ def test_an_exchange_with_a_webhook_ends_however_slowly_it_answers(
 
 @pytest.mark.parametrize("security", ["none", "tls"])
 def test_an_exchange_with_a_mail_server_ends_however_slowly_it_answers(
-    book: Watchbook, slow: Callable[[bytes, bytes], int], security: Literal["none", "tls"]
+    book: QualityRecords, slow: Callable[[bytes, bytes], int], security: Literal["none", "tls"]
 ) -> None:
     port = slow(b"220-hold on\r\n", b"220-hold on\r\n") if security == "none" else slow(b"\x16\x03\x03\x40\x00", b"\0")
     mail = Outlets(smtp_host="127.0.0.1", smtp_port=port, smtp_security=security, mail_from="a@b.c", mail_to=("d@e.f",))
@@ -306,7 +309,7 @@ def test_an_exchange_with_a_mail_server_ends_however_slowly_it_answers(
     assert time.monotonic() - begun < 4
 
 
-def test_all_alerts_of_a_channel_share_one_time(book: Watchbook, slow: Callable[[bytes, bytes], int]) -> None:
+def test_all_alerts_of_a_channel_share_one_time(book: QualityRecords, slow: Callable[[bytes, bytes], int]) -> None:
     outlets = Outlets(webhook=f"http://127.0.0.1:{slow(*DRIPS['silence'])}/", webhook_secret="key")
     begun = time.monotonic()
     with pytest.raises(AlertError, match=r"within 0\.\d+ seconds; the 0\.5 seconds for all alerts of a channel"):
@@ -314,7 +317,7 @@ def test_all_alerts_of_a_channel_share_one_time(book: Watchbook, slow: Callable[
     assert time.monotonic() - begun < 3
 
 
-def test_a_body_without_end_is_not_read(book: Watchbook, slow: Callable[[bytes, bytes], int]) -> None:
+def test_a_body_without_end_is_not_read(book: QualityRecords, slow: Callable[[bytes, bytes], int]) -> None:
     port = slow(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n", b"a" * 1000)
     sent = send_alerts(
         book, [DRIFT], rules=(), outlets=Outlets(webhook=f"http://127.0.0.1:{port}/", webhook_secret="k")
@@ -333,7 +336,9 @@ def test_a_body_without_end_is_not_read(book: Watchbook, slow: Callable[[bytes, 
         "http://ada:s3cret\n@127.0.0.1/",
     ],
 )
-def test_no_message_tells_a_password_of_the_url(book: Watchbook, slow: Callable[[bytes, bytes], int], url: str) -> None:
+def test_no_message_tells_a_password_of_the_url(
+    book: QualityRecords, slow: Callable[[bytes, bytes], int], url: str
+) -> None:
     port = slow(b"HTTP/1.1 404 Not here\r\nContent-Length: 0\r\n\r\n", b"")
     outlets = Outlets(webhook=url.format(port=port), webhook_secret="very-secret")
     with pytest.raises(AlertError) as caught:
@@ -342,20 +347,22 @@ def test_no_message_tells_a_password_of_the_url(book: Watchbook, slow: Callable[
         assert secret not in str(caught.value)
 
 
-def test_a_name_and_a_password_in_the_url_reach_the_server(book: Watchbook, webhook: str) -> None:
+def test_a_name_and_a_password_in_the_url_reach_the_server(book: QualityRecords, webhook: str) -> None:
     address = webhook.replace("://", "://ada:s3cret@")
     send_alerts(book, [DRIFT], rules=(), outlets=Outlets(webhook=address, webhook_secret="key"))
     assert Receiver.got[0][0]["authorization"] == "Basic " + base64.b64encode(b"ada:s3cret").decode()
 
 
-def test_no_proxy_of_the_environment_is_asked(book: Watchbook, webhook: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_of_the_environment_is_asked(
+    book: QualityRecords, webhook: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9/")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9/")
     sent = send_alerts(book, [DRIFT], rules=(), outlets=Outlets(webhook=webhook, webhook_secret="key"))
     assert sent.sent[Channel.WEBHOOK] == ("a1",)
 
 
-def test_what_a_server_says_commands_no_terminal(book: Watchbook, slow: Callable[[bytes, bytes], int]) -> None:
+def test_what_a_server_says_commands_no_terminal(book: QualityRecords, slow: Callable[[bytes, bytes], int]) -> None:
     port = slow(b"HTTP/1.1 404 \x1b[31mgone\x1b[0m" + b"E" * 5000 + b"\r\nContent-Length: 0\r\n\r\n", b"")
     outlets = Outlets(webhook=f"http://127.0.0.1:{port}/", webhook_secret="key")
     with pytest.raises(AlertError) as caught:
@@ -372,7 +379,7 @@ def test_what_a_server_says_commands_no_terminal(book: Watchbook, slow: Callable
     ],
 )
 def test_settings_that_no_mail_can_carry_are_told(
-    book: Watchbook, mailbox: tuple[Mailbox, int], changed: dict[str, Any], says: str
+    book: QualityRecords, mailbox: tuple[Mailbox, int], changed: dict[str, Any], says: str
 ) -> None:
     given: dict[str, Any] = {
         "smtp_host": "127.0.0.1", "smtp_port": mailbox[1], "smtp_security": "none",

@@ -17,7 +17,7 @@ from inspect_xai.reports.cohorts import cohorts_of
 from inspect_xai.reports.daily import write_report
 from inspect_xai.reports.pdf import PROGRAMS, print_pdf
 from inspect_xai.reports.period import Period
-from inspect_xai.storage.report_queries import CohortKey, Figures
+from inspect_xai.storage.report_queries import CohortKey, ReportQueries
 from inspect_xai.storage.store import Store, open_store
 from tests.support import stored
 
@@ -56,7 +56,7 @@ def no_photograph(inspection_id: int) -> None:
 def test_a_cohort_has_its_centre_and_the_way_it_went(store: Store) -> None:
     record(store, [(100, 120), (100, 100), (100, 140)], day=-1)
     record(store, [(110, 126), (110, 106), (110, 146)])
-    [only], odd = cohorts_of(Figures(store), TODAY, photograph_of=no_photograph)
+    [only], odd = cohorts_of(ReportQueries(store.database), TODAY, photograph_of=no_photograph)
     found = only.numbers
     assert found.key == CohortKey("housing", "L1", "S1", "", "crack", SIZE)
     assert (found.maps, found.maps_before, found.empty) == (3, 3, 0)
@@ -72,7 +72,7 @@ def test_a_cohort_has_its_centre_and_the_way_it_went(store: Store) -> None:
 def test_the_part_unlike_its_cohort_and_the_ones_whose_masks_say_little_are_named(store: Store) -> None:
     rng = np.random.default_rng(2)
     record(store, [*(rng.normal((150, 120), 2) for _ in range(12)), (40, 40)])
-    [only], odd = cohorts_of(Figures(store), TODAY, photograph_of=lambda _: np.full(SIZE, 90, np.uint8))
+    [only], odd = cohorts_of(ReportQueries(store.database), TODAY, photograph_of=lambda _: np.full(SIZE, 90, np.uint8))
     assert only.photographed == "SN00000"
     assert odd[0].serial == "SN00012"  # the strangest first
     assert len(odd) <= 2
@@ -86,7 +86,7 @@ def test_low_spread_and_evidence_beside_the_region_of_interest(store: Store) -> 
     record(store, [(150, 120)], **flat(stored.explanation(np.random.default_rng(1))))
     record(store, [(150, 120)], day=-1, faithfulness={"energy_in_roi": 0.25})
     both = Period(DAY - timedelta(days=1), DAY, ZoneInfo("UTC"))
-    pictures, odd = cohorts_of(Figures(store), both, photograph_of=no_photograph)
+    pictures, odd = cohorts_of(ReportQueries(store.database), both, photograph_of=no_photograph)
     assert pictures == ()  # two parts make no cohort
     assert [each.why for each in odd] == [
         "the masks score nearly alike (spread 0.010)",
@@ -125,7 +125,7 @@ def test_a_cohort_is_held_against_the_baseline_s_days(store: Store) -> None:
     record(store, [(200, 60)] * 3, day=-1)
     record(store, [(110, 120)] * 3)
     long_ago = Period(DAY - timedelta(days=25), DAY - timedelta(days=15), ZoneInfo("UTC"))
-    [only], _ = cohorts_of(Figures(store), TODAY, photograph_of=no_photograph, against=long_ago)
+    [only], _ = cohorts_of(ReportQueries(store.database), TODAY, photograph_of=no_photograph, against=long_ago)
     assert only.numbers.maps_before == 3
     assert only.numbers.down_px == pytest.approx(10, abs=0.5)
     assert only.numbers.right_px == pytest.approx(0, abs=0.5)
@@ -138,6 +138,6 @@ def test_a_large_cohort_is_drawn_from_a_sample(store: Store, monkeypatch: pytest
     where = {"station": "S1", "height_px": SIZE[0], "width_px": SIZE[1]}
     for n in (20, 21):  # and these in none
         store.record([stored.of_part(stored.inspection(n, explained=explained), f"f{n:063x}", **where)])
-    [only], _ = cohorts_of(Figures(store), TODAY, photograph_of=no_photograph)
+    [only], _ = cohorts_of(ReportQueries(store.database), TODAY, photograph_of=no_photograph)
     assert (only.numbers.maps, only.numbers.parts) == (8, 10)
     assert only.numbers.row_px == pytest.approx(100, abs=0.1)

@@ -23,7 +23,7 @@ from inspect_xai.reports.day_numbers import Numbers, chart_of, numbers_of
 from inspect_xai.reports.period import Period
 from inspect_xai.statistics.control_charts import Limits, ParetoRow, Signal
 from inspect_xai.statistics.rates import Estimate
-from inspect_xai.storage.report_queries import Figures
+from inspect_xai.storage.report_queries import ReportQueries
 from inspect_xai.storage.results import StoredModel
 from inspect_xai.storage.store import Store, open_store
 from tests.support import stored
@@ -59,7 +59,7 @@ def record(store: Store, *, day: int, ok: int, ng: int, label: str = "crack", sa
 
 
 def made(store: Store, period: Period = TODAY) -> Numbers:
-    return numbers_of(Figures(store), period, models=MODELS)
+    return numbers_of(ReportQueries(store.database), period, models=MODELS)
 
 
 def test_each_number_stands_beside_that_of_the_period_before(store: Store) -> None:
@@ -252,7 +252,7 @@ def test_what_people_read_is_written_in_words(store: Store, tmp_path: Path) -> N
     assert estimate_in_words(Estimate(0.0125, 0.01, 0.02, 0)) == "1.25 % (1.00 to 2.00 %)"
     assert estimate_in_words(Estimate(None, 0.0, 0.5, 40)).startswith("too few reviews to say, 40 more needed")
     assert estimate_in_words(Estimate(None, 0.0, 1.0, 0)) == "nothing to count"
-    store.set_model_status(stored.FINGERPRINT, ModelStatus.APPROVED, by="Bob")
+    store.registry.set_model_status(stored.FINGERPRINT, ModelStatus.APPROVED, by="Bob")
     record(store, day=0, ok=9, ng=1, label="<i>")
     folder = write_report(store, first=DAY, last=DAY, out=tmp_path).page.parent
     said = (folder / "summary.txt").read_text()

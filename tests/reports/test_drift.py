@@ -16,7 +16,7 @@ from inspect_xai.reports.daily import write_report
 from inspect_xai.reports.drift import drift_of
 from inspect_xai.reports.period import Period
 from inspect_xai.statistics.drift import Cell
-from inspect_xai.storage.report_queries import DRIFT_FEATURES, Figures
+from inspect_xai.storage.report_queries import DRIFT_FEATURES, ReportQueries
 from inspect_xai.storage.store import Store, open_store
 from tests.support import stored
 from tests.support.stored import NOON
@@ -56,7 +56,7 @@ def store(url: str) -> Iterator[Store]:
 
 def test_a_change_is_raised_once_and_told_on_the_page(store: Store, tmp_path: Path) -> None:
     on = {
-        day: drift_of(Figures(store), Period(DAY + timedelta(days=day), DAY + timedelta(days=day), UTC))
+        day: drift_of(ReportQueries(store.database), Period(DAY + timedelta(days=day), DAY + timedelta(days=day), UTC))
         for day in (-3, -1)
     }
     assert (on[-3].alarms, on[-3].missing_days) == ((), 0)  # all quiet
@@ -70,16 +70,16 @@ def test_a_change_is_raised_once_and_told_on_the_page(store: Store, tmp_path: Pa
 
 
 def test_missing_days_are_counted(store: Store) -> None:
-    early = drift_of(Figures(store), Period(DAY - timedelta(days=9), DAY - timedelta(days=9), UTC))
+    early = drift_of(ReportQueries(store.database), Period(DAY - timedelta(days=9), DAY - timedelta(days=9), UTC))
     assert (early.alarms, early.cells) == ((), 0)
     assert early.missing_days == 6  # 20 days, of which 4 end before the week that is watched
 
 
 def test_features_of_a_large_day_are_a_sample(store: Store) -> None:
     start = NOON.replace(hour=0)
-    [(place, everything)] = Figures(store).features(start, start + timedelta(days=1), most=100).items()
+    [(place, everything)] = ReportQueries(store.database).features(start, start + timedelta(days=1), most=100).items()
     assert (place, everything.values.shape) == (("L1", "S1", ""), (40, len(DRIFT_FEATURES)))
     assert np.isnan(everything.values[:, 2:]).all()  # nothing was measured or explained
     assert np.isnan(everything.embeddings).all()
-    few = Figures(store).features(start, start + timedelta(days=1), most=20)[place]
+    few = ReportQueries(store.database).features(start, start + timedelta(days=1), most=20)[place]
     assert 8 < len(few.ids) < 32

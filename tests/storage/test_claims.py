@@ -47,11 +47,16 @@ def clock() -> Clock:
 def workers(database_url: str, clock: Clock) -> Iterator[Callable[[str], Claims]]:
     with open_store(database_url, clock=clock) as store:
         stored.prepared(store)
-        store.register_policy("1", {})
+        store.registry.register_policy("1", {})
 
         def worker(name: str) -> Claims:
             return Claims(
-                store, "memory://shop", fingerprint=stored.FINGERPRINT, policy_version="1", owner=name, lease_s=60
+                store.database,
+                "memory://shop",
+                fingerprint=stored.FINGERPRINT,
+                policy_version="1",
+                owner=name,
+                lease_s=60,
             )
 
         yield worker

@@ -58,7 +58,7 @@ def test_a_url_that_cannot_be_meant_gets_one_line_and_no_password(url: str, said
     ],
 )
 def test_a_url_is_shown_without_passwords(url: str, shown: str) -> None:
-    assert database.shown(url) == shown
+    assert database.redact_url(url) == shown
 
 
 def test_escaped_characters_of_a_password_are_understood() -> None:
@@ -122,7 +122,7 @@ def other_account(folder: Path) -> Iterator[None]:
 def test_what_nobody_has_open_is_read_without_the_right_to_write(folder: Path, other_account: None) -> None:
     with open_store(f"sqlite:///{folder}/store.db", create=False) as store:
         assert store.get(1).capture.part.serial == "SN00001"
-        assert store.verify_ledger().holds
+        assert store.ledger.verify().holds
         with pytest.raises(StoreError, match=r"it is read-only .*give this account the right to write"):
             store.set_reason("DUST", "dust")
     assert [path.name for path in folder.iterdir()] == ["store.db"]
@@ -163,7 +163,7 @@ def touched(file: Path) -> None:
 def test_a_file_that_is_written_while_it_is_read_as_it_lies_says_so(folder: Path, other_account: None) -> None:
     with open_store(f"sqlite:///{folder}/store.db", create=False) as store:
         with pytest.raises(DatabaseAwayError, match="was written to while it was read"):
-            store.verify_ledger(on_progress=lambda *_: touched(folder / "store.db"))
+            store.ledger.verify(on_progress=lambda *_: touched(folder / "store.db"))
         assert len(store.find()) == 1
 
 

@@ -32,7 +32,7 @@ def store(database_url: str, rng: np.random.Generator) -> Iterator[Store]:
                 [stored.inspection(number, explained=stored.explanation(rng)), stored.inspection(number + 10)]
             )
         opened.review(1, ANSWER)
-        opened.set_model_status(
+        opened.registry.set_model_status(
             FINGERPRINT, ModelStatus.APPROVED, by="Bob", note="golden set holds", golden={"worst": 0}
         )
         yield opened
@@ -55,23 +55,30 @@ def _without_triggers(connection: Connection) -> list[str]:
 
 
 def kinds(store: Store, **heads: object) -> list[tuple[int, str]]:
-    return [(finding.sequence, finding.kind) for finding in store.verify_ledger(**heads).findings]  # type: ignore[arg-type]
+    return [(finding.sequence, finding.kind) for finding in store.ledger.verify(**heads).findings]  # type: ignore[arg-type]
 
 
 def test_an_untouched_ledger_holds(store: Store) -> None:
-    report = store.verify_ledger(heads=[GENESIS, store.ledger_head()])
+    report = store.ledger.verify(heads=[GENESIS, store.ledger.head()])
     assert (report.holds, report.notes) == (True, ())
-    assert [each.kind for each in store.events()] == ["model", "verdicts", "verdicts", "verdicts", "review", "model"]
+    assert [each.kind for each in store.ledger.events()] == [
+        "model",
+        "verdicts",
+        "verdicts",
+        "verdicts",
+        "review",
+        "model",
+    ]
     assert report.events == 6
     assert report.rows == 6 + 1 + 1 + 1  # inspections, model, policy, review
-    assert report.head == store.ledger_head() == store.events()[-1].hash
+    assert report.head == store.ledger.head() == store.ledger.events()[-1].hash
 
 
 def test_an_event_says_what_happened(store: Store) -> None:
-    verdicts = store.events(kind="verdicts")[0]
+    verdicts = store.ledger.events(kind="verdicts")[0]
     assert (verdicts.subject, verdicts.facts) == ("run-1", {"verdicts": {"NG": 2}})
     assert set(verdicts.rows) == {"inspection/1", "inspection/2", "policy/1"}
-    [approved] = store.events(after=2, kind="model", subject=FINGERPRINT)
+    [approved] = store.ledger.events(after=2, kind="model", subject=FINGERPRINT)
     assert approved.facts == {"change": "approved", "before": "candidate", "by": "Bob", "note": "golden set holds"}
 
 
@@ -87,10 +94,10 @@ def test_the_chain_is_what_the_formula_says(store: Store, database_url: str) -> 
 
 
 def test_recording_what_stands_there_makes_no_event(store: Store) -> None:
-    head = store.ledger_head()
+    head = store.ledger.head()
     store.record([stored.inspection(10)])
-    store.register_model(FINGERPRINT, stored.CARD)
-    assert store.ledger_head() == head
+    store.registry.register_model(FINGERPRINT, stored.CARD)
+    assert store.ledger.head() == head
 
 
 def test_the_database_forbids_changes(store: Store, database_url: str) -> None:
@@ -101,7 +108,7 @@ def test_the_database_forbids_changes(store: Store, database_url: str) -> None:
         "UPDATE review SET decision = 'confirm'",
         "DELETE FROM review",
     ):
-        with pytest.raises(StoreError, match="is append-only"), database.writing(engine) as connection:
+        with pytest.raises(StoreError, match="is append-only"), database.Database(engine).write() as connection:
             connection.execute(text(statement))
     engine.dispose()
 
@@ -113,7 +120,7 @@ def test_the_database_forbids_replacing(store: Store, database_url: str) -> None
         "sqlite": f"INSERT OR REPLACE INTO ledger_event (id, {columns}) SELECT id, {columns} FROM ledger_event",
         "postgresql": "TRUNCATE ledger_event",
     }[engine.dialect.name]
-    with pytest.raises(StoreError, match="is append-only"), database.writing(engine) as connection:
+    with pytest.raises(StoreError, match="is append-only"), database.Database(engine).write() as connection:
         connection.execute(text(statement))
     engine.dispose()
 
@@ -150,7 +157,7 @@ def test_what_raw_sql_did_is_found(store: Store, database_url: str) -> None:
                 assert found == expected, statement
                 transaction.rollback()
     engine.dispose()
-    assert store.verify_ledger().holds
+    assert store.ledger.verify().holds
 
 
 def _watched(number: int, rng: np.random.Generator) -> Inspection:
@@ -161,13 +168,13 @@ def _watched(number: int, rng: np.random.Generator) -> Inspection:
 
 def test_what_is_watched_for_drift_is_vouched_for(store: Store, database_url: str, rng: np.random.Generator) -> None:
     [row] = store.record([_watched(20, rng)])
-    sequence = store.events()[-1].sequence
-    document = store.evidence([row.inspection_id])["documents"][f"inspection/{row.inspection_id}"]
+    sequence = store.ledger.events()[-1].sequence
+    document = store.ledger.evidence([row.inspection_id])["documents"][f"inspection/{row.inspection_id}"]
     assert document["signal"] == {
         "brightness": 120.5, "contrast": 30.25, "clipped": 0.0, "sharpness": 80.0, "noise": 1.5,
         "embedding": np.arange(0, 2, 1 / 8, dtype="<f4").tobytes().hex(),
     }  # fmt: skip
-    assert store.verify_ledger().holds
+    assert store.ledger.verify().holds
     tamper(database_url, f"UPDATE picture_signal SET noise = 1 WHERE inspection_id = {row.inspection_id}")
     assert kinds(store) == [(sequence, "changed")]
     tamper(database_url, f"DELETE FROM picture_signal WHERE inspection_id = {row.inspection_id}")
@@ -177,8 +184,8 @@ def test_what_is_watched_for_drift_is_vouched_for(store: Store, database_url: st
 def test_a_digest_from_before_signals_were_vouched_for_still_holds(store: Store, database_url: str) -> None:
     """Such a record has a signal that its digest knows nothing of."""
     tamper(database_url, "INSERT INTO picture_signal VALUES (1, 120.5, 30.25, 0.0, 80.0, 1.5, NULL)")
-    assert store.verify_ledger().holds
-    told = store.evidence([1])
+    assert store.ledger.verify().holds
+    told = store.ledger.evidence([1])
     assert "signal" not in told["documents"]["inspection/1"]
     spelled = canonical(told["documents"]["inspection/1"])
     [event] = [each for each in told["events"] if "inspection/1" in each["rows"]]
@@ -188,7 +195,7 @@ def test_a_digest_from_before_signals_were_vouched_for_still_holds(store: Store,
 
 
 def test_digests_are_of_the_canonical_spelling(store: Store) -> None:
-    with database.reading(store._engine) as connection:
+    with store.database.read() as connection:
         for kind in ("inspection", "review", "model"):
             every = ledger_documents.documents(connection, kind, [1, 2, 3])
             assert ledger_documents.digests(connection, kind, [1, 2, 3]) == {
@@ -199,7 +206,7 @@ def test_digests_are_of_the_canonical_spelling(store: Store) -> None:
 
 def test_a_long_check_says_how_far_it_is(store: Store) -> None:
     heard: list[tuple[str, int, int]] = []
-    report = store.verify_ledger(on_progress=lambda *given: heard.append(given))
+    report = store.ledger.verify(on_progress=lambda *given: heard.append(given))
     assert heard[0] == ("events", report.events, report.events)
     assert ("rows", report.rows, report.rows) in heard
     assert heard[-1] == ("maps", 9, 9)  # two sums and a fused map of each of three explanations
@@ -214,7 +221,7 @@ def test_reordered_events_are_found(store: Store, database_url: str) -> None:
 
 
 def test_an_event_that_was_hashed_anew_breaks_the_chain(store: Store, database_url: str) -> None:
-    event = store.events()[2]
+    event = store.ledger.events()[2]
     body = json.dumps({"facts": {}, "rows": {}}).replace("'", "''")
     new = chained(event.previous_hash, body)
     engine = database.open_engine(database_url)
@@ -229,9 +236,9 @@ def test_an_event_that_was_hashed_anew_breaks_the_chain(store: Store, database_u
 
 
 def test_a_chain_cut_at_its_end_is_found_by_its_rows_and_by_a_head_noted_down(store: Store, database_url: str) -> None:
-    head = store.ledger_head()
+    head = store.ledger.head()
     store.record([stored.inspection(50)])
-    later = store.ledger_head()
+    later = store.ledger.head()
     tamper(database_url, "DELETE FROM ledger_event WHERE id = 7")
     assert kinds(store) == [(0, "unvouched")]
     tamper(database_url, "DELETE FROM inspection WHERE id = 7")
@@ -245,10 +252,10 @@ def test_a_clock_that_goes_backwards_is_noted_and_breaks_nothing(database_url: s
         stored.prepared(store)
         store.record([stored.inspection(1)])
         store.record([stored.inspection(2)])
-        report = store.verify_ledger()
+        report = store.ledger.verify()
         assert report.holds
         assert report.notes == ("event 2: the clock went backwards by 400 days, 0:00:00",)
-        assert [event.sequence for event in store.events()] == [1, 2, 3]
+        assert [event.sequence for event in store.ledger.events()] == [1, 2, 3]
 
 
 def test_a_review_comes_back_as_it_was_given(store: Store) -> None:
@@ -273,7 +280,7 @@ def test_a_correction_supersedes_and_keeps_the_first_answer(store: Store) -> Non
     with pytest.raises(NotFoundError, match="inspection 2 has no review 1"):
         store.review(2, ANSWER, supersedes=1)
     assert second.review_id == newest.review_id
-    assert store.verify_ledger().holds
+    assert store.ledger.verify().holds
 
 
 def test_reviews_of_nothing_and_for_no_listed_reason_are_refused(store: Store) -> None:
@@ -281,25 +288,25 @@ def test_reviews_of_nothing_and_for_no_listed_reason_are_refused(store: Store) -
         store.review(99, ANSWER)
     with pytest.raises(StoreError, match="no reason code 'scratch' in the list"):
         store.review(1, dataclasses.replace(ANSWER, reason_code="scratch"))
-    assert store.verify_ledger().events == 6
+    assert store.ledger.verify().events == 6
 
 
 def test_the_status_of_a_model_is_on_the_verdicts_it_gave(store: Store) -> None:
     [recorded] = store.record([stored.inspection(60)])
     assert store.get(recorded.inspection_id).model_status == "approved"
     assert store.get(1).model_status == "candidate"
-    [model] = store.models()
+    [model] = store.registry.models()
     assert (model.status, model.status_by, model.golden) == ("approved", "Bob", {"worst": 0})
     with pytest.raises(NotFoundError):
-        store.set_model_status("0" * 64, ModelStatus.RETIRED, by="Bob")
+        store.registry.set_model_status("0" * 64, ModelStatus.RETIRED, by="Bob")
 
 
 def test_a_part_is_traced_both_ways(store: Store) -> None:
     [found] = store.trace("SN00001", product="housing")
     assert (found.model.fingerprint, found.capture.file_name) == (FINGERPRINT, "L1/S3/SN00001.png")
     assert store.trace("SN9") == []
-    engine = store._engine
-    with database.reading(engine) as connection:
+    engine = store.database.engine
+    with database.Database(engine).read() as connection:
         map_sha256 = (
             connection.execute(
                 text(
@@ -317,7 +324,7 @@ def test_a_part_is_traced_both_ways(store: Store) -> None:
 
 
 def test_evidence_can_be_checked_with_nothing_but_a_hash_function(store: Store) -> None:
-    told = json.loads(json.dumps(store.evidence([1, 3])))
+    told = json.loads(json.dumps(store.ledger.evidence([1, 3])))
     assert set(told["documents"]) == {"inspection/1", "inspection/3", "review/1", "model/1"}
     assert told["documents"]["inspection/1"]["capture"]["part"] == {
         "serial": "SN00000",
@@ -334,17 +341,17 @@ def test_evidence_can_be_checked_with_nothing_but_a_hash_function(store: Store) 
     for name, document in told["documents"].items():
         spelled = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         assert hashlib.sha256(spelled.encode()).hexdigest() == latest[name]
-    assert told["head"] == store.ledger_head()
+    assert told["head"] == store.ledger.head()
 
 
 def test_an_audit_stands_beside_its_model(store: Store) -> None:
     facts = {"audited_at": NOON, "settings": {"methods": ["sise"]}, "numbers": {"ebpg": 0.5}}
-    assert store.record_audit("a1", FINGERPRINT, **facts)  # type: ignore[arg-type]
-    assert not store.record_audit("a1", FINGERPRINT, **facts)  # type: ignore[arg-type]
-    assert store.audits(FINGERPRINT) == [("a1", NOON, facts["settings"], facts["numbers"])]
+    assert store.registry.record_audit("a1", FINGERPRINT, **facts)  # type: ignore[arg-type]
+    assert not store.registry.record_audit("a1", FINGERPRINT, **facts)  # type: ignore[arg-type]
+    assert store.registry.audits(FINGERPRINT) == [("a1", NOON, facts["settings"], facts["numbers"])]
     with pytest.raises(NotFoundError):
-        store.record_audit("a2", "0" * 64, **facts)  # type: ignore[arg-type]
-    assert store.verify_ledger().holds
+        store.registry.record_audit("a2", "0" * 64, **facts)  # type: ignore[arg-type]
+    assert store.ledger.verify().holds
 
 
 def test_triggers_are_in_the_ddl_people_read() -> None:

@@ -19,7 +19,7 @@ from sqlalchemy.dialects.postgresql import BYTEA, JSONB, TIMESTAMP
 from inspect_xai.records import Decision, Review, VerdictCode
 from inspect_xai.storage import database, ledger, schema
 from inspect_xai.storage.ledger_documents import RowKey
-from inspect_xai.storage.quality_records import Watchbook
+from inspect_xai.storage.quality_records import QualityRecords
 from inspect_xai.storage.retention import DataKind, Retention, Rule
 from inspect_xai.storage.review_queue import Answer, Desk
 from inspect_xai.storage.store import Store, open_store
@@ -59,19 +59,19 @@ def store(database_url: str, rng: np.random.Generator) -> Iterator[Store]:
         inspections = [stored.inspection(n, explained=stored.explanation(rng)) for n in (1, 11, 12)]
         opened.record([*inspections, stored.inspection(13, code=VerdictCode.OK)])
         opened.set_reason("dust", "Dust on the part")
-        desk = Desk(opened)
+        desk = Desk(opened.database)
         assert desk.take_in() == 3
         said = Review("Ada", Decision.OVERTURN, VerdictCode.OK, "free", reason_code="dust")
         desk.answer(Answer(2, said, "key-1", None))
-        studies = Studies(opened)
+        studies = Studies(opened.database)
         study = studies.create("first", appraisers=["Ada"], trials=1, by="Eve", inspection_ids=[2, 3])
         task = studies.next_task(study.study_id, "Ada")
         assert task is not None
         studies.answer(task, VerdictCode.NG, by="Ada")
-        book = Watchbook(opened)
+        book = QualityRecords(opened.database)
         book.set_baseline(date(2026, 11, 1), date(2026, 11, 20), content={"cells": [1]}, by="Eve")
         book.note_alerts("folder", {"a/1": "5 parts"})
-        retention = Retention(opened)
+        retention = Retention(opened.database)
         retention.place_hold(reason="complaint", by="Bob", lot="LOT1")
         retention.set_rule(Rule("", DataKind.PICTURE, 30), by="Ada")
         retention.set_rule(Rule("", DataKind.MAP, 30), by="Ada")
@@ -150,7 +150,7 @@ BROKEN = [  # values that no column takes on PostgreSQL
 
 
 def test_every_kind_of_row_is_covered(store: Store, database_url: str) -> None:
-    assert store.verify_ledger().findings == ()
+    assert store.ledger.verify().findings == ()
     engine = database.open_engine(database_url)
     is_sqlite = engine.dialect.name == "sqlite"
     if is_sqlite:
@@ -164,7 +164,7 @@ def test_every_kind_of_row_is_covered(store: Store, database_url: str) -> None:
                 assert sorted((each.sequence, each.kind) for each in found) == sorted(expected), (statement, found)
                 transaction.rollback()
     engine.dispose()
-    assert store.verify_ledger().holds
+    assert store.ledger.verify().holds
 
 
 def _let_all_through(connection: Any) -> None:
@@ -198,7 +198,7 @@ REVOUCHED = [
 
 
 def test_what_an_event_must_not_say_anew_is_found(store: Store, database_url: str) -> None:
-    head = store.ledger_head()
+    head = store.ledger.head()
     engine = database.open_engine(database_url)
     with engine.connect() as connection:
         for kind, key, statement, first in REVOUCHED:
@@ -214,19 +214,19 @@ def test_what_an_event_must_not_say_anew_is_found(store: Store, database_url: st
 
 def test_an_audit_cannot_be_vouched_for_again_by_another_audit(store: Store) -> None:
     facts: dict[str, Any] = {"audited_at": NOON, "settings": {}, "numbers": {"ebpg": 0.5}}
-    store.record_audit("a1", stored.FINGERPRINT, **facts)
-    with database.writing(store._engine) as connection:
+    store.registry.record_audit("a1", stored.FINGERPRINT, **facts)
+    with store.database.write() as connection:
         revouched(connection, "audit", "audit", 1, "UPDATE audit SET audit_id = 'a2'")
     assert kinds(store) == [(15, "changed"), (14, "changed")]
 
 
 def test_a_policy_gets_its_content_once(store: Store, database_url: str) -> None:
     """A verdict may name a policy version that nobody registered yet."""
-    store.register_policy("1", {"ok_share": 0.05}, by="Ada")
-    assert store.verify_ledger().holds
+    store.registry.register_policy("1", {"ok_share": 0.05}, by="Ada")
+    assert store.ledger.verify().holds
     tamper(database_url, "UPDATE policy SET content = NULL")
     assert kinds(store) == [(14, "changed")]
-    with database.writing(store._engine) as connection:
+    with store.database.write() as connection:
         revouched(connection, "policy", "policy", 1, "UPDATE policy SET content = '{}'")
     assert kinds(store) == [(15, "changed"), (14, "changed")]
 
@@ -234,7 +234,7 @@ def test_a_policy_gets_its_content_once(store: Store, database_url: str) -> None
 def test_only_retention_deletes(store: Store, database_url: str) -> None:
     tamper(database_url, "DELETE FROM study_answer")
     engine = database.open_engine(database_url)
-    with database.writing(engine) as connection:
+    with database.Database(engine).write() as connection:
         gone = {"study_answer": [1]}
         ledger.append(connection, "same_bytes", "", facts={}, now=NOON, made={}, deleted=gone)
     engine.dispose()
@@ -242,19 +242,19 @@ def test_only_retention_deletes(store: Store, database_url: str) -> None:
 
 
 def test_rows_that_retention_took_are_not_missed(store: Store) -> None:
-    retention = Retention(store)
+    retention = Retention(store.database)
     retention.set_rule(Rule("", DataKind.ROW, 30), by="Ada")
     retention.release_hold(1, by="Bob")
     retention.carry_out(retention.plan(), by="Ada", remove_picture=lambda _place: None)
     assert store.inspection_ids() == []
-    assert store.verify_ledger().findings == ()
-    assert store.events(kind="retention")[-1].rows["study_answer/1"] is None
+    assert store.ledger.verify().findings == ()
+    assert store.ledger.events(kind="retention")[-1].rows["study_answer/1"] is None
 
 
 def test_a_map_that_came_back_needs_no_mark(store: Store, rng: np.random.Generator) -> None:
     same = stored.explanation(np.random.default_rng(20261123))  # as the fixture's first
     store.record([stored.inspection(40, explained=same)])
-    assert store.verify_ledger().findings == ()
+    assert store.ledger.verify().findings == ()
     assert store.get(5, maps=True).explanation is not None
 
 
@@ -334,15 +334,15 @@ def _as_column(kind: object, value: Any) -> Any:
 def _holds_after(url: str) -> None:
     assert schema.upgrade_schema(url) == "0010"
     with open_store(url, create=False) as store:
-        report = store.verify_ledger()
+        report = store.ledger.verify()
         assert (report.findings, report.events) == ((), 17)
-        adopted = store.events()[-1]
+        adopted = store.ledger.events()[-1]
         assert (adopted.kind, adopted.facts) == ("adopted", {"rows": 2 + 1 + 2 + 1 + 1})
-        head = store.events()[15].hash
-        assert store.verify_ledger(heads=[head]).holds
+        head = store.ledger.events()[15].hash
+        assert store.ledger.verify(heads=[head]).holds
         assert [note for note in report.notes if "taken as they were" in note]
         store.set_reason("glare", "A reflection on the part")
-        assert store.verify_ledger().holds
+        assert store.ledger.verify().holds
     tamper(url, "UPDATE study_answer SET verdict = 'UNSURE' WHERE id = 1")
     with open_store(url, create=False) as store:
         assert kinds(store) == [(17, "changed")]

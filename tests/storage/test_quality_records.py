@@ -20,9 +20,8 @@ from inspect_xai.settings import ServeSettings
 from inspect_xai.statistics.drift import Cell
 from inspect_xai.statistics.image_statistics import picture_statistics
 from inspect_xai.statistics.pca import fit_cloud
-from inspect_xai.storage.ledger import events
-from inspect_xai.storage.quality_records import Watchbook
-from inspect_xai.storage.report_queries import Figures
+from inspect_xai.storage.quality_records import QualityRecords
+from inspect_xai.storage.report_queries import ReportQueries
 from inspect_xai.storage.store import open_store
 from tests.conftest import Run as Cli
 from tests.support import stored
@@ -91,7 +90,7 @@ def cli(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
 def test_a_shift_is_held_against_itself(db: str) -> None:
     """Early and late light differ; that is no drift, and a dimming of one of them is seen as its own."""
     with open_store(db) as store:
-        figures, days = Figures(store), Period(FIRST, DAY, UTC)
+        figures, days = ReportQueries(store.database), Period(FIRST, DAY, UTC)
         learnt, most = learn_from(figures, days, first=FIRST, last=DAY - timedelta(days=3))
         assert most == 12
         strata = {cell.stratum for cell in learnt.quiet if cell.feature == "brightness"}
@@ -102,8 +101,8 @@ def test_a_shift_is_held_against_itself(db: str) -> None:
             assert again.quiet[cell].days == quiet.days
         assert again.usual == learnt.usual
 
-        Watchbook(store).set_baseline(FIRST, DAY - timedelta(days=3), content=to_plain(learnt), by="Ada")
-        kept = Watchbook(store).baseline()
+        QualityRecords(store.database).set_baseline(FIRST, DAY - timedelta(days=3), content=to_plain(learnt), by="Ada")
+        kept = QualityRecords(store.database).baseline()
         assert kept is not None
         assert (kept.first, kept.set_by) == (FIRST, "Ada")
         found = drift_of(figures, Period(DAY, DAY, UTC), baseline=kept)
@@ -113,8 +112,7 @@ def test_a_shift_is_held_against_itself(db: str) -> None:
         darkest = store.get(evidence.changed[0])
         assert (darkest.capture.shift, darkest.capture.captured_at.date()) == ("EARLY", DAY)
         assert store.get(evidence.usual).capture.captured_at.date() < DAY - timedelta(days=2)
-        with store._engine.connect() as connection:
-            [event] = events(connection, kind="drift_baseline")
+        [event] = store.ledger.events(kind="drift_baseline")
         assert event.facts["by"] == "Ada"
 
 
@@ -159,7 +157,7 @@ def test_a_calibration_is_fitted_kept_and_expects_escapes(cli: Cli, db: str, tmp
     assert code == 0
     assert "temperature on 320 reviews" in said
     with open_store(db) as store:
-        kept = store.model("ffff").calibration
+        kept = store.registry.model("ffff").calibration
     assert kept is not None
     assert kept["expected_error"] < kept["expected_error_before"]
     assert cli("report", "--date", DAY, "--db", db)[0] == 0
@@ -238,4 +236,4 @@ def test_the_last_reports_in_the_web_app(cli: Cli, db: str, tmp_path: Path) -> N
         judge = desk.client("Joe")  # the page would tell verdicts of parts that he is to judge blind
         assert [judge.get(f"/reports/{DAY}{end}").status_code for end in ("", "/page")] == [200, 403]
     with open_store(db) as store:
-        assert Watchbook(store).acknowledged()[name].by == "Ada"
+        assert QualityRecords(store.database).acknowledged()[name].by == "Ada"

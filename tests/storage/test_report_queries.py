@@ -10,8 +10,7 @@ import pytest
 from sqlalchemy import event
 
 from inspect_xai.records import Decision, Failure, PictureSignal, Review, VerdictCode
-from inspect_xai.storage import database
-from inspect_xai.storage.report_queries import DRIFT_FEATURES, CohortKey, Figures, Tally
+from inspect_xai.storage.report_queries import DRIFT_FEATURES, CohortKey, ReportQueries, Tally
 from inspect_xai.storage.store import Store, open_store
 from tests.support import recorder, stored
 from tests.support.stored import NOON
@@ -41,7 +40,7 @@ def store(database_url: str) -> Iterator[Store]:
 
 
 def test_counts_by_any_fields(store: Store) -> None:
-    figures = Figures(store)
+    figures = ReportQueries(store.database)
     assert figures.tally(NOON, NOON + DAY, by=("verdict",)) == [
         Tally(("NG",), 4, 16.0, 7.0),
         Tally(("OK",), 5, 20.0, 8.0),
@@ -54,14 +53,14 @@ def test_counts_by_any_fields(store: Store) -> None:
         (("OK", "", ""), 5),
     ]
     assert figures.tally(NOON + DAY, NOON + 2 * DAY, by=("verdict",)) == []
-    early = Figures(store, shift="EARLY")
+    early = ReportQueries(store.database, shift="EARLY")
     assert [each.parts for each in early.tally(NOON, NOON + DAY, by=("verdict",))] == [2, 2]
     assert [row.serial for row in early.rows(NOON, NOON + DAY)] == [f"SN0000{n}" for n in range(4)]
     assert figures.run_settings(["run-1", "absent"]) == {"run-1": {"device": "cpu", "threads": 2}}
 
 
 def test_features_of_a_day_by_station(store: Store) -> None:
-    found = Figures(store).features(NOON, NOON + DAY, most=100)
+    found = ReportQueries(store.database).features(NOON, NOON + DAY, most=100)
     assert list(found) == [("L1", f"S{n}", shift) for n in range(3) for shift in ("EARLY", "LATE")]
     # 1, 4 and 7, of which 1 is explained and photographed by a camera whose signal was measured
     middle = np.concatenate([found["L1", "S1", shift].values for shift in ("EARLY", "LATE")])
@@ -77,13 +76,13 @@ def test_features_of_a_day_by_station(store: Store) -> None:
     assert early.embeddings[0].tolist() == [float(n) for n in range(16)]
     assert early.ids[0] == 2
     assert len(found["L1", "S2", "EARLY"].ids) + len(found["L1", "S2", "LATE"].ids) == 2  # 5 failed
-    assert Figures(store).features(NOON + DAY, NOON + 2 * DAY, most=100) == {}
-    few = Figures(store).features(NOON, NOON + DAY, most=1)  # hashes below 1/9: all of these
+    assert ReportQueries(store.database).features(NOON + DAY, NOON + 2 * DAY, most=100) == {}
+    few = ReportQueries(store.database).features(NOON, NOON + DAY, most=1)  # hashes below 1/9: all of these
     assert sum(len(each.ids) for each in few.values()) == 8
 
 
 def test_what_waits_by_age(store: Store) -> None:
-    figures = Figures(store)
+    figures = ReportQueries(store.database)
     soon = figures.waiting(NOON + timedelta(hours=1))
     assert (soon.total, soon.by_age, soon.oldest_at) == (3, (3, 0, 0, 0), NOON + timedelta(seconds=3))
     assert figures.waiting(NOON + timedelta(days=2)).by_age == (0, 3, 0, 0)
@@ -94,7 +93,7 @@ def test_what_waits_by_age(store: Store) -> None:
 
 def test_maps_come_by_cohort_as_they_were_recorded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inspect_xai.storage.report_queries._AT_A_TIME", 1)
-    figures = Figures(store)
+    figures = ReportQueries(store.database)
     keys = [CohortKey("housing", "L1", station, "", "crack", (16, 16)) for station in ("S0", "S1")]
     assert figures.cohorts(NOON, NOON + DAY) == [(keys[0], 1), (keys[1], 1)]
     assert figures.cohorts(NOON + DAY, NOON + 2 * DAY) == []
@@ -103,7 +102,7 @@ def test_maps_come_by_cohort_as_they_were_recorded(store: Store, monkeypatch: py
     assert found.faithfulness == {"drop": 0.25, "energy_in_roi": 0.875}
     fused = recorder.explanation_of(3).fused
     assert np.abs(found.fused - fused).max() <= np.ptp(fused) / 8190
-    assert list(Figures(store, shift="LATE").maps(keys[0], NOON, NOON + DAY)) == []
+    assert list(ReportQueries(store.database, shift="LATE").maps(keys[0], NOON, NOON + DAY)) == []
 
 
 def test_a_day_is_looked_up_and_no_table_walked(tmp_path: Path, sqlite_template: Path) -> None:
@@ -111,10 +110,10 @@ def test_a_day_is_looked_up_and_no_table_walked(tmp_path: Path, sqlite_template:
     (tmp_path / "store.db").write_bytes(sqlite_template.read_bytes())
     seen: list[tuple[str, tuple[object, ...]]] = []
     with open_store(f"sqlite:///{tmp_path}/store.db") as store:
-        event.listen(store._engine, "before_cursor_execute", lambda *given: seen.append((given[2], given[3])))
-        Figures(store).tally(NOON, NOON + DAY, by=("line", "station", "verdict", "reviewed_verdict"))
+        event.listen(store.database.engine, "before_cursor_execute", lambda *given: seen.append((given[2], given[3])))
+        ReportQueries(store.database).tally(NOON, NOON + DAY, by=("line", "station", "verdict", "reviewed_verdict"))
         [(statement, parameters)] = [each for each in seen if "count(*)" in each[0]]
-        with database.reading(store._engine) as connection:
+        with store.database.read() as connection:
             plan = [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
     assert any("ix_capture_captured_at" in step for step in plan)
     assert not any(step.startswith("SCAN") for step in plan), plan

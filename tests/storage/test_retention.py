@@ -71,11 +71,11 @@ def fused(store: Store, inspection_id: int) -> object:
 
 def test_without_a_rule_nothing_goes(store: Store, clock: Calendar) -> None:
     clock.now += timedelta(days=100_000)
-    assert Retention(store).plan().is_empty
+    assert Retention(store.database).plan().is_empty
 
 
 def test_maps_go_and_numbers_stay(store: Store, clock: Calendar, maps_at: Path) -> None:
-    retention = Retention(store)
+    retention = Retention(store.database)
     retention.set_rule(Rule("housing", DataKind.MAP, 30), by="Ada")
     clock.now += timedelta(days=29)
     assert retention.plan().is_empty
@@ -91,13 +91,13 @@ def test_maps_go_and_numbers_stay(store: Store, clock: Calendar, maps_at: Path) 
     assert (found.fused, found.maps_deleted) == (None, True)
     assert (found.regions, found.support_share, found.passes) == (before.regions, before.support_share, before.passes)
     assert files(maps_at) == []
-    assert store.events(kind="retention")[0].facts["by"] == "Ada"
-    assert store.verify_ledger().holds
+    assert store.ledger.events(kind="retention")[0].facts["by"] == "Ada"
+    assert store.ledger.verify().holds
     assert retention.plan().is_empty
 
 
 def test_a_map_that_a_held_part_shares_stays(store: Store, clock: Calendar) -> None:
-    retention = Retention(store)
+    retention = Retention(store.database)
     retention.set_rule(Rule("", DataKind.MAP, 30), by="Ada")
     hold = retention.place_hold(reason="complaint 7", by="Bob", lot="LOT1")
     clock.now += timedelta(days=31)
@@ -111,11 +111,11 @@ def test_a_map_that_a_held_part_shares_stays(store: Store, clock: Calendar) -> N
     assert retention.release_hold(hold, by="Bob")
     assert not retention.release_hold(hold, by="Bob")
     assert len(retention.plan().blob_ids) == 3
-    assert store.verify_ledger().holds
+    assert store.ledger.verify().holds
 
 
 def test_a_hold_placed_after_the_plan_is_obeyed(store: Store, clock: Calendar) -> None:
-    retention = Retention(store)
+    retention = Retention(store.database)
     for kind in DataKind:
         retention.set_rule(Rule("", kind, 30), by="Ada")
     clock.now += timedelta(days=31)
@@ -130,18 +130,18 @@ def test_a_hold_placed_after_the_plan_is_obeyed(store: Store, clock: Calendar) -
 
 
 def test_a_rule_of_the_product_goes_before_the_general_one(store: Store, clock: Calendar) -> None:
-    retention = Retention(store)
+    retention = Retention(store.database)
     retention.set_rule(Rule("", DataKind.ROW, 1), by="Ada")
     retention.set_rule(Rule("housing", DataKind.ROW, 10), by="Ada")
     retention.set_rule(Rule("housing", DataKind.ROW, 20), by="Ada")
     clock.now += timedelta(days=11)
     assert retention.plan().is_empty
     assert retention.rules() == [Rule("", DataKind.ROW, 1), Rule("housing", DataKind.ROW, 20)]
-    assert store.verify_ledger().holds
+    assert store.ledger.verify().holds
 
 
 def test_pictures_go_before_they_are_written_down_as_gone(store: Store, clock: Calendar) -> None:
-    retention = Retention(store)
+    retention = Retention(store.database)
     retention.set_rule(Rule("housing", DataKind.PICTURE, 30), by="Ada")
     clock.now += timedelta(days=31)
 
@@ -156,14 +156,14 @@ def test_pictures_go_before_they_are_written_down_as_gone(store: Store, clock: C
     assert removed == ["archive/SN00001.png", "archive/SN00002.png", "archive/SN00011.png"]
     assert retention.plan().is_empty
     assert store.get(1).capture.file_name == "L1/S3/SN00001.png"
-    assert store.verify_ledger().holds
+    assert store.ledger.verify().holds
 
 
 def test_a_camera_that_believes_in_1970_costs_no_picture(store: Store, clock: Calendar) -> None:
     given = stored.inspection(30)
     capture = dataclasses.replace(given.capture, captured_at=NOON.replace(year=1970))
     store.record([dataclasses.replace(given, capture=capture)])
-    retention = Retention(store)
+    retention = Retention(store.database)
     for kind in DataKind:
         retention.set_rule(Rule("", kind, 30), by="Ada")
     assert retention.plan().is_empty
@@ -171,7 +171,7 @@ def test_a_camera_that_believes_in_1970_costs_no_picture(store: Store, clock: Ca
 
 def test_rows_go_with_their_reviews_and_maps(store: Store, clock: Calendar, database_url: str, maps_at: Path) -> None:
     store.review(1, Review("Ada", Decision.CONFIRM, VerdictCode.NG))
-    retention = Retention(store)
+    retention = Retention(store.database)
     retention.place_hold(reason="complaint", by="Bob", lot="LOT1")
     retention.set_rule(Rule("housing", DataKind.ROW, 30), by="Ada")
     retention.set_rule(Rule("housing", DataKind.PICTURE, 30), by="Ada")
@@ -184,8 +184,8 @@ def test_rows_go_with_their_reviews_and_maps(store: Store, clock: Calendar, data
     counts = {"capture": 1, "part": 1, "explanation": 1, "review": 0, "map_blob": 3, "block_map": 3}
     assert rows(database_url, *counts) == counts
     assert len(files(maps_at)) in (0, 3)
-    assert store.verify_ledger().holds
-    event = store.events(kind="retention")[-1]
+    assert store.ledger.verify().holds
+    event = store.ledger.events(kind="retention")[-1]
     assert event.rows == {"inspection/1": None, "inspection/2": None, "review/1": None}
     [again] = store.record([stored.inspection(1)])
     assert again.inspection_id > 3  # a number is never given twice
@@ -208,7 +208,7 @@ def test_maps_deleted_by_retention_come_back_when_recorded_anew(
 ) -> None:
     found = store.get(2, maps=True).explanation
     assert found is not None
-    retention = Retention(store)
+    retention = Retention(store.database)
     retention.set_rule(Rule("", DataKind.MAP, 1), by="Ada")
     clock.now += timedelta(days=2)
     retention.carry_out(retention.plan(), by="Ada", remove_picture=_never)
@@ -244,15 +244,15 @@ def test_a_crash_between_file_and_row_leaves_only_what_the_sweep_takes(
     database_url: str, maps_at: Path, explained: Explanation
 ) -> None:
     with open_store(database_url, blob_store=str(maps_at)) as store:
-        store.register_model(stored.FINGERPRINT, stored.CARD)
+        store.registry.register_model(stored.FINGERPRINT, stored.CARD)
         with pytest.raises(StoreError, match="no run"):  # the rows are refused, after the files were written
             store.record([stored.inspection(1, explained=explained)])
         assert len(files(maps_at)) == 3
-        assert store.sweep_blobs() == []
-        assert len(store.sweep_blobs(older_than=FROM_NOW_ON)) == 3
+        assert Retention(store.database).sweep_blobs() == []
+        assert len(Retention(store.database).sweep_blobs(older_than=FROM_NOW_ON)) == 3
         assert files(maps_at) == []
         stored.prepared(store).record([stored.inspection(1, explained=explained)])
-        assert store.sweep_blobs(older_than=FROM_NOW_ON) == []
+        assert Retention(store.database).sweep_blobs(older_than=FROM_NOW_ON) == []
         assert len(files(maps_at)) == 3
 
 
@@ -271,7 +271,7 @@ def test_maps_lie_at_any_fsspec_url(tmp_path: Path, explained: Explanation) -> N
     with open_store(f"sqlite:///{tmp_path}/store.db", blob_store="memory://maps-of-a-test") as store:
         stored.prepared(store).record([stored.inspection(1, explained=explained)])
         assert fused(store, 1) is not None
-        assert store.sweep_blobs(older_than=FROM_NOW_ON) == []
+        assert Retention(store.database).sweep_blobs(older_than=FROM_NOW_ON) == []
 
 
 # Names that say more than a name
@@ -342,7 +342,7 @@ def test_an_archive_that_is_away_does_not_count_as_deleted(tmp_path: Path, name:
 
 
 def test_a_hold_placed_while_pictures_go_keeps_the_rest_and_tells_what_is_lost(store: Store, clock: Calendar) -> None:
-    retention = Retention(store)
+    retention = Retention(store.database)
     retention.set_rule(Rule("", DataKind.PICTURE, 30), by="Ada")
     clock.now += timedelta(days=31)
     removed: list[str] = []
@@ -358,7 +358,7 @@ def test_a_hold_placed_while_pictures_go_keeps_the_rest_and_tells_what_is_lost(s
     assert retention.pictures_lost(holds[0]) == (("SN00001", "archive/SN00001.png"),)
     assert retention.pictures_lost(retention.place_hold(reason="other", by="Bob", serial="SN00002")) == ()
     assert [store.get(number).picture_deleted_at is None for number in (1, 2, 3)] == [False, True, False]
-    assert store.verify_ledger().holds
+    assert store.ledger.verify().holds
 
 
 def written_again(number: int, name: str) -> Inspection:
@@ -368,7 +368,7 @@ def written_again(number: int, name: str) -> Inspection:
 
 
 def test_a_name_that_was_written_again_goes_when_all_its_parts_may(store: Store, clock: Calendar) -> None:
-    retention = Retention(store)
+    retention = Retention(store.database)
     retention.set_rule(Rule("", DataKind.PICTURE, 30), by="Ada")
     store.record([written_again(3, "in/latest.png"), written_again(12, "in/latest.png")])  # of LOT0 and of LOT1
     hold = retention.place_hold(reason="complaint 10", by="Bob", lot="LOT1")
@@ -382,11 +382,11 @@ def test_a_name_that_was_written_again_goes_when_all_its_parts_may(store: Store,
     removed: list[str] = []
     retention.carry_out(plan, by="Ada", remove_picture=removed.append)
     assert removed == [*others, "archive/SN00011.png"]
-    assert store.verify_ledger().holds
+    assert store.ledger.verify().holds
 
 
 def test_a_name_that_is_written_again_while_pictures_go_stays(store: Store, clock: Calendar) -> None:
-    retention = Retention(store)
+    retention = Retention(store.database)
     retention.set_rule(Rule("", DataKind.PICTURE, 30), by="Ada")
     clock.now += timedelta(days=31)
     removed: list[str] = []
@@ -398,11 +398,11 @@ def test_a_name_that_is_written_again_while_pictures_go_stays(store: Store, cloc
 
     retention.carry_out(retention.plan(), by="Ada", remove_picture=remove)
     assert removed == ["archive/SN00001.png", "archive/SN00011.png"]
-    assert store.verify_ledger().holds
+    assert store.ledger.verify().holds
 
 
 def test_a_picture_that_cannot_go_keeps_no_other(store: Store, clock: Calendar) -> None:
-    retention = Retention(store)
+    retention = Retention(store.database)
     retention.set_rule(Rule("", DataKind.PICTURE, 30), by="Ada")
     clock.now += timedelta(days=31)
     removed: list[str] = []
@@ -420,7 +420,7 @@ def test_a_picture_that_cannot_go_keeps_no_other(store: Store, clock: Calendar) 
 
 
 def test_what_went_before_a_fault_is_written_down(store: Store, clock: Calendar) -> None:
-    retention = Retention(store)
+    retention = Retention(store.database)
     retention.set_rule(Rule("", DataKind.PICTURE, 30), by="Ada")
     clock.now += timedelta(days=31)
 
@@ -436,16 +436,16 @@ def test_what_went_before_a_fault_is_written_down(store: Store, clock: Calendar)
 @pytest.mark.parametrize("days", [-1, 36_501, 99_999_999])
 def test_absurd_days_are_refused(store: Store, days: int) -> None:
     with pytest.raises(SettingsError, match=f"a rule of {days} days. Expected 0 to 36500 days"):
-        Retention(store).set_rule(Rule("", DataKind.ROW, days), by="Ada")
+        Retention(store.database).set_rule(Rule("", DataKind.ROW, days), by="Ada")
 
 
 def test_absurd_days_of_an_older_version_do_not_stop_the_plan(store: Store, database_url: str) -> None:
-    Retention(store).set_rule(Rule("", DataKind.ROW, 1), by="Ada")
+    Retention(store.database).set_rule(Rule("", DataKind.ROW, 1), by="Ada")
     engine = database.open_engine(database_url)
     with engine.begin() as connection:
         connection.execute(text("UPDATE retention_rule SET keep_days = 99999999"))
     engine.dispose()
-    assert Retention(store).plan().is_empty
+    assert Retention(store.database).plan().is_empty
 
 
 @pytest.mark.parametrize("kind", [DataKind.ROW, DataKind.MAP])
@@ -455,7 +455,7 @@ def test_a_map_that_retention_takes_between_file_and_row_is_written_again(
     url, maps = f"sqlite:///{tmp_path}/store.db", tmp_path / "maps"
     with open_store(url, clock=clock, blob_store=str(maps)) as store:
         stored.prepared(store).record([stored.inspection(1, explained=explained)])
-        retention = Retention(store)
+        retention = Retention(store.database)
         retention.set_rule(Rule("", kind, 30), by="Ada")
         clock.now += timedelta(days=31)
         plan, put, puts = retention.plan(), BlobStore.put, []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inspect_xai.records import Decision, Review, VerdictCode
-from inspect_xai.storage.review_queue import Answer, Conflict, Desk, Taken
+from inspect_xai.storage.review_queue import Answer, AnswerAccepted, Conflict, Desk
 from inspect_xai.storage.review_queue_sql import BLIND, QueueFilter
 from inspect_xai.storage.review_reasons import NEAR_THRESHOLD, State, Why, share_of, why_on_desk
 from inspect_xai.storage.store import Store, open_store
@@ -39,7 +39,7 @@ def beside(desk: Desk, inspection_id: int, wanted: QueueFilter) -> tuple[int | N
 
 
 def test_the_queue_is_walked_claimed_and_answered(store: Store) -> None:
-    desk = Desk(store)
+    desk = Desk(store.database)
     assert (desk.take_in(), desk.take_in()) == (5, 0)
     waiting = desk.queue(ALL)
     assert [(e.why, e.summary.inspection_id) for e in waiting] == [
@@ -63,20 +63,20 @@ def test_the_queue_is_walked_claimed_and_answered(store: Store) -> None:
     assert desk.claim(1, "Bert") is None
 
     taken = desk.answer(said(1, "Bert", Decision.OVERTURN))
-    assert isinstance(taken, Taken)
+    assert isinstance(taken, AnswerAccepted)
     assert (taken.is_new, taken.state) == (True, State.DONE)
     assert desk.answer(said(1, "Bert", Decision.OVERTURN)) == dataclasses.replace(taken, is_new=False)
     assert desk.overview().total == 4
-    (event,) = store.events(kind="review")
+    (event,) = store.ledger.events(kind="review")
     assert event.facts["reviewer"] == "Bert"
-    assert store.verify_ledger().holds
+    assert store.ledger.verify().holds
 
 
 def test_answers_that_cross_are_refused_and_nothing_of_them_is_kept(store: Store) -> None:
-    desk = Desk(store)
+    desk = Desk(store.database)
     desk.take_in()
     first = desk.answer(said(2, "Ada", Decision.CONFIRM))
-    assert isinstance(first, Taken)
+    assert isinstance(first, AnswerAccepted)
     late = desk.answer(said(2, "Bert", Decision.CONFIRM))
     stranger = desk.answer(said(2, "Bert", Decision.CONFIRM, newest=first.review_id))
     borrowed = desk.answer(said(2, "Bert", Decision.CONFIRM, key="Ada-2-None"))
@@ -86,14 +86,13 @@ def test_answers_that_cross_are_refused_and_nothing_of_them_is_kept(store: Store
         ("key", "Ada"),
     ]
     corrected = desk.answer(said(2, "Quinn", Decision.OVERTURN, newest=first.review_id), may_correct_others=True)
-    assert isinstance(corrected, Taken)
+    assert isinstance(corrected, AnswerAccepted)
     assert [review.superseded for review in store.get(2).reviews] == [True, False]
 
 
 def test_a_claim_runs_out(store: Store) -> None:
     now = making.NOW
-    store._clock = lambda: now
-    desk = Desk(store, claim_s=60)
+    desk = Desk(dataclasses.replace(store.database, clock=lambda: now), claim_s=60)
     desk.take_in()
     assert desk.claim_next("Ada", ALL) == 1
     now += timedelta(seconds=59)
@@ -111,10 +110,10 @@ def test_a_claim_runs_out(store: Store) -> None:
     (1.0, Decision.CONFIRM, State.OPEN),
 ])  # fmt: skip
 def test_when_a_second_person_is_wanted(store: Store, second_share: float, decision: Decision, state: State) -> None:
-    desk = Desk(store, second_share=second_share)
+    desk = Desk(store.database, second_share=second_share)
     desk.take_in()
     taken = desk.answer(said(2, "Ada", decision))
-    assert isinstance(taken, Taken)
+    assert isinstance(taken, AnswerAccepted)
     assert taken.state is state
     if state is State.OPEN:
         assert desk.claim_next("Ada", QueueFilter(why=Why.SECOND_LOOK)) is None
@@ -123,7 +122,7 @@ def test_when_a_second_person_is_wanted(store: Store, second_share: float, decis
         assert isinstance(own, Conflict)
         agreed = Decision.CONFIRM  # the first agreed too, or could not say
         second = desk.answer(said(2, "Bert", agreed, newest=taken.review_id))
-        assert isinstance(second, Taken)
+        assert isinstance(second, AnswerAccepted)
         assert second.state is State.DONE
         assert [review.superseded for review in store.get(2).reviews] == [False, False]
 
@@ -134,12 +133,12 @@ def test_when_a_second_person_is_wanted(store: Store, second_share: float, decis
     (Decision.UNDECIDED, Decision.UNDECIDED),
 ])  # fmt: skip
 def test_where_two_disagree_a_third_decides(store: Store, first: Decision, second: Decision) -> None:
-    desk = Desk(store, second_share=1.0)
+    desk = Desk(store.database, second_share=1.0)
     desk.take_in()
     one = desk.answer(said(2, "Ada", first))
-    assert isinstance(one, Taken)
+    assert isinstance(one, AnswerAccepted)
     two = desk.answer(said(2, "Bert", second, newest=one.review_id))
-    assert isinstance(two, Taken)
+    assert isinstance(two, AnswerAccepted)
     (entry,) = desk.queue(QueueFilter(why=Why.DISPUTED))
     assert (two.state, entry.judged_by, entry.second_by) == (State.OPEN, "Ada", "Bert")
     for person in ("Ada", "Bert"):
@@ -148,13 +147,13 @@ def test_where_two_disagree_a_third_decides(store: Store, first: Decision, secon
         assert isinstance(own, Conflict)
         assert own.kind == "own"
     third = desk.answer(said(2, "Cleo", Decision.OVERTURN, newest=two.review_id))
-    assert isinstance(third, Taken)
+    assert isinstance(third, AnswerAccepted)
     assert third.state is State.DONE
     assert [review.superseded for review in store.get(2).reviews] == [False] * 3
 
 
 def test_blind_parts_stand_together_and_are_answered_blind_once(store: Store) -> None:
-    desk = Desk(store, blind_share=1.0)
+    desk = Desk(store.database, blind_share=1.0)
     desk.take_in()
     assert [(e.is_blind, e.summary.inspection_id) for e in desk.queue(ALL)] == [(True, n) for n in range(1, 6)]
     for telling in ({"verdict": "NG"}, {"label": "crack"}, {"why": Why.UNSURE}):
@@ -169,12 +168,12 @@ def test_blind_parts_stand_together_and_are_answered_blind_once(store: Store) ->
     assert early.kind == "blind"
     unseen = Answer(1, Review("Ada", Decision.OVERTURN, VerdictCode.OK, blind=True), "blind answer", None)
     taken = desk.answer(unseen)
-    assert isinstance(taken, Taken)
+    assert isinstance(taken, AnswerAccepted)
     assert (desk.covered([1], "Ada"), desk.covered([1], "Bert")) == (frozenset(), {1})
     again = desk.answer(dataclasses.replace(unseen, key="after seeing it", newest_seen=taken.review_id))
     assert isinstance(again, Conflict)
     final = desk.answer(said(1, "Ada", Decision.CONFIRM, newest=taken.review_id))
-    assert isinstance(final, Taken)
+    assert isinstance(final, AnswerAccepted)
     assert final.state is State.DONE
     assert desk.covered([1], "Bert") == frozenset()
     plain = Answer(6, Review("Ada", Decision.CONFIRM, VerdictCode.OK, blind=True), "not on the desk", None)
@@ -182,7 +181,7 @@ def test_blind_parts_stand_together_and_are_answered_blind_once(store: Store) ->
 
 
 def test_similar_parts_a_good_part_and_what_was_recorded_since(store: Store, tmp_path: Path) -> None:
-    desk = Desk(store)
+    desk = Desk(store.database)
     again = making.inspection(tmp_path / "archive", 2)
     same_place = dataclasses.replace(
         again, capture=dataclasses.replace(again.capture, sha256="e" * 64, part=making.Part("SN9", "magnetic tile"))
@@ -201,11 +200,11 @@ def test_similar_parts_a_good_part_and_what_was_recorded_since(store: Store, tmp
 
 
 def test_another_answer_under_the_same_key_is_a_conflict(store: Store) -> None:
-    desk = Desk(store)
+    desk = Desk(store.database)
     desk.take_in()
     first = said(2, "Ada", Decision.CONFIRM, key="one key for all")
-    assert isinstance(desk.answer(first), Taken)
-    assert isinstance(desk.answer(first), Taken)
+    assert isinstance(desk.answer(first), AnswerAccepted)
+    assert isinstance(desk.answer(first), AnswerAccepted)
     for changes in ({"note": "changed"}, {"box": (1, 2, 3, 4)}, {"map_on_defect": "no"}, {"true_label": "crack"}):
         again = desk.answer(dataclasses.replace(first, review=dataclasses.replace(first.review, **changes)))
         assert isinstance(again, Conflict)
@@ -215,7 +214,7 @@ def test_another_answer_under_the_same_key_is_a_conflict(store: Store) -> None:
 
 def test_a_good_part_is_good_in_every_eye(store: Store, tmp_path: Path) -> None:
     """Part 6 stands at L1/S1; beside it belongs a part that model and people call OK, seen by the same camera."""
-    desk = Desk(store)
+    desk = Desk(store.database)
     archive = tmp_path / "archive"
 
     def good(number: int, **changes: object) -> int:

@@ -68,13 +68,13 @@ def test_rows_of_an_older_revision_keep_their_digests(tmp_path: Path, rng: np.ra
     url = f"sqlite:///{tmp_path}/store.db"
     with open_store(url) as store:
         stored.prepared(store).record([stored.inspection(1, explained=stored.explanation(rng))])
-        head = store.ledger_head()
+        head = store.ledger.head()
     older = tmp_path / "older.db"
     copied_to(older, "0004", tmp_path / "store.db")
     url = f"sqlite:///{older}"
     assert schema.upgrade_schema(url) == "0004"
     with open_store(url) as store:
-        assert store.verify_ledger(heads=[head]).holds
+        assert store.ledger.verify(heads=[head]).holds
 
 
 def copied_to(older: Path, revision: str, store: Path) -> None:
@@ -97,14 +97,14 @@ def copied_to(older: Path, revision: str, store: Path) -> None:
 def test_the_queue_keeps_its_order_through_the_migration(tmp_path: Path, rng: np.random.Generator) -> None:
     with open_store(f"sqlite:///{tmp_path}/store.db") as store:
         stored.prepared(store).record([stored.inspection(1, explained=stored.explanation(rng))])
-        assert Desk(store).take_in() == 1
+        assert Desk(store.database).take_in() == 1
     older = tmp_path / "older.db"
     copied_to(older, "0005", tmp_path / "store.db")
     with closing(sqlite3.connect(older)) as rows, rows:
         rows.execute("UPDATE desk_item SET tier = 7, why = 'ng'")  # where revision 0005 put a rejected part
     assert schema.upgrade_schema(f"sqlite:///{older}") == "0005"
     with open_store(f"sqlite:///{older}") as store:
-        (entry,) = Desk(store).queue(QueueFilter())
+        (entry,) = Desk(store.database).queue(QueueFilter())
     assert (entry.tier, entry.why) == (TIERS[Why.NG], Why.NG)
 
 

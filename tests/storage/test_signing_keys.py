@@ -74,14 +74,14 @@ def test_a_file_without_a_key_is_refused(tmp_path: Path, content: str) -> None:
 
 
 def test_events_are_signed_from_the_first_with_a_key_on(signed: Store, public: str) -> None:
-    events = signed.events()
+    events = signed.ledger.events()
     assert [(each.kind, each.signed_by) for each in events] == [
         ("model", ""), ("key", public), ("verdicts", public), ("verdicts", public)
     ]  # fmt: skip
     assert events[1].facts == {"change": "begun", "public_key": public}
     assert all(signing_keys.fits(public, each.hash, each.signature) for each in events[1:])
     for pinned in ([], [public]):
-        report = signed.verify_ledger(public_keys=pinned)
+        report = signed.ledger.verify(public_keys=pinned)
         assert (report.findings, report.notes) == ((), ())
         assert (report.signed_since, report.signed_by, report.is_pinned) == (2, public, bool(pinned))
 
@@ -98,14 +98,14 @@ def test_nobody_writes_unsigned_events_into_a_signed_ledger(
         wrong.record([stored.inspection(3)])
     with open_store(database_url, ledger_key=tmp_path / "absent") as reading:
         assert reading.find()  # who only reads needs no key
-    assert signed.verify_ledger(public_keys=[public]).findings == ()
+    assert signed.ledger.verify(public_keys=[public]).findings == ()
 
 
 def forge(url: str, *statements: str) -> None:
     """Append an event without the key, as who owns the database can."""
     tamper(url, *statements)
     engine = database.open_engine(url)
-    with database.writing(engine) as connection:
+    with database.Database(engine).write() as connection:
         ledger._written(connection, "retention", "row", facts={}, rows={}, now=NOON, signer=None)
     engine.dispose()
 
@@ -113,7 +113,7 @@ def forge(url: str, *statements: str) -> None:
 def test_what_a_forger_does_without_the_key_is_found(signed: Store, database_url: str, public: str) -> None:
     engine = database.open_engine(database_url)
     with engine.connect() as connection:
-        forged = signing_keys.Signer(signed._engine.get_execution_options()[signing_keys.OPTION].file).sign("x")
+        forged = signing_keys.Signer(signed.database.engine.get_execution_options()[signing_keys.OPTION].file).sign("x")
         cases = [
             ("UPDATE ledger_event SET signature = NULL, signed_by = NULL WHERE id = 3", [(3, "unsigned")]),
             (f"UPDATE ledger_event SET signature = '{forged}' WHERE id = 3", [(3, "forged")]),
@@ -140,8 +140,8 @@ def test_a_forger_with_a_key_of_their_own_is_found_by_the_pinned_one(
     tamper(database_url, "DELETE FROM ledger_event WHERE id > 1", "DELETE FROM inspection", "DELETE FROM policy")
     with open_store(database_url, ledger_key=mallory.file) as theirs:
         theirs.record([stored.inspection(1)])
-        assert theirs.verify_ledger().holds  # their key is the first: nobody knows better
-        [finding] = theirs.verify_ledger(public_keys=[public]).findings
+        assert theirs.ledger.verify().holds  # their key is the first: nobody knows better
+        [finding] = theirs.ledger.verify(public_keys=[public]).findings
     assert finding.what == f"no event is signed by a given key; signed is by {mallory.public_key[:16]}"
 
 
@@ -150,7 +150,7 @@ def test_a_forger_cannot_go_on_with_a_key_of_their_own(
 ) -> None:
     mallory = signing_keys.create_key(tmp_path / "mallory.key")
     engine = database.open_engine(database_url)
-    with database.writing(engine) as connection:
+    with database.Database(engine).write() as connection:
         ledger.begin_key(connection, mallory, now=NOON, before=public)
     engine.dispose()
     assert kinds(signed) == kinds(signed, public_keys=[public]) == [(5, "forged")]
@@ -160,16 +160,16 @@ def test_a_key_changes_by_an_event_that_the_old_one_signs(
     signed: Store, database_url: str, tmp_path: Path, public: str
 ) -> None:
     new = signing_keys.create_key(tmp_path / "new.key")
-    assert signed.rotate_ledger_key(new.file, by="Bob") == new.public_key
+    assert signed.ledger.rotate_key(new.file, by="Bob") == new.public_key
     signed.record([stored.inspection(5)])
-    rotated, begun, verdicts = signed.events(after=4)
+    rotated, begun, verdicts = signed.ledger.events(after=4)
     assert rotated.facts == {"change": "rotated", "public_key": new.public_key, "by": "Bob"}
     assert [each.signed_by for each in (rotated, begun, verdicts)] == [public, new.public_key, new.public_key]
     for pinned in ([], [public], [new.public_key], [public, new.public_key]):
-        assert signed.verify_ledger(public_keys=pinned).holds
+        assert signed.ledger.verify(public_keys=pinned).holds
     engine = database.open_engine(database_url)
     old = signing_keys.Signer(tmp_path / "ledger.key")
-    with database.writing(engine) as connection:
+    with database.Database(engine).write() as connection:
         ledger._written(connection, "verdicts", "", facts={}, rows={}, now=NOON, signer=old)
     engine.dispose()
     assert kinds(signed, public_keys=[public]) == [(8, "forged")]  # the old key counts no more
@@ -180,17 +180,17 @@ def test_a_lost_key_is_followed_by_one_that_must_be_pinned(
 ) -> None:
     new = signing_keys.create_key(tmp_path / "new.key")
     with open_store(database_url) as without:
-        without.rotate_ledger_key(new.file, by="Bob", lost=True)
+        without.ledger.rotate_key(new.file, by="Bob", lost=True)
         without.record([stored.inspection(5)])
         assert kinds(without, public_keys=[public]) == [(5, "forged"), (6, "forged")]
-        assert without.verify_ledger(public_keys=[public, new.public_key]).holds
+        assert without.ledger.verify(public_keys=[public, new.public_key]).holds
 
 
 def test_a_ledger_that_is_not_signed_has_no_key_to_change(database_url: str, key: Path) -> None:
     with open_store(database_url) as store:
         stored.prepared(store)
         with pytest.raises(StoreError, match="are not signed"):
-            store.rotate_ledger_key(key, by="Bob")
+            store.ledger.rotate_key(key, by="Bob")
 
 
 # --- anchors -------------------------------------------------------------------------------------------------------
@@ -205,24 +205,24 @@ def test_an_anchor_says_since_when_nothing_changed_unseen(sqlite_url: str, key: 
     times = iter(NOON + timedelta(hours=n) for n in range(100))
     with open_store(sqlite_url, ledger_key=key, clock=lambda: next(times)) as store:
         stored.prepared(store)  # events 1 (key) and 2 (model)
-        first = store.anchor_ledger(place)
+        first = store.ledger.anchor(place)
         store.record([stored.inspection(1)])
-        second = store.anchor_ledger(place)
+        second = store.ledger.anchor(place)
         store.record([stored.inspection(2)])
         assert (first.events, second.events, second.signed_by) == (2, 3, public)
-        report = store.verify_ledger(anchored_at=place, public_keys=[public])
+        report = store.ledger.verify(anchored_at=place, public_keys=[public])
         assert report.findings == ()
         assert (report.anchors, report.anchored_events, report.anchored_at) == (2, 3, second.anchored_at)
     # Whoever has the key too writes everything anew: the anchors tell.
     tamper(sqlite_url, "DELETE FROM ledger_event WHERE id > 2", "DELETE FROM inspection", "DELETE FROM policy")
     with open_store(sqlite_url, ledger_key=key) as store:
         store.record([stored.inspection(1)])
-        assert store.verify_ledger(public_keys=[public]).holds
-        report = store.verify_ledger(anchored_at=place, public_keys=[public])
+        assert store.ledger.verify(public_keys=[public]).holds
+        report = store.ledger.verify(anchored_at=place, public_keys=[public])
         assert [(each.sequence, each.kind) for each in report.findings] == [(0, "forgotten_head")]
         assert (report.anchored_events, report.anchored_at) == (2, first.anchored_at)
         with pytest.raises(StoreError, match="this ledger does not hold it"):
-            store.anchor_ledger(place)
+            store.ledger.anchor(place)
 
 
 def test_anchors_that_are_gone_broken_or_of_others_are_findings(sqlite_url: str, key: Path, tmp_path: Path) -> None:
@@ -230,18 +230,18 @@ def test_anchors_that_are_gone_broken_or_of_others_are_findings(sqlite_url: str,
     with open_store(sqlite_url, ledger_key=key) as store:
         stored.prepared(store)
         assert kinds(store, anchored_at=str(place)) == [(0, "missing")]
-        anchor = store.anchor_ledger(str(place))
+        anchor = store.ledger.anchor(str(place))
         line = json.loads(place.read_text())
         assert line == {
             "anchored_at": anchor.anchored_at.isoformat(timespec="microseconds"), "events": 2,
-            "head": store.ledger_head(), "signed_by": anchor.signed_by, "signature": anchor.signature,
+            "head": store.ledger.head(), "signed_by": anchor.signed_by, "signature": anchor.signature,
         }  # fmt: skip
         moved = line | {"anchored_at": "2020-01-01T00:00:00.000000+00:00"}
         place.write_text(f"{json.dumps(line)}\n{json.dumps(moved)}\nno anchor\n")
         assert kinds(store, anchored_at=str(place)) == [(0, "changed"), (0, "forged")]
         bare = {name: line[name] for name in ("anchored_at", "events", "head")}
         place.write_text(json.dumps(bare) + "\n")
-        assert store.verify_ledger(anchored_at=str(place)).holds  # as of a line without a key
+        assert store.ledger.verify(anchored_at=str(place)).holds  # as of a line without a key
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from sqlalchemy import event
 
 from inspect_xai.errors import DatabaseAwayError, NotFoundError, SettingsError, StoreError
 from inspect_xai.records import CellAxis, CellGrid, Failure, Part, Profile, Reason, Verdict, VerdictCode
-from inspect_xai.storage import database
 from inspect_xai.storage.store import Store, open_store
 from tests.support import stored
 from tests.support.stored import FINGERPRINT, NOON, RUN
@@ -22,6 +21,12 @@ from tests.support.stored import FINGERPRINT, NOON, RUN
 def store(database_url: str) -> Iterator[Store]:
     with open_store(database_url) as opened:
         yield stored.prepared(opened)
+
+
+def counts(
+    store: Store, start: datetime, end: datetime, *, by: Sequence[str] = ("verdict",), moment: str = "inspected_at"
+) -> dict[tuple[str, ...], int]:
+    return {each.group: each.inspections for each in store.stats(start, end, by=by, moment=moment)}
 
 
 def test_an_explained_inspection_comes_back_as_it_went_in(store: Store, rng: np.random.Generator) -> None:
@@ -68,10 +73,10 @@ def test_how_an_explanation_was_limited_comes_back(store: Store, rng: np.random.
     assert isinstance(found.settings.profile, Profile)
     assert [block.predicted for block in found.tiles[0].blocks] == [4, 0, 0]
     assert [block.grid for block in found.tiles[0].blocks] == [grid, None, None]
-    written = store.evidence([recorded.inspection_id])["documents"][f"inspection/{recorded.inspection_id}"]
+    written = store.ledger.evidence([recorded.inspection_id])["documents"][f"inspection/{recorded.inspection_id}"]
     told = [block.get("predicted", "left out") for block in written["explanation"]["blocks"]]
     assert ["grid" in block for block in written["explanation"]["blocks"]] == [True, False, False]
-    assert store.verify_ledger().holds
+    assert store.ledger.verify().holds
     assert told == [4, "left out", "left out"]  # 0 is left out: digests of older rows, which had no such count, hold
 
 
@@ -92,7 +97,7 @@ def test_recording_again_adds_nothing(store: Store, rng: np.random.Generator) ->
     assert [each.inspection_id for each in again[:3]] == [each.inspection_id for each in first]
     assert [each.is_new for each in again] == [False, False, False, True, False]
     assert again[3].inspection_id == again[4].inspection_id
-    assert store.counts(NOON, NOON + timedelta(days=1)) == {("NG",): 4}
+    assert counts(store, NOON, NOON + timedelta(days=1)) == {("NG",): 4}
 
 
 def test_the_same_bytes_under_another_name_are_the_same_capture(store: Store) -> None:
@@ -110,7 +115,7 @@ def test_the_same_part_again_is_another_capture_of_that_part(store: Store) -> No
 
 def test_another_policy_or_model_judges_anew(store: Store) -> None:
     given = stored.inspection(1)
-    store.register_model("e" * 64, stored.CARD)
+    store.registry.register_model("e" * 64, stored.CARD)
     ids = store.record(
         [given, dataclasses.replace(given, policy_version="2"), dataclasses.replace(given, fingerprint="e" * 64)]
     )
@@ -130,10 +135,10 @@ def test_known_never_walks_all_inspections(tmp_path: Path) -> None:
     """On SQLite, which did so for more than a few pictures; a server plans by its statistics."""
     with open_store(f"sqlite:///{tmp_path}/store.db") as store:
         asked: list[tuple[str, tuple[str, ...]]] = []
-        event.listen(store._engine, "before_cursor_execute", lambda *given: asked.append(given[2:4]))
+        event.listen(store.database.engine, "before_cursor_execute", lambda *given: asked.append(given[2:4]))
         store.known([f"{number:064x}" for number in range(40)], FINGERPRINT, "1")
         [(statement, given)] = asked[-1:]
-        with database.reading(store._engine) as connection:
+        with store.database.read() as connection:
             plan = [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", given)]
         assert plan[0].startswith("SEARCH capture USING COVERING INDEX sqlite_autoindex_capture_1 (sha256=?)")
         assert plan[1].startswith("SEARCH inspection USING COVERING INDEX sqlite_autoindex_inspection_1 (capture_id=?)")
@@ -192,7 +197,7 @@ def test_a_day_is_half_open_and_in_order(store: Store) -> None:
 
 def test_counts_by_several_fields(store: Store) -> None:
     store.record([stored.inspection(n, code=VerdictCode.OK if n % 2 else VerdictCode.NG) for n in range(4)])
-    found = store.counts(NOON, NOON + timedelta(days=1), by=("station", "verdict"))
+    found = counts(store, NOON, NOON + timedelta(days=1), by=("station", "verdict"))
     assert found == {("S0", "NG"): 1, ("S0", "OK"): 1, ("S1", "OK"): 1, ("S2", "NG"): 1}
 
 
@@ -202,8 +207,8 @@ def test_a_picture_inspected_late_counts_for_the_day_it_was_taken(store: Store) 
     day = (late.capture.captured_at, late.capture.captured_at + timedelta(seconds=1))
     assert [each.serial for each in store.find(since=day[0], until=day[1], moment="captured_at")] == ["SN00077"]
     assert store.find(since=day[0], until=day[1]) == []
-    assert store.counts(*day, moment="captured_at") == {("NG",): 1}
-    assert store.counts(*day) == {}
+    assert counts(store, *day, moment="captured_at") == {("NG",): 1}
+    assert counts(store, *day) == {}
 
 
 def test_find_narrows_by_everything_given(store: Store, rng: np.random.Generator) -> None:
@@ -221,34 +226,34 @@ def test_find_narrows_by_everything_given(store: Store, rng: np.random.Generator
 
 def test_registering_twice_changes_nothing(store: Store) -> None:
     changed = dataclasses.replace(stored.CARD, version="2")
-    assert store.register_model(FINGERPRINT, changed, registered_by="Bob").registered_by == "Ada"
+    assert store.registry.register_model(FINGERPRINT, changed, registered_by="Bob").registered_by == "Ada"
     store.begin_run(dataclasses.replace(RUN, provider="other"))
     [recorded] = store.record([stored.inspection(1)])
     assert store.get(recorded.inspection_id).run == RUN
 
 
 def test_a_policy_version_means_one_thing(store: Store) -> None:
-    store.register_policy("1", {"thresholds": {"crack": 0.5}})
-    store.register_policy("1", {"thresholds": {"crack": 0.5}})
+    store.registry.register_policy("1", {"thresholds": {"crack": 0.5}})
+    store.registry.register_policy("1", {"thresholds": {"crack": 0.5}})
     with pytest.raises(StoreError, match="another content"):
-        store.register_policy("1", {"thresholds": {"crack": 0.6}})
+        store.registry.register_policy("1", {"thresholds": {"crack": 0.6}})
 
 
 def test_a_policy_known_by_its_version_alone_gets_its_content_later(store: Store) -> None:
     store.record([stored.inspection(1)])
-    store.register_policy("1", {"a": 1})
+    store.registry.register_policy("1", {"a": 1})
     with pytest.raises(StoreError, match="another content"):
-        store.register_policy("1", {"a": 2})
+        store.registry.register_policy("1", {"a": 2})
 
 
 def test_a_model_is_found_by_the_beginning_of_its_fingerprint(store: Store) -> None:
-    store.register_model("fe" * 32, stored.CARD)
-    assert store.model("fff").fingerprint == FINGERPRINT
-    assert store.model("fe" * 32).fingerprint == "fe" * 32
+    store.registry.register_model("fe" * 32, stored.CARD)
+    assert store.registry.model("fff").fingerprint == FINGERPRINT
+    assert store.registry.model("fe" * 32).fingerprint == "fe" * 32
     with pytest.raises(NotFoundError, match="several models' fingerprints begin with 'f'"):
-        store.model("f")
+        store.registry.model("f")
     with pytest.raises(NotFoundError, match="no such model"):
-        store.model("%")
+        store.registry.model("%")
 
 
 def test_pictures_know_the_part_they_were_recorded_for(store: Store) -> None:
@@ -297,7 +302,7 @@ def test_a_server_that_is_not_there_hides_the_password() -> None:
 
 def test_a_chunk_costs_as_many_statements_as_one_inspection(store: Store, rng: np.random.Generator) -> None:
     seen: list[str] = []
-    event.listen(store._engine, "before_cursor_execute", lambda *given: seen.append(given[2]))
+    event.listen(store.database.engine, "before_cursor_execute", lambda *given: seen.append(given[2]))
     counts = []
     for first, last in ((1, 2), (2, 42)):
         store.record([stored.inspection(number, explained=stored.explanation(rng)) for number in range(first, last)])

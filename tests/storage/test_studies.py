@@ -34,7 +34,7 @@ def truth(store: Store, inspection_id: int) -> VerdictCode:
 
 
 def test_a_study_is_judged_in_its_stored_order_and_analysed_with_the_model(store: Store) -> None:
-    studies = Studies(store)
+    studies = Studies(store.database)
     study = studies.create("autumn", appraisers=["Ada", "Bob"], trials=2, seed=5, by="Cleo", inspection_ids=range(1, 9))
     assert (study.parts, study.appraisers, study.trials) == (8, ("Ada", "Bob"), 2)
     assert [each.answered for each in studies.progress(study.study_id)] == [0] * 5
@@ -62,13 +62,13 @@ def test_a_study_is_judged_in_its_stored_order_and_analysed_with_the_model(store
         5,
         0,
     )
-    told = [event for event in store.events() if event.kind == "study_answer"]
+    told = [event for event in store.ledger.events() if event.kind == "study_answer"]
     assert [event.facts["by"] for event in told] == ["Cleo"] * 8 + ["Ada"] * 16 + ["Bob"] * 16
-    assert store.verify_ledger().holds
+    assert store.ledger.verify().holds
 
 
 def test_of_a_trial_the_first_answer_counts_and_of_the_reference_the_last(store: Store) -> None:
-    studies = Studies(store)
+    studies = Studies(store.database)
     study = studies.create("s", appraisers=["Ada"], trials=1, by="Cleo", inspection_ids=[1, 2])
     task = studies.next_task(study.study_id, "Ada")
     reference = studies.next_task(study.study_id, "")
@@ -105,7 +105,7 @@ def test_of_a_trial_the_first_answer_counts_and_of_the_reference_the_last(store:
     ],
 )
 def test_a_study_that_cannot_be_meant_is_refused(store: Store, changes: dict[str, object], says: str) -> None:
-    studies = Studies(store)
+    studies = Studies(store.database)
     given: dict[str, object] = {"name": "new", "appraisers": ["Ada"], "parts": 4, "trials": 2, "by": "Cleo"}
     studies.create("old", **{key: value for key, value in given.items() if key != "name"})  # type: ignore[arg-type]
     with pytest.raises(StudyError, match=says):
@@ -129,7 +129,7 @@ def test_the_command_line_sets_up_lists_exports_and_analyses(tmp_path: Path, sql
     early = run(app, ["msa", "analyse", "autumn", "--db", url])
     assert isinstance(early.exception, StudyError)
     with open_store(url) as opened:
-        studies = Studies(opened)
+        studies = Studies(opened.database)
         for who, by in (("", "Cleo"), ("Ada", "Ada")):
             while task := studies.next_task(1, who):
                 said = opened.get(task.inspection_id).verdict.code

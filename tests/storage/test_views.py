@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Connection, inspect, text
 
 from inspect_xai.records import Decision, Failure, ModelStatus, Review, VerdictCode
-from inspect_xai.storage import database, schema
+from inspect_xai.storage import schema
 from inspect_xai.storage.store import Store, open_store
 from tests.support import recorder, stored
 from tests.support.stored import FINGERPRINT, NOON
@@ -22,7 +22,7 @@ def store(database_url: str) -> Iterator[Store]:
     with open_store(database_url) as opened:
         stored.prepared(opened)
         opened.record([_inspection(number) for number in range(6)])
-        opened.set_model_status(FINGERPRINT, ModelStatus.APPROVED, by="Bob")
+        opened.registry.set_model_status(FINGERPRINT, ModelStatus.APPROVED, by="Bob")
         opened.record([_inspection(number) for number in range(6, 12)])
         opened.review(2, Review("Ada", Decision.CONFIRM, VerdictCode.NG))
         opened.review(2, Review("Ada", Decision.OVERTURN, VerdictCode.OK), supersedes=1)
@@ -40,7 +40,7 @@ def _inspection(number: int) -> object:
 
 @pytest.fixture
 def connection(store: Store) -> Iterator[Connection]:
-    with database.reading(store._engine) as opened:
+    with store.database.read() as opened:
         yield opened
 
 

@@ -151,7 +151,7 @@ def failed(archive: Path, number: int) -> Inspection:
 
 def prepared(store: Store) -> Store:
     """A store in which `inspection` can be recorded."""
-    store.register_model(FINGERPRINT, CARD, registered_by="Ada")
+    store.registry.register_model(FINGERPRINT, CARD, registered_by="Ada")
     store.begin_run(RUN)
     return store
 

@@ -36,7 +36,7 @@ RUN = Run("run-1", NOON, "CPUExecutionProvider", {"onnxruntime": "1.31.1"}, {"de
 
 def prepared(store: Store) -> Store:
     """A store in which `inspection` can be recorded."""
-    store.register_model(FINGERPRINT, CARD, registered_by="Ada")
+    store.registry.register_model(FINGERPRINT, CARD, registered_by="Ada")
     store.begin_run(RUN)
     return store
 

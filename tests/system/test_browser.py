@@ -269,7 +269,7 @@ def test_axe_finds_nothing_on_any_page(opened: Open, sit_down: Any, theme: str) 
         "/studies/2",
         "/studies/3/judge?reference=1",
     )
-    studies = Studies(desk.store)
+    studies = Studies(desk.store.database)
     studies.create("first", appraisers=["Ada"], trials=1, by="Quinn", inspection_ids=[1, 4])
     done = studies.create("done", appraisers=["Bert"], trials=1, by="Quinn", inspection_ids=[1, 4])
     studies.create("open", appraisers=["Bert"], trials=1, by="Quinn", inspection_ids=[1, 4])
@@ -325,7 +325,7 @@ def test_a_small_study_is_judged_by_keyboard(opened: Open, sit_down: Any) -> Non
     quinn.wait_for_url("**/studies/1")
     quinn.keyboard.press("Enter")  # the reference: inspection 1 is defective
     quinn.wait_for_url("**/judge?reference=1")
-    studies = Studies(desk.store)
+    studies = Studies(desk.store.database)
     for place in (1, 2):
         quinn.wait_for_selector(f"h1:has-text('Part {place} of 2')")
         quinn.wait_for_load_state()  # before that no script listens to keys
@@ -350,7 +350,7 @@ def test_a_small_study_is_judged_by_keyboard(opened: Open, sit_down: Any) -> Non
     told = {row[0]: row for row in rows}
     assert told["Ada"][1:7] == ["100", "%", "2", "of", "2", "100"]
     assert told["Bob"][1:7] == ["50", "%", "1", "of", "2", "50"]
-    assert desk.store.verify_ledger().holds
+    assert desk.store.ledger.verify().holds
 
 
 @pytest.mark.slow

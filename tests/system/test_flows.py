@@ -114,7 +114,7 @@ def test_a_flow_anchors_the_ledgers_head(settings: Path, tmp_path: Path) -> None
 
     with open_store(f"sqlite:///{tmp_path / 'line.db'}") as store:
         store.set_reason("dust", "Dust on the part")
-        head = store.ledger_head()
+        head = store.ledger.head()
     said = anchor_ledger(str(settings), place=str(tmp_path / "anchors.jsonl"))
     assert (said["events"], said["head"], said["signed_by"]) == (1, head, "")
     assert json.loads((tmp_path / "anchors.jsonl").read_text())["head"] == head
@@ -219,7 +219,7 @@ def test_upkeep_checks_the_golden_set_and_deletes_only_when_told(settings: Path,
         golden_check(str(settings))
 
     with open_store(db) as store:
-        Retention(store).set_rule(Rule("", DataKind.PICTURE, 0), by="quality")
+        Retention(store.database).set_rule(Rule("", DataKind.PICTURE, 0), by="quality")
     archived = sorted((tmp_path / "in/_archive").rglob("*.png"))
     assert len(archived) == 5
     assert retention(str(settings))["pictures"] == 5

@@ -90,7 +90,7 @@ def prove_each_once(folder: Path, db: str, total: int) -> None:
     assert {Path(row.archived_to) for row in recorded} == set((folder / "_archive").rglob("*.png"))
     assert list(folder.glob("L1/*/*.png")) == list((folder / "_claimed").iterdir()) == []
     with open_store(db) as store:
-        assert store.verify_ledger().holds
+        assert store.ledger.verify().holds
 
 
 @pytest.mark.parametrize(("lines", "overlap"), [(1, False), (2, False), (1, True)])

@@ -24,6 +24,7 @@ from inspect_xai.line.stages import Schedule
 from inspect_xai.records import Inspection
 from inspect_xai.storage import database, schema
 from inspect_xai.storage.results import RecordedInspection
+from inspect_xai.storage.retention import Retention
 from inspect_xai.storage.store import Store, open_store
 from inspect_xai.storage.tables import VERSION_TABLE
 from tests.conftest import ROOT
@@ -48,7 +49,7 @@ def check_whole(store: Store, pictures: int) -> None:
         assert explanation is not None
         assert explanation.fused is not None
         assert [block.sums is None for block in explanation.tiles[0].blocks] == [False, False, True]
-    report = store.verify_ledger()
+    report = store.ledger.verify()
     assert report.findings == ()
 
 
@@ -70,13 +71,13 @@ def test_kill_9_at_seeded_moments_loses_nothing_and_doubles_nothing(database_url
     with open_store(database_url, blob_store=str(maps)) as store:
         before = len(store.day(NOON, FAR))
         assert before % recorder.CHUNK == 0  # whole chunks only
-        assert store.verify_ledger().findings == ()
+        assert store.ledger.verify().findings == ()
     with start(database_url, maps, 0, pictures) as process:
         process.communicate()
         assert process.returncode == 0
     with open_store(database_url, blob_store=str(maps)) as store:
         check_whole(store, pictures)
-        left = store.sweep_blobs(older_than=timedelta(hours=-1))
+        left = Retention(store.database).sweep_blobs(older_than=timedelta(hours=-1))
         assert len(list(maps.rglob("*.ixm"))) == pictures * 3, f"swept {len(left)}"
         check_whole(store, pictures)
 
@@ -100,7 +101,7 @@ def test_a_kill_in_the_middle_of_a_transaction_leaves_no_part_of_it(database_url
     with open_store(database_url, blob_store=str(tmp_path / "maps")) as store:
         assert store.day(NOON, FAR) == []
         assert len(list((tmp_path / "maps").rglob("*.ixm"))) == 12
-        assert len(store.sweep_blobs(older_than=timedelta(hours=-1))) == 12
+        assert len(Retention(store.database).sweep_blobs(older_than=timedelta(hours=-1))) == 12
         recorder.main(database_url, str(tmp_path / "maps"), 0, 4)
         check_whole(store, 4)
 
@@ -165,11 +166,11 @@ def test_a_chunk_whose_connection_is_cut_leaves_nothing_of_it(
                 pid = connection.connection.driver_connection.info.backend_pid  # type: ignore[union-attr]
                 other.execute("SELECT pg_terminate_backend(%s)", [pid])
 
-        event.listen(store._engine, "before_cursor_execute", cut)
+        event.listen(store.database.engine, "before_cursor_execute", cut)
         with pytest.raises(DatabaseAwayError, match="is away"):
             store.record(chunk)
         assert count == statement
-        event.remove(store._engine, "before_cursor_execute", cut)
+        event.remove(store.database.engine, "before_cursor_execute", cut)
         assert store.day(NOON, FAR) == []
         assert [each.is_new for each in store.record(chunk)] == [True] * 4
         check_whole(store, 4)
@@ -208,7 +209,7 @@ def test_a_line_goes_on_when_its_server_comes_back(
     assert chunks > 3  # the second was tried again
     with open_store(url) as store:
         assert sorted(row.serial for row in store.find()) == [f"SN{number}" for number in range(6)]
-        assert store.verify_ledger().holds
+        assert store.ledger.verify().holds
     assert list((tmp_path / "in/_claimed").rglob("*.png")) == []
 
 
@@ -259,7 +260,7 @@ def test_a_file_system_that_runs_full_under_the_maps(database_url: str, tmp_path
         filler.unlink()
         store.record(many)
         check_whole(store, 20)
-        assert store.sweep_blobs(older_than=timedelta(hours=-1)) == []
+        assert Retention(store.database).sweep_blobs(older_than=timedelta(hours=-1)) == []
 
 
 @pytest.mark.postgres
@@ -293,7 +294,7 @@ def test_another_writer_is_waited_for_and_then_told_of(
     with open_store(url) as store:
         stored.prepared(store)
         engine = database.open_engine(url)
-        with database.writing(engine):
+        with database.Database(engine).write():
             assert store.day(NOON, FAR) == []  # readers never wait
             with pytest.raises(DatabaseAwayError, match="database is locked"):
                 store.record([stored.inspection(1)])
@@ -307,14 +308,14 @@ def test_a_full_disk_is_told_of_and_leaves_the_file_whole(tmp_path: Path, sqlite
     with open_store(url) as store:
         stored.prepared(store)
         store.record([stored.inspection(0, explained=recorder.explanation_of(0))])
-        with database.reading(store._engine) as connection:  # the pool has this one connection
+        with store.database.read() as connection:  # the pool has this one connection
             pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
             connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + 2}")
         many = [stored.inspection(number, explained=recorder.explanation_of(number)) for number in range(1, 40)]
         with pytest.raises(StoreError, match="its disk is full"):
             store.record(many)
         assert len(store.day(NOON, FAR)) == 1
-        with database.reading(store._engine) as connection:
+        with store.database.read() as connection:
             connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
         store.record(many)
         check_whole(store, 40)
@@ -343,10 +344,10 @@ def test_an_older_schema_is_refused_by_readers_and_upgraded_with_its_rows(
     assert f"inspect-xai db upgrade --db {url}" in str(caught.value)
     with open_store(url) as store:
         check_whole(store, 4)
-        engine = store._engine
-        with pytest.raises(StoreError, match="append-only"), database.writing(engine) as connection:
+        engine = store.database.engine
+        with pytest.raises(StoreError, match="append-only"), database.Database(engine).write() as connection:
             connection.execute(text("UPDATE ledger_event SET kind = 'x'"))
-        with database.reading(engine) as connection:
+        with database.Database(engine).read() as connection:
             names = connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'trigger'")).scalars().all()
             assert "review_no_delete" in names
             assert connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar_one() == "9000"
@@ -367,7 +368,7 @@ def test_what_a_server_says_decides_who_is_at_fault(
 ) -> None:
     engine = database.open_engine(postgres_server.create(template=postgres_template))
     try:
-        with pytest.raises(StoreError) as caught, database.writing(engine) as connection:
+        with pytest.raises(StoreError) as caught, database.Database(engine).write() as connection:
             connection.execute(text(f"DO $$ BEGIN RAISE EXCEPTION 'so' USING ERRCODE = '{sqlstate}'; END $$"))
     finally:
         engine.dispose()
@@ -413,7 +414,7 @@ def test_no_field_of_a_sidecar_stops_a_line(database_url: str, tmp_path: Path) -
             assert source.claim(10) == []
     with open_store(database_url) as store:
         rows = {row.file_name: row for row in store.find()}
-        assert store.verify_ledger().holds
+        assert store.ledger.verify().holds
     assert len(rows) == 10
     assert {name: row.serial for name, row in rows.items() if row.reason != "BAD_IMAGE"} == {
         "good.png": "SN1", "a.png": "SN2", "b.png": "b", "c.png": "SN3",

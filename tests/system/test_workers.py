@@ -91,7 +91,7 @@ class Plant:
         assert len(recorded) == len({row.serial for row in recorded}) == PICTURES
         assert not [path for path in (self.folder / "in").rglob("*.png") if "_archive" not in path.parts]
         with open_store(self.db) as store:
-            assert store.verify_ledger().findings == ()
+            assert store.ledger.verify().findings == ()
 
 
 def descendants(pid: int) -> list[int]:

@@ -262,7 +262,7 @@ def test_a_time_budget_is_replayed_by_the_passes_it_bought(
 def _record(
     store: Store, fingerprint: str, card: ModelCard, data: bytes, picture: object, look: object, explanation: object
 ) -> StoredInspection:
-    store.register_model(fingerprint, card)
+    store.registry.register_model(fingerprint, card)
     store.begin_run(Run("r", NOW, "CPUExecutionProvider", versions(), {}))
     capture = Capture(
         hashlib.sha256(data).hexdigest(), "a.png", Part("SN1"), NOW, height_px=64, width_px=100,

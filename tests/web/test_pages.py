@@ -93,9 +93,9 @@ def test_an_operator_judges_the_whole_queue_without_javascript(opened: Open) -> 
     assert (said[3][0].decision, said[3][0].verdict, said[3][0].reason_code) == ("overturn", "OK", "DUST")
     assert said[3][0].box == (10, 20, 5, 6)
     assert (said[2][0].verdict, said[2][0].note) == ("UNSURE", "too dark\nto say")
-    events = desk.store.events(kind="review")
+    events = desk.store.ledger.events(kind="review")
     assert [event.facts["reviewer"] for event in events] == ["Ada"] * 4
-    assert desk.store.verify_ledger().holds
+    assert desk.store.ledger.verify().holds
 
 
 def test_an_answer_against_the_model_needs_a_reason_and_loses_nothing_that_was_typed(opened: Open) -> None:
@@ -614,7 +614,7 @@ def test_a_monitor_reads_what_was_inspected_and_only_new_rows_are_added(opened: 
     from inspect_xai.storage.metrics_totals import TotalsReader
 
     desk = opened(flagged=3)
-    totals = TotalsReader(desk.store)
+    totals = TotalsReader(desk.store.database)
     first = totals.now()
     assert totals.now() == first
     text = desk.client().get("/metrics").text
@@ -635,7 +635,7 @@ def test_a_monitor_reads_what_was_inspected_and_only_new_rows_are_added(opened: 
 
 def test_the_command_line_writes_the_very_documents_of_the_interface(opened: Open) -> None:
     desk = opened(flagged=2, good=1)
-    url = desk.store._engine.url.render_as_string()
+    url = desk.store.database.engine.url.render_as_string()
     told = [desk.client().get(f"/api/v1/inspections/{number}").json() for number in (1, 2, 3)]
     shown = CliRunner().invoke(cli, ["show", "2", "--db", url, "--json"])
     assert json.loads(shown.stdout) == told[1]
@@ -663,7 +663,7 @@ def test_two_models_that_disagree_put_a_part_on_the_desk(opened: Open, tmp_path:
     site.desk.take_in()
     assert site.desk.queue(QueueFilter()) == []
     other = dataclasses.replace(making.CARD, version="4")
-    desk.store.register_model("beef" * 16, other)
+    desk.store.registry.register_model("beef" * 16, other)
     good = making.inspection(tmp_path / "archive", 1, VerdictCode.OK)
     disagreeing = dataclasses.replace(
         making.inspection(tmp_path / "archive", 1), capture=good.capture, fingerprint="beef" * 16

@@ -81,21 +81,24 @@ def visitors(desk: Desk) -> dict[str, Visitor]:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "desk.plant.example"])
 def test_an_open_desk_refuses_to_listen_to_a_network(host: str, desk: Desk) -> None:
     with pytest.raises(SettingsError, match="as long as nobody has to say who they are"):
-        Access(ServeSettings(host=host), Sessions(desk.store, idle_s=100))
+        Access(ServeSettings(host=host), Sessions(desk.store.database, idle_s=100))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
 def test_loopback_is_this_machine_alone(host: str, desk: Desk) -> None:
     assert is_loopback(host)
-    assert Access(ServeSettings(host=host), Sessions(desk.store, idle_s=100)).is_open
+    assert Access(ServeSettings(host=host), Sessions(desk.store.database, idle_s=100)).is_open
 
 
 def test_a_proxys_header_needs_the_proxys_address(desk: Desk, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="anybody could send X-User"):
-        Access(ServeSettings(host="192.168.1.5", proxy_header="X-User"), Sessions(desk.store, idle_s=100))
+        Access(ServeSettings(host="192.168.1.5", proxy_header="X-User"), Sessions(desk.store.database, idle_s=100))
     with pytest.raises(SettingsError, match="no address of a proxy"):
-        Access(ServeSettings(proxy_header="X-User", proxy_addresses=("gateway",)), Sessions(desk.store, idle_s=100))
-    Access(ServeSettings(host="192.168.1.5", people=people_file(tmp_path)), Sessions(desk.store, idle_s=100))
+        Access(
+            ServeSettings(proxy_header="X-User", proxy_addresses=("gateway",)),
+            Sessions(desk.store.database, idle_s=100),
+        )
+    Access(ServeSettings(host="192.168.1.5", people=people_file(tmp_path)), Sessions(desk.store.database, idle_s=100))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +179,7 @@ def test_sessions_end(sqlite_template: Path, tmp_path: Path) -> None:
     shutil.copy(sqlite_template, tmp_path / "desk.db")
     now = datetime(2026, 11, 23, tzinfo=UTC)
     with open_store(f"sqlite:///{tmp_path}/desk.db", clock=lambda: now) as store:
-        access = Access(ServeSettings(session_s=100), Sessions(store, idle_s=100))
+        access = Access(ServeSettings(session_s=100), Sessions(store.database, idle_s=100))
         first, second = access.begin("Ada"), access.begin("Bert")
         now += timedelta(seconds=90)
         assert access.signed_in(asking(first.session_id)) == Person("Ada", Role.QUALITY)
@@ -428,7 +431,7 @@ def test_hostile_words_stay_words_on_every_page(sqlite_template: Path, tmp_path:
         card = dataclasses.replace(
             making.CARD, name=HOSTILE[0], labels=("crack", HOSTILE[1], "free"), description=HOSTILE[5]
         )
-        store.register_model(making.FINGERPRINT, card, registered_by=HOSTILE[1])
+        store.registry.register_model(making.FINGERPRINT, card, registered_by=HOSTILE[1])
         store.begin_run(making.RUN)
         given_ = []
         for number, words in enumerate(HOSTILE, 1):

@@ -31,7 +31,7 @@ NEW = {"name": "Herbst 26", "appraisers": "Otto, Olga", "parts": "4", "trials": 
 def truth(desk: Desk, page: str, study: int = 1) -> str:
     """What the part on a page is, by its task: parts 1 and 2 are defective."""
     task = int(re.search(r'name="task" value="(\d+)"', page)[1])  # type: ignore[index]
-    return "NG" if Studies(desk.store).task(task).inspection_id <= 2 else "OK"
+    return "NG" if Studies(desk.store.database).task(task).inspection_id <= 2 else "OK"
 
 
 def judge_all(desk: Desk, visitor: Visitor, *, reference: str = "") -> int:
@@ -69,7 +69,7 @@ def test_nothing_tells_what_the_model_or_anybody_said(desk: Desk) -> None:
     quinn.get("/studies")
     quinn.post("/studies", NEW)
     page = otto.get("/studies/1/judge").text
-    given = desk.store.get(Studies(desk.store).task(int(otto.hidden("task"))).inspection_id)
+    given = desk.store.get(Studies(desk.store.database).task(int(otto.hidden("task"))).inspection_id)
     told = page.partition("<main")[2].partition("</main>")[0]
     for secret in (given.capture.part.serial, given.capture.sha256, given.verdict.label, "/inspections/", "UNSURE</"):
         assert secret not in told
@@ -102,7 +102,7 @@ def test_who_is_not_asked_neither_judges_nor_looks(desk: Desk) -> None:
     ]
     assert answers == [303, 303, 303]  # the first out of turn, the last sent twice: one answer stands
     assert otto.post("/studies/1/judge", {"task": "x", "verdict": "MAYBE"}).status_code == 422
-    assert [each.answered for each in Studies(desk.store).progress(1)] == [0, 1, 0, 0, 0]
+    assert [each.answered for each in Studies(desk.store.database).progress(1)] == [0, 1, 0, 0, 0]
     assert otto.post("/studies/1/judge", {"csrf": "", "task": str(mine), "verdict": "OK"}).status_code == 403
 
 
@@ -125,7 +125,7 @@ def test_a_study_that_cannot_be_meant_is_refused_in_words(desk: Desk, fields: di
     assert refused.status_code == 422
     assert told in refused.text
     assert "<b>x" not in refused.text
-    assert Studies(desk.store).all() == []
+    assert Studies(desk.store.database).all() == []
 
 
 def test_parts_that_were_chosen_are_the_studys(desk: Desk, tmp_path: Path) -> None:

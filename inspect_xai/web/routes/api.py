@@ -245,7 +245,7 @@ def part(request: Request, person: Reader, serial: Annotated[str, Path(max_lengt
 @router.get(f"{_V1}/models", responses=_FAULTS)
 def models(request: Request, _: Reader) -> list[StoredModel]:
     """Registered models with card and approval, newest first."""
-    return site_of(request).store.models()
+    return site_of(request).store.registry.models()
 
 
 @router.get(f"{_V1}/reasons", responses=_FAULTS)

@@ -12,7 +12,7 @@ from inspect_xai.errors import DatabaseAwayError, NotFoundError
 from inspect_xai.records import Review
 from inspect_xai.storage.results import StoredInspection
 from inspect_xai.storage.review_queue import Answer, Conflict
-from inspect_xai.storage.review_queue_sql import Standing
+from inspect_xai.storage.review_queue_sql import QueueState
 from inspect_xai.storage.review_reasons import State
 from inspect_xai.web import forms, view_models
 from inspect_xai.web.auth import Person, Role
@@ -234,7 +234,7 @@ def models(request: Request) -> Response:
     """Show which models are registered and approved."""
     site = site_of(request)
     site.person(request)
-    return site.page(request, "models.html", models=site.store.models())
+    return site.page(request, "models.html", models=site.store.registry.models())
 
 
 @router.get("/help")
@@ -291,7 +291,7 @@ def _inspection_page(
     )
 
 
-def _stage(entry: Standing | None, person: Person, *, is_covered: bool) -> view_models.Stage:
+def _stage(entry: QueueState | None, person: Person, *, is_covered: bool) -> view_models.Stage:
     if not person.may(Role.OPERATOR):
         return view_models.Stage.READ_ONLY
     if entry is None or entry.state is State.DONE:

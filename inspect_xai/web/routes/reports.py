@@ -8,7 +8,7 @@ from fastapi import Path as PathPart
 from starlette.responses import HTMLResponse, Response
 
 from inspect_xai.reports.index import ShelvedReport, reports_in
-from inspect_xai.storage.quality_records import Watchbook
+from inspect_xai.storage.quality_records import QualityRecords
 from inspect_xai.web.auth import Role
 from inspect_xai.web.context import Form, RefusedError, Site, see, site_of
 
@@ -36,7 +36,7 @@ def reports(request: Request) -> Response:
     """List the newest reports."""
     site = site_of(request)
     site.person(request)
-    seen = Watchbook(site.store).acknowledged()
+    seen = QualityRecords(site.store.database).acknowledged()
     return site.page(request, "reports.html", reports=_shelf(site), seen=seen)
 
 
@@ -46,7 +46,7 @@ def report(request: Request, name: Name) -> Response:
     site = site_of(request)
     person = site.person(request)
     found = _named(site, name)
-    seen = Watchbook(site.store).acknowledged()
+    seen = QualityRecords(site.store.database).acknowledged()
     return site.page(request, "report.html", report=found, seen=seen, may_answer=person.may(Role.QUALITY))
 
 
@@ -68,7 +68,7 @@ def acknowledge(request: Request, name: Name, form: Answering) -> Response:
     found, alarm_id = _named(site, name), form.get("alarm")
     if alarm_id not in {alarm["alarm_id"] for alarm in found.alarms}:
         raise RefusedError(404, "error.404")
-    Watchbook(site.store).acknowledge(alarm_id, by=form.person.name, note=form.get("note")[:_MOST_NOTE])
+    QualityRecords(site.store.database).acknowledge(alarm_id, by=form.person.name, note=form.get("note")[:_MOST_NOTE])
     return see(f"/reports/{name}")
 
 

@@ -46,7 +46,7 @@ def create(request: Request, form: Quality) -> Response:
     if None in numbers.values() or None in ids or (numbers["parts"] or 0) > _MOST_PARTS:
         return _listing_page(site, request, form.person, status=422, wrong="", sent=form.fields)
     try:
-        study = Studies(site.store).create(
+        study = Studies(site.store.database).create(
             form.get("name"),
             appraisers=[name.strip() for name in form.get("appraisers").split(",") if name.strip()],
             parts=numbers["parts"] or 0,
@@ -65,7 +65,7 @@ def study(request: Request, study_id: StudyId) -> Response:
     """Show how far a study has come, what the reader has to do, and once it is complete its numbers."""
     site = site_of(request)
     person = site.person(request)
-    studies = Studies(site.store)
+    studies = Studies(site.store.database)
     found = studies.get(study_id)
     progress = studies.progress(study_id)
     is_complete = all(each.answered == each.parts for each in progress)
@@ -87,7 +87,7 @@ def judge(request: Request, study_id: StudyId) -> Response:
     """Show the next part of the reader's trial, without a word of what the model or anybody said of it."""
     site = site_of(request)
     person = site.person(request, Role.OPERATOR)
-    studies = Studies(site.store)
+    studies = Studies(site.store.database)
     found = studies.get(study_id)
     appraiser = _asked_as(found, person, is_reference=request.query_params.get("reference") == "1")
     task = studies.next_task(study_id, appraiser)
@@ -110,7 +110,7 @@ def judge(request: Request, study_id: StudyId) -> Response:
 def answered(request: Request, study_id: StudyId, form: Judging) -> Response:
     """Append an answer and show the next part."""
     site = site_of(request)
-    studies = Studies(site.store)
+    studies = Studies(site.store.database)
     is_reference = form.get("reference") == "1"
     task = studies.next_task(study_id, _asked_as(studies.get(study_id), form.person, is_reference=is_reference))
     said = form.get("verdict")
@@ -127,7 +127,7 @@ def picture(request: Request, study_id: StudyId, task_id: Annotated[int, Path(ge
     """The picture to be judged; its address names no part, so that nobody finds it in the queue or knows it again."""
     site = site_of(request)
     person = site.person(request, Role.OPERATOR)
-    studies = Studies(site.store)
+    studies = Studies(site.store.database)
     task = studies.task(task_id)
     if task.study_id != study_id or not _is_asked(studies, task, person):
         raise RefusedError(403, "error.403")
@@ -185,7 +185,7 @@ def _listing_page(
     wrong: str | None = None,
     sent: dict[str, str] | None = None,
 ) -> Response:
-    studies = Studies(site.store)
+    studies = Studies(site.store.database)
     found: list[tuple[Study, list[Progress]]] = [(each, studies.progress(each.study_id)) for each in studies.all()]
     return site.page(
         request,

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from inspect_xai.storage.types import Id, UtcTime, Words
+from inspect_xai.storage.types import Id, UtcTime, SafeText
 
 revision = "0002"
 down_revision = "0001"
@@ -15,18 +15,18 @@ def upgrade() -> None:
     op.create_table(
         "desk_item",
         sa.Column("inspection_id", Id, nullable=False),
-        sa.Column("state", Words, nullable=False),
+        sa.Column("state", SafeText, nullable=False),
         sa.Column("tier", Id, nullable=False),
-        sa.Column("why", Words, nullable=False),
-        sa.Column("verdict", Words, nullable=False),
-        sa.Column("label", Words, nullable=False),
-        sa.Column("line", Words, nullable=False),
-        sa.Column("station", Words, nullable=False),
-        sa.Column("shift", Words, nullable=False),
+        sa.Column("why", SafeText, nullable=False),
+        sa.Column("verdict", SafeText, nullable=False),
+        sa.Column("label", SafeText, nullable=False),
+        sa.Column("line", SafeText, nullable=False),
+        sa.Column("station", SafeText, nullable=False),
+        sa.Column("shift", SafeText, nullable=False),
         sa.Column("inspected_at", UtcTime, nullable=False),
-        sa.Column("claimed_by", Words, nullable=False),
+        sa.Column("claimed_by", SafeText, nullable=False),
         sa.Column("claimed_until", UtcTime, nullable=True),
-        sa.Column("judged_by", Words, nullable=False),
+        sa.Column("judged_by", SafeText, nullable=False),
         sa.CheckConstraint("state IN ('open', 'done')", name=op.f("ck_desk_item_state")),
         sa.ForeignKeyConstraint(
             ["inspection_id"], ["inspection.id"], name="fk_desk_item_inspection_id", ondelete="CASCADE"
@@ -46,7 +46,7 @@ def upgrade() -> None:
 
     op.create_table(
         "desk_answer",
-        sa.Column("key", Words, nullable=False),
+        sa.Column("key", SafeText, nullable=False),
         sa.Column("review_id", Id, nullable=False),
         sa.ForeignKeyConstraint(["review_id"], ["review.id"], name="fk_desk_answer_review_id", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("key", name="pk_desk_answer"),

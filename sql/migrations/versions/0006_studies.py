@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from inspect_xai.storage.types import Id, Json, UtcTime, Words
+from inspect_xai.storage.types import Id, Json, UtcTime, SafeText
 
 revision = "0006"
 down_revision = "0005"
@@ -18,7 +18,7 @@ _ORDER = (
 
 
 def upgrade() -> None:
-    op.add_column("desk_item", sa.Column("second_by", Words, server_default=sa.text("''"), nullable=False))
+    op.add_column("desk_item", sa.Column("second_by", SafeText, server_default=sa.text("''"), nullable=False))
     op.add_column("desk_item", sa.Column("blind", Id, server_default=sa.text("0"), nullable=False))
     op.create_index("ix_desk_item_claimed_by", "desk_item", ["claimed_by"])
     for tier, why in enumerate(_ORDER):
@@ -26,11 +26,11 @@ def upgrade() -> None:
 
     op.create_table(
         "desk_session",
-        sa.Column("id_sha256", Words, nullable=False),
-        sa.Column("person", Words, nullable=False),
+        sa.Column("id_sha256", SafeText, nullable=False),
+        sa.Column("person", SafeText, nullable=False),
         sa.Column("used_at", UtcTime, nullable=False),
-        sa.Column("language", Words, nullable=False),
-        sa.Column("theme", Words, nullable=False),
+        sa.Column("language", SafeText, nullable=False),
+        sa.Column("theme", SafeText, nullable=False),
         sa.Column("skipped", Json, nullable=False),
         sa.PrimaryKeyConstraint("id_sha256", name="pk_desk_session"),
         sqlite_strict=True,
@@ -40,11 +40,11 @@ def upgrade() -> None:
     op.create_table(
         "study",
         sa.Column("id", Id, nullable=False),
-        sa.Column("name", Words, nullable=False),
+        sa.Column("name", SafeText, nullable=False),
         sa.Column("trials", Id, nullable=False),
         sa.Column("seed", Id, nullable=False),
         sa.Column("created_at", UtcTime, nullable=False),
-        sa.Column("created_by", Words, nullable=False),
+        sa.Column("created_by", SafeText, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_study"),
         sa.UniqueConstraint("name", name="uq_study_name"),
         sqlite_strict=True,
@@ -67,7 +67,7 @@ def upgrade() -> None:
         "study_task",
         sa.Column("id", Id, nullable=False),
         sa.Column("study_id", Id, nullable=False),
-        sa.Column("appraiser", Words, nullable=False),
+        sa.Column("appraiser", SafeText, nullable=False),
         sa.Column("trial", Id, nullable=False),
         sa.Column("place", Id, nullable=False),
         sa.Column("part_position", Id, nullable=False),
@@ -87,8 +87,8 @@ def upgrade() -> None:
         "study_answer",
         sa.Column("id", Id, nullable=False),
         sa.Column("task_id", Id, nullable=False),
-        sa.Column("verdict", Words, nullable=False),
-        sa.Column("answered_by", Words, nullable=False),
+        sa.Column("verdict", SafeText, nullable=False),
+        sa.Column("answered_by", SafeText, nullable=False),
         sa.Column("answered_at", UtcTime, nullable=False),
         sa.CheckConstraint("verdict IN ('OK', 'NG', 'UNSURE')", name=op.f("ck_study_answer_verdict")),
         sa.ForeignKeyConstraint(["task_id"], ["study_task.id"], name="fk_study_answer_task_id", ondelete="CASCADE"),

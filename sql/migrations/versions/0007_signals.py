@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from inspect_xai.storage.types import Bytes, Id, Json, Real, UtcTime, Words
+from inspect_xai.storage.types import Bytes, Id, Json, Real, UtcTime, SafeText
 
 revision = "0007"
 down_revision = "0006"
@@ -31,20 +31,20 @@ def upgrade() -> None:
     op.create_table(
         "drift_baseline",
         sa.Column("id", Id, nullable=False),
-        sa.Column("first_day", Words, nullable=False),
-        sa.Column("last_day", Words, nullable=False),
+        sa.Column("first_day", SafeText, nullable=False),
+        sa.Column("last_day", SafeText, nullable=False),
         sa.Column("set_at", UtcTime, nullable=False),
-        sa.Column("set_by", Words, nullable=False),
+        sa.Column("set_by", SafeText, nullable=False),
         sa.Column("content", Bytes, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_drift_baseline"),
         sqlite_strict=True,
     )
     op.create_table(
         "alert_sent",
-        sa.Column("alert_id", Words, nullable=False),
-        sa.Column("channel", Words, nullable=False),
+        sa.Column("alert_id", SafeText, nullable=False),
+        sa.Column("channel", SafeText, nullable=False),
         sa.Column("sent_at", UtcTime, nullable=False),
-        sa.Column("text", Words, nullable=False),
+        sa.Column("text", SafeText, nullable=False),
         sa.PrimaryKeyConstraint("alert_id", "channel", name="pk_alert_sent"),
         sqlite_strict=True,
     )

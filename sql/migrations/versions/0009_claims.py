@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from inspect_xai.storage.types import Id, UtcTime, Words
+from inspect_xai.storage.types import Id, UtcTime, SafeText
 
 revision = "0009"
 down_revision = "0008"
@@ -15,12 +15,12 @@ def upgrade() -> None:
     op.create_table(
         "claim",
         sa.Column("id", Id, nullable=False),
-        sa.Column("source", Words, nullable=False),
-        sa.Column("file_name", Words, nullable=False),
+        sa.Column("source", SafeText, nullable=False),
+        sa.Column("file_name", SafeText, nullable=False),
         sa.Column("model_id", Id, nullable=False),
         sa.Column("policy_id", Id, nullable=False),
-        sa.Column("stamp", Words, nullable=False),
-        sa.Column("owner", Words, nullable=False),
+        sa.Column("stamp", SafeText, nullable=False),
+        sa.Column("owner", SafeText, nullable=False),
         sa.Column("held_until", UtcTime, nullable=True),
         sa.ForeignKeyConstraint(["model_id"], ["model.id"], name="fk_claim_model_id"),
         sa.ForeignKeyConstraint(["policy_id"], ["policy.id"], name="fk_claim_policy_id"),

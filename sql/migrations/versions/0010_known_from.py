@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from inspect_xai.storage.types import Words
+from inspect_xai.storage.types import SafeText
 
 revision = "0010"
 down_revision = "0009"
@@ -12,4 +12,4 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("capture", sa.Column("known_from", Words, nullable=True))
+    op.add_column("capture", sa.Column("known_from", SafeText, nullable=True))

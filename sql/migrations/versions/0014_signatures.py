@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from inspect_xai.storage.types import Words
+from inspect_xai.storage.types import SafeText
 
 revision = "0014"
 down_revision = "0013"
@@ -12,5 +12,5 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("ledger_event", sa.Column("signed_by", Words, nullable=True))
-    op.add_column("ledger_event", sa.Column("signature", Words, nullable=True))
+    op.add_column("ledger_event", sa.Column("signed_by", SafeText, nullable=True))
+    op.add_column("ledger_event", sa.Column("signature", SafeText, nullable=True))

@@ -553,7 +553,7 @@ def test_recorded_block_maps_are_shown_on_their_grid(bundles: dict[str, ModelBun
     run_line(tmp_path / "in", bundles["valid"].folder, db)
     with open_store(db) as store:
         found = store.get(rows(db)[0].inspection_id, maps=True)
-        assert store.verify_ledger().holds
+        assert store.ledger.verify().holds
     assert found.explanation is not None
     blocks = found.explanation.tiles[0].blocks
     assert [block.grid for block in blocks] == [end.grid for end in bundles["valid"].blocks]
