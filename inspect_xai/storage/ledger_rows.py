@@ -292,6 +292,7 @@ def _false_items() -> Any:
     )
     is_false = or_(
         ~is_of_it,
+        ReviewQueueItem.state.not_in([str(state) for state in State]),
         (ReviewQueueItem.state == State.DONE) & ~answered(),
         *(
             (person != "") & ~answered(Review.reviewer == person)

@@ -699,7 +699,7 @@ def test_old_answers_are_not_asked_for_again(sqlite_template: Path, tmp_path: Pa
     making.filled(url, tmp_path / "archive", flagged=2, good=0)
     with open_store(url) as store:
         store.review(1, Review("Ada", Decision.CONFIRM, VerdictCode.NG))
-        desk = StoreDesk(store)
+        desk = StoreDesk(store.database)
         assert desk.take_in() == 2
         assert [entry.summary.inspection_id for entry in desk.queue(QueueFilter())] == [2]
         assert desk.overview().total == 1
@@ -718,7 +718,7 @@ def test_below_a_path_no_page_leads_out_of_it(opened: Open, tmp_path: Path, pass
     from inspect_xai.storage.studies import Studies
 
     desk = opened(flagged=3, good=2, path="/inspect", reports=tmp_path / "reports")
-    Studies(desk.store).create("tiles", appraisers=["Ada"], parts=2, trials=1, seed=1, by="Ada")
+    Studies(desk.store.database).create("tiles", appraisers=["Ada"], parts=2, trials=1, seed=1, by="Ada")
 
     def asked_for(address: str) -> str:
         assert address.startswith("/inspect/"), address
