@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +29,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from benchmarks.real import SETS, RealPart, defective_parts, real_card, real_model, shared_folder
-from inspect_xai.explain.explainer import Explainer, Look
+from inspect_xai.explain.explainer import Explainer
 from inspect_xai.explain.faithfulness import in_window, order_of
+from inspect_xai.explain.window_scores import WindowScores
 from inspect_xai.intake.sources import read_picture
 from inspect_xai.maths import metrics, sise, tiles
 from inspect_xai.model.build.build import build_bundle
@@ -180,16 +181,15 @@ def measured(explainer: Explainer, part: RealPart, options: argparse.Namespace) 
     if isinstance(explainer.engine, RememberingEngine):
         explainer.engine.traced = None
     for method in [*(Method(name) for name in options.methods.split(",")), *CHANCE]:
-        explainer.method = method
         began = time.perf_counter()
-        found = explainer.explain(look, target=part.label)
+        found = explainer.explain(look, target=part.label, settings=replace(explainer.settings, method=method))
         seconds = time.perf_counter() - began
         numbers = numbers_of(explainer.engine, look, tile, found, truth=truth, target=target)
         yield Row(part.label, part.part, method, numbers | {"passes": float(found.passes), "seconds": seconds})
 
 
 def numbers_of(
-    engine: Engine, look: Look, tile: Tile, found: Explanation, *, truth: NDArray[np.bool_], target: int
+    engine: Engine, look: WindowScores, tile: Tile, found: Explanation, *, truth: NDArray[np.bool_], target: int
 ) -> dict[str, float]:
     spec = engine.card.input
     window = tiles.cut(look.picture, tile, spec)

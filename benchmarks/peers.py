@@ -283,7 +283,7 @@ def judge(cases: list[Case], methods: tuple[str, ...], store: Path) -> None:
         with np.load(case.window) as file:
             window, target, truth = file["pixels"].astype(np.float32), int(file["target"]), file["truth"]
         with Explainer(load_bundle(case.bundle), device="cpu") as explainer:
-            hidden = sise.baseline_picture(window, explainer.baseline, mean=explainer.engine.mean_px)
+            hidden = sise.baseline_picture(window, explainer.settings.baseline, mean=explainer.engine.mean_px)
             for method in methods:
                 path = kept(store, case, method)
                 if not path.exists():

@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
 from benchmarks.real import SETS, defective_parts, real_card, real_model, shared_folder
-from inspect_xai.explain.batching import Asking
-from inspect_xai.explain.budget import OVERHEAD_PASSES, Limit, score_within
-from inspect_xai.explain.explainer import PROFILE_SHARE, Explainer
+from inspect_xai.explain.batching import ScoreCoroutine
+from inspect_xai.explain.budget import OVERHEAD_PASSES, PassBudget, score_within
+from inspect_xai.explain.explainer import Explainer
 from inspect_xai.explain.faithfulness import in_window
+from inspect_xai.explain.settings import PROFILE_SHARE
 from inspect_xai.intake.sources import read_picture
 from inspect_xai.maths import metrics, sise, tiles
 from inspect_xai.model.build.build import build_bundle
@@ -64,12 +65,12 @@ class Exact:
             for index in range(len(features))
         }
 
-        def look_up(maps: NDArray[np.float32]) -> Asking[NDArray[np.float64]]:
+        def look_up(maps: NDArray[np.float32]) -> ScoreCoroutine[NDArray[np.float64]]:
             yield from ()  # asks nobody
             return np.array([known[each.tobytes()] for each in maps])
 
         try:
-            next(score_within(self.features, look_up, Limit(share, None, None)))
+            next(score_within(self.features, look_up, PassBudget(share, None, None)))
         except StopIteration as end:
             scores, scored = end.value
         return scores, int(sum(which.sum() for which in scored))
@@ -148,7 +149,7 @@ def collect(explainer: Explainer, window: NDArray[np.float32], target: int, path
         windows["n"] = np.clip(np.rint(window + noise), 0, 255).astype(np.float32)
     numbers: dict[str, NDArray[np.float32]] = {}
     for prefix, seen in windows.items():
-        hidden = sise.baseline_picture(seen, explainer.baseline, mean=explainer.engine.mean_px)
+        hidden = sise.baseline_picture(seen, explainer.settings.baseline, mean=explainer.engine.mean_px)
         trace = explainer.engine.trace(seen, target=target)
         for block, (name, features) in enumerate(trace.features.items()):
             kept = sise.select(trace.alphas[name], rule=SelectionRule.MU, mu=0.0).kept
@@ -235,7 +236,7 @@ def truth_of(
 ) -> tuple[float, ...]:
     """What the network and the mask of the defect say of a map: see FAITHFUL."""
     rank = sise.rank_map(fusion.fused, fusion.before_last, fusion.deepest)
-    hidden = sise.baseline_picture(window, explainer.baseline, mean=explainer.engine.mean_px)
+    hidden = sise.baseline_picture(window, explainer.settings.baseline, mean=explainer.engine.mean_px)
     return ask(explainer.engine, window, target, fused=fusion.fused, rank=rank, hidden=hidden, truth=truth)
 
 

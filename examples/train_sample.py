@@ -272,7 +272,7 @@ def verdicts(
     """Count verdicts by truth: {"defective" | "good": {"NG" | "UNSURE" | "OK": parts}}."""
     counts = {truth: {code.value: 0 for code in VerdictCode} for truth in ("defective", "good")}
     for each, label in zip(scores, labels, strict=True):
-        verdict = judge(each[worst_window(each, card)], card)
+        verdict = judge(each[worst_window(each, card, card.verdict)], card, card.verdict)
         counts["good" if label == OK_LABEL else "defective"][verdict.code.value] += 1
     return counts
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from inspect_xai.audit.conclusions import AuditReport
     from inspect_xai.audit.run import Audit, AuditSettings
     from inspect_xai.audit.sanity import Sanity
-    from inspect_xai.explain.explainer import Explainer
     from inspect_xai.intake.url_source import Source
     from inspect_xai.line.line import Line
     from inspect_xai.model.bundle import ModelBundle
+    from inspect_xai.model.engine import Engine
     from inspect_xai.policy import AlertRule
     from inspect_xai.reports.alerts import Alert, Delivery
     from inspect_xai.reports.audit_page import WrittenAudit
@@ -332,23 +332,21 @@ def audit_model(
     from inspect_xai.explain.explainer import Explainer
     from inspect_xai.reports.audit_page import write_audit
 
-    with Explainer(
-        bundle, device=device, profile=settings.profile, mu=settings.mu, baseline=settings.baseline, threads=threads
-    ) as explainer:
-        loaded = explainer.engine.bundle
+    with Explainer(bundle, device=device, threads=threads) as explainer:
+        engine = explainer.engine
         if keep_in is not None:
-            _make_known(keep_in, loaded)  # a database that does not fit is told now, not after hours
-        measured = run_audit(explainer, manifest, out, settings=settings, on_row=partial(on_step, "measuring"))
-        sanity = _checked(explainer, measured, settings, partial(on_step, "sanity"))
+            _make_known(keep_in, engine.bundle)  # a database that does not fit is told now, not after hours
+        measured = run_audit(engine, manifest, out, settings=settings, on_row=partial(on_step, "measuring"))
+        sanity = _checked(engine, measured, settings, partial(on_step, "sanity"))
     report = find(measured, sanity=sanity)
     command = _command(bundle, manifest, out, settings, file=settings_file)
     written = write_audit(measured, report, command=command)
     if keep_in is not None:
-        _keep(keep_in, loaded, measured, report)
+        _keep(keep_in, engine.bundle, measured, report)
     return FinishedAudit(measured, report, written)
 
 
-def _checked(explainer: "Explainer", audit: "Audit", settings: "AuditSettings", on_step: object) -> "Sanity | None":
+def _checked(engine: "Engine", audit: "Audit", settings: "AuditSettings", on_step: object) -> "Sanity | None":
     """Run the sanity checks on explained pictures spread over the rows; none where there are none, or none wanted."""
     from inspect_xai.audit.sanity import check_sanity
 
@@ -358,8 +356,8 @@ def _checked(explainer: "Explainer", audit: "Audit", settings: "AuditSettings", 
     step = max(1, len(explained) // settings.sanity)
     parts = [(audit.pictures / row.image, row.target) for row in explained[::step][: settings.sanity]]
     return check_sanity(
-        explainer, parts, method=settings.methods[0], seed=settings.seed, limits=settings.limits,
-        keep=audit.folder / "sanity.json", on_step=on_step,  # type: ignore[arg-type]
+        engine, parts, settings=settings.explain_settings(engine.card, settings.methods[0]), seed=settings.seed,
+        limits=settings.limits, keep=audit.folder / "sanity.json", on_step=on_step,  # type: ignore[arg-type]
     )  # fmt: skip
 
 

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from inspect_xai.errors import SettingsError
-from inspect_xai.explain.budget import FEWEST_PASSES
-from inspect_xai.explain.explainer import MOST_WINDOWS, Explainer
+from inspect_xai.explain.settings import MOST_WINDOWS, ExplainSettings, mistakes
 from inspect_xai.files import read_toml
 from inspect_xai.records import MAX_NAME_CHARS, Method, ModelCard, Profile, VerdictCode, VerdictSpec
 from inspect_xai.settings import Channel
@@ -166,8 +165,21 @@ class Policy:
         return any(rule.verdicts or rule.ok_share or rule.labels or rule.overturned_days for rule in rules)
 
     def rule_of(self, product: str) -> ExplainRule:
-        """Return how a product's pictures are explained."""
+        """Return which of a product's pictures are explained, and how."""
         return self.product.get(product, self.explain)
+
+    def explain_settings(self, card: ModelCard, product: str) -> ExplainSettings:
+        """Return how a product's pictures are explained: what its rule says, and the card for the rest."""
+        rule = self.rule_of(product)
+        return ExplainSettings.of_card(
+            card,
+            method=rule.method,
+            profile=rule.profile,
+            max_passes=rule.max_passes,
+            budget_s=rule.max_seconds,
+            max_windows=rule.max_windows or MOST_WINDOWS,
+            faithfulness=rule.faithfulness,
+        )
 
     def verdict_of(self, card: ModelCard, *, product: str, station: str) -> VerdictSpec:
         """Return the thresholds for a product at a station: the card's, and over them those of every rule that fits."""
@@ -240,22 +252,6 @@ class DefaultPolicy(Policy):
         return None
 
 
-def explainer_for(explainer: Explainer, policy: Policy, *, product: str, station: str) -> Explainer:
-    """Return an explainer on the same engine that judges and explains as the policy says for a product and station."""
-    rule = policy.rule_of(product)
-    return Explainer(
-        explainer.engine,
-        method=rule.method,
-        profile=rule.profile,
-        max_passes=rule.max_passes,
-        budget_s=rule.max_seconds,
-        max_windows=rule.max_windows or MOST_WINDOWS,
-        faithfulness=rule.faithfulness,
-        limits=explainer.limits,
-        verdict=policy.verdict_of(explainer.engine.card, product=product, station=station),
-    )
-
-
 def read_policy(path: Path) -> Policy:
     """Read a policy file.
 
@@ -307,12 +303,10 @@ def _out_of_range(policy: Policy) -> Iterator[str]:
     for name, rule in rules.items():
         if not 0 <= rule.ok_share <= 1:
             yield f"{name}.ok_share: {rule.ok_share} is no share between 0 and 1"
-        if rule.max_passes is not None and rule.max_passes < FEWEST_PASSES:
-            yield f"{name}.max_passes: {rule.max_passes} is less than {FEWEST_PASSES}"
-        if rule.max_seconds is not None and not 0 < rule.max_seconds < float("inf"):
-            yield f"{name}.max_seconds: {rule.max_seconds} seconds"
-        if rule.max_windows is not None and rule.max_windows < 1:
-            yield f"{name}.max_windows: {rule.max_windows} windows"
+        bounds = mistakes(max_passes=rule.max_passes, budget_s=rule.max_seconds, max_windows=rule.max_windows)
+        for mistake in bounds:
+            key = {"budget_s": "max_seconds"}.get(mistake.name, mistake.name)
+            yield f"{name}.{key}: {mistake.value} is not {mistake.expected}"
         if rule.overturned_days < 0:
             yield f"{name}.overturned_days: {rule.overturned_days} days"
     yield from _numbers_out_of_range(policy)

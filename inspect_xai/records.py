@@ -232,6 +232,10 @@ class VerdictSpec:
     unsure_margin: float = 0.0
     thresholds: dict[str, float] = field(default_factory=dict)
 
+    def of(self, label: str) -> float:
+        """Probability at or above which `label` makes a part NG."""
+        return self.thresholds.get(label, self.ng_threshold)
+
 
 @dataclass(frozen=True, slots=True)
 class ExplainSpec:
@@ -268,10 +272,6 @@ class ModelCard:
     def defect_labels(self) -> tuple[str, ...]:
         """Labels that are not OK labels, in output order."""
         return tuple(label for label in self.labels if label not in self.ok_labels)
-
-    def threshold(self, label: str) -> float:
-        """Probability at or above which `label` makes a part NG."""
-        return self.verdict.thresholds.get(label, self.verdict.ng_threshold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,8 +446,8 @@ class TileExplanation:
 
 
 @dataclass(frozen=True, slots=True)
-class ExplainSettings:
-    """How an explanation was made, completely: the same settings on the same bundle give the same map."""
+class RecordedSettings:
+    """How an explanation was made, as it is recorded: the same settings on the same bundle give the same map."""
 
     method: Method
     target: str
@@ -475,7 +475,7 @@ class Explanation:
     """
 
     status: Status
-    settings: ExplainSettings
+    settings: RecordedSettings
     prediction: Prediction
     fused: NDArray[np.float32]
     rank: NDArray[np.int32]

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inspect_xai.explain.explainer import Explainer, Look
 from inspect_xai.explain.faithfulness import in_window, order_of
+from inspect_xai.explain.request import explain
+from inspect_xai.explain.settings import ExplainSettings
+from inspect_xai.explain.window_scores import WindowScores, look
 from inspect_xai.maths import metrics, picture_regions, sise, tiles
 from inspect_xai.model.engine import Engine
 from inspect_xai.records import Baseline, Channels, Explanation, Tile
@@ -61,7 +63,7 @@ class Scene:
 
 def open_scene(
     engine: Engine,
-    look: Look,
+    look: WindowScores,
     *,
     target: int,
     truth: NDArray[np.bool_] | None,
@@ -149,29 +151,30 @@ def measure(engine: Engine, scene: Scene, explanation: Explanation, *, steps: in
     return numbers
 
 
-def measure_adcc(explainer: Explainer, scene: Scene, explanation: Explanation) -> dict[str, float]:
+def measure_adcc(engine: Engine, scene: Scene, explanation: Explanation, settings: ExplainSettings) -> dict[str, float]:
     """Compute ADCC and its parts: is the map coherent, sparse, and does what it lets through keep the score?
 
     Costs one more explanation, of the window seen through its own map. What the map hides is the mean colour: ADCC's
     authors multiply the network's input tensor, whose 0 that is.
 
     Args:
-        explainer: With the method that made the explanation.
+        engine: Of the model.
         scene: From `open_scene`.
         explanation: Of the scene's class.
+        settings: By which that was made.
 
     Returns:
         adcc, coherency and complexity, each 0 to 1.
 
     Source: Poppi et al., "Revisiting the Evaluation of Class Activation Mapping" (CVPRW 2021), section 4.
     """
-    engine, spec = explainer.engine, explainer.card.input
+    spec = engine.card.input
     hidden = sise.baseline_picture(scene.window, Baseline.MEAN, mean=engine.mean_px)
     fused = in_window(explanation.fused, scene.tile, spec, outside=0).astype(np.float32)
     shown = metrics.shown_through(scene.window, fused, fill=hidden)
-    look = explainer.look(_as_taken(np.clip(np.rint(shown), 0, 255).astype(np.uint8), spec.channels))
-    again = explainer.explain(look, target=explainer.card.labels[scene.target]).fused
-    drop = float(metrics.drop_percent(scene.full, look.scores[0, scene.target])) / 100
+    seen = look(engine, _as_taken(np.clip(np.rint(shown), 0, 255).astype(np.uint8), spec.channels))
+    again = explain(engine, seen, settings, target=engine.card.labels[scene.target]).fused
+    drop = float(metrics.drop_percent(scene.full, seen.scores[0, scene.target])) / 100
     coherency, complexity = metrics.coherency(fused, again), metrics.complexity(fused)
     value = metrics.adcc(coherency=coherency, complexity=complexity, drop=drop)
     return {"adcc": value, "coherency": coherency, "complexity": complexity}

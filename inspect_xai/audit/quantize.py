@@ -7,7 +7,7 @@ scoring. Shallow blocks have few masks and a large say, deep ones many masks and
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspect_xai.errors import BundleError, SettingsError
-from inspect_xai.explain.explainer import Explainer, Look
+from inspect_xai.explain.request import explain
+from inspect_xai.explain.settings import ExplainSettings
+from inspect_xai.explain.window_scores import WindowScores, look
 from inspect_xai.maths import sise, tiles
 from inspect_xai.model.build.build import add_int8
 from inspect_xai.model.build.quantize import Feeds, quantise_scoring
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.model.engine import Engine
-from inspect_xai.records import Explanation, Scoring, Status
+from inspect_xai.records import Explanation, Method, Profile, Scoring, Status
 
 FEWEST_PICTURES = 8
 MOST_PICTURES = 32
@@ -81,10 +83,9 @@ def quantise_bundle(
     if len(pictures) < FEWEST_PICTURES:
         raise SettingsError(f"{len(pictures)} pictures", expected=f"at least {FEWEST_PICTURES}, better {MOST_PICTURES}")
     with Engine(bundle, device="cpu", threads=threads, scoring=Scoring.FLOAT) as engine:
-        explainer = Explainer(engine, method="sise", profile="exact", mu=0.0, faithfulness=False)
-        feeds = [feed for picture in pictures[::2] for feed in _feeds(explainer, picture)]
+        feeds = [feed for picture in pictures[::2] for feed in _feeds(engine, picture)]
         graph = quantise_scoring(bundle, feeds)
-        truths = [found for picture in pictures[1::2] if (found := _explained(explainer, picture, advance)) is not None]
+        truths = [found for picture in pictures[1::2] if (found := _explained(engine, picture, advance)) is not None]
     if len(truths) < FEWEST_PICTURES // 2:
         raise SettingsError(
             f"the network has evidence for its answer on {len(truths)} of the pictures",
@@ -119,12 +120,16 @@ def quantise_bundle(
     return Quantised(add_int8(bundle, graph, bundle.folder, facts=facts), tuple(tried))
 
 
-def _feeds(explainer: Explainer, picture: NDArray[np.uint8]) -> list[Feeds]:
+def _settings(engine: Engine) -> ExplainSettings:
+    return ExplainSettings.of_card(engine.card, method=Method.SISE, profile=Profile.EXACT, mu=0.0, faithfulness=False)
+
+
+def _feeds(engine: Engine, picture: NDArray[np.uint8]) -> list[Feeds]:
     """Take masks of every block of the deciding window, as the scoring graph will see them."""
-    engine, spec = explainer.engine, explainer.card.input
-    look = explainer.look(picture)
-    window = tiles.cut(look.picture, look.tiles[look.prediction.tile], spec)
-    hidden = sise.baseline_picture(window, explainer.baseline, mean=engine.mean_px)
+    spec = engine.card.input
+    seen = look(engine, picture)
+    window = tiles.cut(seen.picture, seen.tiles[seen.prediction.tile], spec)
+    hidden = sise.baseline_picture(window, engine.card.explain.baseline, mean=engine.mean_px)
     trace, rng = engine.trace(window), np.random.default_rng(_SEED)
     shown: dict[str, NDArray[Any]] = {
         "picture": _nchw(window),
@@ -147,19 +152,14 @@ def _nchw(window: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _explained(
-    explainer: Explainer, picture: NDArray[np.uint8], advance: Callable[[], object]
-) -> tuple[Look, Explanation] | None:
-    look = _deciding(explainer.look(picture))
-    found = explainer.explain(look, target=look.prediction.label)
+    engine: Engine, picture: NDArray[np.uint8], advance: Callable[[], object]
+) -> tuple[WindowScores, Explanation] | None:
+    """Explain the deciding window alone: the windows of one picture are much alike."""
+    seen = look(engine, picture)
+    deciding = seen.alone(seen.prediction.tile)
+    found = explain(engine, deciding, _settings(engine), target=deciding.prediction.label)
     advance()
-    return (look, found) if found.status is Status.EXPLAINED else None
-
-
-def _deciding(look: Look) -> Look:
-    """Return the look with the deciding window alone: the windows of one picture are much alike."""
-    worst = look.prediction.tile
-    alone = replace(look.prediction, tile=0)
-    return replace(look, tiles=(look.tiles[worst],), scores=look.scores[[worst]], prediction=alone)
+    return (deciding, found) if found.status is Status.EXPLAINED else None
 
 
 def _agreement(one: Explanation, other: Explanation) -> float:
@@ -172,11 +172,12 @@ def _agreement(one: Explanation, other: Explanation) -> float:
     return float(np.corrcoef(maps[0], maps[1])[0, 1]) if np.ptp(maps[1]) else 0.0
 
 
-def _measured(engine: Engine, truths: Sequence[tuple[Look, Explanation]], advance: Callable[[], object]) -> Fidelity:
-    explainer = Explainer(engine, method="sise", profile="exact", mu=0.0, faithfulness=False)
+def _measured(
+    engine: Engine, truths: Sequence[tuple[WindowScores, Explanation]], advance: Callable[[], object]
+) -> Fidelity:
     before, masks, agree = engine.int8_masks, 0, []
-    for look, truth in truths:
-        found = explainer.explain(look, target=truth.settings.target)
+    for seen, truth in truths:
+        found = explain(engine, seen, _settings(engine), target=truth.settings.target)
         masks += sum(block.kept for tile in found.tiles for block in tile.blocks)
         agree.append(_agreement(truth, found))
         advance()

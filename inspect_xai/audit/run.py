@@ -24,11 +24,14 @@ from inspect_xai.audit.dataset import LabelledPicture, read_labelled, read_mask,
 from inspect_xai.audit.measure import measure, measure_adcc, open_scene
 from inspect_xai.audit.rows import AuditRow, Measured, RowWriter, read_rows
 from inspect_xai.errors import InspectXaiError, SettingsError
-from inspect_xai.explain.explainer import Explainer, Look
+from inspect_xai.explain.request import explain
 from inspect_xai.explain.save import versions
+from inspect_xai.explain.settings import ExplainSettings
+from inspect_xai.explain.window_scores import WindowScores, look
 from inspect_xai.intake.sources import read_picture
 from inspect_xai.maths import picture_regions
-from inspect_xai.records import Baseline, Explanation, Method, PictureLimits, Profile
+from inspect_xai.model.engine import Engine
+from inspect_xai.records import Baseline, Explanation, Method, ModelCard, PictureLimits, Profile
 
 SCHEMA_VERSION = 2
 CHANCE = (Method.RANDOM, Method.CENTRE)
@@ -76,6 +79,12 @@ class AuditSettings:
         """The methods and those that know nothing."""
         return (*self.methods, *(method for method in CHANCE if method not in self.methods))
 
+    def explain_settings(self, card: ModelCard, method: Method) -> ExplainSettings:
+        """Return how a method explains; faithfulness is left out: an audit measures more than that."""
+        return ExplainSettings.of_card(
+            card, method=method, mu=self.mu, baseline=self.baseline, profile=self.profile, faithfulness=False
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Audit:
@@ -122,7 +131,7 @@ class Audit:
 
 
 def run_audit(
-    explainer: Explainer,
+    engine: Engine,
     table: Path,
     out: Path,
     *,
@@ -132,7 +141,7 @@ def run_audit(
     """Measure a model on labelled pictures; go on where an earlier run with the same settings was cut short.
 
     Args:
-        explainer: Opened on the bundle with the settings' profile, mu and baseline.
+        engine: Of the model.
         table: CSV file of pictures (see `labelled.py`).
         out: Folder to make or to go on in.
         settings: What to do.
@@ -141,20 +150,19 @@ def run_audit(
     Raises:
         SettingsError: If the table is wrong, or `out` holds something else.
     """
-    chosen = _sampled(read_labelled(table, explainer.card.labels), settings)
+    chosen = _sampled(read_labelled(table, engine.card.labels), settings)
     _check_settings(settings)
-    header = _header(explainer, table, settings, chosen)
+    header = _header(engine, table, settings, chosen)
     _open_folder(out, header)
     done = {row.image: row for row in read_rows(out / "rows")}
     report = on_row or (lambda *_: None)
     report(len(done), len(chosen))
     (out / "maps").mkdir(exist_ok=True)
-    explainer.faithfulness = False  # an audit measures more than that
     with RowWriter(out / "rows") as writer:
         for number, labelled in enumerate(chosen):
             if labelled.image in done:
                 continue
-            row = _measure_picture(explainer, labelled, out, number=number, settings=settings)
+            row = _measure_picture(engine, labelled, out, number=number, settings=settings)
             writer.add(row)
             done[row.image] = row
             report(len(done), len(chosen))
@@ -201,11 +209,10 @@ def _check_settings(settings: AuditSettings) -> None:
         _box(settings.region)
 
 
-def _header(
-    explainer: Explainer, table: Path, settings: AuditSettings, chosen: Sequence[LabelledPicture]
-) -> dict[str, Any]:
+def _header(engine: Engine, table: Path, settings: AuditSettings, chosen: Sequence[LabelledPicture]) -> dict[str, Any]:
     """Say what the rows are made with, in plain values."""
-    bundle = explainer.engine.bundle
+    bundle = engine.bundle
+    counted = settings.explain_settings(bundle.card, settings.methods[0])
     plain: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
     return {
         "schema_version": SCHEMA_VERSION,
@@ -221,9 +228,9 @@ def _header(
         else "",
         "settings": plain,
         "explained_by": {  # what counted, said or the card's
-            "profile": str(explainer.profile), "mu": explainer.mu, "baseline": str(explainer.baseline),
+            "profile": str(counted.profile), "mu": counted.mu, "baseline": str(counted.baseline),
         },
-        "provider": explainer.engine.provider,
+        "provider": engine.provider,
         "versions": versions(),
     }  # fmt: skip
 
@@ -255,7 +262,7 @@ def _open_folder(out: Path, header: dict[str, Any]) -> None:
 
 
 def _measure_picture(
-    explainer: Explainer, labelled: LabelledPicture, out: Path, *, number: int, settings: AuditSettings
+    engine: Engine, labelled: LabelledPicture, out: Path, *, number: int, settings: AuditSettings
 ) -> AuditRow:
     """Judge, explain and measure one picture; what is wrong with it becomes its row."""
     row = AuditRow(labelled.image, labelled.label, labelled.part, labelled.station)
@@ -263,21 +270,21 @@ def _measure_picture(
         pixels = read_picture(labelled.path, limits=settings.limits).pixels
         size = (pixels.shape[0], pixels.shape[1])
         truth = read_truth(labelled, size, limits=settings.limits)
-        look = explainer.look(pixels)
-        said = look.prediction
-        row = replace(row, predicted=said.label, score=said.score, verdict=str(look.verdict.code))
-        if labelled.label in explainer.card.ok_labels or (settings.only_right and not row.is_right):
+        seen = look(engine, pixels)
+        said = seen.prediction
+        row = replace(row, predicted=said.label, score=said.score, verdict=str(seen.verdict.code))
+        if labelled.label in engine.card.ok_labels or (settings.only_right and not row.is_right):
             return row
         region = _region(settings.region, pixels, limits=settings.limits)
-        target = explainer.card.labels.index(labelled.label)
-        scene = open_scene(explainer.engine, look, target=target, truth=truth, part=region, seed=settings.seed)
+        target = engine.card.labels.index(labelled.label)
+        scene = open_scene(engine, seen, target=target, truth=truth, part=region, seed=settings.seed)
         measured, maps = [], {}
-        for method, found, seconds in _explain_all(explainer, look, labelled.label, settings):
-            numbers = measure(explainer.engine, scene, found, steps=settings.steps, seed=settings.seed)
+        for how, found, seconds in _explain_all(engine, seen, labelled.label, settings):
+            numbers = measure(engine, scene, found, steps=settings.steps, seed=settings.seed)
             if settings.adcc:
-                numbers |= measure_adcc(explainer, scene, found)
-            measured.append(Measured(method, str(found.status), numbers, found.passes, seconds, found.notes))
-            maps[str(method)] = _reduced(found.fused)
+                numbers |= measure_adcc(engine, scene, found, how)
+            measured.append(Measured(how.method, str(found.status), numbers, found.passes, seconds, found.notes))
+            maps[str(how.method)] = _reduced(found.fused)
         map_file = f"maps/{number:06d}.npz"
         np.savez_compressed(out / map_file, allow_pickle=False, **maps)
         return replace(
@@ -289,13 +296,13 @@ def _measure_picture(
 
 
 def _explain_all(
-    explainer: Explainer, look: Look, target: str, settings: AuditSettings
-) -> Iterator[tuple[Method, Explanation, float]]:
+    engine: Engine, seen: WindowScores, target: str, settings: AuditSettings
+) -> Iterator[tuple[ExplainSettings, Explanation, float]]:
     for method in settings.compared:
-        explainer.method = method
+        how = settings.explain_settings(engine.card, method)
         began = time.perf_counter()
-        found = explainer.explain(look, target=target)
-        yield method, found, time.perf_counter() - began
+        found = explain(engine, seen, how, target=target)
+        yield how, found, time.perf_counter() - began
 
 
 def _region(said: str, picture: NDArray[np.uint8], *, limits: PictureLimits) -> NDArray[np.bool_]:

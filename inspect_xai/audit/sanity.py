@@ -7,7 +7,7 @@ way that does not matter (it should); is it the same when it is made again (it m
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,9 +17,13 @@ from numpy.typing import NDArray
 
 from inspect_xai.errors import ExplanationError
 from inspect_xai.explain.explainer import Explainer
+from inspect_xai.explain.request import explain
+from inspect_xai.explain.settings import ExplainSettings
+from inspect_xai.explain.window_scores import look
 from inspect_xai.intake.sources import read_picture
 from inspect_xai.maths import similarity, sise
 from inspect_xai.model.build.randomize import randomised_copy, stages
+from inspect_xai.model.engine import Engine
 from inspect_xai.records import Method, PictureLimits
 
 GATE = 0.5
@@ -93,10 +97,10 @@ class Sanity:
 
 
 def check_sanity(
-    explainer: Explainer,
+    engine: Engine,
     parts: Sequence[tuple[Path, str]],
     *,
-    method: Method,
+    settings: ExplainSettings,
     seed: int,
     limits: PictureLimits,
     keep: Path | None = None,
@@ -105,9 +109,9 @@ def check_sanity(
     """Run the checks, or what is left of them.
 
     Args:
-        explainer: Opened on the bundle.
+        engine: Of the model.
         parts: Pictures and the label to explain, at least one.
-        method: To check.
+        settings: How to explain, by the method to check.
         seed: Of the shuffled weights.
         limits: How files become pixels.
         keep: JSON file of the steps done, written after each; what it holds of the same checks is not done again.
@@ -116,39 +120,38 @@ def check_sanity(
     Raises:
         UnsupportedModelError: If the network's weights are not stored in its graph.
     """
-    explainer.method, explainer.faithfulness = method, False
-    order = list(reversed(stages(explainer.engine.bundle)))
-    settings = (method, explainer.profile, explainer.mu, explainer.baseline, seed)
+    settings = replace(settings, faithfulness=False)
+    order = list(reversed(stages(engine.bundle)))
+    said = (settings.method, settings.profile, settings.mu, settings.baseline, seed)
     shown = [[str(path), label] for path, label in parts]
-    kept = _Kept.open(keep, of=[explainer.engine.bundle.fingerprint, *settings, asdict(limits), shown])
+    kept = _Kept.open(keep, of=[engine.bundle.fingerprint, *said, asdict(limits), shown])
     report = on_step or (lambda *_: None)
     total = len(order) + len(_CHANGES) + 1
     report(kept.count, total)
     pictures, before = list[tuple[Picture, str]](), list[_Maps]()
     if kept.count < total:
         pictures = [
-            (_strongest_window(explainer, read_picture(path, limits=limits).pixels, label), label)
-            for path, label in parts
+            (_strongest_window(engine, read_picture(path, limits=limits).pixels, label), label) for path, label in parts
         ]
-        before = [_maps(explainer, picture, label) for picture, label in pictures]
+        before = [_maps(engine, settings, picture, label) for picture, label in pictures]
     for downto in order:
         if downto not in kept.steps:
-            kept.steps[downto] = _forget(explainer, pictures, before, downto=downto, seed=seed)
+            kept.steps[downto] = _forget(engine, settings, pictures, before, downto=downto, seed=seed)
             kept.write()
             report(kept.count, total)
     for name in _CHANGES:
         if name not in kept.changes:
-            kept.changes[name] = _change(explainer, pictures, before, name)
+            kept.changes[name] = _change(engine, settings, pictures, before, name)
             kept.write()
             report(kept.count, total)
     if kept.repeat is None:
-        again = [_maps(explainer, picture, label) for picture, label in pictures]
+        again = [_maps(engine, settings, picture, label) for picture, label in pictures]
         kept.repeat = max(float(np.abs(one.fused - two.fused).max()) for one, two in zip(before, again, strict=True))
         kept.write()
         report(total, total)
     steps = tuple(kept.steps[downto] for downto in order)
     changes = tuple(kept.changes[name] for name in _CHANGES)
-    return Sanity(method, len(parts), steps, steps[-1].correlation[FUSED] < GATE, changes, kept.repeat)
+    return Sanity(settings.method, len(parts), steps, steps[-1].correlation[FUSED] < GATE, changes, kept.repeat)
 
 
 @dataclass(slots=True)
@@ -186,16 +189,13 @@ class _Kept:
 
 
 def _forget(
-    explainer: Explainer, pictures: Sequence[tuple[Picture, str]], before: Sequence[_Maps], *, downto: str,
-    seed: int,
+    engine: Engine, settings: ExplainSettings, pictures: Sequence[tuple[Picture, str]], before: Sequence[_Maps], *,
+    downto: str, seed: int,
 ) -> Step:  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
-        copy = randomised_copy(explainer.engine.bundle, Path(scratch) / "copy", downto=downto, seed=seed)
-        with Explainer(
-            copy, device=explainer.engine.device, method=explainer.method, mu=explainer.mu,
-            baseline=explainer.baseline, profile=explainer.profile, threads=explainer.threads, faithfulness=False,
-        ) as other:  # fmt: skip
-            after = [_maps(other, picture, label) for picture, label in pictures]
+        copy = randomised_copy(engine.bundle, Path(scratch) / "copy", downto=downto, seed=seed)
+        with Explainer(copy, device=engine.device, threads=engine.threads) as other:
+            after = [_maps(other.engine, settings, picture, label) for picture, label in pictures]
     names = [*dict.fromkeys(name for found in before for name in found.blocks), FUSED]
     correlation, ssim = {}, {}
     for name in names:
@@ -210,12 +210,16 @@ def _forget(
 
 
 def _change(
-    explainer: Explainer, pictures: Sequence[tuple[Picture, str]], before: Sequence[_Maps], name: str
+    engine: Engine,
+    settings: ExplainSettings,
+    pictures: Sequence[tuple[Picture, str]],
+    before: Sequence[_Maps],
+    name: str,
 ) -> Change:
     change, undo = _CHANGES[name]
     rows = []
     for (picture, label), one in zip(pictures, before, strict=True):
-        two = _maps(explainer, change(picture), label)
+        two = _maps(engine, settings, change(picture), label)
         moved = undo(two.fused)
         rows.append(
             (
@@ -229,21 +233,21 @@ def _change(
     return Change(name, correlation, ssim, overlap, max(row[3] for row in rows))
 
 
-def _maps(explainer: Explainer, picture: Picture, label: str) -> _Maps:
-    look = explainer.look(picture)
-    score = float(look.scores[:, explainer.card.labels.index(label)].max())
+def _maps(engine: Engine, settings: ExplainSettings, picture: Picture, label: str) -> _Maps:
+    seen = look(engine, picture)
+    score = float(seen.scores[:, engine.card.labels.index(label)].max())
     try:
-        found = explainer.explain(look, target=label)
+        found = explain(engine, seen, settings, target=label)
     except ExplanationError:  # a network that forgot may have no gradient left: then nothing argues for the label
         nothing = np.zeros(picture.shape[:2], np.float32)
         return _Maps(nothing, sise.rank_map(nothing, nothing, nothing), {}, score)
     return _Maps(found.fused, found.rank, dict(found.block_maps), score)
 
 
-def _strongest_window(explainer: Explainer, picture: Picture, label: str) -> Picture:
+def _strongest_window(engine: Engine, picture: Picture, label: str) -> Picture:
     """Cut out where the label scores highest, so that a network that forgot is asked about the same place."""
-    look = explainer.look(picture)
-    tile = look.tiles[int(np.argmax(look.scores[:, explainer.card.labels.index(label)]))]
+    seen = look(engine, picture)
+    tile = seen.tiles[int(np.argmax(seen.scores[:, engine.card.labels.index(label)]))]
     rows = slice(max(0, tile.top_px), tile.top_px + tile.height_px)
     columns = slice(max(0, tile.left_px), tile.left_px + tile.width_px)
     return np.ascontiguousarray(picture[rows, columns])

@@ -73,27 +73,22 @@ def explain(
     Example: inspect-xai explain tile.bundle part42.png --target crack --against free --out maps
     """
     from inspect_xai.explain.explainer import Explainer
+    from inspect_xai.explain.settings import ExplainSettings
+    from inspect_xai.model.bundle import load_bundle
     from inspect_xai.settings import load_settings
 
+    loaded = load_bundle(bundle)
+    how = ExplainSettings.of_card(
+        loaded.card, method=method, mu=mu, baseline=baseline, profile=profile, max_passes=max_passes, budget_s=budget,
+        faithfulness=faithfulness,
+    )  # fmt: skip
     limits = load_settings(settings).line.limits
     labels = _read_truth(truth) if truth else {}
     rows: list[dict[str, Any]] = []
     first_error: InspectXaiError | None = None
     folders = _folders(pictures, out)
     with (
-        Explainer(
-            bundle,
-            device=device,
-            bucket=bucket,
-            method=method,
-            mu=mu,
-            baseline=baseline,
-            profile=profile,
-            max_passes=max_passes,
-            budget_s=budget,
-            faithfulness=faithfulness,
-            limits=limits,
-        ) as explainer,  # fmt: skip
+        Explainer(loaded, how, device=device, bucket=bucket, limits=limits) as explainer,
         progress_bar(shown=not as_json) as progress,
     ):
         task = progress.add_task("explaining", total=len(pictures))

@@ -51,7 +51,7 @@ class Measured:
     grown_mb: float = 0.0
 
 
-def settle_bucket(engine: Engine, *, asked: int | None = None) -> Origin:
+def resolve_batch_size(engine: Engine, *, asked: int | None = None) -> Origin:
     """Give an engine its bucket, and say where it comes from.
 
     Args:
@@ -60,13 +60,13 @@ def settle_bucket(engine: Engine, *, asked: int | None = None) -> Origin:
     """
     if not engine.bundle.dynamic_batch:
         return Origin.FIXED
-    kept = kept_bucket(engine) if asked is None else None
+    kept = load_batch_size(engine) if asked is None else None
     if asked is None and kept is None and engine.device == "cpu":
         return Origin.DEFAULT
     if asked is None and kept is None:
         found = _measure(engine)
         engine.bucket = choose_bucket(found, memory_mb=None)
-        keep_bucket(engine, engine.bucket, found)
+        save_batch_size(engine, engine.bucket, found)
         return Origin.MEASURED
     engine.bucket = asked or kept or engine.bucket
     return Origin.ASKED if asked else Origin.KEPT
@@ -91,13 +91,13 @@ def choose_bucket(measured: Mapping[int, Measured], *, memory_mb: float | None) 
     return min(bucket for bucket, per_s in allowed.items() if per_s >= _AS_FAST * max(allowed.values()))
 
 
-def kept_bucket(engine: Engine) -> int | None:
+def load_batch_size(engine: Engine) -> int | None:
     """Return what is kept for this model, device, machine and number of threads; None: nothing that can be read."""
     bucket = _entries().get(_key(engine), {}).get("bucket")
     return bucket if isinstance(bucket, int) and not isinstance(bucket, bool) and bucket > 0 else None
 
 
-def keep_bucket(engine: Engine, bucket: int, measured: Mapping[int, Measured]) -> Path | None:
+def save_batch_size(engine: Engine, bucket: int, measured: Mapping[int, Measured]) -> Path | None:
     """Keep a bucket for this model, device, machine and number of threads.
 
     Returns:

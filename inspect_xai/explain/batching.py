@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Masks:
+class ScoreRequest:
     """What a window wants scored.
 
     Attributes:
@@ -41,12 +41,12 @@ class Masks:
     grid: CellGrid | None = None
 
 
-Asking: TypeAlias = Generator[Masks, MaskScores, T]
+ScoreCoroutine: TypeAlias = Generator[ScoreRequest, MaskScores, T]
 """Work that asks for scores on the way to a T."""
 
 
 @dataclass(slots=True)
-class Clock:
+class StepTimer:
     """Adds up milliseconds by step, less what passes while other windows are at work."""
 
     spent_ms: dict[str, float] = field(default_factory=dict)
@@ -60,22 +60,22 @@ class Clock:
         took_s = time.perf_counter() - self.elsewhere_s - start
         self.spent_ms[name] = self.spent_ms.get(name, 0.0) + took_s * 1e3
 
-    def add(self, other: "Clock") -> None:
+    def add(self, other: "StepTimer") -> None:
         """Take over what another clock counted."""
         for name, spent_ms in other.spent_ms.items():
             self.spent_ms[name] = self.spent_ms.get(name, 0.0) + spent_ms
 
 
 @dataclass(slots=True, eq=False)
-class Task(Generic[T]):
+class WindowTask(Generic[T]):
     """A window's work, the clock it is timed by, and whether any of its masks was scored in 8 bits."""
 
-    work: Asking[T]
-    clock: Clock = field(default_factory=Clock)
+    work: ScoreCoroutine[T]
+    clock: StepTimer = field(default_factory=StepTimer)
     in_8_bits: bool = False
 
 
-def run_together(engine: Engine, tasks: Iterable[Task[T]], *, at_once: int | None = None) -> list[T]:
+def run_together(engine: Engine, tasks: Iterable[WindowTask[T]], *, at_once: int | None = None) -> list[T]:
     """Bring tasks to their ends, so many at a time in step.
 
     Args:
@@ -96,9 +96,9 @@ def run_together(engine: Engine, tasks: Iterable[Task[T]], *, at_once: int | Non
     return found
 
 
-def _in_step(engine: Engine, tasks: list[Task[T]]) -> list[T]:
+def _in_step(engine: Engine, tasks: list[WindowTask[T]]) -> list[T]:
     done: dict[int, T] = {}
-    asked: dict[int, Masks] = {}
+    asked: dict[int, ScoreRequest] = {}
     since: dict[int, float] = {}
 
     def go_on(number: int, said: MaskScores | None) -> None:
@@ -126,12 +126,12 @@ def _in_step(engine: Engine, tasks: list[Task[T]]) -> list[T]:
     return [done[number] for number in range(len(tasks))]
 
 
-def _are_alike(one: Masks, other: Masks) -> bool:
+def _are_alike(one: ScoreRequest, other: ScoreRequest) -> bool:
     """Tell whether two windows' maps have their cells in the same places."""
     return one.maps.shape[1:] == other.maps.shape[1:] and one.grid == other.grid
 
 
-def _scored(engine: Engine, ready: Mapping[int, Masks]) -> dict[int, MaskScores]:
+def _scored(engine: Engine, ready: Mapping[int, ScoreRequest]) -> dict[int, MaskScores]:
     """Score masks of one resolution, of several windows in shared runs."""
     if len(ready) == 1:
         ((number, masks),) = ready.items()

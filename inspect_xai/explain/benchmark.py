@@ -14,9 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspect_xai.explain import grad_sise_region
-from inspect_xai.explain.batch_size import CPU_MEMORY_MB, Measured, choose_bucket, keep_bucket, kept_bucket, resident_mb
-from inspect_xai.explain.budget import OVERHEAD_PASSES, Limit
-from inspect_xai.explain.explainer import PROFILE_SHARE
+from inspect_xai.explain.batch_size import (
+    CPU_MEMORY_MB,
+    Measured,
+    choose_bucket,
+    load_batch_size,
+    resident_mb,
+    save_batch_size,
+)
+from inspect_xai.explain.budget import OVERHEAD_PASSES, PassBudget
+from inspect_xai.explain.settings import PROFILE_SHARE
 from inspect_xai.maths import sise, tiles
 from inspect_xai.model.bundle import ModelBundle, load_bundle
 from inspect_xai.model.engine import Engine, Trace
@@ -148,7 +155,7 @@ def bench(
     with ExitStack() as stack:
         engines = {count: stack.enter_context(Engine(bundle, device=device, threads=count)) for count in tried}
         provider = engines[tried[0]].provider
-        before = {count: kept_bucket(each) or each.bucket for count, each in engines.items()}
+        before = {count: load_batch_size(each) or each.bucket for count, each in engines.items()}
         trace = engines[tried[0]].trace(window)
         rates = _rates(engines, window, trace, buckets=buckets if bundle.dynamic_batch else (1,), rounds=rounds)
         best = max(rates, key=lambda rate: rate.per_s)
@@ -262,7 +269,7 @@ def _rates(
 def _choose(engine: Engine, rates: Sequence[Rate], before: int, memory_mb: float, *, keep: bool) -> Chosen:
     own = {rate.bucket: Measured(rate.per_s, rate.grown_mb) for rate in rates if rate.threads == engine.threads}
     bucket = choose_bucket(own, memory_mb=memory_mb if engine.device == "cpu" else None)
-    return Chosen(engine.threads, bucket, before, keep_bucket(engine, bucket, own) if keep else None)
+    return Chosen(engine.threads, bucket, before, save_batch_size(engine, bucket, own) if keep else None)
 
 
 def _passes(bundle: ModelBundle, trace: Trace, profile: Profile) -> int:
@@ -275,7 +282,7 @@ def _passes(bundle: ModelBundle, trace: Trace, profile: Profile) -> int:
     for name, grid in bundle.grids.items():
         kept = sise.select(trace.alphas[name], rule=rule, mu=mu).kept
         masks += int(sise.with_contrast(*sise.extremes(trace.features[name][kept], size, grid=grid)).sum())
-    limit, asks = Limit(PROFILE_SHARE[profile], None, None), False
+    limit, asks = PassBudget(PROFILE_SHARE[profile], None, None), False
     if spec.method is Method.GRAD_SISE:
         limit, asks = grad_sise_region.reserve(limit, masks)
     return OVERHEAD_PASSES + limit.masks(masks) + (grad_sise_region.PASSES if asks else 0)

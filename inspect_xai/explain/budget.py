@@ -7,18 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inspect_xai.explain.batching import Asking, Masks
+from inspect_xai.explain.batching import ScoreCoroutine, ScoreRequest
+from inspect_xai.explain.settings import FEWEST_PASSES
 from inspect_xai.maths import surrogate
 from inspect_xai.model.engine import ALL_OTHERS
 from inspect_xai.records import CellGrid
 
 OVERHEAD_PASSES = 2  # a trace and the bare baseline
-FEWEST_PASSES = 16  # a prediction from fewer scores is a guess
 _ROUND = 16  # masks between two looks at the clock
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
+class PassBudget:
     """What one window may cost: a share of the passes every mask would take, passes, and a time on the clock."""
 
     share: float
@@ -40,17 +40,17 @@ class Limit:
 
 def score_within(
     stacks: Sequence[NDArray[np.float32]],
-    score: Callable[[NDArray[np.float32], CellGrid | None], Asking[NDArray[np.float64]]],
-    limit: Limit,
+    score: Callable[[NDArray[np.float32], CellGrid | None], ScoreCoroutine[NDArray[np.float64]]],
+    limit: PassBudget,
     *,
     size: tuple[int, int],
     grids: Sequence[CellGrid | None],
-) -> Asking[tuple[list[NDArray[np.float64]], list[NDArray[np.bool_]]]]:
+) -> ScoreCoroutine[tuple[list[NDArray[np.float64]], list[NDArray[np.bool_]]]]:
     """Score masks as far as the limit allows, and predict the scores of the others.
 
     Args:
         stacks: Masks of each block as feature maps (n, h, w).
-        score: Maps (n, h, w) of one resolution and their grid -> scores (n,), as `ask` does.
+        score: Maps (n, h, w) of one resolution and their grid -> scores (n,), as `request_scores` does.
         limit: What it may cost.
         size: (H, W) of the window.
         grids: Per block, where its cells lie; None: from edge to edge.
@@ -96,7 +96,7 @@ def score_within(
     return np.split(scores, ends), np.split(known, ends)
 
 
-def ask(
+def request_scores(
     window: NDArray[np.float32],
     maps: NDArray[np.float32],
     *,
@@ -104,9 +104,9 @@ def ask(
     target: int,
     against: int,
     grid: CellGrid | None = None,
-) -> Asking[NDArray[np.float64]]:
+) -> ScoreCoroutine[NDArray[np.float64]]:
     """Ask for the scores (n,) of the target class of a window (H, W, C) seen through maps (n, h, w) on a grid."""
-    said = yield Masks(window, maps, baseline, grid)
+    said = yield ScoreRequest(window, maps, baseline, grid)
     return confidence(said.probabilities, target, against)
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inspect_xai.explain.budget import FEWEST_PASSES, Limit, confidence
+from inspect_xai.explain.budget import PassBudget, confidence
+from inspect_xai.explain.settings import FEWEST_PASSES
 from inspect_xai.maths import cams, grad_sise, sise
 from inspect_xai.model.engine import Engine, Trace
 from inspect_xai.records import Baseline
@@ -19,7 +20,7 @@ PASSES = len(REGIONS) * len(Baseline)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sufficient:
+class RegionChoice:
     """The fused map, what finding its region cost, and which one it was, as a note."""
 
     fusion: sise.Fusion
@@ -27,7 +28,7 @@ class Sufficient:
     note: str
 
 
-def reserve(limit: Limit, total: int) -> tuple[Limit, bool]:
+def reserve(limit: PassBudget, total: int) -> tuple[PassBudget, bool]:
     """Set the passes that asking takes aside from what a window may cost.
 
     Args:
@@ -42,7 +43,7 @@ def reserve(limit: Limit, total: int) -> tuple[Limit, bool]:
         return limit, True
     if room < FEWEST_PASSES + PASSES:
         return limit, False
-    return Limit(1.0, room - PASSES, limit.deadline), True
+    return PassBudget(1.0, room - PASSES, limit.deadline), True
 
 
 def fuse_sufficient(
@@ -54,7 +55,7 @@ def fuse_sufficient(
     target: int,
     against: int,
     ask: bool,
-) -> Sufficient:
+) -> RegionChoice:
     """Fuse block maps and gradients, and choose the region.
 
     Args:
@@ -86,7 +87,7 @@ def fuse_sufficient(
     chosen = REGIONS.index("hirescam")
     if ask:
         chosen = _most_sufficient(engine, window, regions, target=target, against=against)
-    return Sufficient(
+    return RegionChoice(
         grad_sise.fuse_within(product, regions[chosen]), PASSES if ask else 0, f"region_{REGIONS[chosen]}"
     )
 

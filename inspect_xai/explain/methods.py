@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inspect_xai.explain.batching import Asking
-from inspect_xai.explain.budget import FEWEST_PASSES, OVERHEAD_PASSES, Limit, ask, confidence, score_within
+from inspect_xai.explain.batching import ScoreCoroutine
+from inspect_xai.explain.budget import OVERHEAD_PASSES, PassBudget, confidence, request_scores, score_within
+from inspect_xai.explain.settings import FEWEST_PASSES
 from inspect_xai.maths import cams, metrics, sise
 from inspect_xai.model.engine import Engine, Trace
 from inspect_xai.records import BlockMap, CellGrid, Method
@@ -33,7 +34,7 @@ _PATCH_SHARE = 1 / 8  # side of occlusion's patch, as a share of the window's sh
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Aim:
+class MethodInput:
     """What is asked of one window.
 
     Attributes:
@@ -48,20 +49,22 @@ class Aim:
     hidden: NDArray[np.float32]
     target: int
     against: int
-    limit: Limit
+    limit: PassBudget
 
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of the window."""
         return self.window.shape[0], self.window.shape[1]
 
-    def ask(self, maps: NDArray[np.float32], grid: CellGrid | None = None) -> Asking[NDArray[np.float64]]:
+    def scores(self, maps: NDArray[np.float32], grid: CellGrid | None = None) -> ScoreCoroutine[NDArray[np.float64]]:
         """Ask for the scores (n,) of the window seen through maps (n, h, w) on a grid."""
-        return ask(self.window, maps, baseline=self.hidden, target=self.target, against=self.against, grid=grid)
+        return request_scores(
+            self.window, maps, baseline=self.hidden, target=self.target, against=self.against, grid=grid
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Evidence:
+class MethodResult:
     """What a method found in one window.
 
     Attributes:
@@ -83,7 +86,7 @@ class Evidence:
     grid: CellGrid | None = None
 
 
-def find_evidence(engine: Engine, aim: Aim, *, method: Method) -> Asking[Evidence]:
+def find_evidence(engine: Engine, aim: MethodInput, *, method: Method) -> ScoreCoroutine[MethodResult]:
     """Run one of the rival methods on one window.
 
     Args:
@@ -114,7 +117,7 @@ def find_evidence(engine: Engine, aim: Aim, *, method: Method) -> Asking[Evidenc
             raise ValueError(f"{method} is explained block by block, in explain.py")
 
 
-def _from_gradients(engine: Engine, aim: Aim, method: Method) -> Evidence:
+def _from_gradients(engine: Engine, aim: MethodInput, method: Method) -> MethodResult:
     trace = engine.trace(aim.window, target=aim.target, against=aim.against, gradients=True)
     name = engine.bundle.blocks[-1].tensor
     combine = {
@@ -124,34 +127,34 @@ def _from_gradients(engine: Engine, aim: Aim, method: Method) -> Evidence:
     }[method]
     signed = combine(trace.features[name], trace.gradients[name])
     block = _block(engine, trace, name, signed)
-    return Evidence(signed, trace.probabilities, 1, np.zeros(0), (block,), grid=block.grid)
+    return MethodResult(signed, trace.probabilities, 1, np.zeros(0), (block,), grid=block.grid)
 
 
-def _layer_cam(engine: Engine, aim: Aim) -> Evidence:
+def _layer_cam(engine: Engine, aim: MethodInput) -> MethodResult:
     trace = engine.trace(aim.window, target=aim.target, against=aim.against, gradients=True)
     maps = {name: cams.layer_cam(trace.features[name], trace.gradients[name]) for name in trace.features}
     grids = engine.bundle.grids
     fused = cams.fuse_layer_cams(list(maps.values()), aim.size, grids=[grids[name] for name in maps])
     blocks = tuple(_block(engine, trace, name, found) for name, found in maps.items())
-    return Evidence(fused, trace.probabilities, 1, np.zeros(0), blocks, ("stride_grid",))
+    return MethodResult(fused, trace.probabilities, 1, np.zeros(0), blocks, ("stride_grid",))
 
 
-def _score_cam(engine: Engine, aim: Aim) -> Asking[Evidence]:
+def _score_cam(engine: Engine, aim: MethodInput) -> ScoreCoroutine[MethodResult]:
     trace = engine.trace(aim.window, target=aim.target, against=aim.against)
     name = engine.bundle.blocks[-1].tensor
     features, grid = trace.features[name], engine.bundle.grids[name]
     varying = features[sise.with_contrast(*sise.extremes(features, aim.size, grid=grid))]
     if not len(varying):
         nothing = np.zeros(features.shape[1:], np.float32)
-        return Evidence(nothing, trace.probabilities, 1, np.zeros(0), (_block(engine, trace, name, nothing),))
-    (scores,), (scored,) = yield from score_within([varying], aim.ask, aim.limit, size=aim.size, grids=[grid])
+        return MethodResult(nothing, trace.probabilities, 1, np.zeros(0), (_block(engine, trace, name, nothing),))
+    (scores,), (scored,) = yield from score_within([varying], aim.scores, aim.limit, size=aim.size, grids=[grid])
     signed = cams.score_cam(varying, scores)
     notes = () if scored.all() else ("scores_predicted",)
     blocks = (_block(engine, trace, name, signed),)
-    return Evidence(signed, trace.probabilities, 1 + int(scored.sum()), scores, blocks, notes, grid)
+    return MethodResult(signed, trace.probabilities, 1 + int(scored.sum()), scores, blocks, notes, grid)
 
 
-def _recipro_cam(engine: Engine, aim: Aim) -> Evidence:
+def _recipro_cam(engine: Engine, aim: MethodInput) -> MethodResult:
     trace = engine.trace(aim.window, target=aim.target, against=aim.against)
     name = engine.bundle.blocks[-1].tensor
     features = trace.features[name]
@@ -164,27 +167,27 @@ def _recipro_cam(engine: Engine, aim: Aim) -> Evidence:
     )
     signed = cams.recipro_cam(scores, places)
     block = _block(engine, trace, name, signed)
-    return Evidence(signed, trace.probabilities, 1, scores, (block,), (f"head_passes_{len(scores)}",), block.grid)
+    return MethodResult(signed, trace.probabilities, 1, scores, (block,), (f"head_passes_{len(scores)}",), block.grid)
 
 
-def _rise(engine: Engine, aim: Aim) -> Asking[Evidence]:
+def _rise(engine: Engine, aim: MethodInput) -> ScoreCoroutine[MethodResult]:
     estimate = cams.RiseEstimate.empty(aim.size)
     scores: list[NDArray[np.float64]] = []
     count = aim.limit.masks(RISE_MASKS)
     for masks in cams.rise_masks(aim.size, seed=_RISE_SEED, count=count, chunk=max(16, engine.bucket)):
-        scores.append((yield from aim.ask(masks)))
+        scores.append((yield from aim.scores(masks)))
         estimate = estimate.add(masks, scores[-1])
         if aim.limit.deadline is not None and time.perf_counter() > aim.limit.deadline:
             break
         if estimate.count >= _RISE_FEWEST and estimate.noise() < cams.RISE_NOISE:
             break
     notes = () if estimate.noise() < cams.RISE_NOISE else ("not_settled",)
-    return Evidence(
+    return MethodResult(
         estimate.signed(), engine.predict(aim.window[None])[0], 1 + estimate.count, np.concatenate(scores), notes=notes
     )
 
 
-def _occlusion(engine: Engine, aim: Aim) -> Asking[Evidence]:
+def _occlusion(engine: Engine, aim: MethodInput) -> ScoreCoroutine[MethodResult]:
     began = time.perf_counter()
     probabilities = engine.predict(aim.window[None])[0]
     each_s = time.perf_counter() - began
@@ -201,18 +204,18 @@ def _occlusion(engine: Engine, aim: Aim) -> Asking[Evidence]:
     masks = cams.occlusion_masks(aim.size, patch=patch, stride=stride, chunk=engine.bucket)
     parts = []
     for chunk in masks:
-        parts.append((yield from aim.ask(chunk)))  # noqa: PERF401  a comprehension cannot yield
+        parts.append((yield from aim.scores(chunk)))  # noqa: PERF401  a comprehension cannot yield
     scores = np.concatenate(parts)
     full = float(confidence(probabilities[None], aim.target, aim.against)[0])
     signed = cams.occlusion_map(scores, aim.size, full=full, patch=patch, stride=stride)
-    return Evidence(signed, probabilities, 1 + len(scores), scores)
+    return MethodResult(signed, probabilities, 1 + len(scores), scores)
 
 
-def _chance(engine: Engine, aim: Aim, method: Method) -> Evidence:
+def _chance(engine: Engine, aim: MethodInput, method: Method) -> MethodResult:
     """Draw a map that knows nothing; random ones differ from window to window, yet are the same in every run."""
     seed = zlib.crc32(np.ascontiguousarray(aim.window).tobytes())
     drawn = metrics.random_map(aim.size, seed) if method is Method.RANDOM else metrics.centre_map(aim.size)
-    return Evidence(drawn, engine.predict(aim.window[None])[0], 1, np.zeros(0), notes=("knows_nothing",))
+    return MethodResult(drawn, engine.predict(aim.window[None])[0], 1, np.zeros(0), notes=("knows_nothing",))
 
 
 def _block(engine: Engine, trace: Trace, name: str, signed: NDArray[np.float32]) -> BlockMap:

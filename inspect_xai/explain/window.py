@@ -7,15 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspect_xai.explain import grad_sise_region, methods
-from inspect_xai.explain.batching import Asking, Clock
-from inspect_xai.explain.budget import OVERHEAD_PASSES, Limit, ask, confidence, score_within
+from inspect_xai.explain.batching import ScoreCoroutine, StepTimer
+from inspect_xai.explain.budget import OVERHEAD_PASSES, PassBudget, confidence, request_scores, score_within
+from inspect_xai.explain.settings import ExplainSettings
 from inspect_xai.maths import cams, sise
 from inspect_xai.maths.embedding import embed
 from inspect_xai.model.engine import Engine
 from inspect_xai.records import (
     BlockMap,
     CellGrid,
-    ExplainSettings,
     Method,
     SelectionRule,
     Status,
@@ -56,9 +56,9 @@ def explain_window(
     settings: ExplainSettings,
     target: int,
     against: int,
-    limit: Limit,
-    clock: Clock,
-) -> Asking[WindowMaps]:
+    limit: PassBudget,
+    clock: StepTimer,
+) -> ScoreCoroutine[WindowMaps]:
     """Explain one window.
 
     Args:
@@ -78,7 +78,7 @@ def explain_window(
     if settings.method not in _BLOCK_BY_BLOCK:
         hidden = sise.baseline_picture(window, settings.baseline, mean=engine.mean_px)
         with clock.step(str(settings.method)):
-            aim = methods.Aim(window, hidden, target, against, limit)
+            aim = methods.MethodInput(window, hidden, target, against, limit)
             found = yield from methods.find_evidence(engine, aim, method=settings.method)
             return _as_window(found, tile, size)
     fine = settings.method is Method.GRAD_SISE
@@ -95,8 +95,8 @@ def explain_window(
     ]
     stacks, grids = [each.features for each in selected], [each.block.grid for each in selected]
 
-    def score(maps: NDArray[np.float32], grid: CellGrid | None) -> Asking[NDArray[np.float64]]:
-        return ask(window, maps, baseline=hidden, target=target, against=against, grid=grid)
+    def score(maps: NDArray[np.float32], grid: CellGrid | None) -> ScoreCoroutine[NDArray[np.float64]]:
+        return request_scores(window, maps, baseline=hidden, target=target, against=against, grid=grid)
 
     asks = False
     if fine:
@@ -153,7 +153,7 @@ def _select(
     return _Selected(block, varying, low[varies])
 
 
-def _as_window(found: methods.Evidence, tile: Tile, size: tuple[int, int]) -> WindowMaps:
+def _as_window(found: methods.MethodResult, tile: Tile, size: tuple[int, int]) -> WindowMaps:
     """Give a rival method's evidence the form that SISE's has, so that all maps are ranked and kept by one rule."""
     status = Status.EXPLAINED if found.signed.max() > 0 and np.ptp(found.signed) > 0 else Status.NO_EVIDENCE
     if len(found.scores) and found.scores.max() <= _NO_SCORE:

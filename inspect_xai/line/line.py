@@ -14,8 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from inspect_xai.explain.explainer import MOST_SECONDS, Explainer
+from inspect_xai.explain.explainer import Explainer
 from inspect_xai.explain.save import versions
+from inspect_xai.explain.settings import MOST_SECONDS
 from inspect_xai.intake.archive import ArchiveSource
 from inspect_xai.intake.decode import quiet_codecs
 from inspect_xai.intake.sources import Claim
@@ -109,7 +110,7 @@ class Line:
             settings=self._settings() | own,
         )
         self._store.begin_run(self.run)
-        self._examiner = Examiner(self._explainer, self.policy, waiting_bytes=self._schedule.waiting_bytes)
+        self._examiner = Examiner(self._explainer.engine, self.policy, waiting_bytes=self._schedule.waiting_bytes)
         self._recorder = Recorder(
             self._store,
             fingerprint=self.fingerprint,
@@ -170,7 +171,7 @@ class Line:
 
     def method_of(self, product: str) -> Method:
         """Return the method by which this line explains a product's pictures."""
-        return Method(self.policy.rule_of(product).method or self._explainer.method)
+        return self.policy.explain_settings(self._explainer.engine.card, product).method
 
     def sharing(self, source: Source | ArchiveSource) -> AbstractContextManager[None]:
         """Share a URL with other workers inside the block; a folder is shared by renaming, and an archive is not."""
@@ -224,7 +225,7 @@ class Line:
             "plan": self.policy.document,
             "bucket": explainer.engine.bucket,
             "bucket_from": explainer.bucket_from,
-            "max_windows": explainer.max_windows,
+            "max_windows": explainer.settings.max_windows,
             "max_seconds": MOST_SECONDS,
             "bundle": str(loaded.folder),
             "bundle_sha256": loaded.sha256,

@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 from zoneinfo import ZoneInfo
 
@@ -24,7 +24,14 @@ from inspect_xai.errors import (
     SettingsError,
     StoreError,
 )
-from inspect_xai.explain.explainer import Explainer, Look, Prepared, Question, explain_together
+from inspect_xai.explain.request import ExplainRequest, explain_together
+from inspect_xai.explain.window_scores import (
+    PreparedPicture,
+    WindowScores,
+    judge_windows,
+    prepare_picture,
+    score_windows,
+)
 from inspect_xai.intake.archive import ArchiveSource
 from inspect_xai.intake.decode import decode_picture, hash_of_pixels, memory_for
 from inspect_xai.intake.identity import Identity, PathPattern
@@ -32,7 +39,7 @@ from inspect_xai.intake.sources import Claim
 from inspect_xai.intake.url_source import Source
 from inspect_xai.maths.metrics import ebpg
 from inspect_xai.model.engine import Engine
-from inspect_xai.policy import Policy, explainer_for
+from inspect_xai.policy import Policy
 from inspect_xai.records import Explanation, PictureLimits, PictureSignal
 from inspect_xai.settings import DEFAULT_PATTERN
 from inspect_xai.statistics.image_statistics import LEAST_SIDE, picture_statistics
@@ -110,11 +117,11 @@ class PictureState:
     pixels_sha256: str = ""
     data: bytes | None = None
     pixels: NDArray[np.uint8] | None = None
-    prepared: Prepared | None = None
+    prepared: PreparedPicture | None = None
     scores: NDArray[np.float32] | None = None
-    judgment: Look | None = None
+    judgment: WindowScores | None = None
     explain_reason: str = ""
-    request: Question | None = None
+    request: ExplainRequest | None = None
     windows: int = 0
     explanation: Explanation | None = None
     error: Exception | None = None
@@ -228,7 +235,7 @@ def decode_and_cut(
     pictures: Sequence[PictureState],
     *,
     limits: PictureLimits,
-    cut: Callable[[NDArray[np.uint8]], Prepared],
+    cut: Callable[[NDArray[np.uint8]], PreparedPicture],
     decoders: Executor,
 ) -> None:
     """Take pictures from their files' bytes as far as the network.
@@ -256,7 +263,7 @@ def _decode(picture: PictureState, *, limits: PictureLimits) -> None:
         picture.pixels = pixels
 
 
-def _cut(picture: PictureState, *, cut: Callable[[NDArray[np.uint8]], Prepared]) -> None:
+def _cut(picture: PictureState, *, cut: Callable[[NDArray[np.uint8]], PreparedPicture]) -> None:
     pixels, picture.pixels = picture.pixels, None
     if pixels is not None:
         with _record_failures(picture):
@@ -270,23 +277,22 @@ class Examiner:
     """The line's way to the network: judges by the policy's thresholds and explains what the policy asks for.
 
     Args:
-        explainer: An open explainer.
+        engine: Of the model.
         policy: What is explained, how, and by which thresholds pictures are judged.
         waiting_bytes: Most bytes of pictures that wait to be explained together.
     """
 
-    def __init__(self, explainer: Explainer, policy: Policy, *, waiting_bytes: int) -> None:
-        self._explainer, self._policy, self._waiting_bytes = explainer, policy, waiting_bytes
-        self._explainer_for = lru_cache(maxsize=256)(self._make_explainer)
+    def __init__(self, engine: Engine, policy: Policy, *, waiting_bytes: int) -> None:
+        self._engine, self._policy, self._waiting_bytes = engine, policy, waiting_bytes
 
-    def cut(self, pixels: NDArray[np.uint8]) -> Prepared:
+    def cut(self, pixels: NDArray[np.uint8]) -> PreparedPicture:
         """Cut a picture, uint8 (H, W) or RGB (H, W, 3), into the network's windows."""
-        return self._explainer.prepare(pixels)
+        return prepare_picture(self._engine, pixels)
 
     def score(self, picture: PictureState) -> None:
         """Run the network over a picture's windows."""
         if picture.prepared is not None:
-            picture.scores = self._explainer.scores(picture.prepared)
+            picture.scores = score_windows(self._engine, picture.prepared)
 
     def judge(self, picture: PictureState, overturned: Callable[[int], Collection[str]]) -> None:
         """Judge a picture, and say how it is to be explained where the policy asks for that.
@@ -298,16 +304,17 @@ class Examiner:
         prepared, picture.prepared = picture.prepared, None
         if prepared is None or picture.scores is None:
             return
-        product = picture.identity.part.product
-        explainer = self._explainer_for(product, picture.identity.station)
-        look = explainer.judge(prepared, picture.scores)
+        product, card = picture.identity.part.product, self._engine.card
+        thresholds = self._policy.verdict_of(card, product=product, station=picture.identity.station)
+        look = judge_windows(card, prepared, picture.scores, thresholds)
         # Kept is what is recorded or rebuilt from it: a chunk of large pictures would not fit into memory otherwise.
         picture.judgment = replace(look, picture=np.empty((0, 0, 0), np.uint8))
         rule, label = self._policy.rule_of(product), look.verdict.label
         labels = overturned(rule.overturned_days) if rule.overturned_days else frozenset()
         picture.explain_reason = rule.why(look.verdict.code, picture.sha256, label=label, overturned=labels)
         if picture.explain_reason:
-            picture.request = Question(explainer, look, label)
+            settings = self._policy.explain_settings(card, product)
+            picture.request = ExplainRequest(self._engine, look, settings, label)
             picture.windows = picture.request.windows
 
     def should_batch_more(self, pictures: Sequence[PictureState]) -> bool:
@@ -315,10 +322,10 @@ class Examiner:
         requests = [picture.request for picture in pictures if picture.request]
         windows = sum(picture.windows for picture in pictures)
         return (
-            0 < windows < self._explainer.engine.windows_at_once
-            and len(pictures) < self._explainer.engine.bucket
+            0 < windows < self._engine.windows_at_once
+            and len(pictures) < self._engine.bucket
             and sum(request.look.picture.nbytes for request in requests) < self._waiting_bytes
-            and all(request.explainer.budget_s is None for request in requests)
+            and all(request.settings.budget_s is None for request in requests)
         )
 
     def explain(self, pictures: Sequence[PictureState]) -> None:
@@ -347,9 +354,6 @@ class Examiner:
             return explanation
         energy = {"energy_in_roi": ebpg(explanation.fused, region)}
         return replace(explanation, faithfulness=explanation.faithfulness | energy)
-
-    def _make_explainer(self, product: str, station: str) -> Explainer:
-        return explainer_for(self._explainer, self._policy, product=product, station=station)
 
 
 def judge(

@@ -458,12 +458,12 @@ class _Maps:
         return self._maps.get(blob_id)
 
 
-def _settings(document: Mapping[str, Any]) -> records.ExplainSettings:
-    known = {field.name for field in dataclasses.fields(records.ExplainSettings)}
+def _settings(document: Mapping[str, Any]) -> records.RecordedSettings:
+    known = {field.name for field in dataclasses.fields(records.RecordedSettings)}
     facts = {name: value for name, value in document.items() if name in known}
     facts |= {"method": records.Method(facts["method"]), "baseline": records.Baseline(facts["baseline"])}
     facts["profile"] = records.Profile(facts.get("profile", records.Profile.EXACT))
-    return records.ExplainSettings(**facts)
+    return records.RecordedSettings(**facts)
 
 
 def _whole(value: Any) -> Any:

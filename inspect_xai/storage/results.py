@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from inspect_xai.errors import BundleError
 from inspect_xai.records import (
     Capture,
-    ExplainSettings,
     Failure,
     Prediction,
+    RecordedSettings,
     Region,
     Run,
     Status,
@@ -112,7 +112,7 @@ class StoredExplanation:
     """
 
     status: Status
-    settings: ExplainSettings
+    settings: RecordedSettings
     passes: int
     provider: str
     timings_ms: dict[str, float]

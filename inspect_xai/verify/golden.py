@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from inspect_xai.errors import GoldenSetError, PictureError, StoreError
 from inspect_xai.explain.explainer import Explainer
 from inspect_xai.explain.save import versions
+from inspect_xai.explain.settings import ExplainSettings
 from inspect_xai.files import replaced_folder
 from inspect_xai.intake.archive import read_archived_bytes
 from inspect_xai.intake.decode import decode_picture
@@ -74,7 +75,7 @@ def make_golden(explainer: Explainer, pictures: Sequence[Path], *, out: Path, li
     """Let a model say what it makes of some pictures, and keep that as its golden set.
 
     Args:
-        explainer: The model, with the settings that its card names.
+        explainer: The model; it explains by the settings that its card names.
         pictures: Files; a few of each label, near misses among them, tell most.
         out: Folder to make; a golden set that stands there is replaced.
         limits: How files become pixels.
@@ -226,7 +227,8 @@ def _compute(
     """Return scores (N, K) of all windows, the label explained, the verdict's code and the fused map (H, W)."""
     look = explainer.look(decode_picture(data, limits=limits))
     label = look.verdict.label if target is None else target
-    return look.scores, label, look.verdict.code.value, explainer.explain(look, target=label).fused
+    settings = ExplainSettings.of_card(explainer.card, faithfulness=False)
+    return look.scores, label, look.verdict.code.value, explainer.explain(look, target=label, settings=settings).fused
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

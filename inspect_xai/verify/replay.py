@@ -19,8 +19,11 @@ from numpy.typing import NDArray
 
 from inspect_xai.errors import BundleError, ExplanationError, PictureError, SettingsError
 from inspect_xai.explain.budget import OVERHEAD_PASSES
-from inspect_xai.explain.explainer import Explainer, Look, Question, explain_together
+from inspect_xai.explain.explainer import Explainer
+from inspect_xai.explain.request import ExplainRequest, explain_together
 from inspect_xai.explain.save import versions
+from inspect_xai.explain.settings import FEWEST_PASSES, ExplainSettings
+from inspect_xai.explain.window_scores import WindowScores
 from inspect_xai.intake.archive import locate_archived, read_archived_bytes
 from inspect_xai.intake.decode import decode_picture, hash_of_pixels
 from inspect_xai.maths import tiles
@@ -157,7 +160,7 @@ class Replayer:
     """
 
     def __init__(self, bundle: ModelBundle | Path, *, device: str = "auto") -> None:
-        self._explainer = Explainer(bundle, device=device, faithfulness=False)  # it says nothing of the map itself
+        self._explainer = Explainer(bundle, device=device)
         self.fingerprint = self._explainer.engine.bundle.fingerprint
 
     def __enter__(self) -> Self:
@@ -184,8 +187,7 @@ class Replayer:
             differences.append(Difference("picture file", stored.capture.sha256, found))
         try:
             pixels = decode_picture(picture, limits=limits_of(stored))
-            self._explainer.card = replace(engine.card, verdict=_thresholds_of(stored, engine.card))
-            look = self._explainer.look(pixels)
+            look = self._explainer.look(pixels, thresholds=_thresholds_of(stored, engine.card))
         except (PictureError, ExplanationError) as error:
             differences.append(Difference("inspection", "a prediction", f"{type(error).__name__}: {error}"))
             return _answer(stored, differences, changed)
@@ -229,36 +231,45 @@ class Replayer:
             changed=changed,
         )
 
-    def _explain(self, stored: StoredExplanation, look: Look) -> Explanation:
+    def _explain(self, stored: StoredExplanation, look: WindowScores) -> Explanation:
         """Explain by the recorded settings; what a time budget bought then is bought by its number of passes now."""
-        settings, explainer = stored.settings, self._explainer
-        explainer.method, explainer.mu, explainer.baseline = settings.method, settings.mu, settings.baseline
-        explainer.profile, explainer.max_passes = settings.profile, settings.max_passes or None
-        explainer.budget_s = explainer.max_windows = None  # the windows that were explained say what the bounds were
-        only = frozenset(tile.tile.index for tile in stored.tiles) if "windows_left_out" in stored.notes else None
-        against = settings.against or None
-        if not settings.budget_s:
-            return explain_together([Question(explainer, look, settings.target, against, only)])[0]
-        parts = []
-        for tile in stored.tiles:
-            explainer.max_passes = _passes_of(tile, stored)
-            parts.append(explainer.explain(_window_of(look, tile), target=settings.target, against=against))
+        settings, target, against = _settings_of(stored), stored.settings.target, stored.settings.against or None
+        if not stored.settings.budget_s:
+            only = frozenset(tile.tile.index for tile in stored.tiles) if "windows_left_out" in stored.notes else None
+            request = ExplainRequest(self._explainer.engine, look, settings, target, against, only)
+            return explain_together([request])[0]
+        parts = [
+            self._explainer.explain(
+                _window_of(look, tile), target=target, against=against,
+                settings=replace(settings, max_passes=_passes_of(tile, stored)),
+            )
+            for tile in stored.tiles
+        ]  # fmt: skip
         return parts[0] if len(parts) == 1 else _put_together(parts)
 
 
+def _settings_of(stored: StoredExplanation) -> ExplainSettings:
+    """Return how to explain again; the windows that were explained say what the other bounds were."""
+    recorded = stored.settings
+    return ExplainSettings(
+        recorded.method, recorded.mu, recorded.baseline, recorded.profile, recorded.max_passes or None,
+        max_windows=None, faithfulness=False,
+    )  # fmt: skip
+
+
 def _passes_of(tile: TileExplanation, stored: StoredExplanation) -> int:
-    """Return what one window's explanation cost."""
+    """Return the bound in passes that buys what one window's explanation cost; below the least it buys no fewer."""
     scored = sum(block.kept - block.predicted for block in tile.blocks)
-    return OVERHEAD_PASSES + scored if scored else stored.passes // len(stored.tiles)
+    passes = OVERHEAD_PASSES + scored if scored else stored.passes // len(stored.tiles)
+    return max(FEWEST_PASSES, passes)
 
 
-def _window_of(look: Look, tile: TileExplanation) -> Look:
+def _window_of(look: WindowScores, tile: TileExplanation) -> WindowScores:
     """Return the look with one window alone, so that a budget of its own can be given to it."""
     index = tile.tile.index
     if index >= len(look.tiles):
         raise SettingsError(f"the picture has {len(look.tiles)} windows, and number {index} was explained")
-    alone = replace(look.prediction, tile=0)
-    return replace(look, tiles=(look.tiles[index],), scores=look.scores[[index]], prediction=alone)
+    return look.alone(index)
 
 
 def _put_together(parts: list[Explanation]) -> Explanation:
@@ -301,7 +312,7 @@ def _of_model(stored: StoredInspection, bundle: ModelBundle) -> Iterator[Differe
         yield Difference("files of the bundle", known.bundle_sha256 or "", bundle.sha256)
 
 
-def _of_verdict(stored: StoredInspection, look: Look, off: float) -> Iterator[Difference]:
+def _of_verdict(stored: StoredInspection, look: WindowScores, off: float) -> Iterator[Difference]:
     prediction, verdict = stored.prediction, stored.verdict
     if prediction is None:
         return

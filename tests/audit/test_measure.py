@@ -49,7 +49,7 @@ def test_adcc_is_that_of_the_window_seen_through_its_map(explainer_of, channels:
             explainer.engine, look, target=LABELS.index(label), truth=None, part=np.ones((64, 150), bool), seed=0
         )
         found = explainer.explain(look, target=label)
-        numbers = measure_adcc(explainer, scene, found)
+        numbers = measure_adcc(explainer.engine, scene, found, explainer.settings)
 
         high, wide = scene.window.shape[:2]
         fused = found.fused[scene.tile.top_px :, scene.tile.left_px :][:high, :wide]

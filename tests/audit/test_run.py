@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -37,7 +38,7 @@ from inspect_xai.model.build.randomize import HEAD, randomised_copy, stages
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.model.card import read_card
 from inspect_xai.model.engine import Engine
-from inspect_xai.records import Channels, Fit, InputSpec, Method, ModelCard, ModelStatus, PictureLimits, Tile
+from inspect_xai.records import Channels, Fit, InputSpec, Method, ModelCard, ModelStatus, PictureLimits, Profile, Tile
 from inspect_xai.reports.audit_page import MOST_BYTES, write_audit
 from inspect_xai.storage.store import open_store
 from tests.support.toys import toy_model
@@ -123,7 +124,7 @@ def audits(bundles: dict[str, ModelBundle], table: Path, tmp_path_factory: pytes
     done = {}
     for name, bundle in bundles.items():
         with Explainer(bundle, device="cpu", threads=1) as explainer:
-            done[name] = run_audit(explainer, table, folder / name, settings=QUICK)
+            done[name] = run_audit(explainer.engine, table, folder / name, settings=QUICK)
     return done
 
 
@@ -244,9 +245,9 @@ def colour_bundle(folder: Path, weights: dict[str, np.ndarray], *, pooled: bool 
 
 
 def audited(bundle: ModelBundle, table: Path, out: Path) -> conclusions.AuditReport:
-    settings = AuditSettings((Method.SISE,), steps=2, limits=LIMITS)
-    with Explainer(bundle, device="cpu", threads=1, profile="quick") as explainer:
-        return conclusions.find(run_audit(explainer, table, out, settings=settings))
+    settings = AuditSettings((Method.SISE,), Profile.QUICK, steps=2, limits=LIMITS)
+    with Explainer(bundle, device="cpu", threads=1) as explainer:
+        return conclusions.find(run_audit(explainer.engine, table, out, settings=settings))
 
 
 class TestRows:
@@ -282,7 +283,7 @@ class TestRows:
             shutil.copy(table.parent / name, tmp_path)
         (tmp_path / "parts.csv").write_text("image,label,mask\nbroken.png,pit,\np0.png,pit,m0.png\n")
         with Explainer(bundles["honest"], device="cpu", threads=1) as explainer:
-            audit = run_audit(explainer, tmp_path / "parts.csv", tmp_path / "out", settings=QUICK)
+            audit = run_audit(explainer.engine, tmp_path / "parts.csv", tmp_path / "out", settings=QUICK)
 
         assert audit.rows[0].error.startswith("PictureError")
         assert audit.rows[1].measured
@@ -296,7 +297,7 @@ class TestRows:
         top, left = (int(places.min()) for places in np.nonzero(mask))
         (tmp_path / "parts.csv").write_text(f'image,label,boxes\np0.png,pit,"{top} {left} 5 5"\n')
         with Explainer(bundles["honest"], device="cpu", threads=1) as explainer:
-            audit = run_audit(explainer, tmp_path / "parts.csv", tmp_path / "out", settings=QUICK)
+            audit = run_audit(explainer.engine, tmp_path / "parts.csv", tmp_path / "out", settings=QUICK)
         found = audit.rows[0].of(Method.SISE)
 
         assert audit.rows[0].truth_share == pytest.approx(25 / SIDE**2)
@@ -311,13 +312,13 @@ class TestRows:
         with Explainer(bundles["honest"], device="cpu", threads=1) as explainer:
             for name, region in (("mask", str(tmp_path / "region.png")), ("box", "0,0,24,24"), ("all", "picture")):
                 settings = AuditSettings((Method.GRAD_CAM,), steps=2, region=region, limits=LIMITS)
-                audit = run_audit(explainer, table, tmp_path / name, settings=settings)
+                audit = run_audit(explainer.engine, table, tmp_path / name, settings=settings)
                 inside[name] = [found.numbers["inside"] for row in audit.rows for found in row.measured]
             mask_of_other_size = AuditSettings(
                 (Method.GRAD_CAM,), steps=2, region=str(tmp_path / "small.png"), limits=LIMITS
             )
             cv2.imwrite(str(tmp_path / "small.png"), mask[:8])
-            wrong = run_audit(explainer, table, tmp_path / "wrong", settings=mask_of_other_size)
+            wrong = run_audit(explainer.engine, table, tmp_path / "wrong", settings=mask_of_other_size)
 
         assert inside["mask"] == inside["box"]
         assert min(inside["mask"]) < 0.8
@@ -329,7 +330,7 @@ class TestRows:
         with Explainer(bundles["honest"], device="cpu", threads=1) as explainer:
             for number, seed in enumerate((1, 1, 2)):
                 settings = AuditSettings((Method.GRAD_CAM,), steps=2, sample=3, seed=seed, limits=LIMITS)
-                audit = run_audit(explainer, table, tmp_path / str(number), settings=settings)
+                audit = run_audit(explainer.engine, table, tmp_path / str(number), settings=settings)
                 drawn.append([row.image for row in audit.rows])
 
         assert drawn[0] == drawn[1]
@@ -348,12 +349,16 @@ class TestKilledAudits:
 
         with Explainer(bundles["honest"], device="cpu", threads=1) as explainer:
             with pytest.raises(KeyboardInterrupt):
-                run_audit(explainer, table, tmp_path / "out", settings=QUICK, on_row=pull_the_plug)
+                run_audit(explainer.engine, table, tmp_path / "out", settings=QUICK, on_row=pull_the_plug)
             torn = tmp_path / "out" / "rows" / "000001.parquet.part"
             torn.write_bytes(b"PAR1 half a file")  # the kill came while a file was written
             resumed: list[int] = []
             audit = run_audit(
-                explainer, table, tmp_path / "out", settings=QUICK, on_row=lambda *counts: resumed.append(counts[0])
+                explainer.engine,
+                table,
+                tmp_path / "out",
+                settings=QUICK,
+                on_row=lambda *counts: resumed.append(counts[0]),
             )
 
         assert reports == [(0, 9), (1, 9), (2, 9), (3, 9)]
@@ -376,7 +381,7 @@ class TestKilledAudits:
             "with Explainer(sys.argv[1], device='cpu', threads=1) as explainer:\n"
             "    settings = AuditSettings((Method.SISE, Method.GRAD_CAM), steps=4, sanity=0, limits=PictureLimits())\n"
             "    wait = lambda done, total: time.sleep(600) if done == 5 else None\n"
-            "    run_audit(explainer, Path(sys.argv[2]), Path(sys.argv[3]), settings=settings, on_row=wait)\n"
+            "    run_audit(explainer.engine, Path(sys.argv[2]), Path(sys.argv[3]), settings=settings, on_row=wait)\n"
         )  # fmt: skip
         run = subprocess.Popen([sys.executable, "-c", code, str(bundles["honest"].folder), str(table), str(out)])
         try:
@@ -388,7 +393,7 @@ class TestKilledAudits:
             run.wait()
         assert [row.image for row in read_rows(out / "rows")] == ["p0.png", "p1.png", "p2.png", "p3.png"]
         with Explainer(bundles["honest"], device="cpu", threads=1) as explainer:
-            done = run_audit(explainer, table, out, settings=QUICK)
+            done = run_audit(explainer.engine, table, out, settings=QUICK)
 
         assert [row.image for row in done.rows] == [f"p{number}.png" for number in range(9)]
         for mine, whole in zip(open_audit(out).rows, audits["honest"].rows, strict=True):
@@ -407,7 +412,10 @@ class TestKilledAudits:
             pytest.raises(SettingsError, match="other settings"),
         ):
             run_audit(
-                explainer, table, audits["honest"].folder, settings=AuditSettings(QUICK.methods, steps=9, limits=LIMITS)
+                explainer.engine,
+                table,
+                audits["honest"].folder,
+                settings=AuditSettings(QUICK.methods, steps=9, limits=LIMITS),
             )
 
     def test_another_model_is_refused_in_the_same_folder(self, bundles, table: Path, audits):
@@ -415,7 +423,7 @@ class TestKilledAudits:
             Explainer(bundles["cheat"], device="cpu", threads=1) as explainer,
             pytest.raises(SettingsError, match="other model"),
         ):
-            run_audit(explainer, table, audits["honest"].folder, settings=QUICK)
+            run_audit(explainer.engine, table, audits["honest"].folder, settings=QUICK)
 
     def test_a_folder_with_something_else_is_left_alone(self, bundles, table: Path, tmp_path: Path):
         (tmp_path / "thesis.txt").write_text("years of work")
@@ -423,7 +431,7 @@ class TestKilledAudits:
             Explainer(bundles["honest"], device="cpu", threads=1) as explainer,
             pytest.raises(SettingsError, match="holds no audit"),
         ):
-            run_audit(explainer, table, tmp_path, settings=QUICK)
+            run_audit(explainer.engine, table, tmp_path, settings=QUICK)
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -727,14 +735,15 @@ class TestForgetting:
         steps: list[tuple[int, int]] = []
         with Explainer(learnt, device="cpu", threads=1, profile="quick") as explainer:
             looked = check_sanity(
-                explainer,
+                explainer.engine,
                 parts,
-                method=Method.SISE,
+                settings=explainer.settings,
                 seed=0,
                 limits=LIMITS,
                 on_step=lambda done, total: steps.append((done, total)),
             )
-            blind = check_sanity(explainer, parts, method=Method.CENTRE, seed=0, limits=LIMITS)
+            knows_nothing = replace(explainer.settings, method=Method.CENTRE)
+            blind = check_sanity(explainer.engine, parts, settings=knows_nothing, seed=0, limits=LIMITS)
 
         assert looked.repeat == 0
         assert [step.downto for step in looked.steps] == [HEAD, *(end.tensor for end in reversed(learnt.blocks))]
@@ -755,15 +764,14 @@ class TestForgetting:
             if done == 2:
                 raise KeyboardInterrupt
 
-        with Explainer(learnt, device="cpu", threads=1, profile="quick") as explainer:
+        with Explainer(learnt, device="cpu", threads=1, profile="quick", method=Method.GRAD_CAM) as explainer:
+            engine, settings = explainer.engine, explainer.settings
             with pytest.raises(KeyboardInterrupt):
-                check_sanity(
-                    explainer, parts, method=Method.GRAD_CAM, seed=0, limits=LIMITS, keep=keep, on_step=pull_the_plug
-                )
+                check_sanity(engine, parts, settings=settings, seed=0, limits=LIMITS, keep=keep, on_step=pull_the_plug)
             counts: list[list[int]] = [[], [], []]
             found = [
                 check_sanity(
-                    explainer, parts, method=Method.GRAD_CAM, seed=seed, limits=LIMITS, keep=path,
+                    engine, parts, settings=settings, seed=seed, limits=LIMITS, keep=path,
                     on_step=lambda done, _, seen=seen: seen.append(done),
                 )
                 for path, seed, seen in ((keep, 0, counts[0]), (None, 0, counts[1]), (keep, 1, counts[2]))
@@ -819,7 +827,7 @@ class TestThePage:
         for path in table.parent.iterdir():
             shutil.copy(path, tmp_path)
         with Explainer(bundles["honest"], device="cpu", threads=1) as explainer:
-            audit = run_audit(explainer, tmp_path / table.name, tmp_path / "out", settings=QUICK)
+            audit = run_audit(explainer.engine, tmp_path / table.name, tmp_path / "out", settings=QUICK)
         for picture in tmp_path.glob("*.png"):
             picture.unlink()
         text = visible(write_audit(audit, conclusions.find(audit), command="again").page.read_text())
@@ -988,11 +996,11 @@ class TestComparing:
 
     def test_an_audit_begun_before_limits_were_recorded_goes_on(self, bundles, table: Path, tmp_path: Path):
         with Explainer(bundles["honest"], device="cpu", threads=1) as explainer:
-            whole = run_audit(explainer, table, tmp_path / "old", settings=QUICK)
+            whole = run_audit(explainer.engine, table, tmp_path / "old", settings=QUICK)
             header = json.loads((tmp_path / "old" / "settings.json").read_text())
             del header["settings"]["limits"], header["explained_by"]
             (tmp_path / "old" / "settings.json").write_text(json.dumps(header))
-            again = run_audit(explainer, table, tmp_path / "old", settings=QUICK)
+            again = run_audit(explainer.engine, table, tmp_path / "old", settings=QUICK)
         assert [row.image for row in again.rows] == [row.image for row in whole.rows]
 
     def test_a_picture_that_fails_only_now_is_changed_and_wrong(self, audits: dict[str, Audit]):
@@ -1039,7 +1047,7 @@ def test_settings_that_mean_nothing_are_refused(wrong: dict[str, object], bundle
         Explainer(bundles["honest"], device="cpu", threads=1) as explainer,
         pytest.raises(SettingsError, match="Expected"),
     ):
-        run_audit(explainer, table, tmp_path / "out", settings=AuditSettings(**wrong, limits=LIMITS))  # type: ignore[arg-type]
+        run_audit(explainer.engine, table, tmp_path / "out", settings=AuditSettings(**wrong, limits=LIMITS))  # type: ignore[arg-type]
 
 
 def test_a_folder_without_an_audit_is_named(tmp_path: Path):

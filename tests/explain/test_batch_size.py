@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from inspect_xai.explain import batch_size as bucket_module
-from inspect_xai.explain.batch_size import Measured, Origin, choose_bucket, keep_bucket, kept_bucket, settle_bucket
+from inspect_xai.explain.batch_size import (
+    Measured,
+    Origin,
+    choose_bucket,
+    load_batch_size,
+    resolve_batch_size,
+    save_batch_size,
+)
 from inspect_xai.explain.explainer import Explainer
 from inspect_xai.line.line import Line
 from inspect_xai.model import engine as engine_module
@@ -55,10 +62,10 @@ def test_the_smallest_bucket_as_fast_as_any_within_the_memory(
 
 def test_what_is_kept_is_taken_and_what_is_asked_for_goes_before_it(bundle: ModelBundle, kept: Path) -> None:
     with Engine(bundle, device="cpu", threads=1) as engine:
-        assert settle_bucket(engine) is Origin.DEFAULT
+        assert resolve_batch_size(engine) is Origin.DEFAULT
         assert (engine.bucket, kept.exists()) == (8, False)  # a CPU is not measured unasked
-        assert keep_bucket(engine, 4, FIGURES) == kept
-        assert kept_bucket(engine) == 4
+        assert save_batch_size(engine, 4, FIGURES) == kept
+        assert load_batch_size(engine) == 4
         assert list(kept.parent.iterdir()) == [kept]
     with Explainer(bundle, device="cpu", threads=1) as explainer:
         assert (explainer.engine.bucket, explainer.bucket_from) == (4, Origin.KEPT)
@@ -66,7 +73,7 @@ def test_what_is_kept_is_taken_and_what_is_asked_for_goes_before_it(bundle: Mode
         assert (explainer.engine.bucket, explainer.bucket_from) == (3, Origin.ASKED)
     with Explainer(bundle, device="cpu", threads=2) as explainer:  # measured with one thread: says nothing of two
         assert (explainer.engine.bucket, explainer.bucket_from) == (8, Origin.DEFAULT)
-        keep_bucket(explainer.engine, 16, FIGURES)
+        save_batch_size(explainer.engine, 16, FIGURES)
         assert len(json.loads(kept.read_text())) == 2
 
 
@@ -77,10 +84,10 @@ def test_a_spoilt_file_counts_as_none(content: str, bundle: ModelBundle, kept: P
     with Engine(bundle, device="cpu", threads=1) as engine:
         kept.parent.mkdir(parents=True)
         kept.write_text(content.replace("KEY", bucket_module._key(engine)))
-        assert kept_bucket(engine) is None
-        assert settle_bucket(engine) is Origin.DEFAULT
-        keep_bucket(engine, 2, FIGURES)
-        assert kept_bucket(engine) == 2
+        assert load_batch_size(engine) is None
+        assert resolve_batch_size(engine) is Origin.DEFAULT
+        save_batch_size(engine, 2, FIGURES)
+        assert load_batch_size(engine) == 2
 
 
 def test_a_folder_that_cannot_be_written_costs_a_line_in_the_log(
@@ -89,8 +96,8 @@ def test_a_folder_that_cannot_be_written_costs_a_line_in_the_log(
     kept.parent.parent.mkdir()
     kept.parent.write_text("a file where the folder should be")
     with Engine(bundle, device="cpu", threads=1) as engine:
-        assert keep_bucket(engine, 4, FIGURES) is None
-        assert kept_bucket(engine) is None
+        assert save_batch_size(engine, 4, FIGURES) is None
+        assert load_batch_size(engine) is None
     assert "the bucket 4 cannot be kept" in caplog.text
 
 
@@ -101,7 +108,7 @@ def test_a_gpu_is_measured_once(bundle: ModelBundle, kept: Path, monkeypatch: py
     with Engine(bundle, device="cpu", threads=1) as engine:
         engine.warm_up()
         engine.device = "cuda"
-        assert settle_bucket(engine) is Origin.MEASURED
+        assert resolve_batch_size(engine) is Origin.MEASURED
         chosen = engine.bucket
         (entry,) = json.loads(kept.read_text()).values()
         assert (entry["bucket"], entry["device"], entry["model"]) == (chosen, "cuda", "spots 1")
@@ -109,7 +116,7 @@ def test_a_gpu_is_measured_once(bundle: ModelBundle, kept: Path, monkeypatch: py
         assert list(entry["per_s"]) == ["8", "16", "32", "64", "128"]
         assert engine.notes == []
         engine.bucket = 64
-        assert settle_bucket(engine) is Origin.KEPT
+        assert resolve_batch_size(engine) is Origin.KEPT
         assert engine.bucket == chosen
 
 
@@ -126,7 +133,7 @@ def test_a_bucket_that_does_not_fit_ends_the_measuring(bundle: ModelBundle, monk
     with Engine(bundle, device="cpu", threads=1) as engine:
         engine.warm_up()
         engine.device = "cuda"
-        assert settle_bucket(engine) is Origin.MEASURED
+        assert resolve_batch_size(engine) is Origin.MEASURED
         assert engine.bucket in (8, 16)
         assert engine.notes == []  # nothing was halved while a picture was explained
 

@@ -11,8 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from inspect_xai.errors import ExplanationError
-from inspect_xai.explain.batching import Asking, Clock, Masks, Task, run_together
-from inspect_xai.explain.explainer import Explainer, Question, explain_together
+from inspect_xai.explain.batching import ScoreCoroutine, ScoreRequest, StepTimer, WindowTask, run_together
+from inspect_xai.explain.explainer import Explainer
+from inspect_xai.explain.request import ExplainRequest, explain, explain_together
+from inspect_xai.explain.settings import ExplainSettings
+from inspect_xai.explain.window_scores import look
 from inspect_xai.intake.folder_source import FolderSource
 from inspect_xai.line.line import Line, drain
 from inspect_xai.model import engine as engine_module
@@ -135,9 +138,9 @@ def test_windows_of_a_picture_share_runs_and_keep_their_maps(
     found = []
     with Alone(bundle, device="cpu", bucket=24) as alone, Engine(bundle, device="cpu", bucket=24) as shared:
         for engine in (alone, shared):
-            explainer = Explainer(engine, verdict=EVERY_WINDOW, faithfulness=False, **settings)
+            explainer = Explainer(engine, faithfulness=False, **settings)
             runs.clear()
-            found.append((explainer(picture, target=1), len(runs)))
+            found.append((explainer(picture, target=1, thresholds=EVERY_WINDOW), len(runs)))
     (one, runs_alone), (other, runs_shared) = found
     assert len(one.tiles) >= 3
     assert one.status is Status.EXPLAINED
@@ -149,17 +152,16 @@ def test_pictures_share_runs_and_keep_their_maps(bundle: ModelBundle, runs: Runs
     """Pictures of one window and of several, explained by different settings; one of them bounded in seconds."""
     with Engine(bundle, device="cpu", bucket=16) as engine:
         ways: list[dict[str, Any]] = [{"mu": 0.0}, {"profile": "fast"}, {"mu": 0.0, "budget_s": 600.0}, {"mu": 0.5}]
-        explainers = [Explainer(engine, verdict=EVERY_WINDOW, **way) for way in ways]
+        settings = [ExplainSettings.of_card(engine.card, **way) for way in ways]
         pictures = [picture_of(bundle, seed, windows=windows) for seed, windows in enumerate((1, 2, 2, 1))]
-        looks = [explainer.look(picture) for explainer, picture in zip(explainers, pictures, strict=True)]
-        questions = [
-            Question(explainer, look, LABELS[1]) for explainer, look in zip(explainers, looks, strict=True)
-        ]  # fmt: skip
+        looks = [look(engine, picture, EVERY_WINDOW) for picture in pictures]
         runs.clear()
-        alone = [question.explainer.explain(question.look, target=LABELS[1]) for question in questions]
+        alone = [explain(engine, seen, how, target=LABELS[1]) for seen, how in zip(looks, settings, strict=True)]
         count = len(runs)
         runs.clear()
-        together = explain_together(questions)
+        together = explain_together(
+            [ExplainRequest(engine, seen, how, LABELS[1]) for seen, how in zip(looks, settings, strict=True)]
+        )
     assert len(runs) < count
     assert any(len(set(run)) > 1 for run in runs)
     for one, other in zip(alone, together, strict=True):
@@ -170,8 +172,8 @@ def test_pictures_share_runs_and_keep_their_maps(bundle: ModelBundle, runs: Runs
 
 
 def test_a_bound_in_seconds_is_kept_window_by_window(bundle: ModelBundle, runs: Runs) -> None:
-    with Explainer(bundle, device="cpu", bucket=16, verdict=EVERY_WINDOW, budget_s=1e-9) as explainer:
-        hurried = explainer(picture_of(bundle, 7, windows=3), target=1)
+    with Explainer(bundle, device="cpu", bucket=16, budget_s=1e-9) as explainer:
+        hurried = explainer(picture_of(bundle, 7, windows=3), target=1, thresholds=EVERY_WINDOW)
     assert len(hurried.tiles) == 1
     assert "windows_left_out" in hurried.notes
     assert all(set(run) == {0} for run in runs)
@@ -180,12 +182,12 @@ def test_a_bound_in_seconds_is_kept_window_by_window(bundle: ModelBundle, runs: 
 # The order of things, by hand
 
 
-def asking(name: str, sizes: list[int], said: list[str]) -> Asking[str]:
+def asking(name: str, sizes: list[int], said: list[str]) -> ScoreCoroutine[str]:
     """Work that asks for one mask of each size."""
     for size in sizes:
         said.append(f"{name}{size}")
         window = np.full((*TOYS["resnet18"].shape[1:], 3), 128, np.float32)
-        scores = yield Masks(window, np.eye(size, dtype=np.float32)[None], np.zeros_like(window))
+        scores = yield ScoreRequest(window, np.eye(size, dtype=np.float32)[None], np.zeros_like(window))
         assert scores.probabilities.shape == (1, CLASSES)
     return name
 
@@ -196,7 +198,7 @@ def test_who_is_behind_catches_up(bundle: ModelBundle, runs: Runs) -> None:
     ways = {"A": [16, 8, 4], "B": [8, 4], "C": [8]}
     with Engine(bundle, device="cpu", bucket=8) as engine:
         assert engine.windows_at_once == 2
-        found = run_together(engine, (Task(asking(name, sizes, said)) for name, sizes in ways.items()))
+        found = run_together(engine, (WindowTask(asking(name, sizes, said)) for name, sizes in ways.items()))
     assert found == ["A", "B", "C"]
     assert said == ["A16", "B8", "A8", "A4", "B4", "C8"]
     assert runs == [[0], [0, 1], [0, 1], [0]]
@@ -205,11 +207,11 @@ def test_who_is_behind_catches_up(bundle: ModelBundle, runs: Runs) -> None:
 def test_a_step_counts_what_its_own_masks_took(bundle: ModelBundle) -> None:
     """The one that has 3 of 4 masks bears three quarters of the run, and none bears the other's own work."""
 
-    def work(clock: Clock, masks: int, busy_s: float) -> Asking[None]:
+    def work(clock: StepTimer, masks: int, busy_s: float) -> ScoreCoroutine[None]:
         window = np.full((*TOYS["resnet18"].shape[1:], 3), 128, np.float32)
         with clock.step("masks"):
             time.sleep(busy_s)
-            yield Masks(window, np.ones((masks, 4, 4), np.float32), np.zeros_like(window))
+            yield ScoreRequest(window, np.ones((masks, 4, 4), np.float32), np.zeros_like(window))
 
     with Engine(bundle, device="cpu", bucket=8) as engine:
         engine.warm_up()
@@ -223,8 +225,8 @@ def test_a_step_counts_what_its_own_masks_took(bundle: ModelBundle) -> None:
             return said
 
         engine.score_together = slowly  # type: ignore[method-assign]
-        few, many = Clock(), Clock()
-        run_together(engine, [Task(work(many, 3, 0.0), many), Task(work(few, 1, 0.1), few)])
+        few, many = StepTimer(), StepTimer()
+        run_together(engine, [WindowTask(work(many, 3, 0.0), many), WindowTask(work(few, 1, 0.1), few)])
     assert many.spent_ms["masks"] == pytest.approx(750 * took[0], abs=50)
     assert few.spent_ms["masks"] == pytest.approx(100 + 250 * took[0], abs=50)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from inspect_xai.errors import PictureError, SettingsError
 from inspect_xai.explain.explainer import Explainer
 from inspect_xai.explain.save import save_explanation
+from inspect_xai.explain.window_scores import prepare_picture, score_windows
 from inspect_xai.maths.tiles import as_channels, cut
 from inspect_xai.model.build.build import build_bundle
 from inspect_xai.model.bundle import ModelBundle
@@ -332,12 +333,12 @@ def test_around_a_center_crop_the_map_is_0_and_a_note_says_so(toy_bundle) -> Non
 def test_what_is_prepared_are_the_windows_as_they_are_cut(shape: tuple[int, ...], fit: Fit, toy_bundle) -> None:  # type: ignore[no-untyped-def]
     picture = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
     with Explainer(toy_bundle("resnet18", fit), device="cpu", bucket=4) as explainer:
-        prepared = explainer.prepare(picture)
+        prepared = prepare_picture(explainer.engine, picture)
         spec, colour = explainer.card.input, as_channels(picture, explainer.card.input.channels)
         assert np.array_equal(prepared.picture, colour)
         assert np.array_equal(prepared.first, np.stack([cut(colour, tile, spec) for tile in prepared.tiles[:4]]))
         assert np.moveaxis(prepared.first, -1, 1).flags.c_contiguous  # as the network takes it: no copy is made
-        assert np.array_equal(explainer.scores(prepared), explainer.look(picture).scores)
+        assert np.array_equal(score_windows(explainer.engine, prepared), explainer.look(picture).scores)
 
 
 def test_an_ok_label_is_explained_on_request_and_the_reader_is_told(toy_bundle) -> None:  # type: ignore[no-untyped-def]
@@ -405,8 +406,8 @@ def test_a_bound_that_is_too_little_for_all_windows_goes_to_the_strongest(bound,
     height, width = TOYS["resnet18"].shape[1:]
     bundle = toy_bundle("resnet18")
     lenient = VerdictSpec(0.5, 0.499)  # every window is flagged
-    with Explainer(bundle, device="cpu", verdict=lenient, faithfulness=False, **bound) as explainer:
-        look = explainer.look(picture_of((height * 2 + 5, width)))
+    with Explainer(bundle, device="cpu", faithfulness=False, **bound) as explainer:
+        look = explainer.look(picture_of((height * 2 + 5, width)), thresholds=lenient)
         explanation = explainer.explain(look, target="pit")
 
     flagged = np.flatnonzero(look.scores[:, 0] >= 0.5 - 0.499)

@@ -67,8 +67,8 @@ def test_a_true_map_beats_blobs_and_a_blind_one_does_not(honest: ModelBundle):
     pictures = [pitted(*rng.integers(2, 24, 2)) for _ in range(6)]
     with Explainer(honest, device="cpu", threads=1, baseline="black") as explainer:
         true = [explainer(picture, target="pit").faithfulness for picture in pictures]
-        explainer.method = Method.CENTRE
-        blind = [explainer(picture, target="pit").faithfulness for picture in pictures]
+        knows_nothing = dataclasses.replace(explainer.settings, method=Method.CENTRE)
+        blind = [explainer(picture, target="pit", settings=knows_nothing).faithfulness for picture in pictures]
 
     assert all(found["deletion_percent"] < 5 for found in true), "without the pit there is no score"
     assert np.mean([found["deletion_percent_random"] for found in true]) > 50
@@ -81,8 +81,7 @@ def test_a_true_map_beats_blobs_and_a_blind_one_does_not(honest: ModelBundle):
 def test_the_cost_is_counted_apart_and_can_be_saved(honest: ModelBundle):
     with Explainer(honest, device="cpu", threads=1) as explainer:
         measured = explainer(pitted(), target="pit")
-        explainer.faithfulness = False
-        bare = explainer(pitted(), target="pit")
+        bare = explainer(pitted(), target="pit", settings=dataclasses.replace(explainer.settings, faithfulness=False))
 
     assert measured.faithfulness["passes"] == PASSES == 8
     assert measured.passes == bare.passes

@@ -24,9 +24,9 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from inspect_xai.explain import methods
-from inspect_xai.explain.batching import Task, run_together
-from inspect_xai.explain.budget import Limit
-from inspect_xai.explain.methods import Aim
+from inspect_xai.explain.batching import WindowTask, run_together
+from inspect_xai.explain.budget import PassBudget
+from inspect_xai.explain.methods import MethodInput
 from inspect_xai.maths import cams
 from inspect_xai.model.build.build import build_bundle
 from inspect_xai.model.engine import ALL_OTHERS, Engine
@@ -84,8 +84,8 @@ class Scene:
 
     def ours(self, method: Method) -> NDArray[np.float32]:
         hidden = np.broadcast_to(self.engine.mean_px, self.window.shape).copy()
-        aim = Aim(self.window, hidden, self.target, ALL_OTHERS, Limit(1.0, None, None))
-        (found,) = run_together(self.engine, [Task(methods.find_evidence(self.engine, aim, method=method))])
+        aim = MethodInput(self.window, hidden, self.target, ALL_OTHERS, PassBudget(1.0, None, None))
+        (found,) = run_together(self.engine, [WindowTask(methods.find_evidence(self.engine, aim, method=method))])
         return found.signed
 
     def map_of(self, signed: NDArray[np.floating]) -> NDArray[np.float32]:

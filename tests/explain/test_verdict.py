@@ -32,7 +32,7 @@ def card(**changes: object) -> ModelCard:
 def test_the_label_furthest_over_its_own_threshold_decides(
     scores: tuple[float, ...], code: VerdictCode, reason: Reason, label: str
 ) -> None:
-    verdict = judge(np.array(scores, np.float32), card())
+    verdict = judge(np.array(scores, np.float32), card(), card().verdict)
 
     assert (verdict.code, verdict.reason, verdict.label) == (code, reason, label)
     assert verdict.threshold == {"pit": 0.5, "crack": 0.25}[label]
@@ -42,13 +42,13 @@ def test_the_label_furthest_over_its_own_threshold_decides(
 def test_a_leading_defect_below_its_threshold_is_not_ok() -> None:
     strict = card(verdict=VerdictSpec(ng_threshold=0.9))
 
-    verdict = judge(np.array([0.45, 0.25, 0.30], np.float32), strict)
+    verdict = judge(np.array([0.45, 0.25, 0.30], np.float32), strict, strict.verdict)
 
     assert (verdict.code, verdict.reason) == (VerdictCode.UNSURE, Reason.DEFECT_LEADS_BELOW_THRESHOLD)
 
 
 def test_without_an_ok_label_no_part_is_ok() -> None:
-    verdict = judge(np.array([0.3, 0.1, 0.3], np.float32), card(ok_labels=()))
+    verdict = judge(np.array([0.3, 0.1, 0.3], np.float32), card(ok_labels=()), card().verdict)
 
     assert (verdict.code, verdict.reason) == (VerdictCode.UNSURE, Reason.NO_OK_LABEL)
 
@@ -56,7 +56,7 @@ def test_without_an_ok_label_no_part_is_ok() -> None:
 def test_the_worst_window_is_judged_by_excess_not_by_probability() -> None:
     scores = np.array([[0.45, 0.0, 0.55], [0.0, 0.24, 0.76]], np.float32)
 
-    assert worst_window(scores, card()) == 1  # 0.01 below crack's threshold beats 0.05 below pit's
+    assert worst_window(scores, card(), card().verdict) == 1  # 0.01 below crack's threshold beats 0.05 below pit's
 
 
 def test_a_prediction_names_the_leader_its_lead_and_its_window() -> None:

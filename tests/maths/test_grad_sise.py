@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from inspect_xai.errors import ExplanationError
 from inspect_xai.explain import grad_sise_region
-from inspect_xai.explain.budget import FEWEST_PASSES, Limit
+from inspect_xai.explain.budget import FEWEST_PASSES, PassBudget
 from inspect_xai.explain.explainer import Explainer
 from inspect_xai.maths import cams, grad_sise, metrics, sise
 from inspect_xai.model.build.build import build_bundle
@@ -84,15 +84,15 @@ class TestRegions:
 
 class TestReserve:
     def test_asking_is_paid_out_of_the_bound(self):
-        assert grad_sise_region.reserve(Limit(1.0, None, None), 500) == (Limit(1.0, None, None), True)
-        assert grad_sise_region.reserve(Limit(1.0, 100, 9.0), 500) == (
-            Limit(1.0, 100 - grad_sise_region.PASSES, 9.0),
+        assert grad_sise_region.reserve(PassBudget(1.0, None, None), 500) == (PassBudget(1.0, None, None), True)
+        assert grad_sise_region.reserve(PassBudget(1.0, 100, 9.0), 500) == (
+            PassBudget(1.0, 100 - grad_sise_region.PASSES, 9.0),
             True,
         )
-        limit, asks = grad_sise_region.reserve(Limit(0.1, None, None), 498)
+        limit, asks = grad_sise_region.reserve(PassBudget(0.1, None, None), 498)
         assert asks
         assert limit.masks(498) + 2 + grad_sise_region.PASSES == 50
-        assert grad_sise_region.reserve(Limit(0.1, None, None), 98)[1] is False
+        assert grad_sise_region.reserve(PassBudget(0.1, None, None), 98)[1] is False
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from inspect_xai.maths.regions import find_regions
 from inspect_xai.records import (
     BlockMap,
     Capture,
-    ExplainSettings,
     Explanation,
     Failure,
     InputSpec,
@@ -32,6 +31,7 @@ from inspect_xai.records import (
     Part,
     Prediction,
     Reason,
+    RecordedSettings,
     Run,
     Status,
     Tile,
@@ -77,7 +77,7 @@ def explanation(picture: NDArray[np.uint8], *, target: str, scores: tuple[float,
     best = int(np.argmax(scores))
     return Explanation(
         status=Status.EXPLAINED,
-        settings=ExplainSettings(Method.SISE, target),
+        settings=RecordedSettings(Method.SISE, target),
         prediction=Prediction(scores, LABELS[best], scores[best], 0.3),
         fused=fused,
         rank=np.zeros(size, np.int32),

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from inspect_xai.records import (
     BlockMap,
     Capture,
-    ExplainSettings,
     Explanation,
     InputSpec,
     Inspection,
@@ -18,6 +17,7 @@ from inspect_xai.records import (
     Part,
     Prediction,
     Reason,
+    RecordedSettings,
     Region,
     Run,
     Status,
@@ -62,7 +62,7 @@ def explanation(rng: np.random.Generator, *, size: int = 16, sizes: tuple[int, .
     tile = TileExplanation(Tile(3, -2, 5, size, size), Status.EXPLAINED, (0.75, 0.25), tuple(blocks), 0.1, 0.8)
     return Explanation(
         status=Status.EXPLAINED,
-        settings=ExplainSettings(Method.SISE, "crack", against="free"),
+        settings=RecordedSettings(Method.SISE, "crack", against="free"),
         prediction=Prediction((0.75, 0.25), "crack", 0.75, 0.5, tile=3),
         fused=fused,
         rank=np.zeros((size, size), np.int32),
