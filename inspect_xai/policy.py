@@ -306,7 +306,7 @@ def _out_of_range(policy: Policy) -> Iterator[str]:
         bounds = mistakes(max_passes=rule.max_passes, budget_s=rule.max_seconds, max_windows=rule.max_windows)
         for mistake in bounds:
             key = {"budget_s": "max_seconds"}.get(mistake.name, mistake.name)
-            yield f"{name}.{key}: {mistake.value} is not {mistake.expected}"
+            yield f"{name}.{key}: found {mistake.value}, expected {mistake.expected}"
         if rule.overturned_days < 0:
             yield f"{name}.overturned_days: {rule.overturned_days} days"
     yield from _numbers_out_of_range(policy)

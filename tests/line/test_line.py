@@ -633,7 +633,7 @@ def test_a_policy_says_how_many_windows_are_explained(tmp_path: Path, bundle: Pa
     assert (
         "max_windows" not in policy_from({"version": "1"}).content["explain"]
     )  # kept versions stand for what they did
-    with pytest.raises(SettingsError, match="max_windows: 0 windows"):
+    with pytest.raises(SettingsError, match="max_windows: found 0, expected at least 1"):
         policy_from({"version": "none", "explain": {"max_windows": 0}})
 
 
