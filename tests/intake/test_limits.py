@@ -18,7 +18,7 @@ from inspect_xai.audit.rows import read_rows
 from inspect_xai.audit.run import AuditSettings, open_audit
 from inspect_xai.errors import PictureError, SettingsError
 from inspect_xai.explain.explainer import Explainer
-from inspect_xai.intake import archive, decode, folder_source, url_source
+from inspect_xai.intake import archive, decode, sources
 from inspect_xai.intake.decode import decode_picture
 from inspect_xai.maths import tiles
 from inspect_xai.model.card import read_card
@@ -78,7 +78,7 @@ def told(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "function",
     [
-        decode.decode_picture, folder_source.read_picture, url_source.read_archived, url_source.read_archived_bytes,
+        decode.decode_picture, sources.read_picture, archive.read_archived, archive.read_archived_bytes,
         dataset.read_truth, dataset.read_mask, golden.make_golden, sanity.check_sanity, archive.ArchiveSource,
         AuditSettings,
     ],

@@ -20,7 +20,7 @@ import pytest
 from numpy.typing import NDArray
 
 from inspect_xai.errors import DatabaseAwayError, SettingsError, StoreError
-from inspect_xai.explain.explainer import Explainer, Prepared
+from inspect_xai.explain.window_scores import PreparedPicture, score_windows
 from inspect_xai.intake.decode import decode_picture
 from inspect_xai.intake.folder_source import FolderSource
 from inspect_xai.intake.url_source import UrlSource
@@ -30,6 +30,7 @@ from inspect_xai.line.stages import IntakeSpec, Schedule
 from inspect_xai.line.summary import LineSummary, Outcome
 from inspect_xai.model import engine as engine_module
 from inspect_xai.model import session
+from inspect_xai.model.engine import Engine
 from inspect_xai.policy import DefaultPolicy, ExplainRule, Policy, policy_from
 from inspect_xai.records import Inspection, PictureLimits, Reason, VerdictCode
 from inspect_xai.storage.results import InspectionSummary, RecordedInspection
@@ -426,7 +427,7 @@ def test_pictures_are_recorded_between_the_networks_runs_or_beside_them(
 ) -> None:
     for number in range(6):
         write(tmp_path / f"in/{number}.png", number)
-    record, scores, calls = Store.record, Explainer.scores, iter(range(6))
+    record, calls = Store.record, iter(range(6))
     meeting = threading.Barrier(2)  # of the record of two pictures, and the network at work on the next
     recorders: list[threading.Thread] = []
 
@@ -436,13 +437,13 @@ def test_pictures_are_recorded_between_the_networks_runs_or_beside_them(
             meeting.wait(30)
         return record(store, inspections)
 
-    def scoring(explainer: Explainer, prepared: Prepared) -> NDArray[np.float32]:
+    def scoring(engine: Engine, prepared: PreparedPicture) -> NDArray[np.float32]:
         if next(calls) in (2, 4) and overlap:
             meeting.wait(30)
-        return scores(explainer, prepared)
+        return score_windows(engine, prepared)
 
     monkeypatch.setattr(Store, "record", recording)
-    monkeypatch.setattr(Explainer, "scores", scoring)
+    monkeypatch.setattr(stages, "score_windows", scoring)
     schedule = Schedule(overlap=overlap, read_at_once=2, record_at_once=2)
     with (
         Line(bundle, db, device="cpu", policy=explaining(0.0), schedule=schedule) as line,

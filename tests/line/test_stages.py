@@ -11,7 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from inspect_xai.errors import DatabaseAwayError, DeviceError, ExplanationError
-from inspect_xai.explain.explainer import Explainer, Prepared, Question
+from inspect_xai.explain.explainer import Explainer
+from inspect_xai.explain.request import ExplainRequest
+from inspect_xai.explain.window_scores import PreparedPicture, prepare_picture, score_windows
 from inspect_xai.intake.decode import decode_picture
 from inspect_xai.intake.folder_source import FolderSource
 from inspect_xai.intake.sources import Claim
@@ -30,6 +32,7 @@ from inspect_xai.line.stages import (
     stopped_between_runs,
     until_stopped,
 )
+from inspect_xai.model.engine import Engine
 from inspect_xai.policy import DefaultPolicy, ExplainRule, Policy, policy_from
 from inspect_xai.records import Explanation, PictureLimits, VerdictCode
 from tests.support import hostile, spots
@@ -76,7 +79,7 @@ def read_all(
 
 def decode_all(pictures: Sequence[PictureState], explainer: Explainer) -> None:
     with ThreadPoolExecutor(2) as decoders:
-        decode_and_cut(pictures, limits=LIMITS, cut=explainer.prepare, decoders=decoders)
+        decode_and_cut(pictures, limits=LIMITS, cut=partial(prepare_picture, explainer.engine), decoders=decoders)
 
 
 def judged(source: FolderSource, examiner: Examiner, explainer: Explainer) -> list[PictureState]:
@@ -86,7 +89,7 @@ def judged(source: FolderSource, examiner: Examiner, explainer: Explainer) -> li
 
 
 def examiner_for(explainer: Explainer, policy: Policy = EVERY_PICTURE, *, waiting_bytes: int = 1 << 26) -> Examiner:
-    return Examiner(explainer, policy, waiting_bytes=waiting_bytes)
+    return Examiner(explainer.engine, policy, waiting_bytes=waiting_bytes)
 
 
 @pytest.mark.parametrize(("read_bytes", "at_once"), [(0, 1), (1 << 25, 2)], ids=["large", "small"])
@@ -102,7 +105,7 @@ def test_the_next_pictures_are_read_while_some_are_with_the_network(
     """The files in any case, with overlap the pixels, too; and of no others, so that no more are held."""
     files = [threading.Event() for _ in range(5)]
     pixels = [threading.Event() for _ in range(5)]
-    read, scores, calls = source.read, explainer.scores, iter(range(4))
+    read, calls = source.read, iter(range(4))
 
     def noting_files(claim: Claim, *, limits: PictureLimits) -> bytes:
         next(event for event in files if not event.is_set()).set()
@@ -112,16 +115,16 @@ def test_the_next_pictures_are_read_while_some_are_with_the_network(
         next(event for event in pixels if not event.is_set()).set()
         return decode_picture(data, limits=limits)
 
-    def waiting(prepared: Prepared) -> NDArray[np.float32]:
+    def waiting(engine: Engine, prepared: PreparedPicture) -> NDArray[np.float32]:
         at_work = (next(calls) // at_once + 1) * at_once
         for events, ahead in ((files, at_work + at_once), (pixels, at_work + at_once * overlap)):
             assert ahead > 4 or events[ahead - 1].wait(30)
             assert not events[min(4, ahead)].is_set()
-        return scores(prepared)
+        return score_windows(engine, prepared)
 
     monkeypatch.setattr(source, "read", noting_files)
     monkeypatch.setattr(stages, "decode_picture", noting_pixels)
-    monkeypatch.setattr(explainer, "scores", waiting)
+    monkeypatch.setattr(stages, "score_windows", waiting)
     schedule = Schedule(read_at_once=2, read_bytes=read_bytes)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as decoders:
         groups = read_ahead(
@@ -129,7 +132,7 @@ def test_the_next_pictures_are_read_while_some_are_with_the_network(
                 read_several, source, iter(in_order(source.claim(4))), pattern=IntakeSpec().pattern(), limits=LIMITS,
                 known=nothing_known, schedule=schedule,
             ),
-            partial(decode_and_cut, limits=LIMITS, cut=explainer.prepare, decoders=decoders),
+            partial(decode_and_cut, limits=LIMITS, cut=partial(prepare_picture, explainer.engine), decoders=decoders),
             reader=reader, overlap=overlap,
         )  # fmt: skip
         pictures = list(judge(groups, examiner_for(explainer, NO_PICTURE), overturned=not_asked))
@@ -224,7 +227,7 @@ def test_a_picture_that_fails_among_others_fails_alone(
 ) -> None:
     together, calls = stages.explain_together, []
 
-    def failing(requests: Sequence[Question]) -> list[Explanation]:
+    def failing(requests: Sequence[ExplainRequest]) -> list[Explanation]:
         calls.append(len(requests))
         if any(request.look.verdict.code is VerdictCode.UNSURE for request in requests):
             raise ExplanationError("not finite", expected="finite numbers", remedy="none")
@@ -248,10 +251,10 @@ def test_a_picture_that_fails_among_others_fails_alone(
 def test_what_another_picture_would_meet_as_well_ends_the_stage(
     source: FolderSource, explainer: Explainer, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def failing(_: Prepared) -> NDArray[np.float32]:
+    def failing(_engine: Engine, _prepared: PreparedPicture) -> NDArray[np.float32]:
         raise error
 
-    monkeypatch.setattr(explainer, "scores", failing)
+    monkeypatch.setattr(stages, "score_windows", failing)
     with pytest.raises(type(error)):
         judged(source, examiner_for(explainer), explainer)
 

@@ -45,7 +45,7 @@ NEAR = {
 
 @pytest.fixture(scope="module")
 def kept() -> dict[str, NDArray[np.generic]]:
-    with np.load(Path(__file__).parent / "reference/resizing.npz") as arrays:
+    with np.load(Path(__file__).parents[1] / "reference/resizing.npz") as arrays:
         return dict(arrays)
 
 

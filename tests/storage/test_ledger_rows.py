@@ -30,7 +30,7 @@ from tests.support import stored
 from tests.support.postgres import Cluster
 from tests.support.stored import NOON
 
-TODAY = Path(__file__).parent / "reference" / "record_0010.sql.gz"
+TODAY = Path(__file__).parents[1] / "reference" / "record_0010.sql.gz"
 """A database by revision 0010, as `sqlite3.iterdump` tells it: six parts inspected by the `spots` line, three of them
 NG; the desk, an answer, two reasons, a study with two answers, a baseline, an alert, an audit, a hold, and retention
 that took five pictures and nine maps."""
@@ -272,7 +272,7 @@ def test_a_check_goes_on_after_broken_and_renumbered_events(store: Store, databa
 
 
 def test_the_guide_says_of_every_table_whether_the_ledger_covers_it() -> None:
-    guide = (Path(__file__).parent.parent / "docs" / "reference" / "record.md").read_text(encoding="utf-8")
+    guide = (Path(__file__).parents[2] / "docs" / "reference" / "record.md").read_text(encoding="utf-8")
     section = guide.partition("### What the ledger covers")[2].partition("\n## ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line]
     named = {name.partition(".")[0] for row in rows[2:] for name in re.findall(r"`([a-z_.]+)`", row[0])}
