@@ -192,7 +192,7 @@ def apply_retention(settings: "Settings", *, carry_out: bool, archive: Sequence[
     Raises:
         SettingsError: If a picture that is due lies in none of the folders; nothing is deleted then.
     """
-    from inspect_xai.intake.archive import refuse_outside, remove_archived
+    from inspect_xai.intake.archive import holds_one_of, refuse_outside, remove_archived
     from inspect_xai.storage.retention import Retention
 
     with store_of(settings) as store:
@@ -200,7 +200,7 @@ def apply_retention(settings: "Settings", *, carry_out: bool, archive: Sequence[
         found = retention.plan()
         if carry_out and not found.is_empty:
             refuse_outside([place for _, place in found.pictures], archive or [settings.line.source])
-            retention.carry_out(found, by=by, remove_picture=remove_archived)
+            retention.carry_out(found, by=by, remove_picture=remove_archived, holds_one_of=holds_one_of)
     return found
 
 

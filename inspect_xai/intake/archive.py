@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -56,6 +56,20 @@ def refuse_outside(pictures: Sequence[str], folders: Sequence[str]) -> None:
                 expected=f"a place below {' or '.join(folders) or 'a folder that is named'}",
                 remedy="name its folder, or the beginning of its URL, with --archive",
             )
+
+
+def holds_one_of(place: str, sha256s: Collection[str]) -> bool:
+    """Whether the file at a place has one of these sha256; also where there is no file any more, or a link to one.
+
+    Raises:
+        IntakeError: If it cannot be read.
+    """
+    try:
+        if not file_locations.exists(place) or (not file_locations.is_url(place) and Path(place).is_symlink()):
+            return True
+        return file_locations.sha256_of(place) in sha256s
+    except (OSError, ImportError, ValueError) as error:
+        raise IntakeError(f"the picture {place} cannot be read: {error}", remedy="see that it may be") from error
 
 
 def remove_archived(place: str) -> None:

@@ -4,6 +4,7 @@ fsspec's own parser reads more into a name than stands there: it takes "a.png::b
 deletes a.png. So a local path never gets there, and of a URL the parser sees scheme and host alone.
 """
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -75,6 +76,22 @@ def read_bytes(place: str, most_bytes: int) -> bytes:
     handle = os.open(place, os.O_RDONLY | os.O_NONBLOCK)  # a pipe is not waited for
     with os.fdopen(handle, "rb") as file:
         return file.read(most_bytes) or b""
+
+
+def sha256_of(place: str) -> str:
+    """Return the sha256 of a whole file, in hex.
+
+    Raises:
+        ValueError: As `filesystem_of`.
+        ImportError: As `filesystem_of`.
+        OSError: If the file cannot be read.
+    """
+    if is_url(place):
+        with filesystem_of(place).open(place, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    handle = os.open(place, os.O_RDONLY | os.O_NONBLOCK)  # a pipe is not waited for
+    with os.fdopen(handle, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_file(place: str) -> None:

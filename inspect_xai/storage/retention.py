@@ -206,7 +206,14 @@ class Retention:
                 held=connection.execute(select(func.count()).select_from(held.subquery())).scalar_one(),
             )
 
-    def carry_out(self, plan: Plan, *, by: str, remove_picture: Callable[[str], None]) -> None:
+    def carry_out(
+        self,
+        plan: Plan,
+        *,
+        by: str,
+        remove_picture: Callable[[str], None],
+        holds_one_of: Callable[[str, Collection[str]], bool] = lambda _place, _sha256s: True,
+    ) -> None:
         """Delete what a plan names, and write down that it went.
 
         In small transactions; after a fault a new plan names what is left. Holds placed since the plan was made are
@@ -219,6 +226,8 @@ class Retention:
             remove_picture: Deletes a picture by the place it was archived at, and proves that it is gone; one that is
                 gone already is no error. Called before the deletion is recorded, so that nothing is recorded as
                 deleted that is still there.
+            holds_one_of: Whether the file at a place, if there is one, has one of these sha256. A file that was written
+                again since it was recorded is another part's picture, and stays.
 
         Raises:
             IntakeError: If pictures could not be deleted; everything else is.
@@ -226,7 +235,7 @@ class Retention:
         kept: list[IntakeError] = []
         for start in range(0, len(plan.pictures), _CHUNK):
             numbers = [number for number, _ in plan.pictures[start : start + _CHUNK]]
-            kept += self._delete_pictures(numbers, by, remove_picture)
+            kept += self._delete_pictures(numbers, by, remove_picture, holds_one_of)
         for blob_ids in chunks(plan.blob_ids):
             self._delete_maps(blob_ids, by)
         for inspection_ids in chunks(plan.inspection_ids):
@@ -238,16 +247,28 @@ class Retention:
             )
             raise IntakeError(found, expected=first.expected, remedy=first.remedy)
 
-    def _delete_pictures(self, capture_ids: Sequence[int], by: str, remove: Callable[[str], None]) -> list[IntakeError]:
+    def _delete_pictures(
+        self,
+        capture_ids: Sequence[int],
+        by: str,
+        remove: Callable[[str], None],
+        holds_one_of: Callable[[str, Collection[str]], bool],
+    ) -> list[IntakeError]:
         removed: dict[int, str] = {}
         kept: dict[int, IntakeError] = {}
         beside, newest = self._at_the_same_place(capture_ids)
         try:
             for number in capture_ids:
-                place = self._mark_going(number, beside.get(number, set()), newest)
-                if place is None:
+                going = self._mark_going(number, beside.get(number, set()), newest)
+                if going is None:
                     continue
+                place, sha256s = going
                 try:
+                    if sha256s and not holds_one_of(place, sha256s):
+                        raise IntakeError(
+                            f"{place} is no longer the file that was recorded", expected="the recorded file, or none",
+                            remedy="inspect it, or move it away; then say it again",
+                        )  # fmt: skip
                     remove(place)
                 except IntakeError as error:
                     kept[number] = error
@@ -272,10 +293,14 @@ class Retention:
             sharing.setdefault(place, set()).add(number)
         return {number: sharing[place] - {number} for number, place in places.items()}, newest or 0
 
-    def _mark_going(self, capture_id: int, beside: Collection[int], newest: int) -> str | None:
-        """Mark a picture as going, and return its place; None where it is not due or a hold keeps it, or one `beside`.
+    def _mark_going(self, capture_id: int, beside: Collection[int], newest: int) -> tuple[str, frozenset[str]] | None:
+        """Mark a picture as going; None where it is not due or a hold keeps it, or one `beside`.
 
         A capture after the `newest` that was written to the same place keeps it, too.
+
+        Returns:
+            Its place, and the sha256 that the file there may have; none where one of them held no picture, since what
+            is recorded of such a file is not its own hash.
         """
         with self._database.write() as connection:
             now = self._database.clock()
@@ -289,7 +314,9 @@ class Retention:
             if connection.execute(later).first():
                 return None
             connection.execute(update(Capture).where(Capture.id == capture_id).values(picture_going_at=now))
-            return str(place)
+            files = select(Capture.sha256, Capture.pixels_sha256).where(Capture.id.in_([capture_id, *beside]))
+            hashes = {row.sha256: row.pixels_sha256 for row in connection.execute(files)}
+            return str(place), frozenset(hashes) if all(hashes.values()) else frozenset()
 
     def _record_deleted(self, places: Mapping[int, str], by: str, *, kept: Collection[int]) -> None:
         with self._database.write() as connection:

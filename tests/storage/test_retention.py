@@ -1,6 +1,7 @@
 """Retention deletes what its rules name and nothing else, says so in the ledger, and leaves the numbers."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import threading
@@ -13,7 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from inspect_xai.errors import DatabaseAwayError, IntakeError, NotFoundError, SettingsError, StoreError
-from inspect_xai.intake.archive import refuse_outside, remove_archived
+from inspect_xai.intake.archive import holds_one_of, refuse_outside, remove_archived
 from inspect_xai.records import Decision, Explanation, Inspection, Review, VerdictCode
 from inspect_xai.storage import database
 from inspect_xai.storage.blob_store import BlobStore
@@ -505,3 +506,27 @@ def test_a_sweep_takes_what_killed_lines_left_and_no_map(
     monkeypatch.delenv("INSPECT_XAI_BLOB_STORE")
     code, _, err = cli("retention", "sweep", "--db", url)
     assert (code, "no blob store is named" in err) == (60, True)
+
+
+def test_a_file_written_again_since_it_was_recorded_is_not_deleted(
+    store: Store, clock: Calendar, tmp_path: Path
+) -> None:
+    """With files left in place a camera may write the next part under the old name, before a line has seen it."""
+    places = [tmp_path / f"{number}.png" for number in range(2)]
+    for number, place in enumerate(places):
+        place.write_bytes(b"part %d" % number)
+        sha256 = hashlib.sha256(place.read_bytes()).hexdigest()
+        store.record([stored.of_part(stored.inspection(number), sha256, archived_to=str(place))])
+    places[0].write_bytes(b"another part")
+    retention = Retention(store.database)
+    retention.set_rule(Rule("", DataKind.PICTURE, 30), by="Ada")
+    clock.now += timedelta(days=31)
+    given = {"by": "Ada", "remove_picture": remove_archived, "holds_one_of": holds_one_of}
+    with pytest.raises(IntakeError, match=r"0\.png is no longer the file that was recorded"):
+        retention.carry_out(retention.plan(), **given)  # type: ignore[arg-type]
+    assert places[0].read_bytes() == b"another part"
+    assert not places[1].exists()
+    places[0].unlink()
+    retention.carry_out(retention.plan(), **given)  # type: ignore[arg-type]
+    assert retention.plan().is_empty
+    assert store.ledger.verify().holds
