@@ -118,6 +118,6 @@ def test_a_collector_gets_json_with_part_and_hash_in_every_line(settings: Path, 
     said = [json.loads(line) for line in done.stderr.splitlines()]
     assert all(each["serial"] and len(each["sha256"]) == 64 and each["station"] is not None for each in said)
     assert {(each["line"], each["serial"], each["verdict"]) for each in said if each["level"] == "info"} == {
-        ("L1", "SN9", "OK"), ("", "bad\nname", "UNSURE"),
+        ("L1", "SN9", "OK"), ("", r"bad\nname", "UNSURE"),
     }  # fmt: skip
     assert [each["file_name"] for each in said if each["level"] == "warning"] == ["L1/S3/bad\nname.png"]

@@ -16,7 +16,7 @@ from inspect_xai.web.auth import Role
 from inspect_xai.web.i18n import LANGUAGES, Words, catalogue, chosen_language
 
 WEB = Path(i18n.__file__).parent
-SOURCES = "\n".join(path.read_text("utf-8") for path in sorted([*WEB.glob("*.py"), *WEB.glob("templates/*.html")]))
+SOURCES = "\n".join(path.read_text("utf-8") for path in sorted([*WEB.rglob("*.py"), *WEB.glob("templates/*.html")]))
 
 
 def names_in(text: str) -> set[str]:
