@@ -55,7 +55,7 @@ class InspectXaiError(Exception):
         if expected:
             sentences.append(f"Expected {expected}")
         if remedy:
-            sentences.append(f"To mend it: {remedy}")
+            sentences.append(f"Fix: {remedy}")
         super().__init__(printable(". ".join(sentence.rstrip(". ") for sentence in sentences) + "."))
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -54,7 +54,7 @@ def doctor(
         print_json({"ok": all(finding.ok for finding in findings), "findings": findings})
     else:
         for finding in findings:
-            remedy = f". To mend it: {finding.remedy}" if finding.remedy else ""
+            remedy = f". Fix: {finding.remedy}" if finding.remedy else ""
             echo(f"{'ok  ' if finding.ok else 'MEND'}  {finding.check:<20}  {finding.found}{remedy}")
     raise typer.Exit(0 if all(finding.ok for finding in findings) else _FINDINGS)
 
