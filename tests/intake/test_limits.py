@@ -97,6 +97,7 @@ def test_only_settings_and_records_make_limits_and_only_the_decoders_decode() ->
         "audit/run.py",  # of audits before the limits were recorded
         "explain/explainer.py",  # in Python, where none are given
         "audit/dataset.py",  # full white of a mask
+        "verify/file_check.py",  # reads bytes to hash them, and decodes none
     }
     # Sanity reads back the JPEG that it has just made of pixels.
     assert decoders <= {"intake/decode.py", "intake/png.py", "audit/sanity.py"}
