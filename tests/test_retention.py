@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from inspect_xai.errors import DatabaseAwayError, IntakeError, NotFoundError, SettingsError, StoreError
 from inspect_xai.pipeline.archive import refuse_outside, remove_archived
-from inspect_xai.records import Decision, Explanation, Review, VerdictCode
+from inspect_xai.records import Decision, Explanation, Inspection, Review, VerdictCode
 from inspect_xai.storage import database
 from inspect_xai.storage.blobstore import BlobStore
 from inspect_xai.storage.retention import DataKind, Retention, Rule
@@ -358,6 +358,46 @@ def test_a_hold_placed_while_pictures_go_keeps_the_rest_and_tells_what_is_lost(s
     assert retention.pictures_lost(holds[0]) == (("SN00001", "archive/SN00001.png"),)
     assert retention.pictures_lost(retention.place_hold(reason="other", by="Bob", serial="SN00002")) == ()
     assert [store.get(number).picture_deleted_at is None for number in (1, 2, 3)] == [False, True, False]
+    assert store.verify_ledger().holds
+
+
+def written_again(number: int, name: str) -> Inspection:
+    """An inspection whose picture was read in place, under a name that others had before it."""
+    given = stored.inspection(number)
+    return dataclasses.replace(given, capture=dataclasses.replace(given.capture, archived_to=name))
+
+
+def test_a_name_that_was_written_again_goes_when_all_its_parts_may(store: Store, clock: Calendar) -> None:
+    retention = Retention(store)
+    retention.set_rule(Rule("", DataKind.PICTURE, 30), by="Ada")
+    store.record([written_again(3, "in/latest.png"), written_again(12, "in/latest.png")])  # of LOT0 and of LOT1
+    hold = retention.place_hold(reason="complaint 10", by="Bob", lot="LOT1")
+    clock.now += timedelta(days=31)
+    others = ["archive/SN00001.png", "archive/SN00002.png"]
+    assert [place for _, place in retention.plan().pictures] == others
+    retention.release_hold(hold, by="Bob")
+    plan = retention.plan()
+    assert [place for _, place in plan.pictures] == [*others, "archive/SN00011.png", "in/latest.png", "in/latest.png"]
+    retention.place_hold(reason="complaint 11", by="Bob", serial="SN00012")
+    removed: list[str] = []
+    retention.carry_out(plan, by="Ada", remove_picture=removed.append)
+    assert removed == [*others, "archive/SN00011.png"]
+    assert store.verify_ledger().holds
+
+
+def test_a_name_that_is_written_again_while_pictures_go_stays(store: Store, clock: Calendar) -> None:
+    retention = Retention(store)
+    retention.set_rule(Rule("", DataKind.PICTURE, 30), by="Ada")
+    clock.now += timedelta(days=31)
+    removed: list[str] = []
+
+    def remove(place: str) -> None:
+        if not removed:
+            store.record([written_again(12, "archive/SN00002.png")])
+        removed.append(place)
+
+    retention.carry_out(retention.plan(), by="Ada", remove_picture=remove)
+    assert removed == ["archive/SN00001.png", "archive/SN00011.png"]
     assert store.verify_ledger().holds
 
 

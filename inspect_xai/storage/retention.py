@@ -16,6 +16,7 @@ from sqlalchemy import (
     CompoundSelect,
     Connection,
     Select,
+    and_,
     delete,
     exists,
     false,
@@ -25,6 +26,7 @@ from sqlalchemy import (
     union,
     update,
 )
+from sqlalchemy.orm import aliased
 
 from inspect_xai.errors import IntakeError, SettingsError
 from inspect_xai.storage import database, ledger
@@ -237,9 +239,10 @@ class Retention:
     def _delete_pictures(self, capture_ids: Sequence[int], by: str, remove: Callable[[str], None]) -> list[IntakeError]:
         removed: dict[int, str] = {}
         kept: dict[int, IntakeError] = {}
+        beside, newest = self._at_the_same_place(capture_ids)
         try:
             for number in capture_ids:
-                place = self._mark_going(number)
+                place = self._mark_going(number, beside.get(number, set()), newest)
                 if place is None:
                     continue
                 try:
@@ -253,16 +256,38 @@ class Retention:
                 self._record_deleted(removed, by, kept=kept)
         return list(kept.values())
 
-    def _mark_going(self, capture_id: int) -> str | None:
-        """Mark a picture as going, and return its place; None where it is no longer due or a hold keeps it."""
+    def _at_the_same_place(self, capture_ids: Sequence[int]) -> tuple[dict[int, set[int]], int]:
+        """Return the other captures whose picture lies where one of these does, and the newest capture of all."""
+        with database.reading(self._engine) as connection:
+            own = select(Capture.archived_to).where(Capture.id.in_(capture_ids))
+            there = select(Capture.id, Capture.archived_to).where(
+                Capture.archived_to.in_(own), Capture.picture_deleted_at.is_(None)
+            )
+            places = {row.id: row.archived_to for row in connection.execute(there)}
+            newest = connection.execute(select(func.max(Capture.id))).scalar_one()
+        sharing: dict[str, set[int]] = {}
+        for number, place in places.items():
+            sharing.setdefault(place, set()).add(number)
+        return {number: sharing[place] - {number} for number, place in places.items()}, newest or 0
+
+    def _mark_going(self, capture_id: int, beside: Collection[int], newest: int) -> str | None:
+        """Mark a picture as going, and return its place; None where it is not due or a hold keeps it, or one `beside`.
+
+        A capture after the `newest` that was written to the same place keeps it, too.
+        """
         with database.writing(self._engine) as connection:
             now = self._clock()
-            due = _pictures(_expired(connection, DataKind.PICTURE, now)).where(Capture.id == capture_id)
-            row = connection.execute(due).one_or_none()
-            if row is None:
+            is_due = _is_due(_expired(connection, DataKind.PICTURE, now))
+            due = _captures(is_due).where(Capture.id.in_([capture_id, *beside]))
+            places = {row.id: row.archived_to for row in connection.execute(due)}
+            if len(places) <= len(beside):
+                return None
+            place = places[capture_id]
+            later = select(Capture.id).where(Capture.id > newest, Capture.archived_to == place)
+            if connection.execute(later).first():
                 return None
             connection.execute(update(Capture).where(Capture.id == capture_id).values(picture_going_at=now))
-            return str(row.archived_to)
+            return str(place)
 
     def _record_deleted(self, places: Mapping[int, str], by: str, *, kept: Collection[int]) -> None:
         with database.writing(self._engine) as connection:
@@ -318,15 +343,32 @@ def _inspections(*columns: Any) -> Select[Any]:
 
 
 def _pictures(is_expired: ColumnElement[bool]) -> Select[Any]:
-    """Captures whose picture is due. One without a place never was in the archive."""
+    """Captures whose picture is due.
+
+    A name that was written again, of a source read in place, leaves several captures with one place: what lies there
+    goes when it is due for all of them.
+    """
+    is_due = _is_due(is_expired)
+    others = aliased(Capture)
+    staying = select(others.archived_to).where(
+        others.picture_deleted_at.is_(None), others.id.not_in(_captures(is_due).with_only_columns(Capture.id))
+    )
+    return _captures(is_due).where(Capture.archived_to.not_in(staying)).order_by(Capture.id)
+
+
+def _captures(condition: ColumnElement[bool]) -> Select[Any]:
     return (
         select(Capture.id, Capture.archived_to)
         .join(Part, Part.id == Capture.part_id)
         .join(Lot, Lot.id == Part.lot_id)
         .join(Product, Product.id == Lot.product_id)
-        .where(Capture.archived_to != "", Capture.picture_deleted_at.is_(None), is_expired, ~_is_held())
-        .order_by(Capture.id)
+        .where(condition)
     )
+
+
+def _is_due(is_expired: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Whether a capture's picture may go. One without a place never was in the archive."""
+    return and_(Capture.archived_to != "", Capture.picture_deleted_at.is_(None), is_expired, ~_is_held())
 
 
 def _blobs(is_expired: ColumnElement[bool]) -> Select[Any]:
