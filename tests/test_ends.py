@@ -296,6 +296,19 @@ def test_a_network_explains_as_it_does_without_what_is_odd(name: str, tmp_path: 
     assert bundle.dynamic_batch
 
 
+@pytest.mark.parametrize("activation", [Activation.NONE, Activation.SIGMOID])
+def test_a_single_score_may_be_that_of_either_label(activation: Activation, tmp_path: Path) -> None:
+    given = one_score() if activation is Activation.NONE else model(outputs=[info("logits", ["N", 1])], classes=1)
+    said = []
+    for label in NAMES:
+        (tmp_path / label).mkdir()
+        bundle = built(given, card(OutputSpec(activation, positive_label=label)), tmp_path / label)
+        said.append(list(explained(bundle).prediction.scores))
+    first, second = said
+    assert first == pytest.approx(second[::-1], abs=1e-6)
+    assert first != pytest.approx(second, abs=0.01)
+
+
 def test_a_bound_for_half_precision_follows_from_its_roundings(tmp_path: Path) -> None:
     """Eight operators, each off by up to 2^-11: 4 x 2^-11 x sqrt(8), and no more than for float elsewhere."""
     bundle = built(half(ends_too=True), card(), tmp_path)

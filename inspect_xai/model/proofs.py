@@ -160,7 +160,10 @@ def _probabilities(scores: NDArray[np.float64], card: ModelCard) -> NDArray[np.f
         return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float64)
     if activation is Activation.SIGMOID:
         scores = 1 / (1 + np.exp(-scores))
-    return np.concatenate([1 - scores, scores], axis=1) if single else scores
+    if not single:
+        return scores
+    is_first = card.output.positive_label == card.labels[0]
+    return np.concatenate([scores, 1 - scores] if is_first else [1 - scores, scores], axis=1)
 
 
 def _batch_of_two(subject: Subject, predict: ort.InferenceSession) -> float:
