@@ -346,3 +346,13 @@ def _holds_after(url: str) -> None:
     tamper(url, "UPDATE study_answer SET verdict = 'UNSURE' WHERE id = 1")
     with open_store(url, create=False) as store:
         assert kinds(store) == [(17, "changed")]
+
+
+def test_a_state_that_hides_a_part_from_the_desk_is_a_finding(store: Store, database_url: str) -> None:
+    unchecked = (
+        "ALTER TABLE desk_item DROP CONSTRAINT ck_desk_item_state"
+        if database_url.startswith("postgresql")
+        else "PRAGMA ignore_check_constraints = ON"
+    )
+    tamper(database_url, unchecked, "UPDATE desk_item SET state = 'x' WHERE inspection_id = 3")
+    assert kinds(store) == [(0, "changed")]

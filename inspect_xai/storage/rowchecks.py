@@ -288,6 +288,7 @@ def _false_items() -> Any:
     has_its_tier = or_(DeskItem.tier == tier, and_(DeskItem.tier == BLIND_TIER, DeskItem.blind == 1))
     is_false = or_(
         ~is_of_it,
+        DeskItem.state.not_in([str(state) for state in State]),
         (DeskItem.state == State.DONE) & ~answered(),
         *((person != "") & ~answered(Review.reviewer == person) for person in (DeskItem.judged_by, DeskItem.second_by)),
         tier.is_(None),
