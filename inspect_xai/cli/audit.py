@@ -165,7 +165,7 @@ def _print_comparison(found: "Comparison") -> None:
         f"{found.new_overkill} new overkill, {found.new_unsure} newly UNSURE"
     )
     for difference in found.differences:
-        typer.echo(f"made with other settings: {difference}")
+        echo(f"made with other settings: {difference}")
     for part in found.changed:
         echo(f"  {part.image} ({part.label}): {part.before} -> {part.after}")
     if found.correlation is not None:

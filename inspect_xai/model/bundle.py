@@ -2,7 +2,7 @@
 
 DIR/card.toml           what people say about the network
 DIR/model.onnx          the network as given, weights inside
-DIR/graphs/*.onnx       derived graphs (see graph.py); their large weights are in graphs/weights.bin
+DIR/graphs/*.onnx       derived graphs (see build/derive.py); their large weights are in graphs/weights.bin
 DIR/graphs/score_int8.onnx  only after `bundle quantize`: the scoring graph in 8 bits, with weights of its own
 DIR/manifest.json       written last: block ends, proofs, versions, sha256 of every file, fingerprint
 """

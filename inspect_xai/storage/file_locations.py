@@ -70,12 +70,8 @@ def read_bytes(place: str, most_bytes: int) -> bytes:
         ImportError: As `filesystem_of`.
         OSError: If the file cannot be read.
     """
-    if is_url(place):
-        with filesystem_of(place).open(place, "rb") as file:
-            return bytes(file.read(most_bytes))
-    handle = os.open(place, os.O_RDONLY | os.O_NONBLOCK)  # a pipe is not waited for
-    with os.fdopen(handle, "rb") as file:
-        return file.read(most_bytes) or b""
+    with _open_file(place) as file:
+        return bytes(file.read(most_bytes) or b"")
 
 
 def sha256_of(place: str) -> str:
@@ -86,12 +82,14 @@ def sha256_of(place: str) -> str:
         ImportError: As `filesystem_of`.
         OSError: If the file cannot be read.
     """
-    if is_url(place):
-        with filesystem_of(place).open(place, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    handle = os.open(place, os.O_RDONLY | os.O_NONBLOCK)  # a pipe is not waited for
-    with os.fdopen(handle, "rb") as file:
+    with _open_file(place) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open_file(place: str) -> Any:
+    if is_url(place):
+        return filesystem_of(place).open(place, "rb")
+    return os.fdopen(os.open(place, os.O_RDONLY | os.O_NONBLOCK), "rb")  # a pipe is not waited for
 
 
 def remove_file(place: str) -> None:

@@ -1,6 +1,6 @@
 """The scoring graph in whole numbers: ONNX Runtime's static quantiser, ranges from masked pictures, float around it.
 
-    score_int8   as score (graph.py), with the network's convolutions in 8 bits: activations unsigned, one range per
+    score_int8   as score (derive.py), with the network's convolutions in 8 bits: activations unsigned, one range per
                  tensor; weights signed, one range per channel
 
 Masks, the card's arithmetic, gates (squeeze-excite), whatever follows the global pooling, and the activation stay
