@@ -466,9 +466,11 @@ def test_pictures_at_a_url_are_deleted_below_the_url_that_is_named(cli: Run, tmp
     with open_store(db) as store:
         stored.prepared(store)
         for number, place in enumerate(("/plant/in/a.png", "/plant/in/b.png", "/plant/inner/c.png")):
-            files.pipe_file(place, b"picture")
+            picture = b"picture %d" % number
+            files.pipe_file(place, picture)
             files.pipe_file(place.replace(".png", ".json"), b"sidecar")
-            store.record([stored.of_part(stored.inspection(number), f"{number:064x}", archived_to=f"memory:/{place}")])
+            sha256 = hashlib.sha256(picture).hexdigest()
+            store.record([stored.of_part(stored.inspection(number), sha256, archived_to=f"memory:/{place}")])
     assert cli("retention", "rule", "--kind", "picture", "--days", "0", "--db", db)[0] == 0
     apply = ["retention", "apply", "--yes", "--db", db]
     code, _, err = cli(*apply, "--archive", "memory://plant/in")
