@@ -96,8 +96,10 @@ def measure(name: str, bundle: ModelBundle, options: argparse.Namespace) -> None
     in_8_bits(name, bundle, window, options)
     started = subprocess.run(
         [sys.executable, "-m", "benchmarks.engine", "--only-start", str(bundle.folder)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     print(f"{name:9} start of a line      {started.stdout.strip()}  (bar 3 s)", flush=True)
 
 
@@ -136,8 +138,9 @@ def in_8_bits(name: str, bundle: ModelBundle, window: np.ndarray, options: argpa
             engines = {"float": engine, "int8": whole_numbers}
             rates = in_turn(
                 {key: lambda e=each: e.score_masks(window, maps, baseline=hidden) for key, each in engines.items()},
-                burst=options.burst, rounds=options.rounds,
-            )  # fmt: skip
+                burst=options.burst,
+                rounds=options.rounds,
+            )
             ratio = rates["int8"] / rates["float"]
             print(f"{name:9} int8 per mask         {np.median(ratio):7.2f} of float   spread {spread(ratio)}")
             for size in (sizes[0], sizes[-1]):
@@ -259,9 +262,15 @@ def export_resnet(path: Path, *, bottleneck: bool) -> None:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            network, (example,), str(path), dynamo=False, opset_version=18, input_names=["input"],
-            output_names=["logits"], dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
-        )  # fmt: skip
+            network,
+            (example,),
+            str(path),
+            dynamo=False,
+            opset_version=18,
+            input_names=["input"],
+            output_names=["logits"],
+            dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
+        )
 
 
 if __name__ == "__main__":

@@ -74,9 +74,10 @@ def main() -> None:
     parser.add_argument("--names", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--cpu", action="store_true",
+        "--cpu",
+        action="store_true",
         help="overhead in the processor's seconds, for a busy machine: taskset -c 0 python -m ... --cpu",
-    )  # fmt: skip
+    )
     parser.add_argument("--chunk", type=int, default=32, help="pictures of one task of Prefect's")
     parser.add_argument("--max-passes", type=int, default=64, help="for one explanation")
     options = parser.parse_args()
@@ -400,8 +401,10 @@ def prefect(scratch: Path, options: argparse.Namespace) -> None:
     policy.write_text('version = "bench"\n[explain]\nverdicts = []\nok_share = 0\n')
     (scratch / "home").mkdir()
     environment = {
-        "INSPECT_XAI_HOME": str(PROJECT), "INSPECT_XAI_SETTINGS": str(settings), "PREFECT_WORKER_QUERY_SECONDS": "1",
-    }  # fmt: skip
+        "INSPECT_XAI_HOME": str(PROJECT),
+        "INSPECT_XAI_SETTINGS": str(settings),
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+    }
     server = Prefect(scratch / "home", environment)
     with postgres.cluster() as database:
         try:
@@ -506,9 +509,13 @@ def small_bundle(scratch: Path) -> Path:
     file = scratch / "small.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file)
     card = ModelCard(
-        "small", "1", ("spot", "free"), InputSpec(64, 64, mean=(0.5,)), ok_labels=("free",),
+        "small",
+        "1",
+        ("spot", "free"),
+        InputSpec(64, 64, mean=(0.5,)),
+        ok_labels=("free",),
         verdict=VerdictSpec(unsure_margin=0.1),
-    )  # fmt: skip
+    )
     build_bundle(file, card, scratch / "small.bundle")
     return scratch / "small.bundle"
 

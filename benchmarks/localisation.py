@@ -40,9 +40,15 @@ from inspect_xai.records import Baseline, Explanation, Method, PictureLimits, Ti
 
 CHANCE = (Method.RANDOM, Method.CENTRE)
 COLUMNS = {
-    "aupro": "AUPRO@0.3", "aupro_window": "AUPRO win", "ebpg": "EBPG", "bbox": "Bbox", "pointing": "pointing",
-    **{f"drop_{fill}": f"Drop {fill}" for fill in Baseline}, "passes": "passes", "seconds": "s",
-}  # fmt: skip
+    "aupro": "AUPRO@0.3",
+    "aupro_window": "AUPRO win",
+    "ebpg": "EBPG",
+    "bbox": "Bbox",
+    "pointing": "pointing",
+    **{f"drop_{fill}": f"Drop {fill}" for fill in Baseline},
+    "passes": "passes",
+    "seconds": "s",
+}
 LOWER_IS_BETTER = tuple(f"drop_{fill}" for fill in Baseline)
 COSTS = ("passes", "seconds")
 
@@ -119,9 +125,12 @@ def main() -> None:
             if options.cache:
                 engine.folder = Path(options.cache)
                 engine.folder.mkdir(parents=True, exist_ok=True)
-            with engine, Explainer(
-                engine, profile=options.profile, max_passes=options.max_passes, faithfulness=False
-            ) as explainer:  # fmt: skip
+            with (
+                engine,
+                Explainer(
+                    engine, profile=options.profile, max_passes=options.max_passes, faithfulness=False
+                ) as explainer,
+            ):
                 rows = measured_rows(explainer, chosen_parts(shared, name, options), options)
             for label in [*dict.fromkeys(row.label for row in rows), "all"]:
                 print_table(name, label, [row for row in rows if label in (row.label, "all")], options.resample)

@@ -55,8 +55,10 @@ def child(*arguments: object) -> tuple[float, float]:
     """Run one measurement in a fresh process; return its passes and its peak in MB."""
     ran = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", "--child", *map(str, arguments)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     passes, peak = ran.stdout.split()
     return float(passes), float(peak)
 

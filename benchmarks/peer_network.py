@@ -69,9 +69,13 @@ def _padded(module: nn.Conv2d | nn.MaxPool2d, said: Said) -> nn.Module:
 def _conv(said: Said, held: list[Tensor]) -> nn.Module:
     weight, groups = held[0], said.get("group", 1)
     conv = nn.Conv2d(
-        weight.shape[1] * groups, weight.shape[0], (weight.shape[2], weight.shape[3]),
-        stride=tuple(said.get("strides", (1, 1))), groups=groups, bias=len(held) > 1,
-    )  # fmt: skip
+        weight.shape[1] * groups,
+        weight.shape[0],
+        (weight.shape[2], weight.shape[3]),
+        stride=tuple(said.get("strides", (1, 1))),
+        groups=groups,
+        bias=len(held) > 1,
+    )
     conv.weight.data = weight
     if conv.bias is not None:
         conv.bias.data = held[1]

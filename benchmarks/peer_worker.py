@@ -164,9 +164,13 @@ def dianna_peer(name, model, bundle):
 
 
 FAMILIES = {
-    "grad-cam": torch_peer, "torchcam": torch_peer, "captum": torch_peer, "openvino_xai": openvino_peer,
-    "dianna": dianna_peer, "inspect-xai": ours,
-}  # fmt: skip
+    "grad-cam": torch_peer,
+    "torchcam": torch_peer,
+    "captum": torch_peer,
+    "openvino_xai": openvino_peer,
+    "dianna": dianna_peer,
+    "inspect-xai": ours,
+}
 
 
 def peak_mb():

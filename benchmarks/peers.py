@@ -58,14 +58,23 @@ OURS = (
 )
 METHODS = (
     *(f"inspect-xai:{method}" for method in OURS),
-    "grad-cam:GradCAM", "grad-cam:ScoreCAM", "grad-cam:AblationCAM", "torchcam:ScoreCAM", "captum:Occlusion",
-    "openvino_xai:AISE", "openvino_xai:RISE", "openvino_xai:ReciproCAM", "dianna:RISE", "inspect-xai:rise",
-)  # fmt: skip
+    "grad-cam:GradCAM",
+    "grad-cam:ScoreCAM",
+    "grad-cam:AblationCAM",
+    "torchcam:ScoreCAM",
+    "captum:Occlusion",
+    "openvino_xai:AISE",
+    "openvino_xai:RISE",
+    "openvino_xai:ReciproCAM",
+    "dianna:RISE",
+    "inspect-xai:rise",
+)
 ON_RESNETS = ("inspect-xai:sise:exact", "inspect-xai:sise:fast", "inspect-xai:sise:quick", "grad-cam:ScoreCAM")
 INTERPRETERS = {
-    "openvino_xai": "INSPECT_XAI_OPENVINO_PYTHON", "dianna": "INSPECT_XAI_DIANNA_PYTHON",
+    "openvino_xai": "INSPECT_XAI_OPENVINO_PYTHON",
+    "dianna": "INSPECT_XAI_DIANNA_PYTHON",
     **dict.fromkeys(("grad-cam", "torchcam", "captum"), "INSPECT_XAI_TORCH_PYTHON"),
-}  # fmt: skip
+}
 GFLOP = {"magnetic-tile": 0.77, "ball-screw": 0.77, "resnet18": 3.63, "resnet50": 8.18}  # one forward pass, 224 x 224
 WORKER = Path(__file__).with_name("peer_worker.py")
 REPEATS = 3
@@ -109,8 +118,11 @@ class Workers:
             python = os.environ.get(INTERPRETERS.get(method.partition(":")[0], ""), sys.executable)
             self.running[key] = subprocess.Popen(
                 [python, str(WORKER), method, str(case.model), str(case.bundle)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said(key), text=True,
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.said(key),
+                text=True,
+            )
         worker = self.running[key]
         assert worker.stdin
         assert worker.stdout
@@ -443,10 +455,17 @@ def plot(cases: list[Case], methods: tuple[str, ...], store: Path, path: Path) -
             axis.set(xscale="log", xlabel=f"{what} per explanation", ylabel=f"{name} ({better} is better)")
             axis.grid(alpha=0.3)
     handles = [
-        plt.Line2D([], [], marker=marks[family], linestyle="", markeredgecolor=colour, label=family,
-                   markerfacecolor=colour if family == "inspect-xai" else "none")
+        plt.Line2D(
+            [],
+            [],
+            marker=marks[family],
+            linestyle="",
+            markeredgecolor=colour,
+            label=family,
+            markerfacecolor=colour if family == "inspect-xai" else "none",
+        )
         for family, colour in colours.items()
-    ]  # fmt: skip
+    ]
     axes[0][0].legend(handles=handles, fontsize=8)
     figure.savefig(path, metadata={"Date": None})
 

@@ -99,23 +99,46 @@ def _fill_day(
         "INSERT INTO capture (id, sha256, pixels_sha256, file_name, part_id, captured_at, line, station, camera, view,"
         " shift, height_px, width_px, archived_to) VALUES (?,?,'',?,?,?,'L1',?,'CAM','TOP',?,?,?,?)",
         [
-            (n, f"{n * 2654435761 % 2**32:08x}{n:056x}", f"L1/SN{n:07d}.png", n, stamp, f"S{n % 4 + 1}", shift, SIZE,
-             SIZE, f"archive/SN{n:07d}.png")
+            (
+                n,
+                f"{n * 2654435761 % 2**32:08x}{n:056x}",
+                f"L1/SN{n:07d}.png",
+                n,
+                stamp,
+                f"S{n % 4 + 1}",
+                shift,
+                SIZE,
+                SIZE,
+                f"archive/SN{n:07d}.png",
+            )
             for n, *_, stamp, _, shift in rows
         ],
-    )  # fmt: skip
+    )
     connection.executemany(
         "INSERT INTO inspection (id, capture_id, model_id, policy_id, run_id, inspected_at, recorded_at, model_status,"
         " verdict, reason, label, score, threshold, predicted_label, predicted_score, margin, worst_tile, scores,"
         " explained_because, failure_kind, failure_message, duration_ms)"
         " VALUES (?,?,1,1,1,?,?,'approved',?,?,?,?,0.5,?,?,?,0,?,?,'','',?)",
         [
-            (n, n, at, at, verdict, "CLEAR" if verdict == "OK" else "DEFECT_OVER_THRESHOLD", label, score,
-             "free" if verdict == "OK" else label, max(score, 1 - score), abs(2 * score - 1),
-             f"[{score:.6f},{1 - score:.6f}]", _because(verdict, is_sample), 40 + 100 * score)
+            (
+                n,
+                n,
+                at,
+                at,
+                verdict,
+                "CLEAR" if verdict == "OK" else "DEFECT_OVER_THRESHOLD",
+                label,
+                score,
+                "free" if verdict == "OK" else label,
+                max(score, 1 - score),
+                abs(2 * score - 1),
+                f"[{score:.6f},{1 - score:.6f}]",
+                _because(verdict, is_sample),
+                40 + 100 * score,
+            )
             for n, verdict, label, is_sample, _, score, _, _, at, _ in rows
         ],
-    )  # fmt: skip
+    )
     explained = [row for row in rows if row[1] != "OK" or row[3]]
     connection.executemany(
         "INSERT INTO explanation (id, inspection_id, status, method, target, against, mu, baseline, settings, passes,"

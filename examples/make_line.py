@@ -128,9 +128,14 @@ def shoot(shot: Shot, *, seed: int, out: Path) -> dict[str, str]:
     # No filter search: noise does not compress, and the line is to be there in seconds.
     _write(out / image, cv2.imencode(".png", picture.rgb[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
     return {
-        "image": image, "label": picture.label, "mask": mask,
-        "part": shot.part, "lot": shot.lot, "station": shot.station, "shift": shot.shift,
-    }  # fmt: skip
+        "image": image,
+        "label": picture.label,
+        "mask": mask,
+        "part": shot.part,
+        "lot": shot.lot,
+        "station": shot.station,
+        "shift": shot.shift,
+    }
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -142,9 +147,14 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def make_line(
-    out: Path, *, pictures: int = 60, days: int = 1, seed: int = 7, start: date = FIRST_DAY,
+    out: Path,
+    *,
+    pictures: int = 60,
+    days: int = 1,
+    seed: int = 7,
+    start: date = FIRST_DAY,
     events: Sequence[Event] = (),
-) -> list[dict[str, str]]:  # fmt: skip
+) -> list[dict[str, str]]:
     """Write the whole line into a folder.
 
     Returns:

@@ -35,15 +35,35 @@ def main() -> None:
     settings = _settings(out, line=line, bundle=bundle)
     _step(
         f"render a sample line: {DAYS} days of metal, castings and tiles, some with defects, and three troubles",
-        [sys.executable, str(HERE / "make_line.py"), "--out", str(line), "--pictures", str(PER_DAY), "--days",
-         str(DAYS), "--start", str(FIRST), "--seed", str(SEED),
-         *(word for event in EVENTS for word in ("--event", event))],
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(HERE / "make_line.py"),
+            "--out",
+            str(line),
+            "--pictures",
+            str(PER_DAY),
+            "--days",
+            str(DAYS),
+            "--start",
+            str(FIRST),
+            "--seed",
+            str(SEED),
+            *(word for event in EVENTS for word in ("--event", event)),
+        ],
+    )
     _product(
         "make a bundle of the sample classifier: find its blocks, derive and prove its graphs",
-        ["bundle", "build", str(HERE / "sample" / "model.onnx"), "--card", str(HERE / "sample" / "card.toml"),
-         "--out", str(bundle), "--force"],
-    )  # fmt: skip
+        [
+            "bundle",
+            "build",
+            str(HERE / "sample" / "model.onnx"),
+            "--card",
+            str(HERE / "sample" / "card.toml"),
+            "--out",
+            str(bundle),
+            "--force",
+        ],
+    )
     _product(
         "keep what it says of a few pictures, so that every machine can show that it computes the same",
         ["model", "golden", str(bundle), *map(str, _golden(line, 4))],
@@ -56,19 +76,45 @@ def main() -> None:
     _product("judge every picture, explain the flagged ones, record both", ["line", "--settings", str(settings)])
     _product(
         "learn from the quiet days what later ones are held against",
-        ["drift", "baseline", "--settings", str(settings), "--since", str(FIRST), "--until",
-         str(FIRST + timedelta(days=QUIET_DAYS - 1)), "--by", "sample"],
-    )  # fmt: skip
+        [
+            "drift",
+            "baseline",
+            "--settings",
+            str(settings),
+            "--since",
+            str(FIRST),
+            "--until",
+            str(FIRST + timedelta(days=QUIET_DAYS - 1)),
+            "--by",
+            "sample",
+        ],
+    )
     _step(
         "answer the flagged parts and the random share of the passed ones, all but the last day's",
-        [sys.executable, str(HERE / "answer_line.py"), "--db", _database(out), "--truth", str(line / "truth.csv"),
-         "--until", str(LAST)],
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(HERE / "answer_line.py"),
+            "--db",
+            _database(out),
+            "--truth",
+            str(line / "truth.csv"),
+            "--until",
+            str(LAST),
+        ],
+    )
     _product(
         "report the days that went wrong against as many before, and drop an alert for each alarm",
-        ["report", "--settings", str(settings), "--since", str(FIRST + timedelta(days=QUIET_DAYS)), "--until",
-         str(LAST), "--alerts"],
-    )  # fmt: skip
+        [
+            "report",
+            "--settings",
+            str(settings),
+            "--since",
+            str(FIRST + timedelta(days=QUIET_DAYS)),
+            "--until",
+            str(LAST),
+            "--alerts",
+        ],
+    )
     overlays = out / "overlays"
     _product(
         "explain three of the defects once more, each into a folder with its maps",

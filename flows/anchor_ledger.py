@@ -28,9 +28,12 @@ def anchor_now(settings: str | None, db: str | None, place: str | None) -> dict[
     chosen = load_settings(Path(settings) if settings else None, db=db)
     made = anchor_head(chosen, place)
     return {
-        "place": place or chosen.ledger.anchors, "events": made.events, "head": made.head,
-        "anchored_at": made.anchored_at.isoformat(), "signed_by": made.signed_by,
-    }  # fmt: skip
+        "place": place or chosen.ledger.anchors,
+        "events": made.events,
+        "head": made.head,
+        "anchored_at": made.anchored_at.isoformat(),
+        "signed_by": made.signed_by,
+    }
 
 
 if __name__ == "__main__":

@@ -36,9 +36,12 @@ def check_golden(settings: str | None, bundle: str | None, db: str | None) -> di
     with gpu_slot("CPUExecutionProvider" if chosen.device == "cpu" else chosen.device):
         report = verify_golden_of(chosen, by="flow golden-check")
     return {
-        "bundle": str(chosen.bundle), "provider": report.provider, "holds": report.holds,
-        "pictures": len(report.checks), "beyond": sum(not check.holds for check in report.checks),
-    }  # fmt: skip
+        "bundle": str(chosen.bundle),
+        "provider": report.provider,
+        "holds": report.holds,
+        "pictures": len(report.checks),
+        "beyond": sum(not check.holds for check in report.checks),
+    }
 
 
 if __name__ == "__main__":

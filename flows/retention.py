@@ -29,9 +29,13 @@ def delete_due(settings: str | None, db: str | None, *, carry_out: bool) -> dict
     chosen = load_settings(Path(settings) if settings else None, db=db)
     plan = apply_retention(chosen, carry_out=carry_out, by="flow retention")
     return {
-        "carried_out": carry_out, "pictures": len(plan.pictures), "maps": len(plan.blob_ids),
-        "bytes": plan.blob_bytes, "inspections": len(plan.inspection_ids), "held": plan.held,
-    }  # fmt: skip
+        "carried_out": carry_out,
+        "pictures": len(plan.pictures),
+        "maps": len(plan.blob_ids),
+        "bytes": plan.blob_bytes,
+        "inspections": len(plan.inspection_ids),
+        "held": plan.held,
+    }
 
 
 if __name__ == "__main__":

@@ -56,9 +56,10 @@ def open_line_of(settings: "Settings", *, explain_all: bool = False) -> "Line":
     twice = sorted({"policy_version", "ok_share"} & chosen.model_fields_set)
     if chosen.policy and twice:
         raise SettingsError(
-            f"{' and '.join(twice)} beside the policy {chosen.policy}", expected="either",
+            f"{' and '.join(twice)} beside the policy {chosen.policy}",
+            expected="either",
             remedy="the policy says both: take them out of the settings and flags",
-        )  # fmt: skip
+        )
     policy = (
         read_policy(chosen.policy)
         if chosen.policy
@@ -66,11 +67,19 @@ def open_line_of(settings: "Settings", *, explain_all: bool = False) -> "Line":
     )
     zone = settings.report.time_zone if "time_zone" in settings.report.model_fields_set else ""
     return Line(
-        settings.bundle, settings.db, device=settings.device, policy=policy.explaining_all() if explain_all else policy,
-        intake=IntakeSpec(chosen.path_pattern, chosen.limits, zone), threads=settings.threads, bucket=settings.bucket,
-        memory_mb=settings.memory_mb, blob_store=settings.blob_store, golden=chosen.golden,
-        ledger_key=settings.ledger.key, opened_by=who(),
-    )  # fmt: skip
+        settings.bundle,
+        settings.db,
+        device=settings.device,
+        policy=policy.explaining_all() if explain_all else policy,
+        intake=IntakeSpec(chosen.path_pattern, chosen.limits, zone),
+        threads=settings.threads,
+        bucket=settings.bucket,
+        memory_mb=settings.memory_mb,
+        blob_store=settings.blob_store,
+        golden=chosen.golden,
+        ledger_key=settings.ledger.key,
+        opened_by=who(),
+    )
 
 
 def _refuse_new_database(settings: "Settings") -> None:
@@ -356,9 +365,14 @@ def _checked(engine: "Engine", audit: "Audit", settings: "AuditSettings", on_ste
     step = max(1, len(explained) // settings.sanity)
     parts = [(audit.pictures / row.image, row.target) for row in explained[::step][: settings.sanity]]
     return check_sanity(
-        engine, parts, settings=settings.explain_settings(engine.card, settings.methods[0]), seed=settings.seed,
-        limits=settings.limits, keep=audit.folder / "sanity.json", on_step=on_step,  # type: ignore[arg-type]
-    )  # fmt: skip
+        engine,
+        parts,
+        settings=settings.explain_settings(engine.card, settings.methods[0]),
+        seed=settings.seed,
+        limits=settings.limits,
+        keep=audit.folder / "sanity.json",
+        on_step=on_step,  # type: ignore[arg-type]
+    )
 
 
 def _command(bundle: Path, manifest: Path, out: Path, settings: "AuditSettings", *, file: Path | None) -> str:
@@ -392,4 +406,4 @@ def _keep(settings: "Settings", bundle: "ModelBundle", audit: "Audit", report: "
     with store_of(settings) as store:
         store.registry.record_audit(
             identity, bundle.fingerprint, audited_at=datetime.now(UTC), settings=made_with, numbers=numbers
-        )  # fmt: skip
+        )

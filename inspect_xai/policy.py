@@ -226,8 +226,9 @@ class Policy:
         if unknown:
             raise SettingsError(
                 f"policy {self.version!r} names the labels {', '.join(unknown)}",
-                expected=f"defect labels of {card.name}: {', '.join(card.defect_labels)}", remedy=_REMEDY,
-            )  # fmt: skip
+                expected=f"defect labels of {card.name}: {', '.join(card.defect_labels)}",
+                remedy=_REMEDY,
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ def test_the_quick_start_does_what_it_says(desktop: Path) -> None:
     """One test, because each block uses what the one before it left."""
     run(["bash", "-euc", code_of("bash")], desktop)
     assert sorted(path.name for path in (desktop / "maps" / "part42").iterdir()) == [
-        *("blocks.npz", "manifest.json", "map.npy", "overlay.png", "rank.npy"),
+        *("blocks.npz", "manifest.json", "map.npy", "overlay.png", "rank.npy")
     ]
     assert list((desktop / "incoming" / "_archive").rglob("part42*.png"))
     assert list((desktop / "reports").rglob("report.html"))

@@ -96,9 +96,12 @@ def test_the_line_keeps_to_it_and_a_replay_knows_it(policy: Policy, bundle: Path
     found = {row.serial: row for row in rows(db)}
     said = {name: (row.verdict, row.explained_because, row.policy_version) for name, row in sorted(found.items())}
     assert said == {
-        "a": ("UNSURE", "", "7"), "b": ("OK", "", "7"), "c": ("UNSURE", "unsure", "7"),
-        "d": ("NG", "ng", "7"), "e": ("OK", "ok", "7"),
-    }  # fmt: skip
+        "a": ("UNSURE", "", "7"),
+        "b": ("OK", "", "7"),
+        "c": ("UNSURE", "unsure", "7"),
+        "d": ("NG", "ng", "7"),
+        "e": ("OK", "ok", "7"),
+    }
     assert found["b"].threshold == 0.9999999
     with open_store(db) as store:
         stored = {name: store.get(row.inspection_id, maps=True) for name, row in found.items()}
@@ -238,10 +241,7 @@ def test_a_policy_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_the_command_takes_it_from_the_settings_and_suffers_no_second_answer(
-    cli: Run,
-    policy: Policy,
-    bundle: Path,
-    tmp_path: Path,
+    cli: Run, policy: Policy, bundle: Path, tmp_path: Path
 ) -> None:
     write(tmp_path / "in/a.png", 1, 10)
     settings = tmp_path / "line.toml"

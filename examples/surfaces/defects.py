@@ -13,13 +13,7 @@ Point = tuple[float, float]  # (row, column)
 
 
 def damage(
-    rng: np.random.Generator,
-    reflectance: Reflectance,
-    *,
-    label: str,
-    centre: Point,
-    light: Point,
-    strength: float,
+    rng: np.random.Generator, reflectance: Reflectance, *, label: str, centre: Point, light: Point, strength: float
 ) -> Reflectance:
     """Draw one defect on a surface.
 

@@ -143,8 +143,9 @@ def compare_audits(
         if len(audit.rows) < audit.header["pictures"]:
             raise SettingsError(
                 f"{audit.folder} was cut short: {len(audit.rows)} of {audit.header['pictures']} pictures",
-                expected="two finished audits", remedy="run the same command again: it goes on where it ended",
-            )  # fmt: skip
+                expected="two finished audits",
+                remedy="run the same command again: it goes on where it ended",
+            )
     if before.header["table_sha256"] != after.header["table_sha256"]:
         raise SettingsError(
             f"{before.folder} and {after.folder} were made with different tables of pictures",
@@ -163,8 +164,9 @@ def compare_audits(
     if method is None or not pairs:
         raise SettingsError(
             f"{before.folder} and {after.folder} share {len(pairs)} pictures and {method or 'no method'}",
-            expected="audits that have both in common", remedy="run both with the same --methods, --sample and --seed",
-        )  # fmt: skip
+            expected="audits that have both in common",
+            remedy="run both with the same --methods, --sample and --seed",
+        )
     parts = [_part(before, after, one, two, method) for one, two in pairs]
     wrong = sum(_is_wrong(two, after) and not _is_wrong(one, before) for one, two in pairs)
     right = sum(_is_wrong(one, before) and not _is_wrong(two, after) for one, two in pairs)

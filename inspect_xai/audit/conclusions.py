@@ -394,19 +394,19 @@ def _shares(rows: Sequence[AuditRow], method: Method, *, seed: int) -> Iterator[
             if found:
                 on_defect = [numbers["ebpg"] for numbers in found if "ebpg" in numbers]
                 yield Shares(
-                    kind, name, len(found),
+                    kind,
+                    name,
+                    len(found),
                     average([numbers["inside"] for numbers in found], seed=seed),
                     average(on_defect, seed=seed) if on_defect else None,
                     average([numbers["border"] for numbers in found], seed=seed),
-                )  # fmt: skip
+                )
 
 
 def _suspects(rows: Sequence[AuditRow], method: Method) -> tuple[Suspect, ...]:
     """Sort pictures by how much their evidence lies elsewhere, those that do not count for the network first."""
     found = [Suspect(row, not counts_for_network(row, method), strays(row, method), _why(row, method)) for row in rows]
-    return tuple(
-        sorted(found, key=lambda each: (not each.accused, not each.strays, -_astray(each.row, method)))
-    )  # fmt: skip
+    return tuple(sorted(found, key=lambda each: (not each.accused, not each.strays, -_astray(each.row, method))))
 
 
 def _astray(row: AuditRow, method: Method) -> float:

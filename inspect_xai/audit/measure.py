@@ -29,10 +29,22 @@ ELSEWHERE_SHARE = 0.02
 
 
 NUMBERS = (
-    "aupro", "aupro_window", "ebpg", "bbox", "miou", "pointing", "near", "inside", "border", "elsewhere_drop", "road",
-    "adcc", "coherency", "complexity",
+    "aupro",
+    "aupro_window",
+    "ebpg",
+    "bbox",
+    "miou",
+    "pointing",
+    "near",
+    "inside",
+    "border",
+    "elsewhere_drop",
+    "road",
+    "adcc",
+    "coherency",
+    "complexity",
     *(f"{name}_{fill}" for name in ("drop", "increase", "insertion", "deletion") for fill in Baseline),
-)  # fmt: skip
+)
 """All that can be measured of an explanation, by name; a column each in an audit's table."""
 
 
@@ -202,7 +214,7 @@ def _elsewhere_drop(engine: Engine, scene: Scene, rank: NDArray[np.int32], *, se
     closed[strongest] = True
     return _drop_of_closing(
         engine, scene.window, closed.reshape(rank.shape), target=scene.target, full=scene.full, seed=seed
-    )  # fmt: skip
+    )
 
 
 def _drop_of_closing(

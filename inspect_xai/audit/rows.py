@@ -150,9 +150,12 @@ def _lines_of(row: AuditRow) -> Iterator[dict[str, Any]]:
         if unknown:
             raise ValueError(f"measuring gave {', '.join(sorted(unknown))}; expected names of measuring.NUMBERS")
         method = {
-            "method": str(found.method), "status": found.status, "notes": json.dumps(found.notes),
-            "passes": found.passes, "seconds": found.seconds,
-        }  # fmt: skip
+            "method": str(found.method),
+            "status": found.status,
+            "notes": json.dumps(found.notes),
+            "passes": found.passes,
+            "seconds": found.seconds,
+        }
         yield picture | method | nothing | found.numbers
 
 
@@ -168,6 +171,10 @@ def _rows_of(frame: pd.DataFrame) -> Iterator[AuditRow]:
 
 def _measured_of(line: dict[Any, Any]) -> Measured:
     return Measured(
-        Method(line["method"]), line["status"], {name: line[name] for name in NUMBERS if not math.isnan(line[name])},
-        int(line["passes"]), line["seconds"], tuple(json.loads(line["notes"])),
-    )  # fmt: skip
+        Method(line["method"]),
+        line["status"],
+        {name: line[name] for name in NUMBERS if not math.isnan(line[name])},
+        int(line["passes"]),
+        line["seconds"],
+        tuple(json.loads(line["notes"])),
+    )

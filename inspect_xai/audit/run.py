@@ -83,7 +83,7 @@ class AuditSettings:
         """Return how a method explains; faithfulness is left out: an audit measures more than that."""
         return ExplainSettings.of_card(
             card, method=method, mu=self.mu, baseline=self.baseline, profile=self.profile, faithfulness=False
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +131,7 @@ class Audit:
 
 
 def run_audit(
-    engine: Engine,
-    table: Path,
-    out: Path,
-    *,
-    settings: AuditSettings,
-    on_row: Callable[[int, int], None] | None = None,
+    engine: Engine, table: Path, out: Path, *, settings: AuditSettings, on_row: Callable[[int, int], None] | None = None
 ) -> Audit:
     """Measure a model on labelled pictures; go on where an earlier run with the same settings was cut short.
 
@@ -183,9 +178,10 @@ def open_audit(folder: Path) -> Audit:
         ) from error
     if header.get("schema_version") != SCHEMA_VERSION:
         raise SettingsError(
-            f"{folder} has audit schema {header.get('schema_version')}", expected=str(SCHEMA_VERSION),
+            f"{folder} has audit schema {header.get('schema_version')}",
+            expected=str(SCHEMA_VERSION),
             remedy="run the audit again with this version",
-        )  # fmt: skip
+        )
     header["settings"].setdefault("limits", asdict(PictureLimits()))  # before they were recorded, all audits had these
     return Audit(folder, header, tuple(read_rows(folder / "rows")))
 
@@ -202,9 +198,7 @@ def _check_settings(settings: AuditSettings) -> None:
         if getattr(settings, name) < least:
             raise SettingsError(f"{name} is {getattr(settings, name)}", expected=f"at least {least}")
     if not settings.methods or len(set(settings.methods)) != len(settings.methods):
-        raise SettingsError(
-            f"methods are {', '.join(settings.methods) or 'none'}", expected="one or more, each once"
-        )  # fmt: skip
+        raise SettingsError(f"methods are {', '.join(settings.methods) or 'none'}", expected="one or more, each once")
     if settings.region not in ("auto", "picture") and not Path(settings.region).is_file():
         _box(settings.region)
 
@@ -228,11 +222,13 @@ def _header(engine: Engine, table: Path, settings: AuditSettings, chosen: Sequen
         else "",
         "settings": plain,
         "explained_by": {  # what counted, said or the card's
-            "profile": str(counted.profile), "mu": counted.mu, "baseline": str(counted.baseline),
+            "profile": str(counted.profile),
+            "mu": counted.mu,
+            "baseline": str(counted.baseline),
         },
         "provider": engine.provider,
         "versions": versions(),
-    }  # fmt: skip
+    }
 
 
 def _open_folder(out: Path, header: dict[str, Any]) -> None:
@@ -241,9 +237,10 @@ def _open_folder(out: Path, header: dict[str, Any]) -> None:
     if not path.exists():
         if out.exists() and any(out.iterdir()):
             raise SettingsError(
-                f"{out} exists and holds no audit", expected="a new folder, or an audit to go on with",
+                f"{out} exists and holds no audit",
+                expected="a new folder, or an audit to go on with",
                 remedy="give another --out",
-            )  # fmt: skip
+            )
         out.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".part")
         draft.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
@@ -288,9 +285,13 @@ def _measure_picture(
         map_file = f"maps/{number:06d}.npz"
         np.savez_compressed(out / map_file, allow_pickle=False, **maps)
         return replace(
-            row, target=labelled.label, closed_drop=scene.closed_drop, measured=tuple(measured), map_file=map_file,
+            row,
+            target=labelled.label,
+            closed_drop=scene.closed_drop,
+            measured=tuple(measured),
+            map_file=map_file,
             truth_share=None if truth is None else float(truth.mean()),
-        )  # fmt: skip
+        )
     except (InspectXaiError, OSError) as error:
         return replace(row, error=f"{type(error).__name__}: {error}")
 

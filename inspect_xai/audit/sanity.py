@@ -189,9 +189,14 @@ class _Kept:
 
 
 def _forget(
-    engine: Engine, settings: ExplainSettings, pictures: Sequence[tuple[Picture, str]], before: Sequence[_Maps], *,
-    downto: str, seed: int,
-) -> Step:  # fmt: skip
+    engine: Engine,
+    settings: ExplainSettings,
+    pictures: Sequence[tuple[Picture, str]],
+    before: Sequence[_Maps],
+    *,
+    downto: str,
+    seed: int,
+) -> Step:
     with tempfile.TemporaryDirectory() as scratch:
         copy = randomised_copy(engine.bundle, Path(scratch) / "copy", downto=downto, seed=seed)
         with Explainer(copy, device=engine.device, threads=engine.threads) as other:

@@ -74,16 +74,32 @@ def audit(
 
     given = load_settings(settings, db=db)
     chosen = AuditSettings(
-        _methods(methods), profile, mu, baseline, sample, seed, steps, only_right=not every, region=region,
-        sanity=sanity, adcc=adcc, limits=given.line.limits,
-    )  # fmt: skip
+        _methods(methods),
+        profile,
+        mu,
+        baseline,
+        sample,
+        seed,
+        steps,
+        only_right=not every,
+        region=region,
+        sanity=sanity,
+        adcc=adcc,
+        limits=given.line.limits,
+    )
     with progress_bar(shown=not as_json) as progress:
         tasks = {name: progress.add_task(name, total=None) for name in ("measuring", "sanity")}
         done = audit_model(
-            bundle, manifest, out, settings=chosen, keep_in=given if db is not None else None, settings_file=settings,
-            device=device, threads=threads,
+            bundle,
+            manifest,
+            out,
+            settings=chosen,
+            keep_in=given if db is not None else None,
+            settings_file=settings,
+            device=device,
+            threads=threads,
             on_step=lambda name, count, total: progress.update(tasks[name], completed=count, total=total),
-        )  # fmt: skip
+        )
     if as_json:
         print_json(as_plain(done.audit, done.report) | {"page": done.written.page})
     else:

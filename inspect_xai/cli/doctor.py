@@ -45,10 +45,18 @@ def doctor(
         findings = [Finding("settings", ok=False, found=error.found, remedy=error.remedy)]
     else:
         premises = Premises(
-            chosen.bundle, chosen.device, chosen.db, chosen.line.source, chosen.line.keep, chosen.line.lease_s,
-            chosen.report.out, chosen.line.policy, os.environ.get("PREFECT_API_URL", ""), chosen.line.ignore,
+            chosen.bundle,
+            chosen.device,
+            chosen.db,
+            chosen.line.source,
+            chosen.line.keep,
+            chosen.line.lease_s,
+            chosen.report.out,
+            chosen.line.policy,
+            os.environ.get("PREFECT_API_URL", ""),
+            chosen.line.ignore,
             chosen.ledger.key,
-        )  # fmt: skip
+        )
         findings = [Finding("settings", ok=True, found="they can be read"), *examine(premises)]
     if as_json:
         print_json({"ok": all(finding.ok for finding in findings), "findings": findings})
@@ -107,9 +115,15 @@ def bench(
     night = Night(pictures, window, explained) if pictures and window else None
     loaded = load_bundle(bundle)
     report = measure(
-        loaded, read_picture(picture, limits=limits).pixels if picture else None, device=device, threads=threads or (),
-        rounds=rounds, night=night, memory_mb=memory, keep=keep,
-    )  # fmt: skip
+        loaded,
+        read_picture(picture, limits=limits).pixels if picture else None,
+        device=device,
+        threads=threads or (),
+        rounds=rounds,
+        night=night,
+        memory_mb=memory,
+        keep=keep,
+    )
     if as_json:
         print_json(report)
     else:

@@ -49,8 +49,7 @@ def explain(
         float | None, typer.Option("--budget", parser=_seconds, metavar="SECONDS", help="Seconds per picture, about.")
     ] = None,
     faithfulness: Annotated[
-        bool,
-        typer.Option("--faithfulness/--no-faithfulness", help="Eight passes more: is the map true?"),
+        bool, typer.Option("--faithfulness/--no-faithfulness", help="Eight passes more: is the map true?")
     ] = True,
     truth: Annotated[
         Path | None, typer.Option("--truth", help="CSV with columns image,label, for --target true.")
@@ -79,9 +78,15 @@ def explain(
 
     loaded = load_bundle(bundle)
     how = ExplainSettings.of_card(
-        loaded.card, method=method, mu=mu, baseline=baseline, profile=profile, max_passes=max_passes, budget_s=budget,
+        loaded.card,
+        method=method,
+        mu=mu,
+        baseline=baseline,
+        profile=profile,
+        max_passes=max_passes,
+        budget_s=budget,
         faithfulness=faithfulness,
-    )  # fmt: skip
+    )
     limits = load_settings(settings).line.limits
     labels = _read_truth(truth) if truth else {}
     rows: list[dict[str, Any]] = []

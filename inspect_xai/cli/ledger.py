@@ -73,14 +73,18 @@ def verify(
         names = ("events", "rows", "maps", *(["pictures"] if files else []))
         tasks = {what: progress.add_task(f"checking {what}", total=None) for what in names}
         report = store.ledger.verify(
-            heads=heads or [], public_keys=pinned, anchored_at=anchors or chosen.ledger.anchors, blobs=files,
+            heads=heads or [],
+            public_keys=pinned,
+            anchored_at=anchors or chosen.ledger.anchors,
+            blobs=files,
             on_progress=lambda what, done, total: progress.update(tasks[what], completed=done, total=total),
-        )  # fmt: skip
+        )
         if files:
             checked = check_pictures(
-                store, archive=archive,
+                store,
+                archive=archive,
                 on_progress=lambda done, total: progress.update(tasks["pictures"], completed=done, total=total),
-            )  # fmt: skip
+            )
             note = f"{checked.read} archived files read, {checked.unhashed} of them without a picture to hash"
             report = dataclasses.replace(
                 report, findings=(*report.findings, *checked.findings), notes=(*report.notes, note)
@@ -239,9 +243,14 @@ def export(
     zone = ZoneInfo(chosen.report.time_zone)
     with store_of(chosen) as store:
         found = store.find(
-            serial=part, lot=lot, product=product, since=in_zone(since, zone), until=in_zone(until, zone),
-            moment="captured_at", limit=_MOST,
-        )  # fmt: skip
+            serial=part,
+            lot=lot,
+            product=product,
+            since=in_zone(since, zone),
+            until=in_zone(until, zone),
+            moment="captured_at",
+            limit=_MOST,
+        )
         made = export_evidence(store, [row.inspection_id for row in found], out=out, archive=archive)
     if as_json:
         print_json(made)

@@ -75,17 +75,24 @@ def line(
         device=device,
         bucket=bucket,
         line={
-            "source": source, "ok_share": ok_share, "chunk": chunk, "settle_s": settle, "keep": keep, "golden": golden,
-            "policy_version": policy_version, "new_database": new_database,
+            "source": source,
+            "ok_share": ok_share,
+            "chunk": chunk,
+            "settle_s": settle,
+            "keep": keep,
+            "golden": golden,
+            "policy_version": policy_version,
+            "new_database": new_database,
         },
-    )  # fmt: skip
+    )
     with open_source_of(chosen) as pictures:
         watch_every_s = _WATCH_EVERY_S if isinstance(pictures, FolderSource) else _LIST_EVERY_S
         if watch and pictures.keep and isinstance(pictures, FolderSource):
             raise SettingsError(
-                "--watch on a source whose files stay in place", expected="a folder whose files may be moved",
+                "--watch on a source whose files stay in place",
+                expected="a folder whose files may be moved",
                 remedy="run the command again for new pictures, or drop --keep",
-            )  # fmt: skip
+            )
         with open_line_of(chosen) as opened, stopped_by_signals() as stop, progress_bar(shown=not as_json) as progress:
             total = pictures.count() if isinstance(pictures, FolderSource) and not progress.disable else None
             task = progress.add_task("inspecting", total=total)

@@ -240,20 +240,26 @@ def _tell(model: "StoredModel", *, as_json: bool) -> None:
     if golden is not None:
         word = "holds" if golden["holds"] else "DOES NOT HOLD"
         result = f"golden set {word} on {golden['provider']} ({golden['verified_at']})"
-    echo(f"{model.fingerprint[:16]}  {model.name} {model.version}  {model.status}  "
-               f"by {model.status_by}, {model.status_at:%Y-%m-%d %H:%M} UTC; {result}")  # fmt: skip
+    echo(
+        f"{model.fingerprint[:16]}  {model.name} {model.version}  {model.status}  "
+        f"by {model.status_by}, {model.status_at:%Y-%m-%d %H:%M} UTC; {result}"
+    )
 
 
 def _tell_report(report: "GoldenReport", *, as_json: bool) -> None:
     if as_json:
         print_json(report)
         return
-    echo(f"{'holds' if report.holds else 'DOES NOT HOLD'} on {report.provider}: {len(report.checks)} pictures, "
-               f"model {report.fingerprint[:16]}")  # fmt: skip
+    echo(
+        f"{'holds' if report.holds else 'DOES NOT HOLD'} on {report.provider}: {len(report.checks)} pictures, "
+        f"model {report.fingerprint[:16]}"
+    )
     echo("  picture              verdict           score off   map off   top pixels the same")
     for check in report.checks[:_SHOWN]:
         verdict = check.verdict if check.verdict == check.verdict_now else f"{check.verdict} -> {check.verdict_now}"
-        echo(f"  {check.picture:<20} {verdict:<16} {check.score_off:>10.1e} {check.map_off:>9.1e} "
-                   f"{check.overlap:>9.0%}{'' if check.holds else '  differs'}")  # fmt: skip
+        echo(
+            f"  {check.picture:<20} {verdict:<16} {check.score_off:>10.1e} {check.map_off:>9.1e} "
+            f"{check.overlap:>9.0%}{'' if check.holds else '  differs'}"
+        )
     if len(report.checks) > _SHOWN:
         echo(f"  and {len(report.checks) - _SHOWN} that are nearer")

@@ -63,9 +63,14 @@ def create(
     with store_of(load_settings(settings, db=db)) as store:
         if not _is_file(study):
             made = Studies(store.database).create(
-                study, appraisers=names, parts=parts, trials=trials, seed=seed, by=who(by),
+                study,
+                appraisers=names,
+                parts=parts,
+                trials=trials,
+                seed=seed,
+                by=who(by),
                 inspection_ids=inspection or (),
-            )  # fmt: skip
+            )
             if as_json:
                 print_json(made)
             else:
@@ -170,10 +175,15 @@ def analyse(
     found = analysed(answers, defect=defect, good=good)
     if as_json:
         pairs = [{"pair": pair, "kappa": kappa} for pair, kappa in found.pairs.items()]
-        print_json({
-            "appraisals": found.appraisals, "between": found.between, "between_kappa": found.between_kappa,
-            "all_right": found.all_right, "pairs": pairs,
-        })  # fmt: skip
+        print_json(
+            {
+                "appraisals": found.appraisals,
+                "between": found.between,
+                "between_kappa": found.between_kappa,
+                "all_right": found.all_right,
+                "pairs": pairs,
+            }
+        )
     else:
         _tell(found)
     if any(Grade.UNACCEPTABLE in each.grades.values() for each in found.appraisals):
@@ -204,9 +214,11 @@ def _tell(found: "Agreement") -> None:
         if each.within.denominator:
             echo(f"  with themselves  {_rate(each.within)}")
         for name, told in (
-            ("effectiveness", _rate(each.effectiveness)), ("miss", _rate(each.miss)),
-            ("false_alarm", _rate(each.false_alarm)), ("kappa", _kappa(each.kappa)),
-        ):  # fmt: skip
+            ("effectiveness", _rate(each.effectiveness)),
+            ("miss", _rate(each.miss)),
+            ("false_alarm", _rate(each.false_alarm)),
+            ("kappa", _kappa(each.kappa)),
+        ):
             grade = f"  {each.grades[name].value}" if name in each.grades else ""
             echo(f"  {name.replace('_', ' '):<15}  {told}{grade}")
     echo("all together")

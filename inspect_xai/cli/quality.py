@@ -71,11 +71,7 @@ def baseline(
         echo(f"  {' '.join(stratum)}: {', '.join(c.feature for c in learnt.quiet if c.stratum == stratum)}")
 
 
-def list_(
-    db: DatabaseOption = None,
-    settings: SettingsOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def list_(db: DatabaseOption = None, settings: SettingsOption = None, as_json: JsonOption = False) -> None:
     """List the alarms of the newest reports, with their owner and who acknowledged them.
 
     Example: inspect-xai alarm list --settings line.toml

@@ -92,10 +92,21 @@ def find(
     zone = ZoneInfo(chosen.report.time_zone)
     with store_of(chosen) as store:
         found = store.find(
-            serial=part, lot=lot, product=product, label=label, verdict=verdict, fingerprint=model,
-            model_file=model_file, since=in_zone(since, zone), until=in_zone(until, zone), near_px=region_near,
-            sha256=picture, map_sha256=map_, moment=moment_of(by_inspection_time=by_inspection_time), limit=limit,
-        )  # fmt: skip
+            serial=part,
+            lot=lot,
+            product=product,
+            label=label,
+            verdict=verdict,
+            fingerprint=model,
+            model_file=model_file,
+            since=in_zone(since, zone),
+            until=in_zone(until, zone),
+            near_px=region_near,
+            sha256=picture,
+            map_sha256=map_,
+            moment=moment_of(by_inspection_time=by_inspection_time),
+            limit=limit,
+        )
         if whole:
             from inspect_xai.web.schemas import document
 
@@ -108,15 +119,21 @@ def find(
     _print_table(
         [
             (
-                str(row.inspection_id), f"captured {row.captured_at.astimezone(zone):%Y-%m-%d %H:%M:%S}",
-                f"inspected {row.inspected_at.astimezone(zone):%Y-%m-%d %H:%M:%S}", row.verdict, row.label or "-",
-                f"{row.score:.3f}", row.serial, f"lot {row.lot or '-'}", f"{row.line or '-'}/{row.station or '-'}",
+                str(row.inspection_id),
+                f"captured {row.captured_at.astimezone(zone):%Y-%m-%d %H:%M:%S}",
+                f"inspected {row.inspected_at.astimezone(zone):%Y-%m-%d %H:%M:%S}",
+                row.verdict,
+                row.label or "-",
+                f"{row.score:.3f}",
+                row.serial,
+                f"lot {row.lot or '-'}",
+                f"{row.line or '-'}/{row.station or '-'}",
                 f"{row.model_name} {row.model_version}{'' if row.model_status == 'approved' else ' (not approved)'}",
                 f"reviewed: {row.reviewed_verdict}" if row.review_decision else "",
             )
             for row in found
         ]
-    )  # fmt: skip
+    )
     echo(f"{len(found)} found" + (", perhaps more: raise --limit" if len(found) == limit else ""))
 
 
@@ -154,8 +171,11 @@ def trace(
     for each in repeats:
         facts = each.facts
         if lot in (None, facts["lot"]) and product in (None, facts["product"]):
-            echo(f"no inspection of its own: {facts['file_name']!r} holds the very picture of inspection "
-                       f"{facts['inspection']} (event {each.sequence} of the ledger)", err=True)  # fmt: skip
+            echo(
+                f"no inspection of its own: {facts['file_name']!r} holds the very picture of inspection "
+                f"{facts['inspection']} (event {each.sequence} of the ledger)",
+                err=True,
+            )
     if not steps:
         echo(f"no part has the serial {part!r}", err=True)
         raise typer.Exit(1)

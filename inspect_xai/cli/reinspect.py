@@ -117,7 +117,7 @@ def _again(
     ):
         pictures = ArchiveSource(
             store, since=start, wanted=wanted_by(store, line), archive=archive, limits=line.intake.limits
-        )  # fmt: skip
+        )
         task = progress.add_task("inspecting again", total=None)
         summary = drain(
             line, pictures, chunk=settings.line.chunk, stop=stop, on_progress=lambda: progress.advance(task)

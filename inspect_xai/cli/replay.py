@@ -90,8 +90,10 @@ def replay(
     if as_json:
         print_json({"counts": {name: counts[name] for name in ("holds", "differs", "cannot")}, "replays": results})
     elif len(results) != 1:
-        echo(f"{len(results)} replayed: {counts['holds']} hold, {counts['differs']} differ, "
-                   f"{counts['cannot']} cannot be replayed")  # fmt: skip
+        echo(
+            f"{len(results)} replayed: {counts['holds']} hold, {counts['differs']} differ, "
+            f"{counts['cannot']} cannot be replayed"
+        )
     if counts["differs"] or counts["cannot"]:
         raise typer.Exit(_FINDINGS)
 

@@ -74,11 +74,20 @@ def serve(
     from inspect_xai.settings import load_settings
 
     flags = {
-        "host": host, "port": port, "archive": archive or None, "people": people, "proxy_header": proxy_header,
-        "proxy_addresses": proxy_address or None, "hosts": allow_host or None, "https": https, "path": path,
+        "host": host,
+        "port": port,
+        "archive": archive or None,
+        "people": people,
+        "proxy_header": proxy_header,
+        "proxy_addresses": proxy_address or None,
+        "hosts": allow_host or None,
+        "https": https,
+        "path": path,
         "language": language,
-        "time_zone": time_zone, "blind_share": blind_share, "second_share": second_share,
-    }  # fmt: skip
+        "time_zone": time_zone,
+        "blind_share": blind_share,
+        "second_share": second_share,
+    }
     chosen = load_settings(settings, db=db, serve=flags)
     desk = _with_archive(chosen)
     _run(chosen, desk.model_copy(update={"reports": desk.reports or chosen.report.out}))
@@ -158,7 +167,12 @@ def _run(settings: "Settings", desk: "ServeSettings") -> None:
         echo(f"Review desk: http://{shown}:{listener.getsockname()[1]}{desk.path}/  (Ctrl-C ends it)")
         # Proxy headers are read by the desk itself, from the proxy's own addresses alone.
         config = uvicorn.Config(
-            app, log_level="warning", ws="none", proxy_headers=False, server_header=False,
-            limit_concurrency=_MOST_CONNECTIONS, timeout_graceful_shutdown=5,
-        )  # fmt: skip
+            app,
+            log_level="warning",
+            ws="none",
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=_MOST_CONNECTIONS,
+            timeout_graceful_shutdown=5,
+        )
         uvicorn.Server(config).run(sockets=[listener])

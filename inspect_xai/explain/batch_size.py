@@ -170,9 +170,15 @@ def _entries() -> dict[str, Any]:
 def _key(engine: Engine) -> str:
     """What a measurement holds for; another version of ONNX Runtime has other kernels."""
     parts = (
-        engine.bundle.fingerprint, engine.device, engine.provider, str(engine.threads), versions()["onnxruntime-gpu"],
-        platform.node(), platform.machine(), str(os.cpu_count()),
-    )  # fmt: skip
+        engine.bundle.fingerprint,
+        engine.device,
+        engine.provider,
+        str(engine.threads),
+        versions()["onnxruntime-gpu"],
+        platform.node(),
+        platform.machine(),
+        str(os.cpu_count()),
+    )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

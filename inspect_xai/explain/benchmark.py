@@ -229,12 +229,7 @@ def _opened(folder: Path, threads: int, bucket: int) -> Engine:
 
 
 def _rates(
-    engines: dict[int, Engine],
-    window: NDArray[np.float32],
-    trace: Trace,
-    *,
-    buckets: Sequence[int],
-    rounds: int,
+    engines: dict[int, Engine], window: NDArray[np.float32], trace: Trace, *, buckets: Sequence[int], rounds: int
 ) -> list[Rate]:
     deepest = list(trace.features.values())[-1]
     maps = np.resize(deepest, (_MASKS, *deepest.shape[1:]))

@@ -127,10 +127,7 @@ def in_window(values: NDArray[np.generic], tile: Tile, spec: InputSpec, *, outsi
     """
     rows, columns = (
         start + ((np.arange(out) + 0.5) * given / out).astype(np.intp)
-        for start, given, out in (
-            (tile.top_px, tile.height_px, spec.height),
-            (tile.left_px, tile.width_px, spec.width),
-        )
+        for start, given, out in ((tile.top_px, tile.height_px, spec.height), (tile.left_px, tile.width_px, spec.width))
     )
     height, width = values.shape
     if spec.fit is not Fit.LETTERBOX:

@@ -74,7 +74,7 @@ def fuse_sufficient(
             trace.features[name], trace.gradients[name], size, feeds_stride=name != names[-1], grid=grids[name]
         )
         for name in names
-    ]  # fmt: skip
+    ]
     product = grad_sise.multiply([*block_maps, *(found for found in gradient_maps if found is not None)])
     deep = names[-1]
     layer_cams = [cams.layer_cam(trace.features[name], trace.gradients[name]) for name in names]

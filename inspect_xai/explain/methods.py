@@ -222,7 +222,17 @@ def _block(engine: Engine, trace: Trace, name: str, signed: NDArray[np.float32])
     """Say of a block end what a record says of it; its `sums` are the evidence for the class."""
     alphas, evidence = trace.alphas[name], np.maximum(signed, 0)
     return BlockMap(
-        tensor=name, channels=len(alphas), positive=int((alphas > 0).sum()), kept=len(alphas), constant=0,
-        beta=float(alphas.max()), threshold=0.0, score_min=0.0, score_max=0.0, otsu=None,
-        sums=evidence, note="" if np.ptp(evidence) > 0 else "flat", grid=engine.bundle.grids[name],
-    )  # fmt: skip
+        tensor=name,
+        channels=len(alphas),
+        positive=int((alphas > 0).sum()),
+        kept=len(alphas),
+        constant=0,
+        beta=float(alphas.max()),
+        threshold=0.0,
+        score_min=0.0,
+        score_max=0.0,
+        otsu=None,
+        sums=evidence,
+        note="" if np.ptp(evidence) > 0 else "flat",
+        grid=engine.bundle.grids[name],
+    )

@@ -114,9 +114,7 @@ class _ExplainJob:
         self.target = _class_index(card, request.target)
         self.against = ALL_OTHERS if request.against is None else _class_index(card, request.against)
         if self.against == self.target:
-            raise SettingsError(
-                f"target and against are both {request.target!r}", expected="two different labels"
-            )  # fmt: skip
+            raise SettingsError(f"target and against are both {request.target!r}", expected="two different labels")
         self.wanted = self.look.windows_to_explain(card, request.target)
         self.tasks: list[WindowTask[WindowMaps]] = []
 
@@ -139,9 +137,15 @@ class _ExplainJob:
             clock = StepTimer()
             (window,) = cut_windows(self.look.picture, [tile], self.engine.card.input)
             work = explain_window(
-                self.engine, window, tile, settings=settings, target=self.target, against=self.against,
-                limit=limit, clock=clock,
-            )  # fmt: skip
+                self.engine,
+                window,
+                tile,
+                settings=settings,
+                target=self.target,
+                against=self.against,
+                limit=limit,
+                clock=clock,
+            )
             self.tasks.append(WindowTask(work, clock))
             yield self.tasks[-1]
 
@@ -169,15 +173,13 @@ class _ExplainJob:
             clock.add(task.clock)
         with clock.step("maps"):
             size = (self.look.picture.shape[0], self.look.picture.shape[1])
-            found = _join(
-                results, self.look, self.recorded, size=size, engine=self.engine, timings_ms=clock.spent_ms
-            )  # fmt: skip
+            found = _join(results, self.look, self.recorded, size=size, engine=self.engine, timings_ms=clock.spent_ms)
         if not self.settings.faithfulness:
             return found
         with clock.step("faithfulness"):
             measured = measure_faithfulness(
                 self.engine, self.look.picture, found, target=self.target, against=self.against
-            )  # fmt: skip
+            )
         return replace(found, faithfulness=measured)
 
 

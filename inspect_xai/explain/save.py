@@ -59,9 +59,10 @@ def save_explanation(
     """
     if folder.exists() and not (folder / "manifest.json").is_file():
         raise PictureError(
-            f"{folder} exists and holds no explanation", expected="a new folder, or an explanation to replace",
+            f"{folder} exists and holds no explanation",
+            expected="a new folder, or an explanation to replace",
             remedy="give another --out",
-        )  # fmt: skip
+        )
     with replaced_folder(folder) as work:
         np.save(work / "map.npy", explanation.fused)
         np.save(work / "rank.npy", explanation.rank)
@@ -70,9 +71,12 @@ def save_explanation(
         cv2.imwrite(str(work / "overlay.png"), cv2.cvtColor(shown, cv2.COLOR_RGB2BGR))
         manifest = describe(explanation, bundle=bundle, verdict=verdict)
         manifest["picture"] = {
-            "source": source, "sha256": sha256, "height_px": picture.shape[0], "width_px": picture.shape[1],
+            "source": source,
+            "sha256": sha256,
+            "height_px": picture.shape[0],
+            "width_px": picture.shape[1],
             "limits": asdict(limits) if limits else None,
-        }  # fmt: skip
+        }
         manifest["files"] = {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(work.iterdir())
         }

@@ -100,9 +100,15 @@ class ExplainSettings:
     def recorded(self, *, target: str, against: str | None = None) -> RecordedSettings:
         """Return what is recorded with an explanation of `target` rather than `against`."""
         return RecordedSettings(
-            self.method, target, against or "", self.mu, self.baseline, self.profile,
-            self.max_passes or 0, self.budget_s or 0.0,
-        )  # fmt: skip
+            self.method,
+            target,
+            against or "",
+            self.mu,
+            self.baseline,
+            self.profile,
+            self.max_passes or 0,
+            self.budget_s or 0.0,
+        )
 
 
 def mistakes(

@@ -13,15 +13,7 @@ from inspect_xai.explain.settings import ExplainSettings
 from inspect_xai.maths import cams, sise
 from inspect_xai.maths.embedding import embed
 from inspect_xai.model.engine import Engine
-from inspect_xai.records import (
-    BlockMap,
-    CellGrid,
-    Method,
-    SelectionRule,
-    Status,
-    Tile,
-    TileExplanation,
-)
+from inspect_xai.records import BlockMap, CellGrid, Method, SelectionRule, Status, Tile, TileExplanation
 
 _BLOCK_BY_BLOCK = (Method.SISE, Method.ADA_SISE, Method.GRAD_SISE)  # the others are run by methods.py
 _NO_SCORE = 1e-7  # below this a probability is rounding: float32 softmax puts 1 in front of it
@@ -116,14 +108,17 @@ def explain_window(
         with clock.step("region"):
             region = grad_sise_region.fuse_sufficient(
                 engine, window, trace, list(maps.values()), target=target, against=against, ask=asks
-            )  # fmt: skip
+            )
         fusion, passes, notes = region.fusion, passes + region.passes, (region.note,)
     otsu = dict(zip(maps, fusion.otsu, strict=True)) if fusion.otsu else {}
     explained = TileExplanation(
-        tile, status, tuple(float(p) for p in trace.probabilities),
+        tile,
+        status,
+        tuple(float(p) for p in trace.probabilities),
         tuple(replace(block, otsu=otsu.get(block.tensor)) for block in blocks),
-        baseline_score, float(np.ptp(everything)) if len(everything) else 0.0,
-    )  # fmt: skip
+        baseline_score,
+        float(np.ptp(everything)) if len(everything) else 0.0,
+    )
     seen = tuple(embed(trace.features[next(reversed(trace.features))]).tolist())
     return WindowMaps(explained, fusion, tuple(maps), passes, notes, seen)
 
@@ -146,10 +141,19 @@ def _select(
     varying = chosen[varies]
     note = "" if len(varying) else "all_constant" if len(chosen) else "no_positive_evidence"
     block = BlockMap(
-        tensor=name, channels=len(features), positive=selection.positive, kept=len(varying),
-        constant=len(chosen) - len(varying), beta=selection.beta, threshold=selection.threshold,
-        score_min=0.0, score_max=0.0, otsu=None, note=note, grid=grid,
-    )  # fmt: skip
+        tensor=name,
+        channels=len(features),
+        positive=selection.positive,
+        kept=len(varying),
+        constant=len(chosen) - len(varying),
+        beta=selection.beta,
+        threshold=selection.threshold,
+        score_min=0.0,
+        score_max=0.0,
+        otsu=None,
+        note=note,
+        grid=grid,
+    )
     return _Selected(block, varying, low[varies])
 
 
@@ -188,9 +192,13 @@ def _block_maps(
             sums = sise.weighted_sums(chosen.features, said, size=size, low=chosen.low, grid=block.grid)
             normalised = sise.normalised(sums, size, grid=block.grid)
             block = replace(
-                block, sums=sums, score_min=float(said.min()), score_max=float(said.max()),
-                predicted=int((~known).sum()), note="flat" if normalised is None else "",
-            )  # fmt: skip
+                block,
+                sums=sums,
+                score_min=float(said.min()),
+                score_max=float(said.max()),
+                predicted=int((~known).sum()),
+                note="flat" if normalised is None else "",
+            )
             if normalised is not None:
                 maps[block.tensor] = normalised
         blocks.append(block)

@@ -177,8 +177,14 @@ class ArchiveSource:
             found = str(error)
         if found != row.sha256:
             self.missing += 1
-            _log.warning("inspection %d (serial %s, sha256 %s) is passed over: %s holds %s",
-                         row.inspection_id, row.serial, row.sha256, place, found)  # fmt: skip
+            _log.warning(
+                "inspection %d (serial %s, sha256 %s) is passed over: %s holds %s",
+                row.inspection_id,
+                row.serial,
+                row.sha256,
+                place,
+                found,
+            )
             return None
         identity = {name: getattr(row, name) for name in _IDENTITY} | {"captured_at": row.captured_at.isoformat()}
         self._identities[place] = json.dumps(identity).encode()

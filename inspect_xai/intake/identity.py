@@ -152,8 +152,9 @@ def _require_bounds(fields: dict[str, str]) -> None:
     if long:
         raise PictureError(
             f"{long[0]} has {len(fields[long[0]])} characters: {fields[long[0]][:40]!r} ..",
-            expected=f"at most {MAX_NAME_CHARS}", remedy="correct what names the part: sidecar, manifest or path",
-        )  # fmt: skip
+            expected=f"at most {MAX_NAME_CHARS}",
+            remedy="correct what names the part: sidecar, manifest or path",
+        )
     if not fields["serial"].strip():
         raise PictureError("the serial is blank", expected="the number of the part", remedy="correct what names it")
 
@@ -165,8 +166,9 @@ def _require_time(captured_at: datetime, *, modified_at: datetime) -> None:
     if not FIRST_CAPTURE <= captured_at <= latest:
         raise PictureError(
             f"the picture is said to be of {captured_at:%Y-%m-%d %H:%M:%S} UTC",
-            expected=f"a time from {FIRST_CAPTURE:%Y-%m-%d} to {latest:%Y-%m-%d}", remedy="set the camera's clock",
-        )  # fmt: skip
+            expected=f"a time from {FIRST_CAPTURE:%Y-%m-%d} to {latest:%Y-%m-%d}",
+            remedy="set the camera's clock",
+        )
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
@@ -230,9 +232,10 @@ def shared(pictures: object) -> PictureError:
     """Return the error of a picture whose sidecar may mean another one as well."""
     names = [str(name) for name in pictures] if isinstance(pictures, list | tuple) else []
     return PictureError(
-        f"one sidecar lies beside {len(names)} pictures: {', '.join(names)}", expected="a sidecar for each picture",
+        f"one sidecar lies beside {len(names)} pictures: {', '.join(names)}",
+        expected="a sidecar for each picture",
         remedy="name them as the pictures, suffix and all, such as P1.png.json",
-    )  # fmt: skip
+    )
 
 
 def _parse_iso(text: str, zone: ZoneInfo | None) -> datetime:
@@ -245,6 +248,7 @@ def _parse_iso(text: str, zone: ZoneInfo | None) -> datetime:
     except (ValueError, OverflowError):
         pass
     raise PictureError(
-        f"the sidecar's captured_at is {text[:80]!r}", expected="a time with its zone, such as 2026-11-22T06:15:00Z",
+        f"the sidecar's captured_at is {text[:80]!r}",
+        expected="a time with its zone, such as 2026-11-22T06:15:00Z",
         remedy="write the zone, or set the plant's with time_zone in [report]",
-    )  # fmt: skip
+    )

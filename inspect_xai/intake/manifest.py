@@ -66,8 +66,9 @@ def read_manifest(content: bytes, *, name: str = MANIFEST) -> dict[str, dict[str
     if _FILE not in columns:
         raise PictureError(
             f"{name} has the columns {', '.join(columns) or 'none'}",
-            expected=f"{_FILE}, and of {', '.join(FIELDS)} those that are known", remedy=remedy,
-        )  # fmt: skip
+            expected=f"{_FILE}, and of {', '.join(FIELDS)} those that are known",
+            remedy=remedy,
+        )
     found: dict[str, dict[str, str]] = {}
     for _, row in rows:
         picture = _key(str(PurePosixPath(row[_FILE].replace("\\", "/"))))

@@ -21,10 +21,19 @@ MANIFEST_NAMES = (MANIFEST, "MANIFEST.CSV", "Manifest.csv", "manifest.CSV", "MAN
 # What NAS systems and Windows keep in folders that are shared.
 _OF_SYSTEMS = frozenset(
     {
-        "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "~snapshot", "$recycle.bin",
-        "recycler", "system volume information", "lost+found",
+        "@eadir",
+        "@tmp",
+        "@recycle",
+        "@recently-snapshot",
+        "#recycle",
+        "#snapshot",
+        "~snapshot",
+        "$recycle.bin",
+        "recycler",
+        "system volume information",
+        "lost+found",
     }
-)  # fmt: skip
+)
 _SPELLED_SUFFIXES = tuple(spelled for suffix in sorted(PICTURE_SUFFIXES) for spelled in (suffix, suffix.upper()))
 
 

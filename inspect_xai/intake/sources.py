@@ -76,9 +76,10 @@ def _read_whole(file: IO[bytes], max_bytes: int) -> bytes:
     after = os.fstat(file.fileno())
     if len(data) != before.st_size or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise PictureError(
-            f"the file changed from {before.st_size} bytes while it was read", expected="a finished file",
+            f"the file changed from {before.st_size} bytes while it was read",
+            expected="a finished file",
             remedy="raise settle_s, or let the camera write *.part and rename it",
-        )  # fmt: skip
+        )
     return data
 
 

@@ -189,9 +189,13 @@ class UrlSource:
             for name in listing.pictures:
                 found, beside = files[name], listing.sidecar_of(name)
                 yield _Listed(
-                    self._below(found), found["name"], _changed_at(found), _stamp_of(found),
-                    files[beside]["name"] if beside else "", listing.sharing(name) if beside else [],
-                )  # fmt: skip
+                    self._below(found),
+                    found["name"],
+                    _changed_at(found),
+                    _stamp_of(found),
+                    files[beside]["name"] if beside else "",
+                    listing.sharing(name) if beside else [],
+                )
 
     def _below(self, found: dict[str, Any]) -> str:
         return as_text(str(found["name"]).removeprefix(self._root).lstrip("/"))
@@ -228,12 +232,7 @@ Source = FolderSource | UrlSource
 
 
 def open_source(
-    location: str,
-    *,
-    settle_s: float = 1.0,
-    lease_s: float = 600.0,
-    keep: bool = False,
-    ignore: Sequence[str] = (),
+    location: str, *, settle_s: float = 1.0, lease_s: float = 600.0, keep: bool = False, ignore: Sequence[str] = ()
 ) -> Source:
     """Open a folder or a URL as a source of pictures; the arguments are those of `FolderSource`.
 

@@ -109,9 +109,10 @@ def _device(bundle: ModelBundle, device: str) -> Iterator[Finding]:
         engine.warm_up()
         spent = time.perf_counter() - start
         yield Finding(
-            "device", ok=True,
+            "device",
+            ok=True,
             found=f"{device} wanted; {engine.provider} ran prediction, trace and masks in {spent:.2f} s",
-        )  # fmt: skip
+        )
 
 
 def _policy(file: Path, bundle: list[ModelBundle]) -> Iterator[Finding]:
@@ -131,9 +132,11 @@ def _database(url: str, bundle: list[ModelBundle], ledger_key: Path | None) -> I
     ahead = [row for row in newest if row.inspected_at > datetime.now(UTC) + timedelta(minutes=1)]
     for row in ahead:
         yield Finding(
-            "clock", ok=False, found=f"newest inspection of {row.inspected_at:%Y-%m-%d %H:%M} UTC, yet to come",
+            "clock",
+            ok=False,
+            found=f"newest inspection of {row.inspected_at:%Y-%m-%d %H:%M} UTC, yet to come",
             remedy="set this machine's clock, or that of the machine that recorded it",
-        )  # fmt: skip
+        )
 
 
 def _signatures(store: Store, ledger_key: Path | None) -> Iterator[Finding]:
@@ -177,15 +180,18 @@ def _source(premises: Premises) -> Iterator[Finding]:
         return
     left = left_by_the_dead(Path(premises.source), lease_s=premises.lease_s)
     yield Finding(
-        "claims", ok=not left,
+        "claims",
+        ok=not left,
         found=f"{len(left)} lines that are gone left files claimed" + (f": {left[0]}" if left else ""),
         remedy="run the line: it takes them over" if left else "",
-    )  # fmt: skip
+    )
     named = f": {', '.join(strays[:3])}" if strays else ""
     yield Finding(
-        "sidecars", ok=not strays, found=f"{len(strays)} JSON or CSV files belong to no picture{named}",
+        "sidecars",
+        ok=not strays,
+        found=f"{len(strays)} JSON or CSV files belong to no picture{named}",
         remedy="name them as their pictures, have them written first, or list them under `ignore`" if strays else "",
-    )  # fmt: skip
+    )
 
 
 def ask_prefect(api: str) -> Iterator[Finding]:
@@ -198,17 +204,22 @@ def ask_prefect(api: str) -> Iterator[Finding]:
         yield Finding("prefect", ok=False, found=f"{api} does not answer: {error}", remedy="start its server")
         return
     yield Finding(
-        "prefect", ok=bool(scheduled), found=f"{len(running)} runs at work, {len(scheduled)} scheduled",
+        "prefect",
+        ok=bool(scheduled),
+        found=f"{len(running)} runs at work, {len(scheduled)} scheduled",
         remedy="" if scheduled else "nothing will start by itself: deploy deploy/prefect.yaml, or restart its server",
-    )  # fmt: skip
+    )
     held = [limit["name"] for limit in limits if limit["name"].startswith("gpu-") and limit["active_slots"] > 0]
     if held:
         stale = not running
         yield Finding(
-            "prefect's slots", ok=not stale, found=f"{', '.join(held)} taken" + (" while no run is at work" * stale),
+            "prefect's slots",
+            ok=not stale,
+            found=f"{', '.join(held)} taken" + (" while no run is at work" * stale),
             remedy=f"they free themselves after five minutes; at once: prefect gcl update {held[0]} --active-slots 0"
-            if stale else "",
-        )  # fmt: skip
+            if stale
+            else "",
+        )
 
 
 def _asked(api: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -237,15 +248,19 @@ def _places(premises: Premises) -> Iterator[Finding]:
             usage = shutil.disk_usage(folder)
         except OSError as error:
             yield Finding(
-                f"folder of {name}", ok=False, found=f"{folder} cannot be written: {error.strerror}",
+                f"folder of {name}",
+                ok=False,
+                found=f"{folder} cannot be written: {error.strerror}",
                 remedy=f"let the user {os.geteuid()} write there",
-            )  # fmt: skip
+            )
             continue
         enough = usage.free >= max(_LEAST_FREE_BYTES, _LEAST_FREE_SHARE * usage.total)
         yield Finding(
-            f"folder of {name}", ok=enough, found=f"{folder} can be written, {usage.free / 1e9:.1f} GB free",
+            f"folder of {name}",
+            ok=enough,
+            found=f"{folder} can be written, {usage.free / 1e9:.1f} GB free",
             remedy="" if enough else "make room: at least 2 GB and a twentieth of the disk",
-        )  # fmt: skip
+        )
 
 
 def _existing(place: Path) -> Path:
@@ -270,6 +285,8 @@ def _clock(premises: Premises) -> Iterator[Finding]:
         except OSError:
             return  # said already: the folder cannot be written
     yield Finding(
-        "clock", ok=apart < _CLOCKS_APART_S, found=f"{now:%Y-%m-%d %H:%M:%S} UTC, {apart:.1f} s off the source's files",
+        "clock",
+        ok=apart < _CLOCKS_APART_S,
+        found=f"{now:%Y-%m-%d %H:%M:%S} UTC, {apart:.1f} s off the source's files",
         remedy="" if apart < _CLOCKS_APART_S else "have NTP keep both machines' clocks",
-    )  # fmt: skip
+    )

@@ -130,9 +130,14 @@ class Recorder:
         _log.error("%s (sha256 %s): %s", picture.claim.file_name, picture.sha256, error, extra=picture.log_fields())
         identity = by_file(picture.claim.file_name, modified_at=picture.claim.modified_at)
         refused = PictureState(
-            picture.claim, picture.started_at, identity, sha256=picture.sha256, size_px=picture.size_px,
-            duration_ms=picture.duration_ms, error=error,
-        )  # fmt: skip
+            picture.claim,
+            picture.started_at,
+            identity,
+            sha256=picture.sha256,
+            size_px=picture.size_px,
+            duration_ms=picture.duration_ms,
+            error=error,
+        )
         return self.record(source, [refused])
 
     def _inspection(self, picture: PictureState, *, archived_to: str) -> Inspection:
@@ -241,6 +246,11 @@ def _other_part(picture: PictureState, recorded: Part | None) -> str:
         return ""
     _log.warning(
         "%s (serial %s, sha256 %s): the very same bytes were recorded for serial %s, product %r, lot %r before",
-        picture.claim.file_name, named.serial, picture.sha256, recorded.serial, recorded.product, recorded.lot,
-    )  # fmt: skip
+        picture.claim.file_name,
+        named.serial,
+        picture.sha256,
+        recorded.serial,
+        recorded.product,
+        recorded.lot,
+    )
     return recorded.serial

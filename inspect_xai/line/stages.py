@@ -131,9 +131,12 @@ class PictureState:
     def log_fields(self) -> dict[str, object]:
         """Return what every log record about the picture carries, for logs that are searched by machines."""
         return {
-            "serial": self.identity.part.serial, "sha256": self.sha256, "line": self.identity.line,
-            "station": self.identity.station, "file_name": self.claim.file_name,
-        }  # fmt: skip
+            "serial": self.identity.part.serial,
+            "sha256": self.sha256,
+            "line": self.identity.line,
+            "station": self.identity.station,
+            "file_name": self.claim.file_name,
+        }
 
 
 # --- read
@@ -428,9 +431,13 @@ def _record_failures(*pictures: PictureState) -> Iterator[None]:
             picture.error = error
             log(
                 "%s (serial %s, sha256 %s): %s: %s",
-                picture.claim.file_name, picture.identity.part.serial, picture.sha256 or "unknown",
-                type(error).__name__, error, extra=picture.log_fields(),
-            )  # fmt: skip
+                picture.claim.file_name,
+                picture.identity.part.serial,
+                picture.sha256 or "unknown",
+                type(error).__name__,
+                error,
+                extra=picture.log_fields(),
+            )
     elapsed_ms = (time.perf_counter() - start) * 1e3
     windows = sum(picture.windows or 1 for picture in pictures)
     for picture in pictures:

@@ -27,11 +27,7 @@ def colour_map(values: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 
 def overlay(
-    picture: NDArray[np.uint8],
-    fused: NDArray[np.floating],
-    *,
-    opacity: float = 0.7,
-    regions: Sequence[Region] = (),
+    picture: NDArray[np.uint8], fused: NDArray[np.floating], *, opacity: float = 0.7, regions: Sequence[Region] = ()
 ) -> NDArray[np.uint8]:
     """Lay an explanation map over its picture.
 

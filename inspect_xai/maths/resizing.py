@@ -22,10 +22,7 @@ _PILLOW: Final = {
     Resize.BICUBIC: Image.Resampling.BICUBIC,
     Resize.LANCZOS: Image.Resampling.LANCZOS,
 }
-_TENSOR: Final = {
-    Resize.TENSOR_BILINEAR: Image.Resampling.BILINEAR,
-    Resize.TENSOR_BICUBIC: Image.Resampling.BICUBIC,
-}
+_TENSOR: Final = {Resize.TENSOR_BILINEAR: Image.Resampling.BILINEAR, Resize.TENSOR_BICUBIC: Image.Resampling.BICUBIC}
 _OPENCV: Final = {Resize.OPENCV_LINEAR: cv2.INTER_LINEAR, Resize.OPENCV_CUBIC: cv2.INTER_CUBIC}
 
 

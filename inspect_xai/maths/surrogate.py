@@ -62,10 +62,8 @@ def describe_masks(
     else:
         rows, columns = (
             _averaging(out, side) @ interpolation(side, given, axis)
-            for out, side, given, axis in zip(
-                cells, size, features.shape[1:], (grid.rows, grid.columns), strict=True
-            )
-        )  # fmt: skip
+            for out, side, given, axis in zip(cells, size, features.shape[1:], (grid.rows, grid.columns), strict=True)
+        )
     return np.asarray((rows @ masks @ columns.T).reshape(len(features), cells[0] * cells[1]))
 
 
@@ -125,11 +123,7 @@ def order_masks(
 
 
 def predict_scores(
-    masks: NDArray[np.float64],
-    scored: NDArray[np.intp],
-    scores: NDArray[np.float64],
-    *,
-    detail: NDArray[np.float64],
+    masks: NDArray[np.float64], scored: NDArray[np.intp], scores: NDArray[np.float64], *, detail: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Predict every mask's score from those that were scored.
 

@@ -31,12 +31,7 @@ _MOST_SIDE_PX = 16_384
 # Far beyond any camera's levels and any network's units; numbers beyond these leave nothing of the picture in float32.
 _LARGEST_NUMBER = 1e6
 _LEAST_DIVISOR = 1e-6
-_SECTIONS: dict[str, type] = {
-    "input": InputSpec,
-    "output": OutputSpec,
-    "verdict": VerdictSpec,
-    "explain": ExplainSpec,
-}
+_SECTIONS: dict[str, type] = {"input": InputSpec, "output": OutputSpec, "verdict": VerdictSpec, "explain": ExplainSpec}
 _REMEDY = "edit the card; docs/reference/card.md lists every key"
 
 

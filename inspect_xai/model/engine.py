@@ -255,9 +255,8 @@ class Engine:
         shown = {"picture": _nchw(windows), "baseline": _nchw(baselines)}
         held = {name: hold(array, device=self.device) for name, array in shown.items()}
         held |= {
-            name: hold(array, device=self.device)
-            for name, array in self.enlarging(maps.shape[1:], grid=grid).items()
-        }  # fmt: skip
+            name: hold(array, device=self.device) for name, array in self.enlarging(maps.shape[1:], grid=grid).items()
+        }
         graph = self._scoring_graph(maps.shape[1], maps.shape[2])
         start = 0
         while start < len(maps):

@@ -183,10 +183,9 @@ def _drifted(drift: Drift | None, period: Period) -> Iterable[_Finding]:
         lie, creep = f"elsewhere, mostly {way}", f"creeping {way}"
         if feature in TOGETHER:  # of many numbers together there is no higher
             lie, creep = "elsewhere", "moving on"
-        what = {
-            Rule.DAYS: f"{100 * each.size:.0f} % of the parts lie {lie}",
-            Rule.EWMA: f"{creep} a little every day",
-        }[each.rule]
+        what = {Rule.DAYS: f"{100 * each.size:.0f} % of the parts lie {lie}", Rule.EWMA: f"{creep} a little every day"}[
+            each.rule
+        ]
         place, check = " ".join(each.cell.stratum), DRIFT_CHECKS.get(feature, _MAPS)
         text = f"{place}: {DRIFT_WORDS[feature]} drifted since {drift.days[each.since]}: {what}. {check}"
         about = f"{feature}|{each.rule}"
@@ -206,9 +205,12 @@ def summary_of(numbers: Numbers, alarms: Sequence[Alarm], period: Period) -> str
         return f"{period.title}: nothing was inspected."
     said = [
         f"{period.title}: {whole.count} inspected ({whole.count_before} in the period before).",
-        ", ".join(_told(counts[name].name, counts[name].count, counts[name].share, counts[name].share_before)
-                  for name in ("NG", "UNSURE")) + ".",
-    ]  # fmt: skip
+        ", ".join(
+            _told(counts[name].name, counts[name].count, counts[name].share, counts[name].share_before)
+            for name in ("NG", "UNSURE")
+        )
+        + ".",
+    ]
     if numbers.pareto and numbers.pareto[0].count:
         said.append(f"Most frequent defect: {numbers.pareto[0].label} ({numbers.pareto[0].count}).")
     said.append(f"{counts['reviewed'].count} reviewed, {counts['overturned'].count} overturned.")

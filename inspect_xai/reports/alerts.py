@@ -227,10 +227,11 @@ def _post(alerts: Sequence[Alert], outlets: Outlets, tries: "_Tries") -> None:
         def once(body: bytes = body, alert: Alert = alert) -> str:
             stamp = str(int(time.time()))
             headers = {
-                "Content-Type": "application/json", "Idempotency-Key": alert.alert_id,
+                "Content-Type": "application/json",
+                "Idempotency-Key": alert.alert_id,
                 "X-Inspect-Xai-Timestamp": stamp,
                 "X-Inspect-Xai-Signature": signature(outlets.webhook_secret, stamp, body),
-            }  # fmt: skip
+            }
             try:
                 with (
                     httpx.Client(verify=trusted, trust_env=False, follow_redirects=False, timeout=_TIMEOUT_S) as client,

@@ -77,9 +77,10 @@ def calibrate(
     good, bad = int((~defect).sum()), int(defect.sum())
     if min(good, bad) < _FEWEST:
         raise StudyError(
-            f"{bad} reviewed defects and {good} reviewed good parts", expected=f"{_FEWEST} of each",
+            f"{bad} reviewed defects and {good} reviewed good parts",
+            expected=f"{_FEWEST} of each",
             remedy="review more; the random share of passed parts (ok_share) gives the good ones",
-        )  # fmt: skip
+        )
     kind = "isotonic" if min(good, bad) >= ENOUGH_FOR_A_CURVE else "temperature"
     calibrated = np.empty_like(scores)
     for half in (0, 1):  # each half is judged by the curve of the other
@@ -161,8 +162,13 @@ def _pairs(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
 def _bins(found: Reliability) -> list[dict[str, Any]]:
     return [
         {
-            "low": b.low, "high": b.high, "mean": b.mean, "observed": b.observed,
-            "parts": b.counted.denominator, "observed_low": b.counted.low, "observed_high": b.counted.high,
+            "low": b.low,
+            "high": b.high,
+            "mean": b.mean,
+            "observed": b.observed,
+            "parts": b.counted.denominator,
+            "observed_low": b.counted.low,
+            "observed_high": b.counted.high,
         }
         for b in found.bins
-    ]  # fmt: skip
+    ]

@@ -23,9 +23,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS: Final = {
-    "ink": "#1b1f24", "quiet": "#59636e", "line": "#d5dae0", "paper": "#ffffff",
-    "blue": "#0072b2", "good": "#009e73", "doubt": "#e69f00", "bad": "#d55e00",
-}  # fmt: skip
+    "ink": "#1b1f24",
+    "quiet": "#59636e",
+    "line": "#d5dae0",
+    "paper": "#ffffff",
+    "blue": "#0072b2",
+    "good": "#009e73",
+    "doubt": "#e69f00",
+    "bad": "#d55e00",
+}
 """What each variable of templates/day.css stands for in light; the last four are Okabe and Ito's, told apart by all."""
 
 _MOST_NAME = 22  # characters of a label beside its bar
@@ -121,9 +127,16 @@ def verdict_chart(bars: Sequence[Bar], *, unit: str) -> Markup:
             counts = [getattr(bar, name) for bar in bars]
             label = f"{name.upper()} {sum(counts)}"
             axes.bar(
-                at, counts, 0.72, foot, color=COLOURS[colour], hatch=hatch, edgecolor=COLOURS["paper"], linewidth=0.5,
+                at,
+                counts,
+                0.72,
+                foot,
+                color=COLOURS[colour],
+                hatch=hatch,
+                edgecolor=COLOURS["paper"],
+                linewidth=0.5,
                 label=label,
-            )  # fmt: skip
+            )
             foot = [below + count for below, count in zip(foot, counts, strict=True)]
         step = max(1, -(-len(bars) // 31))
         _ticks(axes, {n: bars[n].name for n in range(0, len(bars), step)})
@@ -178,9 +191,14 @@ def cost_chart(methods: Sequence[Priced], *, quality: str, front: Sequence[tuple
         for each, (_, height), line in zip(methods, places, _apart(places.tolist()), strict=True):
             leader = {"arrowstyle": "-", "color": COLOURS["quiet"], "linewidth": 0.6} if line < height else None
             axes.annotate(
-                each.name, (each.seconds, each.quality), (each.seconds * (1.69 * high / low) ** 0.016, line),
-                textcoords=("data", "axes fraction"), va="center", color=COLOURS["ink"], arrowprops=leader,
-            )  # fmt: skip
+                each.name,
+                (each.seconds, each.quality),
+                (each.seconds * (1.69 * high / low) ** 0.016, line),
+                textcoords=("data", "axes fraction"),
+                va="center",
+                color=COLOURS["ink"],
+                arrowprops=leader,
+            )
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
@@ -221,9 +239,14 @@ def _dot(axes: "Axes", across: float, height: float, *, said: str, signal: bool 
     dot.set_gid(f"said {said}")
     if signal:
         axes.annotate(
-            f"{100 * height:.1f}", (across, height), (0, 7), textcoords="offset points", ha="center", va="bottom",
+            f"{100 * height:.1f}",
+            (across, height),
+            (0, 7),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
             color=COLOURS["ink"],
-        )  # fmt: skip
+        )
 
 
 def _name(axes: "Axes", across: float, height: float, words: str) -> None:

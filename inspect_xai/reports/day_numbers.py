@@ -23,10 +23,23 @@ _MANY_A_POINT: Final = 2000  # parts a point from which days differ by more than
 _FEW_A_POINT: Final = 5  # flagged parts a point below which three sigmas mean nothing
 _NEVER_DRAWN: Final = 1e-6  # chance of an OK part to be reviewed where no share is drawn
 _FIELDS: Final = (
-    "line", "station", "shift", "label", "verdict", "reviewed_verdict", "review_decision", "is_failed",
-    "explained_because", "run_id", "provider", "fingerprint", "model_name", "model_version", "model_status",
+    "line",
+    "station",
+    "shift",
+    "label",
+    "verdict",
+    "reviewed_verdict",
+    "review_decision",
+    "is_failed",
+    "explained_because",
+    "run_id",
+    "provider",
+    "fingerprint",
+    "model_name",
+    "model_version",
+    "model_status",
     "policy_version",
-)  # fmt: skip
+)
 _PRODUCT_FIELDS: Final = ("product", "verdict")
 _LOT_FIELDS: Final = ("product", "lot", "verdict", "is_failed", "review_decision")
 
@@ -174,9 +187,7 @@ def numbers_of(
     lots, products_before = _cells(figures, period, by=_LOT_FIELDS), _cells(figures, period.before, by=_PRODUCT_FIELDS)
     return Numbers(
         headline=tuple(_headline(now, before)),
-        pareto=pareto(
-            _labels(now), total, counts_before=_labels(before), inspected_before=total_before
-        ),
+        pareto=pareto(_labels(now), total, counts_before=_labels(before), inspected_before=total_before),
         charts=_charts(figures, period),
         labels=_mixes(now, before, ("label",)),
         products=_mixes(lots, products_before, ("product",)),
@@ -187,7 +198,7 @@ def numbers_of(
         waiting=figures.waiting(period.span[1]),
         models=_models(now, models),
         run_times=_run_times(figures, period, now, window_ms=window_ms),
-    )  # fmt: skip
+    )
 
 
 def _cells(figures: ReportQueries, period: Period, *, by: tuple[str, ...]) -> list[_Cell]:
@@ -328,11 +339,18 @@ def chart_of(names: tuple[str, ...], days: Sequence[date], by_day: Sequence[Coun
     chart = p_chart(flagged, totals, limits=kind)
     points = tuple(
         Point(
-            day, int(flagged[n]), int(totals[n]), float(chart.shares[n]), float(chart.low[n]), float(chart.high[n]),
+            day,
+            int(flagged[n]),
+            int(totals[n]),
+            float(chart.shares[n]),
+            float(chart.low[n]),
+            float(chart.high[n]),
             chart.signals[n],
-        ) if totals[n] else Point(day, 0, 0, None, None, None, ())
+        )
+        if totals[n]
+        else Point(day, 0, 0, None, None, None, ())
         for n, day in enumerate(days)
-    )  # fmt: skip
+    )
     return Chart(names, points, kind, chart.centre)
 
 

@@ -192,9 +192,10 @@ def from_plain(content: Mapping[str, Any]) -> Learnt:
     """
     if content.get("schema_version") != SCHEMA_VERSION:
         raise SettingsError(
-            f"the drift baseline has schema {content.get('schema_version')}", expected=str(SCHEMA_VERSION),
+            f"the drift baseline has schema {content.get('schema_version')}",
+            expected=str(SCHEMA_VERSION),
             remedy="learn it again: inspect-xai drift baseline",
-        )  # fmt: skip
+        )
     quiet, usual = {}, {}
     for each in content["cells"]:
         facts = dict(each)
@@ -258,10 +259,7 @@ def _all(parts: Sequence[Watched]) -> Watched:
 def _families(watched: Watched) -> dict[str, NDArray[np.floating]]:
     """Numbers that go together, by family (n, d); of pictures their logarithms, since light multiplies."""
     columns = [DRIFT_FEATURES.index(name) for name in TOGETHER[PICTURE]]
-    return {
-        PICTURE: np.log(np.maximum(watched.values[:, columns], _LEAST_STATISTIC)),
-        EMBEDDING: watched.embeddings,
-    }
+    return {PICTURE: np.log(np.maximum(watched.values[:, columns], _LEAST_STATISTIC)), EMBEDDING: watched.embeddings}
 
 
 def _clouds(days: Iterable[Day]) -> dict[tuple[Place, str], Cloud]:

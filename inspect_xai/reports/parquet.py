@@ -25,8 +25,12 @@ from inspect_xai.storage.results import InspectionSummary
 FILE_NAME = "inspections.parquet"
 _LONGEST: Final = 120  # characters of a folder's name: file systems take 255
 _COLUMN_TYPES: dict[Any, str] = {
-    int: "int64", float: "float64", float | None: "float64", str: "object", datetime: "datetime64[us]",
-}  # fmt: skip
+    int: "int64",
+    float: "float64",
+    float | None: "float64",
+    str: "object",
+    datetime: "datetime64[us]",
+}
 
 
 def write_parquet(rows: Sequence[InspectionSummary], *, day: date, out: Path) -> Path:

@@ -213,9 +213,11 @@ class Recorder:
         known: dict[str, int] = {}
         kept: set[str] = set()
         query = select(
-            tables.MapBlob.sha256, tables.MapBlob.id, tables.MapBlob.deleted_at,
+            tables.MapBlob.sha256,
+            tables.MapBlob.id,
+            tables.MapBlob.deleted_at,
             tables.MapBlob.data.is_(None).label("is_empty"),
-        )  # fmt: skip
+        )
         fill = update(tables.MapBlob.__table__).where(tables.MapBlob.id == bindparam("number"))
         for chunk in chunks(blobs):
             rows = self._connection.execute(query.where(tables.MapBlob.sha256.in_(chunk))).all()

@@ -206,14 +206,7 @@ def _written(
 ) -> str:
     number, previous = newest(connection)
     body = canonical(
-        {
-            "id": number + 1,
-            "occurred_at": _told(now),
-            "kind": kind,
-            "subject": subject,
-            "facts": facts,
-            "rows": rows,
-        }
+        {"id": number + 1, "occurred_at": _told(now), "kind": kind, "subject": subject, "facts": facts, "rows": rows}
     )
     event_hash = chained(previous, body)
     row = {
@@ -553,9 +546,13 @@ class Ledger:
         known = anchors.read(anchored_at) if anchored_at else None
         with self._database.read() as connection:
             return verify(
-                connection, heads=heads, public_keys=public_keys, anchors=known, on_progress=on_progress,
+                connection,
+                heads=heads,
+                public_keys=public_keys,
+                anchors=known,
+                on_progress=on_progress,
                 fetch=self._database.read_blob if blobs else None,
-            )  # fmt: skip
+            )
 
     def anchor(self, place: str) -> anchors.Anchor:
         """Keep the chain's head at a place that the database's owner cannot write.

@@ -136,9 +136,12 @@ def _add_tasks(connection: Connection, studies: Mapping[int, Document]) -> None:
 
 def _alerts(connection: Connection, keys: Collection[str]) -> dict[str, Document]:
     alert_id = tables.AlertSent.alert_id
-    rows = _told(connection, tables.AlertSent, select(tables.AlertSent.__table__).where(
-        alert_id.in_({key.partition("/")[2] for key in keys})
-    ), {})  # fmt: skip
+    rows = _told(
+        connection,
+        tables.AlertSent,
+        select(tables.AlertSent.__table__).where(alert_id.in_({key.partition("/")[2] for key in keys})),
+        {},
+    )
     found = {alert_key(row["channel"], row["alert_id"]): row for row in rows}
     return {key: found[key] for key in keys if key in found}
 

@@ -66,16 +66,22 @@ class TotalsReader:
         """
         query = (
             select(
-                Capture.line, Capture.station, Inspection.verdict, func.coalesce(Explanation.status, ""),
-                func.count(), func.count(func.nullif(Inspection.failure_kind, "")),
-                func.coalesce(func.sum(Explanation.passes), 0), func.sum(Inspection.duration_ms),
-                func.coalesce(func.sum(Explanation.duration_ms), 0.0), func.max(Inspection.inspected_at),
+                Capture.line,
+                Capture.station,
+                Inspection.verdict,
+                func.coalesce(Explanation.status, ""),
+                func.count(),
+                func.count(func.nullif(Inspection.failure_kind, "")),
+                func.coalesce(func.sum(Explanation.passes), 0),
+                func.sum(Inspection.duration_ms),
+                func.coalesce(func.sum(Explanation.duration_ms), 0.0),
+                func.max(Inspection.inspected_at),
                 func.max(Inspection.id),
             )
             .join(Capture, Capture.id == Inspection.capture_id)
             .join(Explanation, Explanation.inspection_id == Inspection.id, isouter=True)
             .group_by(Capture.line, Capture.station, Inspection.verdict, func.coalesce(Explanation.status, ""))
-        )  # fmt: skip
+        )
         with self._lock:
             with self._database.read() as connection:
                 rows = connection.execute(query.where(Inspection.id > self._last_id)).all()

@@ -38,9 +38,20 @@ AGES: Final = (timedelta(days=1), timedelta(days=3), timedelta(days=7))
 """Where the waiting parts are divided by age."""
 
 DRIFT_FEATURES: Final = (
-    "score", "margin", "brightness", "contrast", "sharpness", "noise", "support_share", "region_row_px",
-    "region_column_px", "region_area_px", "region_mass", "energy_in_roi", "faithfulness_percent",
-)  # fmt: skip
+    "score",
+    "margin",
+    "brightness",
+    "contrast",
+    "sharpness",
+    "noise",
+    "support_share",
+    "region_row_px",
+    "region_column_px",
+    "region_area_px",
+    "region_mass",
+    "energy_in_roi",
+    "faithfulness_percent",
+)
 """What is watched for drift: the judged label's score, the network's margin, four image statistics; and of explained
 parts how much of the picture the map covers, where its heaviest region lies, how large it is and how much of the map it
 holds, the map's share inside the region of interest, and how much more of the score goes with what the map marks than
@@ -238,16 +249,28 @@ class ReportQueries:
         """
         region = ExplanationRegion
         columns = (
-            Capture.line, Capture.station, Capture.shift, Inspection.id, PictureSignal.embedding, Inspection.score,
-            Inspection.margin, PictureSignal.brightness, PictureSignal.contrast, PictureSignal.sharpness,
+            Capture.line,
+            Capture.station,
+            Capture.shift,
+            Inspection.id,
+            PictureSignal.embedding,
+            Inspection.score,
+            Inspection.margin,
+            PictureSignal.brightness,
+            PictureSignal.contrast,
+            PictureSignal.sharpness,
             PictureSignal.noise,
-            Explanation.support_share, region.top_px + region.height_px / 2.0, region.left_px + region.width_px / 2.0,
-            region.area_px, region.mass, Explanation.energy_in_roi,
+            Explanation.support_share,
+            region.top_px + region.height_px / 2.0,
+            region.left_px + region.width_px / 2.0,
+            region.area_px,
+            region.mass,
+            Explanation.energy_in_roi,
             Explanation.deletion_percent_random - Explanation.deletion_percent,
-        )  # fmt: skip
-        parts = (
-            select(func.count()).select_from(Inspection).join(Capture, Capture.id == Inspection.capture_id)
-        ).where(*self._during(start, end))  # fmt: skip
+        )
+        parts = (select(func.count()).select_from(Inspection).join(Capture, Capture.id == Inspection.capture_id)).where(
+            *self._during(start, end)
+        )
         query = (
             select(*columns)
             .join(Capture, Capture.id == Inspection.capture_id)
@@ -364,13 +387,13 @@ class ReportQueries:
             .correlate(Explanation)
             .scalar_subquery()
         )
-        columns = (
-            Inspection.id, queries.column("serial"), Explanation.faithfulness, spread, MapBlob.sha256,
-        )  # fmt: skip
+        columns = (Inspection.id, queries.column("serial"), Explanation.faithfulness, spread, MapBlob.sha256)
         query = self._explained(start, end, *columns).where(
             *(queries.column(name) == getattr(key, name) for name in ("product", "line", "station", "view")),
-            Explanation.target == key.label, Capture.height_px == key.size[0], Capture.width_px == key.size[1],
-        )  # fmt: skip
+            Explanation.target == key.label,
+            Capture.height_px == key.size[0],
+            Capture.width_px == key.size[1],
+        )
         if share < 1:
             query = query.where(_drawn(share))
         last = 0

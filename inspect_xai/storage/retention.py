@@ -266,9 +266,10 @@ class Retention:
                 try:
                     if sha256s and not holds_one_of(place, sha256s):
                         raise IntakeError(
-                            f"{place} is no longer the file that was recorded", expected="the recorded file, or none",
+                            f"{place} is no longer the file that was recorded",
+                            expected="the recorded file, or none",
                             remedy="inspect it, or move it away; then say it again",
-                        )  # fmt: skip
+                        )
                     remove(place)
                 except IntakeError as error:
                     kept[number] = error

@@ -23,14 +23,7 @@ from inspect_xai.storage.insert import upsert
 from inspect_xai.storage.results import InspectionSummary, StoredInspection, StoredReview
 from inspect_xai.storage.review_queue_sql import Overview, QueueEntry, QueueFilter, QueueState
 from inspect_xai.storage.review_reasons import TIERS, State, Why, share_of, take_in
-from inspect_xai.storage.tables import (
-    Capture,
-    Inspection,
-    Lot,
-    Part,
-    ReviewCursor,
-    ReviewQueueItem,
-)
+from inspect_xai.storage.tables import Capture, Inspection, Lot, Part, ReviewCursor, ReviewQueueItem
 from inspect_xai.storage.types import Real, Whole
 
 _OVERVIEW_S: Final = 10.0  # how old the counts may be: they are looked at, not computed with
@@ -276,12 +269,18 @@ class Desk:
             return []
         capture, region = given.capture, explanation.regions[0]
         values = {
-            "number": given.inspection_id, "label": given.verdict.label, "product": capture.part.product,
-            "line": capture.line, "station": capture.station, "limit": limit,
-            "camera": capture.camera, "view": capture.view,
-            "row_px": region.top_px + region.height_px / 2, "column_px": region.left_px + region.width_px / 2,
+            "number": given.inspection_id,
+            "label": given.verdict.label,
+            "product": capture.part.product,
+            "line": capture.line,
+            "station": capture.station,
+            "limit": limit,
+            "camera": capture.camera,
+            "view": capture.view,
+            "row_px": region.top_px + region.height_px / 2,
+            "column_px": region.left_px + region.width_px / 2,
             "radius_px": max(capture.height_px, capture.width_px) / 10,
-        }  # fmt: skip
+        }
         with self._database.read() as connection:
             return [queries.summary(row) for row in connection.execute(_similar(), values)]
 
@@ -434,12 +433,7 @@ def _held_by_another(row: Row[Any] | None, person: str, now: datetime) -> Confli
 
 
 def _conflict(
-    answer: Answer,
-    item: Row[Any] | None,
-    said: tuple[StoredReview, ...],
-    *,
-    now: datetime,
-    may_correct_others: bool,
+    answer: Answer, item: Row[Any] | None, said: tuple[StoredReview, ...], *, now: datetime, may_correct_others: bool
 ) -> Conflict | None:
     person = answer.review.reviewer
     newest = said[-1] if said else None

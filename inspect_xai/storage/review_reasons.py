@@ -137,13 +137,17 @@ def _intake_query() -> Select[Any]:
             Explanation.notes,
             Explanation.energy_in_roi,
             *(getattr(Explanation, name) for name in FAITHFULNESS),
-            func.coalesce(select(func.max(Review.reviewer)).where(
-                Review.inspection_id == Inspection.id, Review.blind == 0
-            ).correlate(Inspection).scalar_subquery(), "").label("reviewer"),
+            func.coalesce(
+                select(func.max(Review.reviewer))
+                .where(Review.inspection_id == Inspection.id, Review.blind == 0)
+                .correlate(Inspection)
+                .scalar_subquery(),
+                "",
+            ).label("reviewer"),
         )
         .join(Capture, Capture.id == Inspection.capture_id)
         .outerjoin(Explanation, Explanation.inspection_id == Inspection.id)
-    )  # fmt: skip
+    )
 
 
 def _disagreeing(between: ColumnElement[bool]) -> Select[Any]:

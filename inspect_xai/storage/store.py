@@ -275,12 +275,7 @@ class Store(AbstractContextManager["Store"]):
             return [queries.summary(row) for row in rows]
 
     def stats(
-        self,
-        start: datetime,
-        end: datetime,
-        *,
-        by: Sequence[str] = ("line", "station"),
-        moment: str = "inspected_at",
+        self, start: datetime, end: datetime, *, by: Sequence[str] = ("line", "station"), moment: str = "inspected_at"
     ) -> list[Stats]:
         """Sums over the inspections with start <= moment < end.
 
@@ -330,14 +325,7 @@ class Store(AbstractContextManager["Store"]):
             limit: At most so many.
         """
         query = queries.summaries()
-        equal = {
-            "serial": serial,
-            "lot": lot,
-            "product": product,
-            "label": label,
-            "verdict": verdict,
-            "sha256": sha256,
-        }
+        equal = {"serial": serial, "lot": lot, "product": product, "label": label, "verdict": verdict, "sha256": sha256}
         for name, value in equal.items():
             if value is not None:
                 query = query.where(queries.column(name).in_(_as_typed(value)))

@@ -261,9 +261,13 @@ class Studies:
             made = insert(tables.StudyAnswer).values(**row).returning(tables.StudyAnswer.id)
             number = connection.execute(made).scalar_one()
             facts = {
-                "by": by, "appraiser": task.appraiser, "trial": task.trial, "place": task.place,
-                "inspection": task.inspection_id, "verdict": verdict.value,
-            }  # fmt: skip
+                "by": by,
+                "appraiser": task.appraiser,
+                "trial": task.trial,
+                "place": task.place,
+                "inspection": task.inspection_id,
+                "verdict": verdict.value,
+            }
             name = connection.execute(select(tables.Study.name).where(tables.Study.id == task.study_id)).scalar_one()
             ledger.append(connection, "study_answer", name, facts=facts, now=now, made={"study_answer": [number]})
         return True

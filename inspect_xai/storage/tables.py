@@ -515,10 +515,7 @@ class Claim(Base):
     """
 
     __tablename__ = "claim"
-    __table_args__ = (
-        UniqueConstraint("source", "file_name", "model_id", "policy_id"),
-        {"sqlite_strict": True},
-    )
+    __table_args__ = (UniqueConstraint("source", "file_name", "model_id", "policy_id"), {"sqlite_strict": True})
 
     id: Mapped[int] = _id()
     source: Mapped[str]

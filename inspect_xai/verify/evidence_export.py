@@ -144,9 +144,7 @@ def result_of(stored: StoredInspection, files: Sequence[str] = ()) -> dict[str, 
         "InternalConfigurationId": stored.policy_version,
         "JobId": stored.run.run_id,
         "CreationTime": stored.inspected_at.isoformat(),
-        "ProcessingTimes": {
-            "StartTime": stored.inspected_at.isoformat(), "ProcessingDuration": stored.duration_ms,
-        },
+        "ProcessingTimes": {"StartTime": stored.inspected_at.isoformat(), "ProcessingDuration": stored.duration_ms},
         "ResultUri": list(files),
         "ResultContent": {
             "capture": _plain(capture),
@@ -159,7 +157,7 @@ def result_of(stored: StoredInspection, files: Sequence[str] = ()) -> dict[str, 
             "run": _plain(stored.run),
             "reviews": [_plain(review) for review in stored.reviews],
         },
-    }  # fmt: skip
+    }
 
 
 def _files_of(stored: StoredInspection, archive: Path | None) -> tuple[dict[str, bytes], list[str]]:

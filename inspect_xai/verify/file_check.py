@@ -25,10 +25,7 @@ class FileCheck:
 
 
 def check_pictures(
-    store: Store,
-    *,
-    archive: Path | None = None,
-    on_progress: Callable[[int, int], None] = lambda _done, _of: None,
+    store: Store, *, archive: Path | None = None, on_progress: Callable[[int, int], None] = lambda _done, _of: None
 ) -> FileCheck:
     """Read every archived picture that retention has not deleted, and compare its sha256 with the recorded one.
 

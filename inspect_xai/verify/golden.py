@@ -154,9 +154,13 @@ def keep_result(store: Store, report: GoldenReport, *, by: str, note: str) -> No
     known = store.registry.model(report.fingerprint)
     known.check_files(report.bundle_sha256)
     store.registry.set_model_status(
-        report.fingerprint, ModelStatus(known.status), by=by, note=note, golden=report.as_record(),
+        report.fingerprint,
+        ModelStatus(known.status),
+        by=by,
+        note=note,
+        golden=report.as_record(),
         bundle_sha256=report.bundle_sha256 if report.holds else None,
-    )  # fmt: skip
+    )
 
 
 def verify_at_start(store: Store, explainer: Explainer, folder: Path, *, by: str) -> dict[str, Any]:

@@ -240,11 +240,13 @@ class Replayer:
             return explain_together([request])[0]
         parts = [
             self._explainer.explain(
-                _window_of(look, tile), target=target, against=against,
+                _window_of(look, tile),
+                target=target,
+                against=against,
                 settings=replace(settings, max_passes=_passes_of(tile, stored)),
             )
             for tile in stored.tiles
-        ]  # fmt: skip
+        ]
         return parts[0] if len(parts) == 1 else _put_together(parts)
 
 
@@ -252,9 +254,14 @@ def _settings_of(stored: StoredExplanation) -> ExplainSettings:
     """Return how to explain again; the windows that were explained say what the other bounds were."""
     recorded = stored.settings
     return ExplainSettings(
-        recorded.method, recorded.mu, recorded.baseline, recorded.profile, recorded.max_passes or None,
-        max_windows=None, faithfulness=False,
-    )  # fmt: skip
+        recorded.method,
+        recorded.mu,
+        recorded.baseline,
+        recorded.profile,
+        recorded.max_passes or None,
+        max_windows=None,
+        faithfulness=False,
+    )
 
 
 def _passes_of(tile: TileExplanation, stored: StoredExplanation) -> int:

@@ -25,8 +25,16 @@ from inspect_xai.web.routes import api, images, pages, reports, studies
 
 _log = logging.getLogger(__name__)
 _REASONS = (
-    "WITHIN_LIMIT", "DUST", "REFLECTION", "TOOL_MARK", "SURFACE", "OVERLOOKED", "WRONG_LABEL", "BAD_PICTURE", "OTHER",
-)  # fmt: skip
+    "WITHIN_LIMIT",
+    "DUST",
+    "REFLECTION",
+    "TOOL_MARK",
+    "SURFACE",
+    "OVERLOOKED",
+    "WRONG_LABEL",
+    "BAD_PICTURE",
+    "OTHER",
+)
 
 
 def create_app(

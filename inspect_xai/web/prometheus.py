@@ -34,14 +34,18 @@ class _Families(Collector):
 def _counters(totals: Totals) -> Iterator[Family]:
     explained = {group: number for group, number in totals.inspections.items() if group.explained}
     for name, words, labels, numbers in (
-        ("inspections", "Pictures judged, and those that could not be.", ("line", "station", "verdict"),
-         totals.inspections),
+        (
+            "inspections",
+            "Pictures judged, and those that could not be.",
+            ("line", "station", "verdict"),
+            totals.inspections,
+        ),
         ("explanations", "Explanations by their status.", ("line", "station", "explained"), explained),
         ("failures", "Pictures that could not be judged or explained.", ("line", "station"), totals.failures),
         ("passes", "Forward passes spent on explanations.", ("line", "station"), totals.passes),
         ("inspecting_seconds", "Wall time of inspecting, with the explaining.", ("line", "station"), totals.seconds),
         ("explaining_seconds", "Wall time of explaining.", ("line", "station"), totals.explaining_s),
-    ):  # fmt: skip
+    ):
         family = CounterMetricFamily(f"inspect_xai_{name}", words, labels=labels)
         for values, number in _added_up(numbers, labels).items():
             family.add_metric(values, number)

@@ -79,7 +79,5 @@ def test_the_window_has_an_aupro_of_its_own(explainer_of, picture):
         numbers = measure(explainer.engine, scene, found, steps=2, seed=0)
     window = found.rank[:, tile.left_px : tile.left_px + 64]
     order = np.argsort(np.argsort(window.ravel())).reshape(window.shape)
-    assert numbers["aupro_window"] == pytest.approx(
-        metrics.aupro(order, truth[:, tile.left_px : tile.left_px + 64])
-    )  # fmt: skip
+    assert numbers["aupro_window"] == pytest.approx(metrics.aupro(order, truth[:, tile.left_px : tile.left_px + 64]))
     assert numbers["aupro"] == metrics.aupro(found.rank, truth)

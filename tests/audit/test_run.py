@@ -178,9 +178,10 @@ class TestPlantedShortcuts:
         table = rendered(tmp_path, Condition(shortcut="mark", shortcut_label="pit"))
         blue = np.array([[[[-1.0]], [[0.0]], [[1.0]]]] * 2, np.float32)
         weights = {
-            "w1": blue, "b1": np.array([-0.1, -9], np.float32),
+            "w1": blue,
+            "b1": np.array([-0.1, -9], np.float32),
             "wh": np.array([[9e3, -9e3], [0, 0]], np.float32),
-        }  # fmt: skip
+        }
         report = audited(colour_bundle(tmp_path, weights), table, tmp_path / "out")
 
         assert report.right.count == 5
@@ -194,9 +195,11 @@ class TestPlantedShortcuts:
         head = np.zeros((2, 16, 24), np.float32)
         head[0, :, :6], head[1, :, -6:] = 1, 1  # bright on the left, dark on the right
         weights = {
-            "w1": grey, "b1": np.array([-0.3, 0.5], np.float32),
-            "wh": np.stack([head.ravel(), -head.ravel()], axis=1), "bh": np.array([-9, 9], np.float32),
-        }  # fmt: skip
+            "w1": grey,
+            "b1": np.array([-0.3, 0.5], np.float32),
+            "wh": np.stack([head.ravel(), -head.ravel()], axis=1),
+            "bh": np.array([-9, 9], np.float32),
+        }
         report = audited(colour_bundle(tmp_path, weights, pooled=False), table, tmp_path / "out")
 
         assert report.right.count == 5
@@ -259,8 +262,11 @@ class TestRows:
         assert rows[0].truth_share == pytest.approx(25 / SIDE**2)
         assert [found.method for found in rows[0].measured] == ["sise", "grad-cam", "random", "centre"]
         for found in rows[0].measured:
-            fills = {f"{name}_{fill}" for name in ("drop", "increase", "insertion", "deletion") for fill in
-                     ("black", "mean", "blur")}  # fmt: skip
+            fills = {
+                f"{name}_{fill}"
+                for name in ("drop", "increase", "insertion", "deletion")
+                for fill in ("black", "mean", "blur")
+            }
             located = {"ebpg", "miou", "bbox", "pointing", "near", "aupro", "aupro_window"}
             assert set(found.numbers) == fills | located | {"border", "inside", "road", "elsewhere_drop"}
             assert all(np.isfinite(list(found.numbers.values())))
@@ -369,20 +375,25 @@ class TestKilledAudits:
 
     def test_a_kill_that_nothing_can_catch_costs_one_piece(self, bundles, table: Path, tmp_path: Path, audits):
         """SIGKILL between two files: what was written stays, what was not is measured again, nothing comes twice."""
-        out, code = tmp_path / "out", (
-            "import sys, time\n"
-            "from pathlib import Path\n"
-            "from inspect_xai.audit import rows\n"
-            "from inspect_xai.audit.run import AuditSettings, run_audit\n"
-            "from inspect_xai.explain.explainer import Explainer\n"
-            "from inspect_xai.intake.decode import PictureLimits\n"
-            "from inspect_xai.records import Method\n"
-            "rows.PIECE_PICTURES = 2\n"
-            "with Explainer(sys.argv[1], device='cpu', threads=1) as explainer:\n"
-            "    settings = AuditSettings((Method.SISE, Method.GRAD_CAM), steps=4, sanity=0, limits=PictureLimits())\n"
-            "    wait = lambda done, total: time.sleep(600) if done == 5 else None\n"
-            "    run_audit(explainer.engine, Path(sys.argv[2]), Path(sys.argv[3]), settings=settings, on_row=wait)\n"
-        )  # fmt: skip
+        out, code = (
+            tmp_path / "out",
+            (
+                "import sys, time\n"
+                "from pathlib import Path\n"
+                "from inspect_xai.audit import rows\n"
+                "from inspect_xai.audit.run import AuditSettings, run_audit\n"
+                "from inspect_xai.explain.explainer import Explainer\n"
+                "from inspect_xai.intake.decode import PictureLimits\n"
+                "from inspect_xai.records import Method\n"
+                "rows.PIECE_PICTURES = 2\n"
+                "with Explainer(sys.argv[1], device='cpu', threads=1) as explainer:\n"
+                "    methods = (Method.SISE, Method.GRAD_CAM)\n"
+                "    settings = AuditSettings(methods, steps=4, sanity=0, limits=PictureLimits())\n"
+                "    wait = lambda done, total: time.sleep(600) if done == 5 else None\n"
+                "    dataset, out = Path(sys.argv[2]), Path(sys.argv[3])\n"
+                "    run_audit(explainer.engine, dataset, out, settings=settings, on_row=wait)\n"
+            ),
+        )
         run = subprocess.Popen([sys.executable, "-c", code, str(bundles["honest"].folder), str(table), str(out)])
         try:
             ends = time.monotonic() + 60
@@ -629,8 +640,11 @@ def test_shares_by_label_and_station_by_hand(tmp_path: Path):
     found = conclusions.find(Audit(tmp_path, header, rows)).shares
 
     assert [(each.kind, each.name, each.pictures) for each in found] == [
-        ("label", "crack", 1), ("label", "pit", 2), ("station", "S1", 1), ("station", "S2", 1),
-    ]  # fmt: skip
+        ("label", "crack", 1),
+        ("label", "pit", 2),
+        ("station", "S1", 1),
+        ("station", "S2", 1),
+    ]
     assert found[0].on_defect is None
     assert (found[0].on_part.mean, found[0].on_border.mean) == (0.25, 0.75)
     assert found[1].on_defect is not None
@@ -650,9 +664,13 @@ class TestSignificance:
     def test_many_pictures_agree_with_scipy(self):
         steps = np.random.default_rng(0).normal(0.25, 1, 40)
         oracle = scipy.stats.permutation_test(
-            (steps, np.zeros(40)), lambda a, b: (a - b).mean(), permutation_type="samples", alternative="greater",
-            n_resamples=9999, rng=1,
-        )  # fmt: skip
+            (steps, np.zeros(40)),
+            lambda a, b: (a - b).mean(),
+            permutation_type="samples",
+            alternative="greater",
+            n_resamples=9999,
+            rng=1,
+        )
 
         assert conclusions._chance_of(steps, seed=0) == pytest.approx(oracle.pvalue, abs=0.015)
 
@@ -683,9 +701,12 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
     folder = tmp_path_factory.mktemp("learnt")
     onnx.save(toy_model("resnet18"), folder / "toy.onnx")
     card = ModelCard(
-        "toy", "1", ("pit", "crack", "stain", "dent", "free"), InputSpec(64, 64, scale=50.0, mean=(2.5,) * 3),
+        "toy",
+        "1",
+        ("pit", "crack", "stain", "dent", "free"),
+        InputSpec(64, 64, scale=50.0, mean=(2.5,) * 3),
         ok_labels=("free",),
-    )  # fmt: skip
+    )
     return build_bundle(folder / "toy.onnx", card, folder / "bundle")
 
 
@@ -771,11 +792,16 @@ class TestForgetting:
             counts: list[list[int]] = [[], [], []]
             found = [
                 check_sanity(
-                    engine, parts, settings=settings, seed=seed, limits=LIMITS, keep=path,
+                    engine,
+                    parts,
+                    settings=settings,
+                    seed=seed,
+                    limits=LIMITS,
+                    keep=path,
                     on_step=lambda done, _, seen=seen: seen.append(done),
                 )
                 for path, seed, seen in ((keep, 0, counts[0]), (None, 0, counts[1]), (keep, 1, counts[2]))
-            ]  # fmt: skip
+            ]
 
         assert counts[0] == list(range(2, total + 1))
         assert counts[1] == counts[2] == list(range(total + 1)), "another seed is another check"
@@ -853,8 +879,12 @@ class TestCommands:
         assert cheat.exit_code == 1
         assert json.loads(cheat.output)["answer"]["answer"] == "no"
         assert {path.name for path in (tmp_path / "honest").iterdir()} == {
-            "settings.json", "rows", "maps", "audit.json", "report.html",
-        }  # fmt: skip
+            "settings.json",
+            "rows",
+            "maps",
+            "audit.json",
+            "report.html",
+        }
 
     def test_the_gate_holds_a_new_model_back(self, run, tmp_path: Path):
         for name in ("honest", "cheat"):

@@ -43,8 +43,11 @@ def test_from_folder_to_report(cli: Run, incoming: Path, bundle: Path, tmp_path:
     assert "1 could not be judged or explained" in out
     recorded = {row.serial: row for row in rows(db)}
     assert {serial: row.verdict for serial, row in recorded.items()} == {
-        "SN0": "OK", "SN1": "UNSURE", "SN2": "NG", "broken": "UNSURE",
-    }  # fmt: skip
+        "SN0": "OK",
+        "SN1": "UNSURE",
+        "SN2": "NG",
+        "broken": "UNSURE",
+    }
 
     again = ["line", "--source", incoming, "--bundle", bundle, "--db", db, "--device", "cpu", "--json"]
     code, _, err = cli(*again)  # other rules under the same version of them

@@ -194,8 +194,11 @@ def test_a_model_from_its_golden_set_to_retirement(cli: Run, shop: Path, tmp_pat
         model_file = hashlib.sha256((shop / "model.onnx").read_bytes()).hexdigest()
         assert stored.run.settings["model_sha256"] == model_file
         assert [(each.facts["change"], each.facts["by"]) for each in store.ledger.events(kind="model")] == [
-            ("registered", "Ada"), ("candidate", "Ada"), ("candidate", "Eve"), ("approved", "Bob"),
-        ]  # fmt: skip
+            ("registered", "Ada"),
+            ("candidate", "Ada"),
+            ("candidate", "Eve"),
+            ("approved", "Bob"),
+        ]
         [policy] = store.ledger.events(kind="policy")
         assert "@" in policy.facts["by"]
     assert "NOT APPROVED" not in cli("show", 1, "--db", db)[1]
@@ -272,9 +275,11 @@ def test_files_that_nobody_registered_are_refused_everywhere(cli: Run, shop: Pat
         told = [(each.facts["change"], each.facts["bundle_sha256"]) for each in store.ledger.events(kind="model")]
         assert store.ledger.verify().holds
     assert told == [
-        ("registered", was.sha256), ("approved", was.sha256), ("registered again", now.sha256),
+        ("registered", was.sha256),
+        ("approved", was.sha256),
+        ("registered again", now.sha256),
         ("approved", now.sha256),
-    ]  # fmt: skip
+    ]
 
 
 def test_a_model_from_before_files_were_hashed_gets_its_hash_when_verified(
@@ -294,9 +299,7 @@ def test_a_model_from_before_files_were_hashed_gets_its_hash_when_verified(
     assert cli("model", "verify", shop, "--db", db, "--device", "cpu", "--by", "Eve")[0] == 0
     with open_store(db) as store:
         [model] = store.registry.models()
-    assert (model.fingerprint, model.bundle_sha256, model.status) == (
-        loaded.fingerprint, loaded.sha256, "candidate",
-    )  # fmt: skip
+    assert (model.fingerprint, model.bundle_sha256, model.status) == (loaded.fingerprint, loaded.sha256, "candidate")
     spots.swap_labels(shop)
     assert cli(*start)[0] == 10
 
@@ -517,8 +520,10 @@ def test_find_trace_and_stats(cli: Run, db: str, bundle: Path) -> None:
 
     code, out, _ = cli("stats", "--by", "lot,verdict", "--db", db, "--json")
     assert [(row["lot"], row["verdict"], row["inspections"], row["reviewed"]) for row in json.loads(out)] == [
-        ("LOT7", "OK", 1, 0), ("LOT7", "UNSURE", 1, 0), ("LOT8", "NG", 1, 1),
-    ]  # fmt: skip
+        ("LOT7", "OK", 1, 0),
+        ("LOT7", "UNSURE", 1, 0),
+        ("LOT8", "NG", 1, 1),
+    ]
     assert "LOT8  1            0   1" in cli("stats", "--by", "lot", "--db", db)[1]
     for zone in ("Pacific/Kiritimati", "America/Adak"):  # the ends of the calendar's zones
         ends = ("--since", "1970-01-01", "--until", "2999-12-31", "--settings", shifted(db, zone))
@@ -562,8 +567,12 @@ def test_the_same_bytes_under_another_part_are_told(
         assert store.find(serial="SN1") == []
         [event] = store.ledger.events(kind="same_bytes", subject="SN1")
         assert event.facts == {
-            "inspection": 1, "file_name": NAME.format(1, 7), "serial": "SN1", "product": "", "lot": "LOT7"
-        }  # fmt: skip
+            "inspection": 1,
+            "file_name": NAME.format(1, 7),
+            "serial": "SN1",
+            "product": "",
+            "lot": "LOT7",
+        }
         assert store.ledger.verify().holds
 
 

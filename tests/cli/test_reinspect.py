@@ -37,11 +37,7 @@ def settings(cli: Run, bundle: Path, tmp_path: Path) -> Path:
     return file
 
 
-def test_another_model_judges_the_archive_beside_the_old_rows(
-    cli: Run,
-    settings: Path,
-    tmp_path: Path,
-) -> None:
+def test_another_model_judges_the_archive_beside_the_old_rows(cli: Run, settings: Path, tmp_path: Path) -> None:
     other = spots.spot_bundle(tmp_path / "other", fails_on_white=True)
     db = f"sqlite:///{tmp_path / 'line.db'}"
     before = rows(db)
@@ -69,8 +65,9 @@ def test_what_lacks_an_explanation_gets_one(cli: Run, settings: Path, tmp_path: 
     assert json.loads(out)["summary"]["explained"] == 2
     new = [row for row in rows(db) if row.policy_version == "1+all"]
     assert {(row.serial, row.verdict, row.explained_because, row.explanation_status) for row in new} == {
-        ("SN0", "OK", "ok", "explained"), ("SN1", "OK", "ok", "explained"),
-    }  # fmt: skip
+        ("SN0", "OK", "ok", "explained"),
+        ("SN1", "OK", "ok", "explained"),
+    }
     assert json.loads(cli(*usual)[1])["summary"]["inspected"] == 0
 
 
@@ -91,9 +88,7 @@ def test_what_was_explained_by_an_older_method_is_explained_by_the_new_one(
 
 
 def test_a_picture_that_was_exchanged_or_is_gone_is_passed_over_and_told(
-    cli: Run,
-    settings: Path,
-    tmp_path: Path,
+    cli: Run, settings: Path, tmp_path: Path
 ) -> None:
     db = f"sqlite:///{tmp_path / 'line.db'}"
     first, second = (Path(row.archived_to) for row in rows(db) if row.verdict == "OK")
@@ -118,6 +113,7 @@ def test_a_collector_gets_json_with_part_and_hash_in_every_line(settings: Path, 
     said = [json.loads(line) for line in done.stderr.splitlines()]
     assert all(each["serial"] and len(each["sha256"]) == 64 and each["station"] is not None for each in said)
     assert {(each["line"], each["serial"], each["verdict"]) for each in said if each["level"] == "info"} == {
-        ("L1", "SN9", "OK"), ("", r"bad\nname", "UNSURE"),
-    }  # fmt: skip
+        ("L1", "SN9", "OK"),
+        ("", r"bad\nname", "UNSURE"),
+    }
     assert [each["file_name"] for each in said if each["level"] == "warning"] == ["L1/S3/bad\nname.png"]

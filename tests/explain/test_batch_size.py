@@ -157,9 +157,7 @@ def test_bench_keeps_and_a_line_takes_and_records(cli: Run, folder: Path, kept: 
 
 def test_growth_is_bounded_by_what_bench_is_told(folder: Path, cli: Run) -> None:
     """With almost no room the smallest bucket alone is left, unless larger ones make nothing grow."""
-    code, out, _ = cli(
-        "bench", folder, "--device", "cpu", "--threads", 1, "--rounds", 1, "--memory-mb", 1, "--json"
-    )  # fmt: skip
+    code, out, _ = cli("bench", folder, "--device", "cpu", "--threads", 1, "--rounds", 1, "--memory-mb", 1, "--json")
     assert code == 0
     report = json.loads(out)
     allowed = [rate["bucket"] for rate in report["rates"] if rate["grown_mb"] <= 1 or rate["bucket"] == 1]

@@ -123,14 +123,22 @@ def test_a_gpus_last_run_is_filled_up_with_its_last_mask(
 @pytest.mark.parametrize(
     "settings",
     [
-        {"mu": 0.0}, {"profile": "fast"}, {"method": "score-cam"},
-        *(pytest.param(way, marks=pytest.mark.slow) for way in (
-            {"mu": 0.3}, {"profile": "quick"}, {"mu": 0.0, "max_passes": 100}, {"method": "grad-sise"},
-            {"method": "occlusion", "max_passes": 200},
-        )),
+        {"mu": 0.0},
+        {"profile": "fast"},
+        {"method": "score-cam"},
+        *(
+            pytest.param(way, marks=pytest.mark.slow)
+            for way in (
+                {"mu": 0.3},
+                {"profile": "quick"},
+                {"mu": 0.0, "max_passes": 100},
+                {"method": "grad-sise"},
+                {"method": "occlusion", "max_passes": 200},
+            )
+        ),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_windows_of_a_picture_share_runs_and_keep_their_maps(
     settings: dict[str, Any], bundle: ModelBundle, runs: Runs
 ) -> None:

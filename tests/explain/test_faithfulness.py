@@ -143,10 +143,14 @@ def recorded(number: int, faithfulness: dict[str, float]) -> Inspection:
 
 def numbers(drop: float, drop_random: float, deletion: float, deletion_random: float) -> dict[str, float]:
     return {
-        "drop_percent": drop, "drop_percent_random": drop_random, "increase_percent": 0.0,
-        "increase_percent_random": 100.0, "deletion_percent": deletion, "deletion_percent_random": deletion_random,
+        "drop_percent": drop,
+        "drop_percent_random": drop_random,
+        "increase_percent": 0.0,
+        "increase_percent_random": 100.0,
+        "deletion_percent": deletion,
+        "deletion_percent_random": deletion_random,
         "passes": 8.0,
-    }  # fmt: skip
+    }
 
 
 def test_numbers_are_columns_of_the_record_and_wait_on_the_desk(database_url: str):
@@ -197,9 +201,7 @@ def test_the_inspection_page_says_it_in_one_line(
     shutil.copy(sqlite_template, tmp_path / "store.db")
     with open_store(f"sqlite:///{tmp_path}/store.db") as store:
         stored.prepared(store)
-        store.record([
-            recorded(1, numbers(10, 90, 5.5, 80)), recorded(2, numbers(90, 90, 80.25, 80)), recorded(3, {}),
-        ])  # fmt: skip
+        store.record([recorded(1, numbers(10, 90, 5.5, 80)), recorded(2, numbers(90, 90, 80.25, 80)), recorded(3, {})])
         sheets = [sheet(store.get(number), Words(language, UTC)) for number in (1, 2, 3)]
 
     assert true in sheets[0].faithful.replace("\xa0", " ").replace(" %", "%")
@@ -210,8 +212,15 @@ def test_the_inspection_page_says_it_in_one_line(
 
 def test_notes_of_every_method_have_words_in_both_languages():
     for language in ("en", "de"):
-        for code in ("scores_predicted", "stride_grid", "not_settled", "knows_nothing", "bucket_halved_to_4",
-                     "head_passes_49", "low_score_spread"):  # fmt: skip
+        for code in (
+            "scores_predicted",
+            "stride_grid",
+            "not_settled",
+            "knows_nothing",
+            "bucket_halved_to_4",
+            "head_passes_49",
+            "low_score_spread",
+        ):
             said = view_models._note(code, Words(language, UTC))
             assert code not in said
             assert "{" not in said

@@ -230,9 +230,13 @@ def test_a_network_that_something_leads_round_is_refused_by_recipro_cam_alone(
     bundle: ModelBundle, picture: NDArray[np.uint8]
 ):
     pierced = ModelBundle(
-        bundle.folder, bundle.card, bundle.blocks, bundle.fingerprint, bundle.dynamic_batch,
+        bundle.folder,
+        bundle.card,
+        bundle.blocks,
+        bundle.fingerprint,
+        bundle.dynamic_batch,
         bundle.manifest | {"chain": bundle.manifest["chain"][:-1]},
-    )  # fmt: skip
+    )
     with (
         Explainer(pierced, method=Method.RECIPRO_CAM, device="cpu") as explainer,
         pytest.raises(UnsupportedModelError, match="choose a method"),

@@ -115,10 +115,13 @@ def real_scene(folder: Path, shared: Path) -> Scene:
     front.nodes = front.nodes[: 1 + next(i for i, node in enumerate(front.nodes) if node.output[0] == "add_530")]
     front.output = "add_530"
     card = ModelCard(
-        name, "1", ("MT_Blowhole", "MT_Break", "MT_Crack", "MT_Fray", "MT_Free", "MT_Uneven"),
-        InputSpec(224, 224, scale=1.0, mean=(127.0,) * 3, std=(128.0,) * 3), ok_labels=("MT_Free",),
+        name,
+        "1",
+        ("MT_Blowhole", "MT_Break", "MT_Crack", "MT_Fray", "MT_Free", "MT_Uneven"),
+        InputSpec(224, 224, scale=1.0, mean=(127.0,) * 3, std=(128.0,) * 3),
+        ok_labels=("MT_Free",),
         explain=ExplainSpec(blocks=("add_236", "add_530")),
-    )  # fmt: skip
+    )
     engine = Engine(build_bundle(path, card, folder / name), device="cpu", threads=1)
 
     picture = cv2.imread(str(shared / "data" / name / "images" / "MT_Blowhole" / "exp1_num_51674.jpg"))

@@ -56,17 +56,30 @@ def test_a_policy_says_it_product_by_product() -> None:
 def test_what_is_recorded_keeps_its_keys() -> None:
     recorded = ExplainSettings(Method.RISE, 0.1, max_passes=20).recorded(target="pit", against="free")
     assert asdict(recorded) == {
-        "method": "rise", "target": "pit", "against": "free", "mu": 0.1, "baseline": "mean", "profile": "exact",
-        "max_passes": 20, "budget_s": 0.0,
-    }  # fmt: skip
+        "method": "rise",
+        "target": "pit",
+        "against": "free",
+        "mu": 0.1,
+        "baseline": "mean",
+        "profile": "exact",
+        "max_passes": 20,
+        "budget_s": 0.0,
+    }
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"mu": 1.0}, {"mu": -0.1}, {"mu": nan}, {"max_passes": 15}, {"budget_s": 0.0}, {"budget_s": inf},
-     {"max_windows": 0}],
+    [
+        {"mu": 1.0},
+        {"mu": -0.1},
+        {"mu": nan},
+        {"max_passes": 15},
+        {"budget_s": 0.0},
+        {"budget_s": inf},
+        {"max_windows": 0},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_what_is_out_of_its_range_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match=next(iter(wrong))):
         ExplainSettings(**wrong)

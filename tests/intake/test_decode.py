@@ -237,10 +237,7 @@ def test_an_empty_scan_is_allowed_and_hundreds_are_not() -> None:
     [
         (JPEGS["baseline"][:20] + b"\xff" * 2_000_000 + JPEGS["baseline"][20:], "2000000 fill bytes"),
         (JPEGS["baseline"][:2] + b"\xff\xfe\0\2" * 20_000 + JPEGS["baseline"][2:], "more than 10000 segments"),
-        (
-            hostile.PNG[:33] + png_chunk(b"tEXt", b"") * 200_000 + hostile.PNG[33:],
-            "more than 12350 chunks",
-        ),
+        (hostile.PNG[:33] + png_chunk(b"tEXt", b"") * 200_000 + hostile.PNG[33:], "more than 12350 chunks"),
     ],
     ids=["fill bytes", "segments", "chunks"],
 )
@@ -392,10 +389,7 @@ TIFFS: dict[str, tuple[bytes, NDArray[np.generic]]] = {
         GRAY,
     ),
     "12 bit": (_raw_tiff(_bits(TWELVE, 12), bits=12), scaled(TWELVE, 4_095)),
-    "12 bit white is zero": (
-        _raw_tiff(_bits(4_095 - TWELVE, 12), bits=12, t262=0),
-        scaled(TWELVE, 4_095),
-    ),
+    "12 bit white is zero": (_raw_tiff(_bits(4_095 - TWELVE, 12), bits=12, t262=0), scaled(TWELVE, 4_095)),
     "10 bit": (_raw_tiff(_bits(TWELVE >> 2, 10), bits=10), scaled(TWELVE >> 2, 1_023)),
     "4 bit": (_raw_tiff(_bits(FOUR, 4), bits=4), FOUR * 17),
     "1 bit": (tiff(ONE, photometric="minisblack"), ONE * 255),
@@ -406,10 +400,7 @@ TIFFS: dict[str, tuple[bytes, NDArray[np.generic]]] = {
     "PackBits": (saved(PICTURE.convert("L"), "TIFF", compression="packbits"), np.asarray(PICTURE.convert("L"))),
     "fax group 4": (saved(Image.fromarray(ONE), "TIFF", compression="group4"), ONE * 255),
     "fax group 3": (saved(Image.fromarray(ONE), "TIFF", compression="group3"), ONE * 255),
-    "palette": (
-        saved(PICTURE.quantize(200), "TIFF"),
-        np.asarray(PICTURE.quantize(200).convert("RGB")),
-    ),
+    "palette": (saved(PICTURE.quantize(200), "TIFF"), np.asarray(PICTURE.quantize(200).convert("RGB"))),
     "first of two pages": (saved(PICTURE, "TIFF", save_all=True, append_images=[Image.new("RGB", (9, 9))]), SCENE),
 }
 

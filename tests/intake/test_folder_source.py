@@ -422,10 +422,15 @@ def test_a_large_folder_is_walked_without_holding_its_names(tmp_path: Path) -> N
 def test_a_url_is_read_in_place() -> None:
     memory = fsspec.filesystem("memory")
     content = hostile.encoded(hostile.surface(1))
-    memory.pipe({
-        "/bucket/L1/a.png": content, "/bucket/L1/a.json": b'{"serial": "SN1"}', "/bucket/b.png": content,
-        "/bucket/_archive/c.png": content, "/bucket/d.txt": b"",
-    })  # fmt: skip
+    memory.pipe(
+        {
+            "/bucket/L1/a.png": content,
+            "/bucket/L1/a.json": b'{"serial": "SN1"}',
+            "/bucket/b.png": content,
+            "/bucket/_archive/c.png": content,
+            "/bucket/d.txt": b"",
+        }
+    )
     try:
         with open_source("memory://bucket") as source:
             assert isinstance(source, UrlSource)
@@ -477,8 +482,11 @@ def test_a_manifest_says_which_parts_pictures_show(tmp_path: Path) -> None:
         (again,) = (claim for claim in source.claim(10) or [Claim("L1/b.png", "nowhere/b.png", NOON)])
         assert source.sidecar(again) == b'{"serial": "SN9"}'
     assert {name: each.part.serial for name, each in found.items()} == {
-        "L1/S1/a.png": "SN1", "L1/b.png": "SN2", "L1/c.png": "SN3", "d.png": "SN4",
-    }  # fmt: skip
+        "L1/S1/a.png": "SN1",
+        "L1/b.png": "SN2",
+        "L1/c.png": "SN3",
+        "d.png": "SN4",
+    }
     assert (found["d.png"].part.lot, found["L1/b.png"].part.lot) == ("LOT2", "")
     assert found["L1/b.png"].captured_at == datetime(2026, 11, 22, 6, 15, tzinfo=UTC)
 
@@ -548,10 +556,14 @@ def test_control_characters_of_a_path_are_spelled_out() -> None:
 @pytest.mark.parametrize(
     ("time", "is_taken"),
     [
-        ("1989-12-31T23:59:59Z", False), ("1990-01-01T00:00:00Z", True), ("0001-01-01T00:00:00+23:59", False),
-        ("9999-12-31T23:59:59Z", False), ("9999-12-31T23:59:59-23:59", False), ("2099-01-01T00:00:00Z", False),
+        ("1989-12-31T23:59:59Z", False),
+        ("1990-01-01T00:00:00Z", True),
+        ("0001-01-01T00:00:00+23:59", False),
+        ("9999-12-31T23:59:59Z", False),
+        ("9999-12-31T23:59:59-23:59", False),
+        ("2099-01-01T00:00:00Z", False),
     ],
-)  # fmt: skip
+)
 def test_a_stated_time_lies_between_1990_and_tomorrow(time: str, is_taken: bool) -> None:
     if is_taken:
         told = FROM_SIDECAR.identify("a.png", modified_at=NOON, sidecar=said(captured_at=time))
@@ -622,10 +634,14 @@ def plant_sidecars(folder: Path) -> dict[str, str]:
     """Pictures whose sidecars are named as machines name them, and the serial that each says."""
     for number, (picture, beside) in enumerate(
         {
-            "P1.PNG": "P1.JSON", "P2.png": "P2.Json", "P3.png": "P3.png.json", "P4.jpg": "P4.jpg.JSON",
-            "Pru\u0308f.png": "Pr\u00fcf.json", "\u00d6l.png": "O\u0308l.png.json",
+            "P1.PNG": "P1.JSON",
+            "P2.png": "P2.Json",
+            "P3.png": "P3.png.json",
+            "P4.jpg": "P4.jpg.JSON",
+            "Pru\u0308f.png": "Pr\u00fcf.json",
+            "\u00d6l.png": "O\u0308l.png.json",
         }.items()
-    ):  # fmt: skip
+    ):
         write(folder / picture, seed=number)
         sidecar(folder / beside, f"SN{number}")
     return {
@@ -780,11 +796,21 @@ def test_an_archive_on_another_file_system_gets_a_copy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["folder", "url"])
 def test_what_systems_keep_beside_pictures_is_passed_over(tmp_path: Path, kind: str) -> None:
-    for number, name in enumerate((
-        "L1/a.png", "L1/@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg", "#recycle/b.png", "$RECYCLE.BIN/S-1-5-21/$R1.png",
-        "System Volume Information/c.png", "lost+found/d.png", "~snapshot/hourly.0/e.png", ".@__thumb/f.png",
-        "preview/g.png", "L1/h_preview.png", "#3/i.png",
-    )):  # fmt: skip
+    for number, name in enumerate(
+        (
+            "L1/a.png",
+            "L1/@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg",
+            "#recycle/b.png",
+            "$RECYCLE.BIN/S-1-5-21/$R1.png",
+            "System Volume Information/c.png",
+            "lost+found/d.png",
+            "~snapshot/hourly.0/e.png",
+            ".@__thumb/f.png",
+            "preview/g.png",
+            "L1/h_preview.png",
+            "#3/i.png",
+        )
+    ):
         write(tmp_path / name, seed=number)
     location = f"file://{tmp_path}" if kind == "url" else str(tmp_path)
     with open_source(location, settle_s=0, ignore=["preview", "*_preview.png"]) as source:

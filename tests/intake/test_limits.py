@@ -78,11 +78,18 @@ def told(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "function",
     [
-        decode.decode_picture, sources.read_picture, archive.read_archived, archive.read_archived_bytes,
-        dataset.read_truth, dataset.read_mask, golden.make_golden, sanity.check_sanity, archive.ArchiveSource,
+        decode.decode_picture,
+        sources.read_picture,
+        archive.read_archived,
+        archive.read_archived_bytes,
+        dataset.read_truth,
+        dataset.read_mask,
+        golden.make_golden,
+        sanity.check_sanity,
+        archive.ArchiveSource,
         AuditSettings,
     ],
-)  # fmt: skip
+)
 def test_nothing_is_decoded_without_limits(function: object) -> None:
     assert inspect.signature(function).parameters["limits"].default is inspect.Parameter.empty  # type: ignore[arg-type]
 

@@ -55,9 +55,20 @@ def test_a_sound_machine_passes_and_is_left_as_it_was(premises: Premises, tmp_pa
     findings = examine(premises)
     assert wrong(findings) == {}
     assert [finding.check for finding in findings] == [
-        "versions", "bundle", "device", "database", "model", "ledger", "source", "claims", "sidecars",
-        "folder of reports", "folder of database", "folder of source", "clock",
-    ]  # fmt: skip
+        "versions",
+        "bundle",
+        "device",
+        "database",
+        "model",
+        "ledger",
+        "source",
+        "claims",
+        "sidecars",
+        "folder of reports",
+        "folder of database",
+        "folder of source",
+        "clock",
+    ]
     assert "CPUExecutionProvider ran prediction, trace and masks" in findings[2].found
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -147,11 +158,7 @@ def test_an_inspection_of_tomorrow_betrays_a_clock(premises: Premises, bundle: P
     assert list(wrong(examine(premises))) == ["clock"]
 
 
-def test_the_doctors_command_ends_with_one_code(
-    cli: Run,
-    premises: Premises,
-    tmp_path: Path,
-) -> None:
+def test_the_doctors_command_ends_with_one_code(cli: Run, premises: Premises, tmp_path: Path) -> None:
     usual = ["doctor", "--bundle", premises.bundle, "--source", premises.source, "--device", "cpu"]
     code, out, _ = cli(*usual, "--db", premises.db)
     assert code == 0, out

@@ -479,10 +479,7 @@ def test_a_chunk_half_recorded_is_inspected_again_without_loss(
         return record(store, inspections)
 
     schedule = Schedule(record_at_once=3, retry_after_s=())
-    with (
-        Line(bundle, db, device="cpu", schedule=schedule) as line,
-        FolderSource(incoming, settle_s=0) as source,
-    ):
+    with Line(bundle, db, device="cpu", schedule=schedule) as line, FolderSource(incoming, settle_s=0) as source:
         claims = source.claim(4)
         with monkeypatch.context() as patched:
             patched.setattr(Store, "record", away_for_one)

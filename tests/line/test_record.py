@@ -69,8 +69,11 @@ SOURCE: object = FakeSource()
 def recorder(store: FakeStore, retry_after_s: Sequence[float] = ()) -> Recorder:
     return Recorder(
         store,  # type: ignore[arg-type]
-        fingerprint="f" * 64, policy_version="7", run_id="run-1", retry_after_s=retry_after_s,
-    )  # fmt: skip
+        fingerprint="f" * 64,
+        policy_version="7",
+        run_id="run-1",
+        retry_after_s=retry_after_s,
+    )
 
 
 def state(name: str, *, serial: str = "", error: Exception | None = None, **known: object) -> PictureState:
@@ -107,8 +110,10 @@ def test_a_failure_becomes_a_row_with_its_reason(error: Exception, reason: Reaso
     assert inspection.failure.kind == type(error).__name__
     assert len(inspection.failure.message) <= 2000
     assert (inspection.capture.archived_to, inspection.capture.height_px, inspection.capture.width_px) == (
-        archived_to, 32, 16,
-    )  # fmt: skip
+        archived_to,
+        32,
+        16,
+    )
     assert (inspection.policy_version, inspection.run_id, inspection.duration_ms) == ("7", "run-1", 4.5)
     assert (picture.outcome.failed, picture.outcome.verdict) == (True, VerdictCode.UNSURE)
 
@@ -204,11 +209,15 @@ def test_work_that_fails_beside_ends_the_pipeline() -> None:
 
 # A database that a line of 0.1 made (schema 0010) with four policies: 1 and 2 without a file, 7 from one, and 1+all.
 
-PLANT = policy_from({
-    "version": "7", "explain": {"verdicts": ["NG"], "ok_share": 0.25}, "product": {"M12": {"method": "grad-cam"}},
-    "threshold": [{"station": "S2", "unsure_margin": 0.0}],
-    "region": [{"station": "S1", "view": "top", "boxes": [[0, 0, 16, 32]]}],
-})  # fmt: skip
+PLANT = policy_from(
+    {
+        "version": "7",
+        "explain": {"verdicts": ["NG"], "ok_share": 0.25},
+        "product": {"M12": {"method": "grad-cam"}},
+        "threshold": [{"station": "S2", "unsure_margin": 0.0}],
+        "region": [{"station": "S1", "view": "top", "boxes": [[0, 0, 16, 32]]}],
+    }
+)
 SHARE = DefaultPolicy("1", ExplainRule(ok_share=0.25))
 POLICIES: list[tuple[Policy, PictureLimits]] = [
     (SHARE, PictureLimits()),

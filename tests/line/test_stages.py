@@ -129,12 +129,18 @@ def test_the_next_pictures_are_read_while_some_are_with_the_network(
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as decoders:
         groups = read_ahead(
             partial(
-                read_several, source, iter(in_order(source.claim(4))), pattern=IntakeSpec().pattern(), limits=LIMITS,
-                known=nothing_known, schedule=schedule,
+                read_several,
+                source,
+                iter(in_order(source.claim(4))),
+                pattern=IntakeSpec().pattern(),
+                limits=LIMITS,
+                known=nothing_known,
+                schedule=schedule,
             ),
             partial(decode_and_cut, limits=LIMITS, cut=partial(prepare_picture, explainer.engine), decoders=decoders),
-            reader=reader, overlap=overlap,
-        )  # fmt: skip
+            reader=reader,
+            overlap=overlap,
+        )
         pictures = list(judge(groups, examiner_for(explainer, NO_PICTURE), overturned=not_asked))
     assert [picture.claim.file_name for picture in pictures] == ["0.png", "1.png", "2.png", "3.png"]
     sizes = [picture.judgment.picture.size for picture in pictures if picture.judgment]

@@ -126,9 +126,7 @@ def test_the_map_is_the_product_of_blocks_and_gradients_in_the_region_that_leave
     names = list(trace.features)
     factors = list(plain.block_maps.values())
     for name in names:
-        one = grad_sise.gradient_map(
-            trace.features[name], trace.gradients[name], SIZE, feeds_stride=name != names[-1]
-        )  # fmt: skip
+        one = grad_sise.gradient_map(trace.features[name], trace.gradients[name], SIZE, feeds_stride=name != names[-1])
         factors += [] if one is None else [one]
     product = np.prod([factor.astype(float) + 0.05 for factor in factors], axis=0)
     product = ((product - product.min()) / np.ptp(product)).astype(np.float32)
@@ -167,6 +165,4 @@ def test_bounds_hold(engine: Engine, picture):
 
 def test_the_network_is_asked_for_the_contrast(engine: Engine, picture):
     explainer = Explainer(engine, method=Method.GRAD_SISE, profile="quick")
-    assert not np.array_equal(
-        explainer(picture, target=0).fused, explainer(picture, target=0, against="free").fused
-    )  # fmt: skip
+    assert not np.array_equal(explainer(picture, target=0).fused, explainer(picture, target=0, against="free").fused)

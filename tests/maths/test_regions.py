@@ -13,15 +13,7 @@ from inspect_xai.records import Region
 
 
 def test_by_hand():
-    fused = np.array(
-        [
-            [4, 0, 0, 0, 0],
-            [0, 4, 0, 0, 2],
-            [0, 0, 0, 0, 3],
-            [1, 0, 0, 0, 0],
-        ],
-        dtype=np.float32,
-    )
+    fused = np.array([[4, 0, 0, 0, 0], [0, 4, 0, 0, 2], [0, 0, 0, 0, 3], [1, 0, 0, 0, 0]], dtype=np.float32)
     # shares 1, 1, 0.5, 0.75, 0.25: Otsu parts {0.25, 0.5} from {0.75, 1, 1}
     assert find_regions(fused) == (
         Region(0, 0, 2, 2, area_px=2, peak=4.0, mass=8 / 14),  # joined at a corner

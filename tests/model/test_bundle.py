@@ -132,8 +132,11 @@ def test_the_digest_covers_every_file_and_what_the_manifest_says_of_them(bundle_
     digests = {load_bundle(bundle_copy).sha256}
     for changed in (
         *({"files": whole["files"] | {name: entry | {"sha256": "0" * 64}}} for name, entry in whole["files"].items()),
-        {"batch": 1}, {"chain": []}, {"gradient": "finite_difference"}, {"notes": ["a note"]},
-    ):  # fmt: skip
+        {"batch": 1},
+        {"chain": []},
+        {"gradient": "finite_difference"},
+        {"notes": ["a note"]},
+    ):
         digests.add(ModelBundle(bundle_copy, CARD, (), "", False, whole | changed).sha256)
     assert len(digests) == 1 + len(whole["files"]) + 4
     assert check_bundle(bundle_copy).sha256 in digests  # proofs are measured anew and may differ by rounding

@@ -43,11 +43,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return spots.spot_bundle(tmp_path_factory.mktemp("bundle"))
 
 
-def test_a_line_on_a_device_that_does_not_run_never_begins(
-    cli: Run,
-    bundle: Path,
-    tmp_path: Path,
-) -> None:
+def test_a_line_on_a_device_that_does_not_run_never_begins(cli: Run, bundle: Path, tmp_path: Path) -> None:
     with Engine(load_bundle(bundle), device="auto") as engine:
         if engine.provider != "CPUExecutionProvider":
             pytest.skip("this machine has a device that runs")

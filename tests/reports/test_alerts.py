@@ -167,9 +167,14 @@ def test_a_dead_webhook_keeps_no_other_channel_from_its_alerts(
 def test_one_mail_tells_all_alerts_of_a_night(book: QualityRecords, mailbox: tuple[Mailbox, int]) -> None:
     box, port = mailbox
     outlets = Outlets(
-        smtp_host="127.0.0.1", smtp_port=port, smtp_security="none", smtp_user="line", smtp_password="secret",
-        mail_from="line@plant.example", mail_to=("qm@plant.example", "shift@plant.example"),
-    )  # fmt: skip
+        smtp_host="127.0.0.1",
+        smtp_port=port,
+        smtp_security="none",
+        smtp_user="line",
+        smtp_password="secret",
+        mail_from="line@plant.example",
+        mail_to=("qm@plant.example", "shift@plant.example"),
+    )
     send_alerts(book, [DRIFT, ESCAPE], rules=(), outlets=outlets)
     [letter] = box.letters
     assert letter.rcpt_tos == ["qm@plant.example", "shift@plant.example"]
@@ -190,9 +195,12 @@ def test_a_mail_server_that_refuses_is_told(
     book: QualityRecords, mailbox: tuple[Mailbox, int], changed: dict[str, Any], says: str
 ) -> None:
     given: dict[str, Any] = {
-        "smtp_host": "127.0.0.1", "smtp_port": mailbox[1], "smtp_security": "none",
-        "mail_from": "line@plant.example", "mail_to": ("qm@plant.example",),
-    }  # fmt: skip
+        "smtp_host": "127.0.0.1",
+        "smtp_port": mailbox[1],
+        "smtp_security": "none",
+        "mail_from": "line@plant.example",
+        "mail_to": ("qm@plant.example",),
+    }
     with pytest.raises(AlertError, match=says):
         send_alerts(book, [DRIFT], rules=(), outlets=Outlets(**given | changed), pause=lambda _: None)
     assert mailbox[0].letters == []
@@ -382,9 +390,12 @@ def test_settings_that_no_mail_can_carry_are_told(
     book: QualityRecords, mailbox: tuple[Mailbox, int], changed: dict[str, Any], says: str
 ) -> None:
     given: dict[str, Any] = {
-        "smtp_host": "127.0.0.1", "smtp_port": mailbox[1], "smtp_security": "none",
-        "mail_from": "line@plant.example", "mail_to": ("qm@plant.example",),
-    }  # fmt: skip
+        "smtp_host": "127.0.0.1",
+        "smtp_port": mailbox[1],
+        "smtp_security": "none",
+        "mail_from": "line@plant.example",
+        "mail_to": ("qm@plant.example",),
+    }
     with pytest.raises(AlertError, match=says) as caught:
         send_alerts(book, [DRIFT], rules=(), outlets=Outlets(**given | changed), pause=lambda _: None)
     assert "ü" not in str(caught.value)

@@ -176,9 +176,9 @@ def test_the_page_is_capped_and_says_how_many_more(store: Store, tmp_path: Path)
 def test_a_day_begins_and_ends_in_the_plants_zone(store: Store, tmp_path: Path) -> None:
     moments = [datetime(2026, 11, 21, 22, 59, 59, tzinfo=UTC), datetime(2026, 11, 21, 23, tzinfo=UTC)]
     moments += [datetime(2026, 11, 22, 22, 59, 59, tzinfo=UTC), datetime(2026, 11, 22, 23, tzinfo=UTC)]
-    store.record([
-        stored.of_part(stored.inspection(n), f"{n:064x}", captured_at=moment) for n, moment in enumerate(moments)
-    ])  # fmt: skip
+    store.record(
+        [stored.of_part(stored.inspection(n), f"{n:064x}", captured_at=moment) for n, moment in enumerate(moments)]
+    )
     day = date(2026, 11, 22)
     assert write_report(store, first=day, last=day, out=tmp_path / "a", time_zone="Europe/Berlin").inspections == 2
     assert write_report(store, first=day, last=day, out=tmp_path / "b").inspections == 2
@@ -278,10 +278,12 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def test_pandas_reads_what_was_recorded(store: Store, tmp_path: Path, rng: np.random.Generator) -> None:
-    store.record([
-        stored.inspection(1, explained=stored.explanation(rng)),
-        stored.of_part(stored.inspection(2, code=VerdictCode.OK), "2" * 64, file_name="emoji \N{HAMMER}\n.png"),
-    ])  # fmt: skip
+    store.record(
+        [
+            stored.inspection(1, explained=stored.explanation(rng)),
+            stored.of_part(stored.inspection(2, code=VerdictCode.OK), "2" * 64, file_name="emoji \N{HAMMER}\n.png"),
+        ]
+    )
     rows = store.day(stored.NOON, stored.NOON + timedelta(days=1), by="captured_at")
     frame = read(write_parquet(rows, day=DAY, out=tmp_path) / "on_line=L1" / "inspections.parquet")
     assert list(frame.columns) == [field.name for field in dataclasses.fields(rows[0])]

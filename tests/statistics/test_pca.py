@@ -76,11 +76,13 @@ def alarm(
         ([("picture 1", 2, 0.4), ("picture 3", 2, 0.9), ("picture 4", 3, 0.9)], [("picture 3", 2)]),
         ([("brightness", 2, 0.3), ("picture 3", 2, 0.9), ("picture 3", 4, 0.9)], [("brightness", 2)]),
         ([("picture 3", 2, 0.9), ("brightness", 3, 0.3)], [("picture 3", 2), ("brightness", 3)]),
-        ([("score", 2, 0.9), ("picture 3", 2, 0.3), ("embedding 7", 2, 0.4)],
-         [("embedding 7", 2), ("picture 3", 2), ("score", 2)]),
+        (
+            [("score", 2, 0.9), ("picture 3", 2, 0.3), ("embedding 7", 2, 0.4)],
+            [("embedding 7", 2), ("picture 3", 2), ("score", 2)],
+        ),
         ([("embedding", 2, 0.3), ("embedding 7", 2, 0.4)], [("embedding", 2)]),
     ],
-)  # fmt: skip
+)
 def test_one_cause_is_told_once(raised: list[tuple[str, int, float]], told: list[tuple[str, int]]) -> None:
     given = [alarm(*each) for each in raised]
     assert [(each.cell.feature, each.day) for each in leading(given)] == told

@@ -190,10 +190,14 @@ def test_a_dead_workers_files_are_taken_over_when_its_lease_ends(
 
 def test_a_manifest_is_read_where_the_listing_shows_one(bundle: Path, db: str) -> None:
     memory = fsspec.filesystem("memory")
-    memory.pipe({
-        "/mill/L1/a.png": hostile.encoded(spots.part(1)), "/mill/L1/b.png": hostile.encoded(spots.part(2)),
-        "/mill/manifest.csv": b"file,serial,lot\nL1/a.png,SN1,LOT9\n", "/mill/L1/b.json": b'{"serial": "SN2"}',
-    })  # fmt: skip
+    memory.pipe(
+        {
+            "/mill/L1/a.png": hostile.encoded(spots.part(1)),
+            "/mill/L1/b.png": hostile.encoded(spots.part(2)),
+            "/mill/manifest.csv": b"file,serial,lot\nL1/a.png,SN1,LOT9\n",
+            "/mill/L1/b.json": b'{"serial": "SN2"}',
+        }
+    )
     try:
         with Line(bundle, db, device="cpu") as line, open_source("memory://mill") as source:
             drain(line, source)
@@ -211,9 +215,11 @@ def test_an_s3_store_is_drained_by_two_workers(bundle: Path, db: str, monkeypatc
     try:
         address, port = server.get_host_and_port()
         for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{address}:{port}", "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():  # fmt: skip
+            "AWS_ENDPOINT_URL": f"http://{address}:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
             monkeypatch.setenv(name, value)
         store = fsspec.filesystem("s3")
         store.mkdir("plant")
@@ -223,10 +229,13 @@ def test_an_s3_store_is_drained_by_two_workers(bundle: Path, db: str, monkeypatc
         store.pipe("plant/L1/12.png", b"rubbish")
         totals = []
         with (
-            Line(bundle, db, device="cpu") as line, Line(bundle, db, device="cpu") as other,
-            UrlSource("s3://plant") as source, UrlSource("s3://plant") as theirs,
-            line.sharing(source), other.sharing(theirs),
-        ):  # fmt: skip
+            Line(bundle, db, device="cpu") as line,
+            Line(bundle, db, device="cpu") as other,
+            UrlSource("s3://plant") as source,
+            UrlSource("s3://plant") as theirs,
+            line.sharing(source),
+            other.sharing(theirs),
+        ):
             while mine := source.claim(3):
                 totals += line.inspect(source, mine)
                 totals += other.inspect(theirs, theirs.claim(2))

@@ -247,9 +247,15 @@ def test_the_desk_opens_neither_a_database_nor_an_archive_that_is_not_there(
 
 def test_s3_without_its_package_says_what_to_install() -> None:
     said = subprocess.run(  # fsspec keeps what it once imported: a process that never did
-        [sys.executable, "-c", "import sys; sys.modules['s3fs'] = None; "
-         "import inspect_xai.storage.file_locations as p; "
-         "p.opened_root('s3://plant/in')"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.modules['s3fs'] = None; "
+            "import inspect_xai.storage.file_locations as p; "
+            "p.opened_root('s3://plant/in')",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert "ImportError: s3fs is not installed: pip install 'inspect-xai[s3]'" in said.stderr

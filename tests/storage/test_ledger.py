@@ -171,9 +171,13 @@ def test_what_is_watched_for_drift_is_vouched_for(store: Store, database_url: st
     sequence = store.ledger.events()[-1].sequence
     document = store.ledger.evidence([row.inspection_id])["documents"][f"inspection/{row.inspection_id}"]
     assert document["signal"] == {
-        "brightness": 120.5, "contrast": 30.25, "clipped": 0.0, "sharpness": 80.0, "noise": 1.5,
+        "brightness": 120.5,
+        "contrast": 30.25,
+        "clipped": 0.0,
+        "sharpness": 80.0,
+        "noise": 1.5,
         "embedding": np.arange(0, 2, 1 / 8, dtype="<f4").tobytes().hex(),
-    }  # fmt: skip
+    }
     assert store.ledger.verify().holds
     tamper(database_url, f"UPDATE picture_signal SET noise = 1 WHERE inspection_id = {row.inspection_id}")
     assert kinds(store) == [(sequence, "changed")]

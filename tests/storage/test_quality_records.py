@@ -56,12 +56,14 @@ def filled(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> P
                 chance = 0.9 if n % 3 == 0 else 0.1
                 each = stored.inspection(n, code=code)
                 each = dataclasses.replace(
-                    each, run_id="run-2", explained_because="sample" if code is VerdictCode.OK else "ng",
+                    each,
+                    run_id="run-2",
+                    explained_because="sample" if code is VerdictCode.OK else "ng",
                     signal=PictureSignal(
                         rng.normal(usual - dimmed, 4), 30.0, 0.0, rng.normal(7, 1), rng.normal(2, 0.1)
                     ),
                     prediction=Prediction((chance, 1 - chance), "crack", chance, 0.8),
-                )  # fmt: skip
+                )
                 moment = NOON + timedelta(days=day, seconds=n)
                 sha256 = f"{rng.integers(2**60):015x}{day % 100:02d}{n:047d}"
                 given.append(stored.of_part(each, sha256, captured_at=moment, station="S1", shift=shift))

@@ -43,8 +43,12 @@ def test_the_queue_is_walked_claimed_and_answered(store: Store) -> None:
     assert (desk.take_in(), desk.take_in()) == (5, 0)
     waiting = desk.queue(ALL)
     assert [(e.why, e.summary.inspection_id) for e in waiting] == [
-        ("unsure", 1), ("unsure", 3), ("unsure", 5), ("ng", 2), ("ng", 4),
-    ]  # fmt: skip
+        ("unsure", 1),
+        ("unsure", 3),
+        ("unsure", 5),
+        ("ng", 2),
+        ("ng", 4),
+    ]
     assert [e.summary.inspection_id for e in desk.queue(ALL, after=(waiting[1].tier, 3), limit=2)] == [5, 2]
     assert beside(desk, 3, ALL) == (1, 5)
     assert beside(desk, 3, QueueFilter(verdict="NG")) == (None, 2)
@@ -104,11 +108,10 @@ def test_a_claim_runs_out(store: Store) -> None:
     assert desk.claim_next("Bert", ALL) == 1
 
 
-@pytest.mark.parametrize(("second_share", "decision", "state"), [
-    (0.0, Decision.CONFIRM, State.DONE),
-    (0.0, Decision.UNDECIDED, State.OPEN),
-    (1.0, Decision.CONFIRM, State.OPEN),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("second_share", "decision", "state"),
+    [(0.0, Decision.CONFIRM, State.DONE), (0.0, Decision.UNDECIDED, State.OPEN), (1.0, Decision.CONFIRM, State.OPEN)],
+)
 def test_when_a_second_person_is_wanted(store: Store, second_share: float, decision: Decision, state: State) -> None:
     desk = Desk(store.database, second_share=second_share)
     desk.take_in()
@@ -127,11 +130,14 @@ def test_when_a_second_person_is_wanted(store: Store, second_share: float, decis
         assert [review.superseded for review in store.get(2).reviews] == [False, False]
 
 
-@pytest.mark.parametrize(("first", "second"), [
-    (Decision.CONFIRM, Decision.OVERTURN),
-    (Decision.CONFIRM, Decision.UNDECIDED),
-    (Decision.UNDECIDED, Decision.UNDECIDED),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Decision.CONFIRM, Decision.OVERTURN),
+        (Decision.CONFIRM, Decision.UNDECIDED),
+        (Decision.UNDECIDED, Decision.UNDECIDED),
+    ],
+)
 def test_where_two_disagree_a_third_decides(store: Store, first: Decision, second: Decision) -> None:
     desk = Desk(store.database, second_share=1.0)
     desk.take_in()
@@ -240,9 +246,15 @@ def test_a_good_part_is_good_in_every_eye(store: Store, tmp_path: Path) -> None:
 
 def facts(**changes: object) -> dict[str, object]:
     return {
-        "verdict": "NG", "score": 0.9, "threshold": 0.5, "has_failed": False, "is_sample": False,
-        "explanation_status": "explained", "notes": [], "energy_in_roi": None,
-    } | changes  # fmt: skip
+        "verdict": "NG",
+        "score": 0.9,
+        "threshold": 0.5,
+        "has_failed": False,
+        "is_sample": False,
+        "explanation_status": "explained",
+        "notes": [],
+        "energy_in_roi": None,
+    } | changes
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,11 @@ def test_a_file_without_a_key_is_refused(tmp_path: Path, content: str) -> None:
 def test_events_are_signed_from_the_first_with_a_key_on(signed: Store, public: str) -> None:
     events = signed.ledger.events()
     assert [(each.kind, each.signed_by) for each in events] == [
-        ("model", ""), ("key", public), ("verdicts", public), ("verdicts", public)
-    ]  # fmt: skip
+        ("model", ""),
+        ("key", public),
+        ("verdicts", public),
+        ("verdicts", public),
+    ]
     assert events[1].facts == {"change": "begun", "public_key": public}
     assert all(signing_keys.fits(public, each.hash, each.signature) for each in events[1:])
     for pinned in ([], [public]):
@@ -233,9 +236,12 @@ def test_anchors_that_are_gone_broken_or_of_others_are_findings(sqlite_url: str,
         anchor = store.ledger.anchor(str(place))
         line = json.loads(place.read_text())
         assert line == {
-            "anchored_at": anchor.anchored_at.isoformat(timespec="microseconds"), "events": 2,
-            "head": store.ledger.head(), "signed_by": anchor.signed_by, "signature": anchor.signature,
-        }  # fmt: skip
+            "anchored_at": anchor.anchored_at.isoformat(timespec="microseconds"),
+            "events": 2,
+            "head": store.ledger.head(),
+            "signed_by": anchor.signed_by,
+            "signature": anchor.signature,
+        }
         moved = line | {"anchored_at": "2020-01-01T00:00:00.000000+00:00"}
         place.write_text(f"{json.dumps(line)}\n{json.dumps(moved)}\nno anchor\n")
         assert kinds(store, anchored_at=str(place)) == [(0, "changed"), (0, "forged")]

@@ -27,9 +27,13 @@ class Prefect:
         self.environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "INSPECT_XAI_"))
         } | {
-            "PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api",
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": "1", **environment,
-        }  # fmt: skip
+            "PREFECT_HOME": str(home),
+            "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        }
         self.started: list[subprocess.Popen[bytes]] = []
 
     def start(self, *arguments: str) -> None:

@@ -15,9 +15,13 @@ from inspect_xai.records import InputSpec, ModelCard, VerdictSpec
 from tests.support import hostile
 
 CARD = ModelCard(
-    "spots", "1", ("spot", "free"), InputSpec(32, 32, mean=(0.49,)), ok_labels=("free",),
+    "spots",
+    "1",
+    ("spot", "free"),
+    InputSpec(32, 32, mean=(0.49,)),
+    ok_labels=("free",),
     verdict=VerdictSpec(unsure_margin=0.4),
-)  # fmt: skip
+)
 _SHARPNESS = 200.0
 _LEVEL = 0.25  # added to brightness less the mean, so that no unit is dead
 
@@ -45,14 +49,13 @@ def spot_model(*, fails_on_white: bool = False) -> onnx.ModelProto:
         helper.make_node("Conv", ["input", "first", "first_bias"], ["conv_1"], kernel_shape=[3, 3], pads=[1] * 4),
         helper.make_node("Relu", ["conv_1"], ["block_1"]),
         helper.make_node(
-            "Conv", ["block_1", "second", "second_bias"], ["conv_2"],
-            kernel_shape=[3, 3], pads=[1] * 4, strides=[2, 2],
+            "Conv", ["block_1", "second", "second_bias"], ["conv_2"], kernel_shape=[3, 3], pads=[1] * 4, strides=[2, 2]
         ),
         helper.make_node("Relu", ["conv_2"], ["block_2"]),
         helper.make_node("GlobalAveragePool", ["block_2"], ["pooled"]),
         helper.make_node("Flatten", ["pooled"], ["features"]),
         helper.make_node("Gemm", ["features", "last", "last_bias"], ["sum"], transB=1),
-    ]  # fmt: skip
+    ]
     if fails_on_white:
         nodes += [
             helper.make_node("Sub", ["room", "features"], ["left"]),

@@ -62,9 +62,14 @@ def vgg(*, norm: bool = False) -> Toy:
 
     stages = [stage(3, 6, first=True), stage(6, 8), stage(8, 12), stage(12, 16)]
     classifier = nn.Sequential(
-        nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(),
+        nn.MaxPool2d(2),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64, 16),
+        nn.ReLU(),
+        nn.Dropout(),
         nn.Linear(16, CLASSES),
-    )  # fmt: skip
+    )
     return Toy(stages, classifier)
 
 
@@ -258,9 +263,12 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         inner = max(width // 4, 2)
         self.gate = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, inner, 1), act or nn.ReLU(), nn.Conv2d(inner, width, 1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(width, inner, 1),
+            act or nn.ReLU(),
+            nn.Conv2d(inner, width, 1),
             gate or nn.Sigmoid(),
-        )  # fmt: skip
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = x * self.gate(x)

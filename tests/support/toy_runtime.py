@@ -31,24 +31,31 @@ def residual_network() -> onnx.ModelProto:
         return helper.make_node("Relu", [source], [name])
 
     nodes = [
-        conv("x", "1"), relu("c1", "r1"),
+        conv("x", "1"),
+        relu("c1", "r1"),
         helper.make_node("MaxPool", ["r1"], ["p1"], kernel_shape=[2, 2], strides=[2, 2]),
-        conv("p1", "2"), helper.make_node("Add", ["c2", "p1"], ["s2"]), relu("s2", "r2"),
-        conv("r2", "3", strides=[2, 2]), relu("c3", "r3"), conv("r2", "4", strides=[2, 2]), relu("c4", "r4"),
+        conv("p1", "2"),
+        helper.make_node("Add", ["c2", "p1"], ["s2"]),
+        relu("s2", "r2"),
+        conv("r2", "3", strides=[2, 2]),
+        relu("c3", "r3"),
+        conv("r2", "4", strides=[2, 2]),
+        relu("c4", "r4"),
         helper.make_node("Concat", ["r3", "r4"], ["both"], axis=1),
         helper.make_node("GlobalAveragePool", ["both"], ["g"]),
         helper.make_node("Flatten", ["g"], ["flat"]),
         helper.make_node("Gemm", ["flat", "wz", "bz"], ["z"]),
-    ]  # fmt: skip
+    ]
     constants = {
-        "w1": weight(8, 3, 3, 3), "w2": weight(8, 8, 3, 3), "w3": weight(8, 8, 3, 3), "w4": weight(4, 8, 3, 3),
+        "w1": weight(8, 3, 3, 3),
+        "w2": weight(8, 8, 3, 3),
+        "w3": weight(8, 8, 3, 3),
+        "w4": weight(4, 8, 3, 3),
         "wz": rng.normal(0, 1, (12, 2)).astype(np.float32),
-    }  # fmt: skip
+    }
     constants |= {f"b{name}": np.full(size, 0.1, np.float32) for name, size in {"1": 8, "2": 8, "3": 8, "4": 4}.items()}
     constants["bz"] = np.zeros(2, np.float32)
-    return make_model(
-        nodes, inputs={"x": ["N", 3, SIDE, SIDE]}, outputs={"z": ["N", 2]}, constants=constants, opset=13
-    )  # fmt: skip
+    return make_model(nodes, inputs={"x": ["N", 3, SIDE, SIDE]}, outputs={"z": ["N", 2]}, constants=constants, opset=13)
 
 
 class _Pictures(quantization.CalibrationDataReader):

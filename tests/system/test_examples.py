@@ -140,8 +140,11 @@ def test_events_begin_at_their_station_on_their_day(tmp_path: Path) -> None:
     ]
     make_line(tmp_path, pictures=3, days=1, events=events)
     assert (tmp_path / "truth" / "events.csv").read_text().splitlines() == [
-        "event,line,station,from_date", "lamp,L1,S1,2026-11-23", "fixture,L1,S2,2026-11-24", "dent,L1,S3,2026-11-23",
-    ]  # fmt: skip
+        "event,line,station,from_date",
+        "lamp,L1,S1,2026-11-23",
+        "fixture,L1,S2,2026-11-24",
+        "dent,L1,S3,2026-11-23",
+    ]
 
 
 def test_the_truth_answers_flagged_parts_and_the_random_share(tmp_path: Path, sqlite_template: Path) -> None:

@@ -106,8 +106,11 @@ def test_peak_memory_is_the_worker_s_own_whatever_its_parent_holds() -> None:
 
     done = subprocess.run(
         [sys.executable, "-c", "import peer_worker; print(peer_worker.peak_mb())"],
-        cwd=peers.WORKER.parent, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=peers.WORKER.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
 
     assert 10 < float(done.stdout) < held.nbytes / 2**20 / 2
 
@@ -122,8 +125,11 @@ def test_a_worker_answers(tmp_path: Path, shared_dir: Path) -> None:
 
     done = subprocess.run(
         [sys.executable, str(peers.WORKER), "captum:Occlusion", str(real_model(shared_dir, "ball-screw")), ""],
-        input=asked + "\n", capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        input=asked + "\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if "No module named 'captum'" in done.stderr:
         pytest.skip("captum is absent: pip install 'inspect-xai[bench]'")
 

@@ -357,12 +357,20 @@ def test_an_older_schema_is_refused_by_readers_and_upgraded_with_its_rows(
 @pytest.mark.parametrize(
     ("sqlstate", "kind"),
     [
-        ("08006", DatabaseAwayError), ("53300", DatabaseAwayError), ("57P03", DatabaseAwayError),
-        ("40001", DatabaseAwayError), ("55P03", DatabaseAwayError), ("58030", DatabaseAwayError),
-        ("54000", RefusedError), ("22001", RefusedError), ("23514", RefusedError),
-        ("53100", StoreError), ("25006", StoreError), ("42P01", StoreError),
+        ("08006", DatabaseAwayError),
+        ("53300", DatabaseAwayError),
+        ("57P03", DatabaseAwayError),
+        ("40001", DatabaseAwayError),
+        ("55P03", DatabaseAwayError),
+        ("58030", DatabaseAwayError),
+        ("54000", RefusedError),
+        ("22001", RefusedError),
+        ("23514", RefusedError),
+        ("53100", StoreError),
+        ("25006", StoreError),
+        ("42P01", StoreError),
     ],
-)  # fmt: skip
+)
 def test_what_a_server_says_decides_who_is_at_fault(
     postgres_server: Cluster, postgres_template: str, sqlstate: str, kind: type[StoreError]
 ) -> None:
@@ -406,10 +414,7 @@ def test_no_field_of_a_sidecar_stops_a_line(database_url: str, tmp_path: Path) -
     plant(tmp_path / "more", {"a": {"serial": "SN2"}, "b": {"serial": "BAD 1"}, "c": {"serial": "SN3"}}, seed=50)
     bundle = spots.spot_bundle(tmp_path)
     for folder in ("in", "more"):
-        with (
-            Line(bundle, database_url, device="cpu") as line,
-            FolderSource(tmp_path / folder, settle_s=0) as source,
-        ):
+        with Line(bundle, database_url, device="cpu") as line, FolderSource(tmp_path / folder, settle_s=0) as source:
             drain(line, source)
             assert source.claim(10) == []
     with open_store(database_url) as store:
@@ -417,15 +422,20 @@ def test_no_field_of_a_sidecar_stops_a_line(database_url: str, tmp_path: Path) -
         assert store.ledger.verify().holds
     assert len(rows) == 10
     assert {name: row.serial for name, row in rows.items() if row.reason != "BAD_IMAGE"} == {
-        "good.png": "SN1", "a.png": "SN2", "b.png": "b", "c.png": "SN3",
-    }  # fmt: skip
+        "good.png": "SN1",
+        "a.png": "SN2",
+        "b.png": "b",
+        "c.png": "SN3",
+    }
     for field in fields:
         row = rows[f"long {field}.png"]
         assert (row.verdict, row.serial) == ("UNSURE", f"long {field}")
         assert f"{field} has 9000 characters" in row.failure_message
     assert (rows["b.png"].verdict, rows["b.png"].reason, rows["b.png"].failure_kind) == (
-        "UNSURE", "UNFORESEEN", "RefusedError",
-    )  # fmt: skip
+        "UNSURE",
+        "UNFORESEEN",
+        "RefusedError",
+    )
     assert "refused" in rows["b.png"].failure_message
 
 

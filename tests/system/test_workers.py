@@ -35,11 +35,8 @@ class Plant:
         leases = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
         self.prefect = Prefect(
             folder / "home",
-            {
-                "INSPECT_XAI_HOME": str(ROOT), "INSPECT_XAI_SETTINGS": str(folder / "line.toml"),
-                leases: COMPOSE[leases],
-            },
-        )  # fmt: skip
+            {"INSPECT_XAI_HOME": str(ROOT), "INSPECT_XAI_SETTINGS": str(folder / "line.toml"), leases: COMPOSE[leases]},
+        )
         for number in range(PICTURES):
             stamp = f"20261122T06{number // 60:02d}{number % 60:02d}Z"
             write(folder / f"in/L1/S3/SN{number:04d}_LOT7_CAM1_top_early_{stamp}.png", number, 10 * (number % 2))

@@ -17,17 +17,7 @@ from inspect_xai.explain.explainer import Explainer
 from inspect_xai.explain.save import versions
 from inspect_xai.intake.decode import hash_of_pixels
 from inspect_xai.model.build.build import build_bundle
-from inspect_xai.records import (
-    Capture,
-    ExplainSpec,
-    InputSpec,
-    Inspection,
-    Method,
-    ModelCard,
-    Part,
-    Run,
-    VerdictSpec,
-)  # fmt: skip
+from inspect_xai.records import Capture, ExplainSpec, InputSpec, Inspection, Method, ModelCard, Part, Run, VerdictSpec
 from inspect_xai.storage.results import StoredInspection
 from inspect_xai.storage.store import Store, open_store
 from inspect_xai.verify.replay import Replay, Replayer, ReplayOutcome, archived_picture, replay
@@ -176,8 +166,10 @@ def test_other_versions_are_told_although_everything_holds(
     result = replayer.replay(dataclasses.replace(stored, run=old), archived_picture(stored))
     assert result.outcome is ReplayOutcome.HOLDS
     assert [(change.what, change.recorded) for change in result.changed] == [
-        ("provider", "CUDAExecutionProvider"), ("version of gone", "2"), ("version of numpy", "1.0"),
-    ]  # fmt: skip
+        ("provider", "CUDAExecutionProvider"),
+        ("version of gone", "2"),
+        ("version of numpy", "1.0"),
+    ]
 
 
 def test_without_stored_maps_the_numbers_are_compared(
@@ -234,16 +226,17 @@ def test_a_time_budget_is_replayed_by_the_passes_it_bought(
     """A budget that is over at once buys a first round of masks in one window; 40 passes, in each of two."""
     onnx.save(toy_model("resnet18"), tmp_path / "toy.onnx")
     card = ModelCard(
-        "toy", "1", ("pit", "crack", "stain", "dent", "free"), InputSpec(64, 64, mean=(0.5,), std=(0.25,)),
-        verdict=VerdictSpec(ng_threshold=1e-9), explain=ExplainSpec(mu=0.0, method=method),
-    )  # fmt: skip
+        "toy",
+        "1",
+        ("pit", "crack", "stain", "dent", "free"),
+        InputSpec(64, 64, mean=(0.5,), std=(0.25,)),
+        verdict=VerdictSpec(ng_threshold=1e-9),
+        explain=ExplainSpec(mu=0.0, method=method),
+    )
     toy = build_bundle(tmp_path / "toy.onnx", card, tmp_path / "toy.bundle")
     picture = np.random.default_rng(5).integers(0, 255, (64, 100, 3)).astype(np.uint8)
     data = hostile.encoded(picture)
-    with (
-        Explainer(toy, device="cpu", **bound) as explainer,
-        open_store(f"sqlite:///{tmp_path / 'a.db'}") as store,
-    ):
+    with Explainer(toy, device="cpu", **bound) as explainer, open_store(f"sqlite:///{tmp_path / 'a.db'}") as store:
         look = explainer.look(picture)
         explanation = explainer.explain(look, target=look.verdict.label)
         as_bought = dataclasses.replace(explanation.settings, max_passes=0, budget_s=0.5)
@@ -265,12 +258,25 @@ def _record(
     store.registry.register_model(fingerprint, card)
     store.begin_run(Run("r", NOW, "CPUExecutionProvider", versions(), {}))
     capture = Capture(
-        hashlib.sha256(data).hexdigest(), "a.png", Part("SN1"), NOW, height_px=64, width_px=100,
+        hashlib.sha256(data).hexdigest(),
+        "a.png",
+        Part("SN1"),
+        NOW,
+        height_px=64,
+        width_px=100,
         pixels_sha256=hash_of_pixels(picture),  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
     inspection = Inspection(
-        capture, fingerprint, "1", "r", NOW, look.verdict, look.prediction, explanation, "ng",  # type: ignore[attr-defined,arg-type]
-    )  # fmt: skip
+        capture,
+        fingerprint,
+        "1",
+        "r",
+        NOW,
+        look.verdict,
+        look.prediction,
+        explanation,
+        "ng",  # type: ignore[attr-defined,arg-type]
+    )
     [row] = store.record([inspection])
     return store.get(row.inspection_id, maps=True)
 

@@ -187,9 +187,12 @@ def test_a_form_sent_twice_is_one_answer_and_a_correction_supersedes(opened: Ope
 
     bert = desk.client("Bert")
     assert "Correct this answer" not in text_of(bert.get("/inspections/1").text)
-    assert bert.post(
-        "/inspections/1/review", {"decision": "confirm", "newest": str(second.review_id), "key": "other"}
-    ).status_code == 409  # fmt: skip
+    assert (
+        bert.post(
+            "/inspections/1/review", {"decision": "confirm", "newest": str(second.review_id), "key": "other"}
+        ).status_code
+        == 409
+    )
 
 
 def test_blind_parts_are_judged_before_verdict_and_map_are_shown(opened: Open) -> None:

@@ -437,9 +437,15 @@ def test_hostile_words_stay_words_on_every_page(sqlite_template: Path, tmp_path:
         for number, words in enumerate(HOSTILE, 1):
             each = making.inspection(archive, number)
             capture = dataclasses.replace(
-                each.capture, part=Part(words, words, words), file_name=words, line=words, station=words,
-                camera=words, view=words, shift=words,
-            )  # fmt: skip
+                each.capture,
+                part=Part(words, words, words),
+                file_name=words,
+                line=words,
+                station=words,
+                camera=words,
+                view=words,
+                shift=words,
+            )
             verdict = dataclasses.replace(each.verdict, label=words)
             explanation = dataclasses.replace(each.explanation, notes=(words,))  # type: ignore[type-var]
             given_.append(dataclasses.replace(each, capture=capture, verdict=verdict, explanation=explanation))
@@ -537,9 +543,16 @@ def test_addresses_that_climb_find_nothing(desk: Desk, visitors: dict[str, Visit
     host, port = desk.base.removeprefix("http://").split(":")
     cookie = visitors["Vera"].http.cookies["inspect-xai"]
     for path in (
-        "/static/../app.py", "/static/..%2fapp.py", "/static/%2e%2e/app.py", "/static/....//app.py", "//static/",
-        "/static/", "/static/%00", "/inspections/1/..%2f..%2fqueue", "/inspections/1/picture.png/../../../etc/passwd",
-    ):  # fmt: skip
+        "/static/../app.py",
+        "/static/..%2fapp.py",
+        "/static/%2e%2e/app.py",
+        "/static/....//app.py",
+        "//static/",
+        "/static/",
+        "/static/%00",
+        "/inspections/1/..%2f..%2fqueue",
+        "/inspections/1/picture.png/../../../etc/passwd",
+    ):
         # A client library would tidy the path up before sending it.
         with socket.create_connection((host, int(port)), timeout=10) as raw:
             head = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nCookie: inspect-xai={cookie}\r\nConnection: close\r\n\r\n"
@@ -611,7 +624,11 @@ def test_every_error_of_the_json_interface_is_a_kind_and_a_sentence(
         (401, "error.401", nobody.get("/metrics")),
         (403, "error.403", vera.post(reviews, json=confirm, headers=key)),
         (403, "error.csrf", otto.post(reviews, json=confirm, headers=key)),
-        (403, "error.cross_site", nobody.post(reviews, json=confirm, headers={**bearer, "Origin": "https://evil.example"})),
+        (
+            403,
+            "error.cross_site",
+            nobody.post(reviews, json=confirm, headers={**bearer, "Origin": "https://evil.example"}),
+        ),
         (404, "error.404", otto.get("/api/v1/no/such/path")),
         (404, "error.404", otto.get("/api")),
         (404, "error.404", otto.get("/api/v1/inspections/9999")),
@@ -622,7 +639,7 @@ def test_every_error_of_the_json_interface_is_a_kind_and_a_sentence(
         (422, "error.422", otto.get("/api/v1/inspections?limit=abc")),
         (422, "error.422", otto.get("/api/v1/inspections?after=1&after=2")),
         (422, "form.reason", nobody.post(reviews, json={"decision": "overturn"}, headers=bearer)),
-    ]  # fmt: skip
+    ]
     shutil.copy(sqlite_template, tmp_path / "few.db")
     with serving(f"sqlite:///{tmp_path}/few.db", ServeSettings(requests_per_minute=1)) as few:
         few.client().http.get("/health/live")

@@ -146,9 +146,8 @@ def score_graph(plan: Derivation) -> onnx.ModelProto:
     else:
         maps = draft.take("maps", cells)
         up = maps.then(
-            "Resize", None, None, list(sides), mode="linear", axes=[2, 3],
-            coordinate_transformation_mode="half_pixel",
-        )  # fmt: skip
+            "Resize", None, None, list(sides), mode="linear", axes=[2, 3], coordinate_transformation_mode="half_pixel"
+        )
     lowest, highest = (up.then(op, [1, 2, 3], keepdims=1) for op in ("ReduceMin", "ReduceMax"))
     reach = highest - lowest
     size = lowest.then("Abs").then("Max", highest.then("Abs"), 1.0)

@@ -26,7 +26,5 @@ def has_displaced_cells(predict: Path, ends: Sequence[BlockEnd], spec: InputSpec
         if axes and all(axes[1:]):
             shapes[info.name] = (1 if not axes[0] else axes[0], *axes[1:])
     tensors = {end.tensor: PREFIX + end.tensor for end in ends}
-    placed, _ = place_cells(
-        model, image="picture", layout=Layout.NCHW, shapes=shapes, ends=ends, tensors=tensors
-    )  # fmt: skip
+    placed, _ = place_cells(model, image="picture", layout=Layout.NCHW, shapes=shapes, ends=ends, tensors=tensors)
     return any(end.grid is not None for end in placed)

@@ -159,9 +159,14 @@ def _write(module: "nn.Module", example: Any, path: Path, *, opset: int) -> None
         try:
             with _quiet():
                 torch.onnx.export(
-                    module, (example,), str(path), input_names=["input"], output_names=["scores"],
-                    opset_version=opset, **options,
-                )  # fmt: skip
+                    module,
+                    (example,),
+                    str(path),
+                    input_names=["input"],
+                    output_names=["scores"],
+                    opset_version=opset,
+                    **options,
+                )
         except _EXPORT_ERRORS as error:
             reasons.append(_reason(error))
         else:
@@ -201,8 +206,12 @@ def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
     bare.graph.doc_string = ""
     del bare.graph.metadata_props[:]
     parts: Sequence[object] = [
-        *bare.graph.node, *bare.graph.initializer, *bare.graph.input, *bare.graph.output, *bare.graph.value_info,
-    ]  # fmt: skip
+        *bare.graph.node,
+        *bare.graph.initializer,
+        *bare.graph.input,
+        *bare.graph.output,
+        *bare.graph.value_info,
+    ]
     for function in bare.functions:
         function.doc_string = ""
         del function.metadata_props[:]

@@ -12,10 +12,18 @@ import onnx
 
 # Where an operator's inputs hold scale and zero point of what it puts out.
 _STEPS_AT = {
-    "QLinearConv": 6, "QLinearAdd": 6, "QLinearMul": 6, "QLinearMatMul": 6, "QGemm": 7, "QLinearConcat": 0,
-    "QLinearAveragePool": 3, "QLinearGlobalAveragePool": 3, "QLinearLeakyRelu": 3, "QLinearSigmoid": 3,
+    "QLinearConv": 6,
+    "QLinearAdd": 6,
+    "QLinearMul": 6,
+    "QLinearMatMul": 6,
+    "QGemm": 7,
+    "QLinearConcat": 0,
+    "QLinearAveragePool": 3,
+    "QLinearGlobalAveragePool": 3,
+    "QLinearLeakyRelu": 3,
+    "QLinearSigmoid": 3,
     "QLinearReduceMean": 3,
-}  # fmt: skip
+}
 _KEEP = frozenset({"MaxPool", "NhwcMaxPool", "Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten"})
 _ROUNDING = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul"})
 

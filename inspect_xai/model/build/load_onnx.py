@@ -265,9 +265,7 @@ def _check_expansion(model: onnx.ModelProto) -> None:
         if not settled:
             stuck = next(key for key in bodies if key not in sizes)
             raise ModelFileError(
-                f"local function {'::'.join(stuck)} calls itself",
-                expected="functions that end",
-                remedy=EXPORT_AGAIN,
+                f"local function {'::'.join(stuck)} calls itself", expected="functions that end", remedy=EXPORT_AGAIN
             )
         for key in settled:
             sizes[key] = len(bodies[key]) + sum(sizes[callee] * count for callee, count in calls[key].items())

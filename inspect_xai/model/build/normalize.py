@@ -107,10 +107,15 @@ def working_form(model: onnx.ModelProto, card: ModelCard, *, keep: Sequence[str]
     free = _freed(folded, shapes)
     dynamic = _runs_in_batches(free, card, image)
     return Network(
-        free if dynamic else folded, image, card.input.layout, output, shapes, dynamic_batch=dynamic,
+        free if dynamic else folded,
+        image,
+        card.input.layout,
+        output,
+        shapes,
+        dynamic_batch=dynamic,
         whole={name: arrays[name].shape for name, is_float in floats.items() if not is_float},
         steps=steps_of(folded.graph.node),
-    )  # fmt: skip
+    )
 
 
 def sample_pictures(card: ModelCard, count: int, *, seed: int) -> NDArray[np.float32]:

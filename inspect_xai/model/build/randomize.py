@@ -85,9 +85,10 @@ def randomised_copy(bundle: ModelBundle, folder: Path, *, downto: str, seed: int
     chosen = {weight for name in names[names.index(downto) :] for weight in found[name]}
     if not chosen:
         raise UnsupportedModelError(
-            f"no learnt weights were found from {downto!r} on", expected="weights stored in the graph",
+            f"no learnt weights were found from {downto!r} on",
+            expected="weights stored in the graph",
             remedy="run the audit without the sanity checks",
-        )  # fmt: skip
+        )
     shutil.copytree(bundle.folder / "graphs", folder / "graphs")
     shuffled_outside: set[tuple[str, int]] = set()
     for path in sorted((folder / "graphs").glob("*.onnx")):

@@ -215,8 +215,11 @@ def _masking_on(subject: Subject, predict: ort.InferenceSession, grid: CellGrid 
         own = slice(image[index], image[index] + 1)
         expected.append(_predict(predict, (mask * shown[own] + (1 - mask) * hidden[own]).astype(np.float32)))
         feeds = ready | {
-            "picture": shown[own], "baseline": hidden[own], "image": image[:1], "maps": maps[index : index + 1]
-        }  # fmt: skip
+            "picture": shown[own],
+            "baseline": hidden[own],
+            "image": image[:1],
+            "maps": maps[index : index + 1],
+        }
         found = run_plain(score, feeds, outputs)
         errors.append(_error(found["probabilities"], expected[-1]))
         errors.append(_error(found["minimum"], minimum[index : index + 1]))

@@ -181,9 +181,12 @@ def add_review(
     site = site_of(request)
     given = site.store.get(inspection_id)
     fields = {
-        "decision": sent.decision, "label": sent.true_label, "reason": sent.reason_code,
-        "on_defect": sent.map_on_defect, "note": sent.note,
-    }  # fmt: skip
+        "decision": sent.decision,
+        "label": sent.true_label,
+        "reason": sent.reason_code,
+        "on_defect": sent.map_on_defect,
+        "note": sent.note,
+    }
     if sent.box is not None:
         fields |= {f"box_{name}": str(n) for name, n in zip(("top", "left", "height", "width"), sent.box, strict=True)}
     try:

@@ -94,11 +94,7 @@ def signout(request: Request, form: Looking) -> Response:
         site.access.end(session)
     response = see("/signin")
     response.delete_cookie(
-        site.access.cookie,
-        path=site.access.cookie_path,
-        secure=site.settings.https,
-        httponly=True,
-        samesite="strict",
+        site.access.cookie, path=site.access.cookie_path, secure=site.settings.https, httponly=True, samesite="strict"
     )
     return response
 

@@ -283,7 +283,7 @@ CASES = {
     "identity": Case("Identity", X),
     "dropout": Case("Dropout", X),
     "cast": Case("Cast", X, to=TensorProto.FLOAT, oracle=torch.clone),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -107,9 +107,13 @@ class Sketch:
         shape = (channels, 1 if depthwise else before, kernel, kernel)
         self.constants[f"{name}.w"] = 0.3 * noise(*shape, seed=len(self.nodes)).astype(np.float32)
         self.add(
-            "Conv", [source, f"{name}.w"], name, pads=[kernel // 2] * 4, strides=[stride] * 2,
+            "Conv",
+            [source, f"{name}.w"],
+            name,
+            pads=[kernel // 2] * 4,
+            strides=[stride] * 2,
             group=before if depthwise else 1,
-        )  # fmt: skip
+        )
         self.depth[name] = channels
         return name
 

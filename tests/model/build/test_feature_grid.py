@@ -40,7 +40,7 @@ from inspect_xai.records import (
     Method,
     ModelCard,
     SelectionRule,
-)  # fmt: skip
+)
 from inspect_xai.storage.store import open_store
 from inspect_xai.verify.replay import ReplayOutcome, archived_picture, replay
 from inspect_xai.web.rendering import block_map
@@ -140,7 +140,8 @@ OPERATORS: dict[str, tuple[Nodes, dict[str, Any]]] = {
     "resize, asymmetric": resize("linear", "asymmetric"),
     "resize, aligned corners": resize("linear", "align_corners"),
     "space to depth": (
-        [node("SpaceToDepth", ["a"], ["b"], blocksize=2), node("Conv", ["b", "w"], ["y"])], {"w": MEAN_OF_4},
+        [node("SpaceToDepth", ["a"], ["b"], blocksize=2), node("Conv", ["b", "w"], ["y"])],
+        {"w": MEAN_OF_4},
     ),
     "focus": (
         FOCUS,
@@ -154,7 +155,7 @@ OPERATORS: dict[str, tuple[Nodes, dict[str, Any]]] = {
         {"w": mean(3, 3), "starts": ints(1, 1), "ends": ints(-1, -1), "axes": ints(2, 3), "half": np.float32(0.5)}
         | {"zero": np.float32(0)},
     ),
-}  # fmt: skip
+}
 
 
 def placed(nodes: Nodes, constants: dict[str, Any]) -> tuple[BlockEnd, tuple[str, ...], onnx.ModelProto]:
@@ -397,10 +398,7 @@ def by_hand(engine: Engine, window: NDArray[np.float32], method: Method) -> NDAr
     return enlarged(np.maximum(rivals.score_cam(features[-1], said), 0), deep)
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["sise", "ada-sise", "grad-cam", "grad-cam++", "hirescam", "layer-cam", "score-cam"],
-)
+@pytest.mark.parametrize("method", ["sise", "ada-sise", "grad-cam", "grad-cam++", "hirescam", "layer-cam", "score-cam"])
 def test_maps_equal_those_made_by_hand(engine: Engine, method: str) -> None:
     picture = spot(22, 37)
     found = explained(engine, method, picture, baseline="black", profile="exact")
@@ -522,9 +520,11 @@ def as_before_grids(bundle: ModelBundle, folder: Path) -> Path:
     del manifest["cells"]
     manifest["blocks"] = [{k: v for k, v in end.items() if k != "grid"} for end in manifest["blocks"]]
     parts = [
-        canonical(bundle.card), manifest["files"]["model.onnx"]["sha256"],
-        json.dumps(manifest["blocks"], sort_keys=True), manifest["versions"]["recipe"],
-    ]  # fmt: skip
+        canonical(bundle.card),
+        manifest["files"]["model.onnx"]["sha256"],
+        json.dumps(manifest["blocks"], sort_keys=True),
+        manifest["versions"]["recipe"],
+    ]
     manifest["fingerprint"] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder

@@ -75,9 +75,12 @@ def model(
     """A network; weights are of type `kind`, `more` constants as they come."""
     constants = {name: array.astype(kind) for name, array in weights(depth, classes).items()} | more
     graph = helper.make_graph(
-        list(nodes) or body(), "odd", list(inputs), list(outputs),
+        list(nodes) or body(),
+        "odd",
+        list(inputs),
+        list(outputs),
         [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
-    )  # fmt: skip
+    )
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("ai.onnx.ml", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
@@ -101,9 +104,11 @@ def explained(bundle: ModelBundle, *, target: str = "bad") -> Explanation:
 @functools.cache
 def plain(*, depth: int = 3, classes: int = 2, half: bool = False) -> Explanation:
     """What the network says without anything odd about it; `half`: with weights rounded to half precision."""
-    rounded = {
-        name: array.astype(np.float16).astype(np.float32) for name, array in weights(depth, classes).items()
-    } if half else {}  # fmt: skip
+    rounded = (
+        {name: array.astype(np.float16).astype(np.float32) for name, array in weights(depth, classes).items()}
+        if half
+        else {}
+    )
     shape = ["N", depth, SIDE, SIDE]
     given = model(inputs=[info("x", shape)], outputs=[info("logits", ["N", classes])], depth=depth, classes=classes)
     for tensor in given.graph.initializer:
@@ -171,9 +176,12 @@ def branch(name: str, *nodes: onnx.NodeProto) -> onnx.GraphProto:
 def squeeze_if_one() -> onnx.ModelProto:
     """As torch writes squeeze(3): If(shape[3] == 1) Squeeze else Identity; in it another."""
     deeper = helper.make_node(
-        "If", ["c"], ["s"], then_branch=branch("t", node("Squeeze", "g axis", "t1")),
+        "If",
+        ["c"],
+        ["s"],
+        then_branch=branch("t", node("Squeeze", "g axis", "t1")),
         else_branch=branch("e", node("Identity", "g", "t1")),
-    )  # fmt: skip
+    )
     return model(
         [
             *body()[:-2],
@@ -181,7 +189,10 @@ def squeeze_if_one() -> onnx.ModelProto:
             node("Gather", "shape three", "last", axis=0),
             node("Equal", "last one", "c"),
             helper.make_node(
-                "If", ["c"], ["squeezed"], then_branch=branch("then", deeper),
+                "If",
+                ["c"],
+                ["squeezed"],
+                then_branch=branch("then", deeper),
                 else_branch=branch("else", node("Identity", "g", "t2")),
             ),
             node("Flatten", "squeezed", "flat"),
@@ -190,7 +201,7 @@ def squeeze_if_one() -> onnx.ModelProto:
         axis=np.array([3]),
         three=np.array([3]),
         one=np.array([1]),
-    )  # fmt: skip
+    )
 
 
 def trained_or_used() -> onnx.ModelProto:
@@ -200,9 +211,7 @@ def trained_or_used() -> onnx.ModelProto:
     nodes = body()
     nodes[5].input[0] = "chosen"
     switch = helper.make_node("If", ["keras_learning_phase"], ["chosen"], then_branch=noisy, else_branch=used)
-    return model(
-        [*nodes[:5], switch, *nodes[5:]], [X, info("keras_learning_phase", [], BOOL)], zero=np.float32(0)
-    )  # fmt: skip
+    return model([*nodes[:5], switch, *nodes[5:]], [X, info("keras_learning_phase", [], BOOL)], zero=np.float32(0))
 
 
 def half(*, ends_too: bool) -> onnx.ModelProto:
@@ -255,12 +264,10 @@ ODD = {
         lambda: model([*body(), SOFTMAX], outputs=[info("p", ["N", 2]), LOGITS]), card(OutputSpec(name="logits"))
     ),
     "label beside probabilities": Odd(
-        lambda: model([*body(), SOFTMAX, LABEL], outputs=[info("label", ["N"], INT64), info("p", ["N", 2])]),
-        card(NONE),
+        lambda: model([*body(), SOFTMAX, LABEL], outputs=[info("label", ["N"], INT64), info("p", ["N", 2])]), card(NONE)
     ),
     "label only": Odd(
-        lambda: model([*body(), SOFTMAX, LABEL], outputs=[info("label", ["N"], INT64)]),
-        card(OutputSpec(name="logits")),
+        lambda: model([*body(), SOFTMAX, LABEL], outputs=[info("label", ["N"], INT64)]), card(OutputSpec(name="logits"))
     ),
     "ZipMap": Odd(
         lambda: model([*body(), SOFTMAX, LABEL, ZIPPED], outputs=TABLE_AND_LABEL), card(replace(NONE, name="p"))
@@ -321,25 +328,30 @@ def test_a_bound_for_half_precision_follows_from_its_roundings(tmp_path: Path) -
 
 
 MISTAKES = {
-    "write [output] name = \"logits\" or [output] name = \"p\" in the card": (
-        lambda: model([*body(), SOFTMAX], outputs=[LOGITS, info("p", ["N", 2])]), card()
+    'write [output] name = "logits" or [output] name = "p" in the card': (
+        lambda: model([*body(), SOFTMAX], outputs=[LOGITS, info("p", ["N", 2])]),
+        card(),
     ),
-    'outputs are z (sequence), label (INT64 [N])': (
-        lambda: model([*body(), SOFTMAX, LABEL, ZIPPED], outputs=TABLE_AND_LABEL), card(NONE)
+    "outputs are z (sequence), label (INT64 [N])": (
+        lambda: model([*body(), SOFTMAX, LABEL, ZIPPED], outputs=TABLE_AND_LABEL),
+        card(NONE),
     ),
     'write [output] name = "p" in the card': (
-        lambda: model([*body(), SOFTMAX, LABEL, ZIPPED], outputs=TABLE_AND_LABEL), card(NONE)
+        lambda: model([*body(), SOFTMAX, LABEL, ZIPPED], outputs=TABLE_AND_LABEL),
+        card(NONE),
     ),
     "output.name: found 'logit', which no node of the network makes": (model, card(OutputSpec(name="logit"))),
     "did you mean 'logits'": (model, card(OutputSpec(name="logit"))),
-    'takes whole numbers from 0 to 255 (UINT8), scale, mean and std of the card make 0 to 1 of pixels': (
-        lambda: of_bytes(exact=False), card()
+    "takes whole numbers from 0 to 255 (UINT8), scale, mean and std of the card make 0 to 1 of pixels": (
+        lambda: of_bytes(exact=False),
+        card(),
     ),
     "has shape ['?', 3072], the card says ['?', 1, 32, 32]": (
-        lambda: of_rows(turned=False), card(channels=Channels.GRAY)
+        lambda: of_rows(turned=False),
+        card(channels=Channels.GRAY),
     ),
     "has shape ['?', 32, 32], the card says ['?', 3, 32, 32]": (of_planes, card()),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("words", MISTAKES)

@@ -118,10 +118,7 @@ def test_a_size_that_holds_the_batch_at_one_is_freed(tmp_path: Path) -> None:
 def test_the_strided_view_of_torch_is_freed(tmp_path: Path) -> None:
     """A channels-last mean of torch ends in Reshape to a row and Gather of every number of it."""
     model = small_model(
-        [
-            helper.make_node("Reshape", ["a", "row"], ["r"]),
-            helper.make_node("Gather", ["r", "every"], ["b"]),
-        ],
+        [helper.make_node("Reshape", ["a", "row"], ["r"]), helper.make_node("Gather", ["r", "every"], ["b"])],
         row=np.array([-1]),
         every=np.arange(128).reshape(1, 2, 8, 8),
     )
@@ -135,10 +132,14 @@ def test_the_strided_view_of_torch_is_freed(tmp_path: Path) -> None:
 def test_a_network_that_mixes_its_batch_stays_at_one(tmp_path: Path) -> None:
     """Less the mean over the batch axis: two pictures at once come out otherwise than one by one."""
     model = small_model(
-        [helper.make_node("ReduceMean", ["a", "axis"], ["m"]), helper.make_node("Sub", ["a", "m"], ["b0"]),
-         helper.make_node("Add", ["b0", "m"], ["b1"]), helper.make_node("Mul", ["b1", "m"], ["b"])],
+        [
+            helper.make_node("ReduceMean", ["a", "axis"], ["m"]),
+            helper.make_node("Sub", ["a", "m"], ["b0"]),
+            helper.make_node("Add", ["b0", "m"], ["b1"]),
+            helper.make_node("Mul", ["b1", "m"], ["b"]),
+        ],
         axis=np.array([0]),
-    )  # fmt: skip
+    )
 
     network = working(model, tmp_path, SMALL)
 

@@ -24,11 +24,12 @@ WRITTEN: dict[str, tuple[Callable[[], onnx.ModelProto], set[str]]] = {
     "quantize_dynamic": (dynamic, {"ConvInteger", "MatMulInteger"}),
     "quantize_dynamic, optimized": (lambda: optimised(dynamic(), EXTENDED), {"ConvInteger", "DynamicQuantizeMatMul"}),
     "quantize_static": (
-        in_operators, {"QLinearConv", "QLinearAdd", "QLinearConcat", "QLinearGlobalAveragePool", "QGemm"}
+        in_operators,
+        {"QLinearConv", "QLinearAdd", "QLinearConcat", "QLinearGlobalAveragePool", "QGemm"},
     ),
     "quantize_static, optimized": (lambda: optimised(in_operators(), ALL), {"QLinearAdd", "QLinearConcat"}),
     "optimized": (lambda: optimised(residual_network(), EXTENDED), {"FusedConv"}),
-}  # fmt: skip
+}
 
 
 def alphas(bundle: ModelBundle) -> np.ndarray:
