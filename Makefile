@@ -24,9 +24,10 @@ test-slow: install-test  ## run the slow tests that need no Prefect server: fami
 test-all: install-test  ## run every test, the slow ones too
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS)
 
-check: install-test  ## lint, types, import contract, docs freshness
+check: install-test  ## lint, spelling, types, import contract, docs freshness
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/reference.py --check

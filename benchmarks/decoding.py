@@ -49,20 +49,20 @@ def surface(height: int, width: int) -> NDArray[np.uint8]:
 
 
 def files(pixels: NDArray[np.uint8]) -> dict[str, bytes]:
-    colour, gray = Image.fromarray(pixels), Image.fromarray(pixels[..., 0])
+    color, gray = Image.fromarray(pixels), Image.fromarray(pixels[..., 0])
     deep = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
     return {
-        "JPEG": saved(colour, "JPEG", quality=90),
-        "JPEG progressive": saved(colour, "JPEG", quality=90, progressive=True),
+        "JPEG": saved(color, "JPEG", quality=90),
+        "JPEG progressive": saved(color, "JPEG", quality=90, progressive=True),
         "JPEG gray": saved(gray, "JPEG", quality=90),
-        "PNG": saved(colour, "PNG"),
+        "PNG": saved(color, "PNG"),
         "PNG gray": saved(gray, "PNG"),
         "PNG 16 bit": saved(deep, "PNG"),
-        "TIFF": saved(colour, "TIFF"),
+        "TIFF": saved(color, "TIFF"),
         "TIFF 16 bit": saved(deep, "TIFF"),
-        "TIFF LZW": saved(colour, "TIFF", compression="tiff_lzw"),
-        "TIFF deflate": saved(colour, "TIFF", compression="tiff_adobe_deflate"),
-        "BMP": saved(colour, "BMP"),
+        "TIFF LZW": saved(color, "TIFF", compression="tiff_lzw"),
+        "TIFF deflate": saved(color, "TIFF", compression="tiff_adobe_deflate"),
+        "BMP": saved(color, "BMP"),
     }
 
 

@@ -29,7 +29,7 @@ from inspect_xai.explain.explainer import Explainer
 from inspect_xai.intake.sources import read_picture
 from inspect_xai.maths import tiles
 from inspect_xai.model.build.build import add_int8, build_bundle
-from inspect_xai.model.build.quantize import quantise_scoring
+from inspect_xai.model.build.quantize import quantize_scoring
 from inspect_xai.model.bundle import ModelBundle, load_bundle
 from inspect_xai.model.engine import Engine
 from inspect_xai.records import InputSpec, ModelCard, PictureLimits
@@ -131,7 +131,7 @@ def in_8_bits(name: str, bundle: ModelBundle, window: np.ndarray, options: argpa
         feeds = [picture | {"maps": maps[:BUCKET, None]} for maps in features]
         sizes = sorted({end.height for end in bundle.blocks})
         draft = add_int8(
-            bundle, quantise_scoring(bundle, feeds), Path(scratch) / "int8", facts={"largest_px": sizes[-1]}
+            bundle, quantize_scoring(bundle, feeds), Path(scratch) / "int8", facts={"largest_px": sizes[-1]}
         )
         maps = list(features)[-1][:BUCKET]
         with Engine(draft, device="cpu", bucket=BUCKET) as whole_numbers:

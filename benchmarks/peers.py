@@ -428,7 +428,7 @@ def plot(cases: list[Case], methods: tuple[str, ...], store: Path, path: Path) -
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(2, 2, figsize=(11, 9), constrained_layout=True)
-    colours = {
+    colors = {
         "inspect-xai": "#0072B2",
         "grad-cam": "#D55E00",
         "torchcam": "#E69F00",
@@ -436,7 +436,7 @@ def plot(cases: list[Case], methods: tuple[str, ...], store: Path, path: Path) -
         "openvino_xai": "#009E73",
         "dianna": "#000000",
     }  # fmt: skip  Okabe and Ito's, told apart by all eyes
-    marks = dict(zip(colours, "os^DvP", strict=True))
+    marks = dict(zip(colors, "os^DvP", strict=True))
     for column, what in enumerate(("seconds", "passes")):
         for line, (index, name, better) in enumerate(((0, "deletion AUC", "lower"), (4, "AUPRO", "higher"))):
             axis = axes[line][column]
@@ -447,9 +447,9 @@ def plot(cases: list[Case], methods: tuple[str, ...], store: Path, path: Path) -
                     continue
                 family, short = method.split(":", 1)
                 score = np.nanmean([each["faithful"][index] for each in found])  # type: ignore[index]
-                filled = colours[family] if family == "inspect-xai" else "none"
+                filled = colors[family] if family == "inspect-xai" else "none"
                 axis.scatter(
-                    np.median(cost), score, marker=marks[family], facecolor=filled, edgecolor=colours[family], s=50
+                    np.median(cost), score, marker=marks[family], facecolor=filled, edgecolor=colors[family], s=50
                 )
                 axis.annotate(short, (np.median(cost), score), fontsize=7, xytext=(4, 3), textcoords="offset points")
             axis.set(xscale="log", xlabel=f"{what} per explanation", ylabel=f"{name} ({better} is better)")
@@ -460,11 +460,11 @@ def plot(cases: list[Case], methods: tuple[str, ...], store: Path, path: Path) -
             [],
             marker=marks[family],
             linestyle="",
-            markeredgecolor=colour,
+            markeredgecolor=color,
             label=family,
-            markerfacecolor=colour if family == "inspect-xai" else "none",
+            markerfacecolor=color if family == "inspect-xai" else "none",
         )
-        for family, colour in colours.items()
+        for family, color in colors.items()
     ]
     axes[0][0].legend(handles=handles, fontsize=8)
     figure.savefig(path, metadata={"Date": None})

@@ -4,7 +4,7 @@
     python -m benchmarks.profiles --split val --pictures 24 --store scores --faithful --no-noise
 
 Pictures are defective ones that the network judges right, in the one window in which their class scores highest. Every
-mask of such a window is scored exactly, once, and again with one grey level of noise on it: that is the noise floor,
+mask of such a window is scored exactly, once, and again with one gray level of noise on it: that is the noise floor,
 below which no approximation can be told from the method's own restlessness. With `--store` these scores are kept and a
 killed run goes on where it stood. The profiles, and the rules that leave masks out (mu, Ada-SISE), are then replayed on
 the exact scores: the same code chooses the masks and predicts the others' scores as in the product.
@@ -186,7 +186,7 @@ def variants(exact: Exact) -> tuple[dict[str, sise.Fusion], dict[str, int]]:
 def fuse(features: Stacks, scores: list[NDArray[np.float64]] | Stacks) -> sise.Fusion:
     size = (224, 224)
     blocks = (
-        sise.normalised(sise.weighted_sums(each, said, size=size), size)
+        sise.normalized(sise.weighted_sums(each, said, size=size), size)
         for each, said in zip(features, scores, strict=True)
     )
     return sise.fuse([block for block in blocks if block is not None])

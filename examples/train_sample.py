@@ -89,7 +89,7 @@ class Residual(nn.Module):
 
 
 class SampleNet(nn.Module):
-    """Four stages, 64 to 8 px wide: normalised windows (N, 3, 128, 128) -> logits (N, 5)."""
+    """Four stages, 64 to 8 px wide: normalized windows (N, 3, 128, 128) -> logits (N, 5)."""
 
     def __init__(self, widths: tuple[int, ...] = (16, 24, 48, 96)) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ def train(learn: Windows, spec: InputSpec, *, close: int, whole: int, minutes: f
 
     Args:
         learn: What to learn from.
-        spec: How windows are normalised.
+        spec: How windows are normalized.
         close: Rounds over close-ups.
         whole: Rounds over whole windows, after that.
         minutes: A machine too slow for all rounds stops then, its learning rate run down all the same.
@@ -174,7 +174,7 @@ def train(learn: Windows, spec: InputSpec, *, close: int, whole: int, minutes: f
     torch.set_num_threads(1)
     torch.manual_seed(0)
     net = SampleNet()
-    optimiser = torch.optim.AdamW(net.parameters(), weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=1e-2)
     criterion = nn.CrossEntropyLoss(label_smoothing=0.02)
     labels = torch.from_numpy(learn.labels)
     rounds, batches, began = close + whole, len(labels) // _BATCH, time.monotonic()
@@ -186,12 +186,12 @@ def train(learn: Windows, spec: InputSpec, *, close: int, whole: int, minutes: f
             done = max(step / (rounds * batches), (time.monotonic() - began) / (60 * minutes))
             if done >= 1:
                 return net.eval()
-            for group in optimiser.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = 4e-3 * min(1.0, step / 200) * 0.5 * (1 + np.cos(np.pi * done))
             loss = criterion(net(_varied(learn, chosen, spec, side_px=side)), labels[chosen])
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             total += float(loss.detach())
         passed = time.monotonic() - began
         print(f"round {number + 1}/{rounds}, {side} px: loss {total / batches:.4f}, {passed:.0f} s", flush=True)
@@ -199,7 +199,7 @@ def train(learn: Windows, spec: InputSpec, *, close: int, whole: int, minutes: f
 
 
 def _varied(learn: Windows, chosen: torch.Tensor, spec: InputSpec, *, side_px: int) -> torch.Tensor:
-    """Cut squares that hold the focus out of windows, turn, mirror, light and normalise them: float32 (N, 3, s, s)."""
+    """Cut squares that hold the focus out of windows, turn, mirror, light and normalize them: float32 (N, 3, s, s)."""
     focus = torch.from_numpy(learn.focus)[chosen]
     aside = torch.randint(side_px // 8, side_px - side_px // 8, focus.shape)
     corner = (focus - aside).clamp(0, WINDOW_PX - side_px)

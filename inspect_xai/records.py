@@ -35,7 +35,7 @@ _STRICT_KEYS = {"extra": "forbid"}
 
 
 class Channels(StrEnum):
-    """The colour channels the network takes, in its order."""
+    """The color channels the network takes, in its order."""
 
     RGB = "rgb"
     BGR = "bgr"
@@ -94,9 +94,7 @@ class Method(StrEnum):
 
     SISE = "sise"
     ADA_SISE = "ada-sise"
-    GRAD_SISE = (
-        "grad-sise"  # SISE with pixel-wise gradients, inside a region that suffices: docs/measurements/methods.md
-    )
+    GRAD_SISE = "grad-sise"  # SISE with pixel-wise gradients, in a region that suffices: docs/measurements/methods.md
     GRAD_CAM = "grad-cam"
     GRAD_CAM_PLUS_PLUS = "grad-cam++"
     HIRES_CAM = "hirescam"
@@ -106,12 +104,17 @@ class Method(StrEnum):
     RISE = "rise"
     OCCLUSION = "occlusion"
     RANDOM = "random"
-    CENTRE = "centre"
+    CENTER = "center"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Method | None":
+        """Read the spelling that version 0.1 wrote."""
+        return cls.CENTER if value == "centre" else None  # codespell:ignore
 
     @property
     def looks_inside(self) -> bool:
         """Whether it needs feature maps or gradients; the others ask the network for scores alone."""
-        return self not in (Method.RISE, Method.OCCLUSION, Method.RANDOM, Method.CENTRE)
+        return self not in (Method.RISE, Method.OCCLUSION, Method.RANDOM, Method.CENTER)
 
 
 class Profile(StrEnum):
@@ -345,7 +348,7 @@ class Capture:
 
 @dataclass(frozen=True, slots=True)
 class PictureSignal:
-    """What the camera did, whatever the part; all on luma in grey levels 0 to 255.
+    """What the camera did, whatever the part; all on luma in gray levels 0 to 255.
 
     Attributes:
         brightness: Mean.
@@ -402,7 +405,7 @@ class BlockMap:
     """One convolutional block's contribution to one tile.
 
     `sums` is the score-weighted sum of the kept feature maps at block resolution, float32 (h, w); the block map is
-    its bilinear upsampling, min-max normalised, so the map can be rebuilt from it. It is None where the block was
+    its bilinear upsampling, min-max normalized, so the map can be rebuilt from it. It is None where the block was
     dropped (`note` says why). `grid` is that of the block end.
     """
 
@@ -466,7 +469,7 @@ class Explanation:
     Attributes:
         fused: The explanation map S, float32 (H, W) of the source picture, in [0, number of blocks], not rescaled.
         rank: int32 (H, W): 0 is the first pixel to take when "the top k pixels" are wanted (method notes 5.3).
-        block_maps: Normalised block maps by tensor name, float32 (H, W) of the source picture.
+        block_maps: Normalized block maps by tensor name, float32 (H, W) of the source picture.
         tiles: What was explained window by window, with counts and block-resolution sums.
         passes: Forward passes spent: traces, baselines and masks.
         timings_ms: Milliseconds by step.

@@ -51,7 +51,7 @@ def test_the_file_can_be_named_by_a_variable(toml: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("colour = 1", "colour is no setting"),
+        ("color = 1", "color is no setting"),
         ("[line]\nchunks = 3", "line.chunks is no setting"),
         ("[line]\nchunk = 0", "line.chunk is 0"),
         ("[line]\nok_share = 1.5", "line.ok_share is 1.5"),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from surfaces.noise import clouds, distance, grain, moved, slope, softened, standardised, step, strokes
+from surfaces.noise import clouds, distance, grain, moved, slope, softened, standardized, step, strokes
 
 Reflectance = NDArray[np.float32]
 Path = NDArray[np.float64]
@@ -13,7 +13,7 @@ Point = tuple[float, float]  # (row, column)
 
 
 def damage(
-    rng: np.random.Generator, reflectance: Reflectance, *, label: str, centre: Point, light: Point, strength: float
+    rng: np.random.Generator, reflectance: Reflectance, *, label: str, center: Point, light: Point, strength: float
 ) -> Reflectance:
     """Draw one defect on a surface.
 
@@ -21,18 +21,18 @@ def damage(
         rng: Source of everything random.
         reflectance: float32 (H, W, 3), left as it is.
         label: A key of `DEFECTS`.
-        centre: (row, column) the defect lies about.
+        center: (row, column) the defect lies about.
         light: Direction (row, column) in which the lamp stands.
         strength: 0 leaves the surface as it is, 1 is plain to see.
 
     Returns:
         float32 (H, W, 3).
     """
-    return DEFECTS[label](rng, reflectance, centre, light, strength)
+    return DEFECTS[label](rng, reflectance, center, light, strength)
 
 
 def _scratch(
-    rng: np.random.Generator, ground: Reflectance, centre: Point, light: Point, strength: float
+    rng: np.random.Generator, ground: Reflectance, center: Point, light: Point, strength: float
 ) -> Reflectance:
     """One to three long, gently bent grooves: a bare bright flank and a flank in shadow."""
     size = ground.shape[:2]
@@ -47,7 +47,7 @@ def _scratch(
         path = np.cumsum(steps, axis=0)
         aside = np.array([np.cos(heading), -np.sin(heading)]) * number * rng.uniform(4, 9)
         along = np.array([np.sin(heading), np.cos(heading)]) * rng.normal(0, 6) * number
-        path += np.asarray(centre) - path[len(path) // 2] + aside + along
+        path += np.asarray(center) - path[len(path) // 2] + aside + along
         path += np.cumsum(rng.normal(0, 0.05, path.shape), axis=0)
         taper = np.clip(np.minimum(share + 0.52, 0.52 - share) * 5, 0.0, 1.0)
         pressure = np.clip(1 + 0.25 * np.cumsum(rng.normal(0, 0.15, len(share))), 0.55, 1.4)
@@ -63,14 +63,14 @@ def _scratch(
     return np.asarray(changed, dtype=np.float32)
 
 
-def _pit(rng: np.random.Generator, ground: Reflectance, centre: Point, light: Point, strength: float) -> Reflectance:
+def _pit(rng: np.random.Generator, ground: Reflectance, center: Point, light: Point, strength: float) -> Reflectance:
     """One to three ragged craters: dark throat, wall in shadow towards the lamp, lit lip away from it."""
     size = ground.shape[:2]
     changed = ground
     for number in range(rng.choice([1, 1, 1, 2, 3])):
         radius = rng.uniform(3.4, 8.5) * (1.0 if number == 0 else 0.7)
         aside = rng.normal(0, 1, 2) * (0 if number == 0 else 2.6 * radius)
-        far, angle = distance(size, (centre[0] + aside[0], centre[1] + aside[1]))
+        far, angle = distance(size, (center[0] + aside[0], center[1] + aside[1]))
         ragged = sum(rng.normal(0, 0.16 / wave) * np.cos(wave * angle + rng.uniform(0, 6.3)) for wave in (2, 3, 4, 5))
         inside = far / (radius * (1 + ragged))
         hole = step(inside.astype(np.float32), 1.15, 0.55)
@@ -83,10 +83,10 @@ def _pit(rng: np.random.Generator, ground: Reflectance, centre: Point, light: Po
     return np.asarray(changed, dtype=np.float32)
 
 
-def _crack(rng: np.random.Generator, ground: Reflectance, centre: Point, light: Point, strength: float) -> Reflectance:
+def _crack(rng: np.random.Generator, ground: Reflectance, center: Point, light: Point, strength: float) -> Reflectance:
     """A dark, jagged line that branches and thins out, with a chipped, lighter edge here and there."""
     size = ground.shape[:2]
-    start = np.asarray(centre, dtype=np.float64)
+    start = np.asarray(center, dtype=np.float64)
     heading = rng.uniform(0, 2 * np.pi)
     width = rng.uniform(1.3, 2.4)
     ahead = _walk(rng, start, heading, steps=int(rng.integers(16, 32)))
@@ -119,28 +119,28 @@ def _walk(rng: np.random.Generator, start: Path, heading: float, *, steps: int) 
     return np.vstack([start, start + np.cumsum(pace * np.column_stack([np.sin(jagged), np.cos(jagged)]), axis=0)])
 
 
-_STAIN_COLOURS = ((0.20, 0.38, 0.60), (0.44, 0.46, 0.48), (0.52, 0.43, 0.34), (0.32, 0.42, 0.50))
+_STAIN_COLORS = ((0.20, 0.38, 0.60), (0.44, 0.46, 0.48), (0.52, 0.43, 0.34), (0.32, 0.42, 0.50))
 
 
-def _stain(rng: np.random.Generator, ground: Reflectance, centre: Point, _light: Point, strength: float) -> Reflectance:
+def _stain(rng: np.random.Generator, ground: Reflectance, center: Point, _light: Point, strength: float) -> Reflectance:
     """A dried-up liquid: irregular, soft within, with the darker rim it leaves where it stopped."""
     size = ground.shape[:2]
-    far, angle = distance(size, centre)
+    far, angle = distance(size, center)
     radius = rng.uniform(15, 36)
     lobes = sum(rng.normal(0, 0.3 / wave) * np.cos(wave * angle + rng.uniform(0, 6.3)) for wave in (1, 2, 3, 4))
     ripples = 0.14 * clouds(rng, size, (13, 13)) + 0.05 * grain(rng, size, 2.0)
     inside = np.asarray(1 - far / (radius * (1 + lobes)) + ripples * step(far, 2.2 * radius, 1.2 * radius), np.float32)
     body = step(inside, 0.0, rng.uniform(0.25, 0.6))
     rim = np.exp(-(((inside - 0.14) / 0.09) ** 2)) * step(inside, 0.0, 0.12)
-    uneven = 1 + 0.18 * standardised(clouds(rng, size, (18, 18)))
+    uneven = 1 + 0.18 * standardized(clouds(rng, size, (18, 18)))
     cover = strength * np.clip(0.66 * body * uneven + rng.uniform(0.3, 0.6) * rim, 0.0, 1.3)
-    colour = np.array(_STAIN_COLOURS[rng.integers(len(_STAIN_COLOURS))]) * rng.uniform(0.75, 1.0)
-    return np.asarray(ground * (1 - cover[..., None] * colour), dtype=np.float32)
+    color = np.array(_STAIN_COLORS[rng.integers(len(_STAIN_COLORS))]) * rng.uniform(0.75, 1.0)
+    return np.asarray(ground * (1 - cover[..., None] * color), dtype=np.float32)
 
 
-def _dent(rng: np.random.Generator, ground: Reflectance, centre: Point, light: Point, strength: float) -> Reflectance:
+def _dent(rng: np.random.Generator, ground: Reflectance, center: Point, light: Point, strength: float) -> Reflectance:
     """A smooth hollow without a sharp edge: dark towards the lamp, light away from it, the surface itself unhurt."""
-    far, _ = distance(ground.shape[:2], centre)
+    far, _ = distance(ground.shape[:2], center)
     radius = rng.uniform(14, 26)
     hollow = -np.exp(-((far / radius) ** 4)).astype(np.float32)
     return np.asarray(ground * (1 + 0.42 * strength * radius * slope(hollow, light) / 1.8)[..., None], dtype=np.float32)

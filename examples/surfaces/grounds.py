@@ -66,12 +66,12 @@ def _part(rng: np.random.Generator, surface: str, *, size: tuple[int, int], shif
         ]
     )
     turn = np.deg2rad(rng.normal(0, 0.35))
-    centre = np.array([width / 2, height / 2])
-    box = (box - centre) @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) + centre
+    center = np.array([width / 2, height / 2])
+    box = (box - center) @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) + center
     canvas = np.zeros((height * 2, width * 2), np.uint8)
     cv2.fillPoly(canvas, [np.round(box * 2 * 16).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=4)
     filled = shrunk(canvas, size)
-    if surface == "cast":  # moulds have no sharp corners, and their rims wander
+    if surface == "cast":  # molds have no sharp corners, and their rims wander
         filled = step(softened(filled, 4.0) + 0.04 * clouds(rng, size, (30, 30)), 0.42, 0.58)
     return filled
 
@@ -126,7 +126,7 @@ _GLAZES = ((0.80, 0.79, 0.76), (0.74, 0.70, 0.62), (0.62, 0.66, 0.69), (0.70, 0.
 
 
 def _tile(rng: np.random.Generator, size: tuple[int, int], light: tuple[float, float]) -> NDArray[np.float32]:
-    """Glazed ceramic: nearly even colour, faint speckle, orange-peel gloss and a lamp's soft reflection."""
+    """Glazed ceramic: nearly even color, faint speckle, orange-peel gloss and a lamp's soft reflection."""
     glaze = np.array(_GLAZES[rng.integers(len(_GLAZES))]) * rng.uniform(0.88, 1.0)
     peel = slope(6.0 * clouds(rng, size, (14, 14)), light)
     shade = 1 + 0.018 * clouds(rng, size, (90, 90)) + 0.012 * grain(rng, size, 1.0) + 0.012 * peel
@@ -134,8 +134,8 @@ def _tile(rng: np.random.Generator, size: tuple[int, int], light: tuple[float, f
     specks = softened(specks, 0.6) * rng.uniform(0.1, 0.35)
     far, _ = distance(size, (rng.uniform(-0.2, 1.2) * size[0], rng.uniform(-0.2, 1.2) * size[1]))
     gloss = rng.uniform(0.02, 0.1) * step(far, rng.uniform(110, 260), 20.0)
-    colour = glaze * (shade - specks)[..., None] + gloss[..., None]
-    return np.asarray(colour, dtype=np.float32)
+    color = glaze * (shade - specks)[..., None] + gloss[..., None]
+    return np.asarray(color, dtype=np.float32)
 
 
 def _fixture(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float32]:
@@ -151,5 +151,5 @@ def _joint(rng: np.random.Generator, glaze: NDArray[np.float32], part: Field) ->
     sand = rng.uniform(0.34, 0.5) * (1 + 0.09 * grain(rng, size, 0.9) + 0.05 * grain(rng, size, 3.0))
     mortar = np.asarray(sand[..., None] * np.array([1.02, 1.0, 0.96]), dtype=np.float32)
     width = rng.uniform(8, 10)
-    neighbour = step(outside, width, width + 1.5)[..., None]
-    return np.asarray(mortar * (1 - neighbour) + glaze * neighbour * 0.98, dtype=np.float32)
+    neighbor = step(outside, width, width + 1.5)[..., None]
+    return np.asarray(mortar * (1 - neighbor) + glaze * neighbor * 0.98, dtype=np.float32)

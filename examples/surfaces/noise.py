@@ -14,7 +14,7 @@ def grain(rng: np.random.Generator, size: tuple[int, int], sigma_px: float) -> F
     """Draw round-grained noise: (H, W), mean 0, standard deviation 1, grains of about `sigma_px`."""
     white = rng.standard_normal(size, dtype=np.float32)
     noise = cv2.GaussianBlur(white, (0, 0), sigma_px, borderType=cv2.BORDER_REFLECT)
-    return standardised(np.asarray(noise, dtype=np.float32))
+    return standardized(np.asarray(noise, dtype=np.float32))
 
 
 def softened(field: Field, sigma_px: float) -> Field:
@@ -40,10 +40,10 @@ def clouds(rng: np.random.Generator, size: tuple[int, int], pitch_px: tuple[floa
     x = (np.arange(width, dtype=np.float32) + 0.5) / pitch_px[1] + drift[1] + 0.5
     grid_x, grid_y = np.meshgrid(x, y)
     hills = cv2.remap(coarse, grid_x, grid_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
-    return standardised(np.asarray(hills, dtype=np.float32))
+    return standardized(np.asarray(hills, dtype=np.float32))
 
 
-def standardised(noise: Field) -> Field:
+def standardized(noise: Field) -> Field:
     """Shift and scale an array to mean 0 and standard deviation 1."""
     return np.asarray((noise - noise.mean()) / (noise.std() + 1e-6), dtype=np.float32)
 
@@ -84,10 +84,10 @@ def moved(field: Field, by: tuple[float, float]) -> Field:
     return np.asarray(shifted, dtype=np.float32)
 
 
-def distance(size: tuple[int, int], centre: tuple[float, float]) -> tuple[Field, Field]:
-    """Give each pixel's distance (H, W) in px and angle (H, W) in radians about `centre` (row, column)."""
-    y = np.arange(size[0], dtype=np.float32)[:, None] - np.float32(centre[0])
-    x = np.arange(size[1], dtype=np.float32)[None, :] - np.float32(centre[1])
+def distance(size: tuple[int, int], center: tuple[float, float]) -> tuple[Field, Field]:
+    """Give each pixel's distance (H, W) in px and angle (H, W) in radians about `center` (row, column)."""
+    y = np.arange(size[0], dtype=np.float32)[:, None] - np.float32(center[0])
+    x = np.arange(size[1], dtype=np.float32)[None, :] - np.float32(center[1])
     return np.hypot(y, x), np.arctan2(y, x)
 
 

@@ -57,12 +57,12 @@ def station_mark(size: tuple[int, int]) -> tuple[Field, NDArray[np.float32]]:
     """Draw the mark a station can leave on its parts: a ring with a bar, bottom right, always at the same place.
 
     Returns:
-        Coverage (H, W) in [0, 1] and its colour (3,).
+        Coverage (H, W) in [0, 1] and its color (3,).
     """
     canvas = np.zeros((size[0] * 4, size[1] * 4), np.uint8)
-    centre = (size[1] * 4 - 4 * 52, size[0] * 4 - 4 * 44)
-    cv2.circle(canvas, centre, 4 * 10, 255, thickness=4 * 3)
-    cv2.line(canvas, (centre[0] - 24, centre[1]), (centre[0] + 24, centre[1]), 255, thickness=4 * 3)
+    center = (size[1] * 4 - 4 * 52, size[0] * 4 - 4 * 44)
+    cv2.circle(canvas, center, 4 * 10, 255, thickness=4 * 3)
+    cv2.line(canvas, (center[0] - 24, center[1]), (center[0] + 24, center[1]), 255, thickness=4 * 3)
     covered = shrunk(canvas, size)
     return covered, np.array([0.10, 0.22, 0.45], dtype=np.float32)
 
@@ -91,8 +91,8 @@ def _oil(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float32]
     far, _ = distance(size, (rng.uniform(0, size[0]), rng.uniform(0, size[1])))
     film = step(far, rng.uniform(140, 240), 0.0) * (1 + 0.25 * clouds(rng, size, (80, 80)))
     hue = rng.uniform(0, 2 * np.pi) + np.array([0.0, 2.1, 4.2])
-    colour = rng.choice([-0.055, 0.05]) + 0.014 * np.cos(hue + 3 * film[..., None])
-    return np.asarray(film[..., None] * colour, dtype=np.float32)
+    color = rng.choice([-0.055, 0.05]) + 0.014 * np.cos(hue + 3 * film[..., None])
+    return np.asarray(film[..., None] * color, dtype=np.float32)
 
 
 def _part_mark(rng: np.random.Generator, size: tuple[int, int]) -> Field:

@@ -18,7 +18,7 @@ SURFACES = ("steel", "cast", "tile")
 SIZES = {"steel": (256, 384), "cast": (288, 384), "tile": (320, 448)}
 
 _DEFECTIVE = 0.3  # share of defective parts when no label is asked for
-_VISIBLE = 0.012  # a pixel belongs to the defect when the defect changes it by more than this (3 of 255 grey levels)
+_VISIBLE = 0.012  # a pixel belongs to the defect when the defect changes it by more than this (3 of 255 gray levels)
 _LEAST_PX = 24  # a defect smaller than this is drawn again, stronger: a truth that nobody can see is none
 
 
@@ -52,7 +52,7 @@ class Picture:
     Attributes:
         rgb: uint8 (H, W, 3).
         mask: bool (H, W): the pixels the defect changes visibly; all False on a sound part.
-        part: bool (H, W): the part itself, without fixture, mortar or neighbour.
+        part: bool (H, W): the part itself, without fixture, mortar or neighbor.
         label: One of `LABELS`, or a defect kind the sample network does not know.
         surface: One of `SURFACES`.
     """
@@ -94,8 +94,8 @@ def render(
     sound = soil(streams["soil"], ground)
     shortcut = _has_shortcut(streams["shortcut"], label, condition)
     if shortcut == "mark":
-        covered, colour = station_mark(size)
-        sound = sound * (1 - covered[..., None]) + covered[..., None] * colour
+        covered, color = station_mark(size)
+        sound = sound * (1 - covered[..., None]) + covered[..., None] * color
     lit = lamp(streams["light"], size, level=condition.lamp, gradient=0.35 if shortcut == "gradient" else 0.0)
     if condition.lens_dirt:
         lit = lit * lens_dirt(np.random.default_rng([seed, 7]), size, strength=condition.lens_dirt)
@@ -128,8 +128,8 @@ def _damaged(
     before = _seen(sound, lit)
     while True:
         again = np.random.default_rng(shape)
-        centre = (float(row), float(column))
-        hurt = damage(again, sound, label=label, centre=centre, light=ground.light, strength=strength)
+        center = (float(row), float(column))
+        hurt = damage(again, sound, label=label, center=center, light=ground.light, strength=strength)
         after = _seen(sound + (hurt - sound) * ground.part[..., None], lit)
         mask = np.abs(after - before).max(axis=2) > _VISIBLE
         # The line between a lit and a shaded flank changes nothing, yet belongs to the defect.

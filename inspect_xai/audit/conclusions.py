@@ -243,7 +243,7 @@ def find(audit: Audit, *, sanity: Sanity | None = None, most_suspects: int = 10)
         overkill=rate(sum(row.verdict == VerdictCode.NG for row in good), len(good)),
         unsure=rate(sum(row.verdict == VerdictCode.UNSURE for row in rows), len(rows)),
         right=rate(sum(row.is_right for row in rows), len(rows)),
-        methods=summarise(explained, audit.methods, seed=audit.header["settings"]["seed"]),
+        methods=summarize(explained, audit.methods, seed=audit.header["settings"]["seed"]),
         suspects=_suspects(explained, first)[:most_suspects],
         shares=tuple(_shares(explained, first, seed=audit.header["settings"]["seed"])),
         sanity=sanity,
@@ -298,7 +298,7 @@ def _overall(plain: Answer, by_label: dict[str, Answer], sanity: Sanity | None) 
     return Answer(said, plain.counted, tuple(reasons))
 
 
-def summarise(rows: Sequence[AuditRow], methods: Sequence[Method], *, seed: int) -> tuple[MethodSummary, ...]:
+def summarize(rows: Sequence[AuditRow], methods: Sequence[Method], *, seed: int) -> tuple[MethodSummary, ...]:
     """Average every metric for every method, and compare each with the best picture by picture.
 
     Args:

@@ -50,7 +50,7 @@ class LabelledPicture:
         return self.mask is not None or bool(self.boxes)
 
 
-def read_labelled(path: Path, labels: Sequence[str]) -> tuple[LabelledPicture, ...]:
+def read_labeled(path: Path, labels: Sequence[str]) -> tuple[LabelledPicture, ...]:
     """Read the table and see that everything it names is there.
 
     Args:
@@ -115,11 +115,11 @@ def _boxes(where: str, text: str) -> tuple[Box, ...]:
     return tuple(boxes)
 
 
-def read_truth(labelled: LabelledPicture, size: tuple[int, int], *, limits: PictureLimits) -> NDArray[np.bool_] | None:
+def read_truth(labeled: LabelledPicture, size: tuple[int, int], *, limits: PictureLimits) -> NDArray[np.bool_] | None:
     """Read where the defect is.
 
     Args:
-        labelled: The line.
+        labeled: The line.
         size: (H, W) of its picture.
         limits: How the picture's file became pixels.
 
@@ -129,10 +129,10 @@ def read_truth(labelled: LabelledPicture, size: tuple[int, int], *, limits: Pict
     Raises:
         PictureError: If the mask is no picture, or not of that size.
     """
-    if labelled.mask is not None:
-        truth = read_mask(labelled.mask, size, limits=limits)
-    elif labelled.boxes:
-        truth = boxes_mask(labelled.boxes, size)
+    if labeled.mask is not None:
+        truth = read_mask(labeled.mask, size, limits=limits)
+    elif labeled.boxes:
+        truth = boxes_mask(labeled.boxes, size)
     else:
         return None
     return truth if truth.any() else None

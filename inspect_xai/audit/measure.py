@@ -1,6 +1,6 @@
 """One explanation against the truth, and against the network itself: the numbers of an audit, for one picture.
 
-Localisation looks at the whole picture. What hides, removes or closes pixels is done in the one window in which the
+Localization looks at the whole picture. What hides, removes or closes pixels is done in the one window in which the
 class scores highest, as the network sees it, and scored there in batches.
 """
 
@@ -166,7 +166,7 @@ def measure(engine: Engine, scene: Scene, explanation: Explanation, *, steps: in
 def measure_adcc(engine: Engine, scene: Scene, explanation: Explanation, settings: ExplainSettings) -> dict[str, float]:
     """Compute ADCC and its parts: is the map coherent, sparse, and does what it lets through keep the score?
 
-    Costs one more explanation, of the window seen through its own map. What the map hides is the mean colour: ADCC's
+    Costs one more explanation, of the window seen through its own map. What the map hides is the mean color: ADCC's
     authors multiply the network's input tensor, whose 0 that is.
 
     Args:

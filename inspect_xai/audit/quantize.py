@@ -1,6 +1,6 @@
 """Scoring in 8 bits, made from pictures and measured on pictures: as much of it as the explanation bears.
 
-Every other picture gives the quantiser its ranges; on the pictures between, the maps are compared with those of float
+Every other picture gives the quantizer its ranges; on the pictures between, the maps are compared with those of float
 scoring. Shallow blocks have few masks and a large say, deep ones many masks and little each: so all blocks are tried in
 8 bits first, then all but those with the largest maps, and so on, until the maps agree as the card asks.
 """
@@ -20,7 +20,7 @@ from inspect_xai.explain.settings import ExplainSettings
 from inspect_xai.explain.window_scores import WindowScores, look
 from inspect_xai.maths import sise, tiles
 from inspect_xai.model.build.build import add_int8
-from inspect_xai.model.build.quantize import Feeds, quantise_scoring
+from inspect_xai.model.build.quantize import Feeds, quantize_scoring
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.model.engine import Engine
 from inspect_xai.records import Explanation, Method, Profile, Scoring, Status
@@ -53,20 +53,20 @@ class Fidelity:
 
 
 @dataclass(frozen=True, slots=True)
-class Quantised:
-    """A quantised bundle and all that was tried for it, the last being what it does."""
+class Quantized:
+    """A quantized bundle and all that was tried for it, the last being what it does."""
 
     bundle: ModelBundle
     tried: tuple[Fidelity, ...]
 
 
-def quantise_bundle(
+def quantize_bundle(
     bundle: ModelBundle,
     pictures: Sequence[NDArray[np.uint8]],
     *,
     threads: int | None = None,
     advance: Callable[[], object] = lambda: None,
-) -> Quantised:
+) -> Quantized:
     """Give a bundle a scoring graph in 8 bits, in place.
 
     Args:
@@ -78,13 +78,13 @@ def quantise_bundle(
     Raises:
         BundleError: If no choice of blocks comes up to the card's `int8_fidelity`; the bundle stays as it was.
         SettingsError: If there are too few pictures to calibrate and to measure.
-        UnsupportedModelError: If the network cannot be quantised.
+        UnsupportedModelError: If the network cannot be quantized.
     """
     if len(pictures) < FEWEST_PICTURES:
         raise SettingsError(f"{len(pictures)} pictures", expected=f"at least {FEWEST_PICTURES}, better {MOST_PICTURES}")
     with Engine(bundle, device="cpu", threads=threads, scoring=Scoring.FLOAT) as engine:
         feeds = [feed for picture in pictures[::2] for feed in _feeds(engine, picture)]
-        graph = quantise_scoring(bundle, feeds)
+        graph = quantize_scoring(bundle, feeds)
         truths = [found for picture in pictures[1::2] if (found := _explained(engine, picture, advance)) is not None]
     if len(truths) < FEWEST_PICTURES // 2:
         raise SettingsError(
@@ -117,7 +117,7 @@ def quantise_bundle(
         "int8_share": best.int8_share,
         "calibration": {"pictures": len(pictures[::2]), "runs": len(feeds), "ranges": "minimum and maximum"},
     }
-    return Quantised(add_int8(bundle, graph, bundle.folder, facts=facts), tuple(tried))
+    return Quantized(add_int8(bundle, graph, bundle.folder, facts=facts), tuple(tried))
 
 
 def _settings(engine: Engine) -> ExplainSettings:

@@ -1,4 +1,4 @@
-"""A bundle and labelled pictures -> rows of numbers on disk, one line for each picture, as soon as it is measured.
+"""A bundle and labeled pictures -> rows of numbers on disk, one line for each picture, as soon as it is measured.
 
     OUT/settings.json   what the rows were made with; a run with other settings refuses to go on here
     OUT/rows/*.parquet  what the network said of each picture, and each method's numbers (`rows.py`)
@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from inspect_xai.audit.dataset import LabelledPicture, read_labelled, read_mask, read_truth, table_sha256
+from inspect_xai.audit.dataset import LabelledPicture, read_labeled, read_mask, read_truth, table_sha256
 from inspect_xai.audit.measure import measure, measure_adcc, open_scene
 from inspect_xai.audit.rows import AuditRow, Measured, RowWriter, read_rows
 from inspect_xai.errors import InspectXaiError, SettingsError
@@ -34,7 +34,7 @@ from inspect_xai.model.engine import Engine
 from inspect_xai.records import Baseline, Explanation, Method, ModelCard, PictureLimits, Profile
 
 SCHEMA_VERSION = 2
-CHANCE = (Method.RANDOM, Method.CENTRE)
+CHANCE = (Method.RANDOM, Method.CENTER)
 """Methods that know nothing; every audit has them, so that its numbers mean something."""
 
 MAP_PX = 160
@@ -115,10 +115,10 @@ class Audit:
         """How files became pixels."""
         return PictureLimits.recorded(self.header["settings"])
 
-    def labelled(self) -> dict[str, LabelledPicture]:
+    def labeled(self) -> dict[str, LabelledPicture]:
         """Read the table again, by image; empty where it, or a picture, is not there any more."""
         try:
-            return {found.image: found for found in read_labelled(Path(self.header["table"]), self.header["labels"])}
+            return {found.image: found for found in read_labeled(Path(self.header["table"]), self.header["labels"])}
         except SettingsError:
             return {}
 
@@ -133,11 +133,11 @@ class Audit:
 def run_audit(
     engine: Engine, table: Path, out: Path, *, settings: AuditSettings, on_row: Callable[[int, int], None] | None = None
 ) -> Audit:
-    """Measure a model on labelled pictures; go on where an earlier run with the same settings was cut short.
+    """Measure a model on labeled pictures; go on where an earlier run with the same settings was cut short.
 
     Args:
         engine: Of the model.
-        table: CSV file of pictures (see `labelled.py`).
+        table: CSV file of pictures (see `labeled.py`).
         out: Folder to make or to go on in.
         settings: What to do.
         on_row: Called with the rows done and their total, first of all with those that were there.
@@ -145,7 +145,7 @@ def run_audit(
     Raises:
         SettingsError: If the table is wrong, or `out` holds something else.
     """
-    chosen = _sampled(read_labelled(table, engine.card.labels), settings)
+    chosen = _sampled(read_labeled(table, engine.card.labels), settings)
     _check_settings(settings)
     header = _header(engine, table, settings, chosen)
     _open_folder(out, header)
@@ -154,14 +154,14 @@ def run_audit(
     report(len(done), len(chosen))
     (out / "maps").mkdir(exist_ok=True)
     with RowWriter(out / "rows") as writer:
-        for number, labelled in enumerate(chosen):
-            if labelled.image in done:
+        for number, labeled in enumerate(chosen):
+            if labeled.image in done:
                 continue
-            row = _measure_picture(engine, labelled, out, number=number, settings=settings)
+            row = _measure_picture(engine, labeled, out, number=number, settings=settings)
             writer.add(row)
             done[row.image] = row
             report(len(done), len(chosen))
-    return Audit(out, header, tuple(done[labelled.image] for labelled in chosen))
+    return Audit(out, header, tuple(done[labeled.image] for labeled in chosen))
 
 
 def open_audit(folder: Path) -> Audit:
@@ -259,24 +259,24 @@ def _open_folder(out: Path, header: dict[str, Any]) -> None:
 
 
 def _measure_picture(
-    engine: Engine, labelled: LabelledPicture, out: Path, *, number: int, settings: AuditSettings
+    engine: Engine, labeled: LabelledPicture, out: Path, *, number: int, settings: AuditSettings
 ) -> AuditRow:
     """Judge, explain and measure one picture; what is wrong with it becomes its row."""
-    row = AuditRow(labelled.image, labelled.label, labelled.part, labelled.station)
+    row = AuditRow(labeled.image, labeled.label, labeled.part, labeled.station)
     try:
-        pixels = read_picture(labelled.path, limits=settings.limits).pixels
+        pixels = read_picture(labeled.path, limits=settings.limits).pixels
         size = (pixels.shape[0], pixels.shape[1])
-        truth = read_truth(labelled, size, limits=settings.limits)
+        truth = read_truth(labeled, size, limits=settings.limits)
         seen = look(engine, pixels)
         said = seen.prediction
         row = replace(row, predicted=said.label, score=said.score, verdict=str(seen.verdict.code))
-        if labelled.label in engine.card.ok_labels or (settings.only_right and not row.is_right):
+        if labeled.label in engine.card.ok_labels or (settings.only_right and not row.is_right):
             return row
         region = _region(settings.region, pixels, limits=settings.limits)
-        target = engine.card.labels.index(labelled.label)
+        target = engine.card.labels.index(labeled.label)
         scene = open_scene(engine, seen, target=target, truth=truth, part=region, seed=settings.seed)
         measured, maps = [], {}
-        for how, found, seconds in _explain_all(engine, seen, labelled.label, settings):
+        for how, found, seconds in _explain_all(engine, seen, labeled.label, settings):
             numbers = measure(engine, scene, found, steps=settings.steps, seed=settings.seed)
             if settings.adcc:
                 numbers |= measure_adcc(engine, scene, found, how)
@@ -286,7 +286,7 @@ def _measure_picture(
         np.savez_compressed(out / map_file, allow_pickle=False, **maps)
         return replace(
             row,
-            target=labelled.label,
+            target=labeled.label,
             closed_drop=scene.closed_drop,
             measured=tuple(measured),
             map_file=map_file,

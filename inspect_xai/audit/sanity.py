@@ -22,7 +22,7 @@ from inspect_xai.explain.settings import ExplainSettings
 from inspect_xai.explain.window_scores import look
 from inspect_xai.intake.sources import read_picture
 from inspect_xai.maths import similarity, sise
-from inspect_xai.model.build.randomize import randomised_copy, stages
+from inspect_xai.model.build.randomize import randomized_copy, stages
 from inspect_xai.model.engine import Engine
 from inspect_xai.records import Method, PictureLimits
 
@@ -198,7 +198,7 @@ def _forget(
     seed: int,
 ) -> Step:
     with tempfile.TemporaryDirectory() as scratch:
-        copy = randomised_copy(engine.bundle, Path(scratch) / "copy", downto=downto, seed=seed)
+        copy = randomized_copy(engine.bundle, Path(scratch) / "copy", downto=downto, seed=seed)
         with Explainer(copy, device=engine.device, threads=engine.threads) as other:
             after = [_maps(other.engine, settings, picture, label) for picture, label in pictures]
     names = [*dict.fromkeys(name for found in before for name in found.blocks), FUSED]

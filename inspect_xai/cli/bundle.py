@@ -81,7 +81,7 @@ def quantize(
 
     Example: inspect-xai bundle quantize tile.bundle --calibration pictures/
     """
-    from inspect_xai.audit.quantize import quantise_bundle
+    from inspect_xai.audit.quantize import quantize_bundle
     from inspect_xai.cli.console import progress_bar
     from inspect_xai.intake.sidecars import is_passed_over, is_picture
     from inspect_xai.intake.sources import read_picture
@@ -94,7 +94,7 @@ def quantize(
     chosen = [found[index * len(found) // pictures] for index in range(pictures)] if len(found) > pictures else found
     with progress_bar(shown=not as_json) as progress:
         task = progress.add_task("measuring", total=None)
-        done = quantise_bundle(
+        done = quantize_bundle(
             load_bundle(bundle),
             [read_picture(path, limits=limits).pixels for path in chosen],
             threads=threads,

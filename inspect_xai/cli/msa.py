@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
     commands.command("list")(list_)
     commands.command("export")(export)
     commands.command("import")(import_wide)
-    commands.command("analyse")(analyse)
+    commands.command("analyze")(analyze)
     app.add_typer(commands, name="msa")
 
 
@@ -139,7 +139,7 @@ def import_wide(
     _wrote(study, len(rows), as_json=as_json)
 
 
-def analyse(
+def analyze(
     study: StudyArgument,
     defect: Annotated[str, typer.Option("--defect", help="What the study calls a defective part.")] = "NG",
     good: Annotated[str, typer.Option("--good", help="What the study calls a good part.")] = "OK",
@@ -153,16 +153,16 @@ def analyse(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Analyse a study: within and between appraisers, against the reference, with the AIAG limits.
+    """Analyze a study: within and between appraisers, against the reference, with the AIAG limits.
 
     Exit code 1 where someone's effectiveness, miss rate, false alarms or kappa is unacceptable.
 
-    Example: inspect-xai msa analyse autumn --db sqlite:///line.db
+    Example: inspect-xai msa analyze autumn --db sqlite:///line.db
     """
     from inspect_xai.reports import msa_csv
     from inspect_xai.settings import load_settings
     from inspect_xai.statistics.agreement import Grade
-    from inspect_xai.statistics.agreement import analyse as analysed
+    from inspect_xai.statistics.agreement import analyze as analyzed
 
     if not _is_file(study):
         with store_of(load_settings(settings, db=db)) as store:
@@ -172,7 +172,7 @@ def analyse(
         if model:
             with store_of(load_settings(settings, db=db)) as store:
                 answers = msa_csv.with_model(answers, store)
-    found = analysed(answers, defect=defect, good=good)
+    found = analyzed(answers, defect=defect, good=good)
     if as_json:
         pairs = [{"pair": pair, "kappa": kappa} for pair, kappa in found.pairs.items()]
         print_json(

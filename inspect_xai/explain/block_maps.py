@@ -10,7 +10,7 @@ from inspect_xai.records import Status, TileExplanation
 
 
 class BlockMapsOnPicture(Mapping[str, NDArray[np.float32]]):
-    """Normalised block maps (H, W) of a picture by tensor name, from the sums kept with its windows.
+    """Normalized block maps (H, W) of a picture by tensor name, from the sums kept with its windows.
 
     Args:
         names: Block ends that have a map in at least one window, shallow to deep.
@@ -48,7 +48,7 @@ class BlockMapsOnPicture(Mapping[str, NDArray[np.float32]]):
     def _of_window(self, window: TileExplanation, name: str) -> NDArray[np.float32]:
         block = next((block for block in window.blocks if block.tensor == name and block.sums is not None), None)
         sums, grid = (block.sums, block.grid) if block is not None else (None, None)
-        shown = sise.normalised(sums, self._window_hw, grid=grid) if sums is not None else None
+        shown = sise.normalized(sums, self._window_hw, grid=grid) if sums is not None else None
         if shown is None or window.status is not Status.EXPLAINED:
             return np.zeros(self._window_hw, np.float32)
         return shown

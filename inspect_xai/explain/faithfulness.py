@@ -120,7 +120,7 @@ def in_window(values: NDArray[np.generic], tile: Tile, spec: InputSpec, *, outsi
         values: (H, W).
         tile: The window.
         spec: What the network takes.
-        outside: What stands beyond the picture where the card pads with a colour.
+        outside: What stands beyond the picture where the card pads with a color.
 
     Returns:
         (h, w) of the network's window; the nearest pixel's value where sizes differ, nothing is averaged.

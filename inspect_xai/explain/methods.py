@@ -8,7 +8,7 @@
 | recipro-cam | the layers behind the deepest block end | a pass through those layers for each place |
 | rise | the window through random masks, until the map settles | up to 4000 passes |
 | occlusion | the window with a patch hidden, place by place | about 230 passes |
-| random, centre | nothing | none; they show what a number is worth |
+| random, center | nothing | none; they show what a number is worth |
 """
 
 import time
@@ -111,7 +111,7 @@ def find_evidence(engine: Engine, aim: MethodInput, *, method: Method) -> ScoreC
             return (yield from _rise(engine, aim))
         case Method.OCCLUSION:
             return (yield from _occlusion(engine, aim))
-        case Method.RANDOM | Method.CENTRE:
+        case Method.RANDOM | Method.CENTER:
             return _chance(engine, aim, method)
         case Method.SISE | Method.ADA_SISE | Method.GRAD_SISE:
             raise ValueError(f"{method} is explained block by block, in explain.py")
@@ -214,7 +214,7 @@ def _occlusion(engine: Engine, aim: MethodInput) -> ScoreCoroutine[MethodResult]
 def _chance(engine: Engine, aim: MethodInput, method: Method) -> MethodResult:
     """Draw a map that knows nothing; random ones differ from window to window, yet are the same in every run."""
     seed = zlib.crc32(np.ascontiguousarray(aim.window).tobytes())
-    drawn = metrics.random_map(aim.size, seed) if method is Method.RANDOM else metrics.centre_map(aim.size)
+    drawn = metrics.random_map(aim.size, seed) if method is Method.RANDOM else metrics.center_map(aim.size)
     return MethodResult(drawn, engine.predict(aim.window[None])[0], 1, np.zeros(0), notes=("knows_nothing",))
 
 

@@ -166,7 +166,7 @@ def _as_window(found: methods.MethodResult, tile: Tile, size: tuple[int, int]) -
     if status is Status.EXPLAINED:
         fusion = cams.as_fusion(found.signed, size, grid=found.grid)
         shown = {
-            block.tensor: sise.normalised(block.sums, size, grid=block.grid)
+            block.tensor: sise.normalized(block.sums, size, grid=block.grid)
             for block in found.blocks
             if block.sums is not None
         }
@@ -183,29 +183,29 @@ def _block_maps(
     scored: Sequence[NDArray[np.bool_]],
     size: tuple[int, int],
 ) -> tuple[list[BlockMap], dict[str, NDArray[np.float32]]]:
-    """Weigh each block's masks; return the blocks and, of those that are not flat, the normalised maps (H, W)."""
+    """Weigh each block's masks; return the blocks and, of those that are not flat, the normalized maps (H, W)."""
     blocks: list[BlockMap] = []
     maps: dict[str, NDArray[np.float32]] = {}
     for chosen, said, known in zip(selected, scores, scored, strict=True):
         block = chosen.block
         if len(chosen.features):
             sums = sise.weighted_sums(chosen.features, said, size=size, low=chosen.low, grid=block.grid)
-            normalised = sise.normalised(sums, size, grid=block.grid)
+            normalized = sise.normalized(sums, size, grid=block.grid)
             block = replace(
                 block,
                 sums=sums,
                 score_min=float(said.min()),
                 score_max=float(said.max()),
                 predicted=int((~known).sum()),
-                note="flat" if normalised is None else "",
+                note="flat" if normalized is None else "",
             )
-            if normalised is not None:
-                maps[block.tensor] = normalised
+            if normalized is not None:
+                maps[block.tensor] = normalized
         blocks.append(block)
     return blocks, maps
 
 
 def _empty(size: tuple[int, int]) -> sise.Fusion:
-    """Stand in for a map where there is no evidence: zeros, never normalised noise (method notes 2.6)."""
+    """Stand in for a map where there is no evidence: zeros, never normalized noise (method notes 2.6)."""
     nothing = np.zeros(size, np.float32)
     return sise.Fusion(nothing, nothing, nothing, ())

@@ -88,7 +88,7 @@ def prepare_picture(engine: Engine, picture: NDArray[np.uint8]) -> PreparedPictu
     spec = engine.card.input
     seen = tiles.as_channels(picture, spec.channels)
     windows = tiles.windows((seen.shape[0], seen.shape[1]), spec)
-    is_one_plane = picture.ndim == 2 and spec.fit is not Fit.LETTERBOX  # whose edges have a colour
+    is_one_plane = picture.ndim == 2 and spec.fit is not Fit.LETTERBOX  # whose edges have a color
     source = picture[..., np.newaxis] if is_one_plane else seen
     return PreparedPicture(seen, windows, cut_windows(source, windows[: engine.bucket], spec))
 

@@ -117,7 +117,7 @@ def picture_size(data: bytes) -> tuple[int, int]:
 
 
 def memory_for(data: bytes) -> int:
-    """Return how many bytes a file and its pixels in colour will take; of no picture, the file's own."""
+    """Return how many bytes a file and its pixels in color will take; of no picture, the file's own."""
     try:
         height, width = picture_size(data)
     except PictureError:
@@ -165,14 +165,14 @@ def _check_bmp(data: bytes) -> None:
     """Compare the lengths of header, rows and file: BMP has no checksum, and a wrong width shears the picture."""
     start, header_bytes = struct.unpack_from("<II", data, 10)
     if header_bytes == 12:
-        (bits,), coding, stated, colours = struct.unpack_from("<H", data, 24), 0, 0, 0
+        (bits,), coding, stated, colors = struct.unpack_from("<H", data, 24), 0, 0, 0
         entry_bytes = 3
     else:
         bits, coding, stated = struct.unpack_from("<HII", data, 28)
-        (colours,), entry_bytes = struct.unpack_from("<I", data, 46), 4
-    colours = colours or (1 << bits if bits <= 8 else 0)
+        (colors,), entry_bytes = struct.unpack_from("<I", data, 46), 4
+    colors = colors or (1 << bits if bits <= 8 else 0)
     masks = 12 if coding == _BMP_MASKS and header_bytes == 40 else 0
-    if start < 14 + header_bytes + masks + entry_bytes * colours:
+    if start < 14 + header_bytes + masks + entry_bytes * colors:
         raise _damaged_bmp(f"its rows begin at byte {start}", "them behind header and palette")
     if not stated and header_bytes < _BMP_WITH_PROFILE and struct.unpack_from("<I", data, 2)[0] == len(data):
         stated = len(data) - start
@@ -188,7 +188,7 @@ def _check_bmp(data: bytes) -> None:
 
 
 def _runs_fill(runs: bytes, height: int, width: int, *, bits: int) -> bool:
-    """Whether run-length code gives every pixel: the decoder makes those it skips the palette's first colour."""
+    """Whether run-length code gives every pixel: the decoder makes those it skips the palette's first color."""
     at, row, column = 0, 0, 0
     while at + 1 < len(runs) and column <= width:
         count, value = runs[at], runs[at + 1]

@@ -66,7 +66,7 @@ def read_jpeg(data: bytes) -> NDArray[np.uint8]:
     scans = _scans(data, header[-1])
     components = _frame(data)[2]
     if components not in _COLORSPACES:
-        raise PictureError(f"the JPEG file has {components} colour components", expected="1, 3 or 4")
+        raise PictureError(f"the JPEG file has {components} color components", expected="1, 3 or 4")
     try:
         pixels = simplejpeg.decode_jpeg(_without_stray_bytes(data, header), _COLORSPACES[components], strict=True)
     except (ValueError, RuntimeError, MemoryError) as error:
@@ -178,7 +178,7 @@ def _check_complete(data: bytes, header: list[_Segment], scans: list[_Segment]) 
                 missing.get(identity, set()).difference_update(range(first, last + 1))
     if incomplete := sum(map(bool, missing.values())):
         raise PictureError(
-            f"the JPEG file is cut short: its {len(scans)} scans leave {incomplete} of {len(missing)} colour "
+            f"the JPEG file is cut short: its {len(scans)} scans leave {incomplete} of {len(missing)} color "
             "components incomplete",
             expected="scans that bring every component down to its last bit",
             remedy="take the picture again; see whether the file was cut on its way",

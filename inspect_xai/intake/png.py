@@ -12,9 +12,9 @@ from inspect_xai.errors import PictureError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _NEEDED = frozenset({b"IHDR", b"IDAT", b"IEND"})
-_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type
 _PALETTE = 3
-_COLOUR_TYPE_AT = 25
+_COLOR_TYPE_AT = 25
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 # libpng writes chunks of 8 kB; a file of many tiny ones takes long and holds nothing.
@@ -52,11 +52,11 @@ def read_png(data: bytes) -> NDArray[np.uint8 | np.uint16]:
     if kinds[0] != b"IHDR" or chunks[0][2] != 33 or kinds.count(b"IHDR") > 1 or kinds.count(b"PLTE") > 1:
         raise _damaged("it does not begin with its header, or gives header or palette twice")
     _check_stream(data, chunks)
-    if data[_COLOUR_TYPE_AT] == _PALETTE:
+    if data[_COLOR_TYPE_AT] == _PALETTE:
         return _from_palette(data, chunks)
     pixels = _pixels(data[start:end] for kind, start, end in chunks if kind in _NEEDED)
-    if (pixels.dtype == np.uint16) != (data[_COLOUR_TYPE_AT - 1] == 16):
-        raise _damaged(f"it decodes to {pixels.dtype} where its header says {data[_COLOUR_TYPE_AT - 1]} bits")
+    if (pixels.dtype == np.uint16) != (data[_COLOR_TYPE_AT - 1] == 16):
+        raise _damaged(f"it decodes to {pixels.dtype} where its header says {data[_COLOR_TYPE_AT - 1]} bits")
     return pixels
 
 
@@ -86,12 +86,12 @@ def _check_stream(data: bytes, chunks: list[tuple[bytes, int, int]]) -> None:
     Raises:
         PictureError: If it does not hold exactly the bytes that the header asks for.
     """
-    width, height, depth, colour, _, _, interlace = struct.unpack_from(">IIBBBBB", data, 16)
-    if colour not in _CHANNELS:
-        raise _damaged(f"colour type {colour}")
+    width, height, depth, color, _, _, interlace = struct.unpack_from(">IIBBBBB", data, 16)
+    if color not in _CHANNELS:
+        raise _damaged(f"color type {color}")
     passes = _ADAM7 if interlace else ((0, 0, 1, 1),)
     sizes = [(-(-(height - y) // dy), -(-(width - x) // dx)) for x, y, dx, dy in passes]
-    row_bits = _CHANNELS[colour] * depth
+    row_bits = _CHANNELS[color] * depth
     left = sum(rows * (1 + (columns * row_bits + 7) // 8) for rows, columns in sizes if rows > 0 and columns > 0)
     inflate = zlib.decompressobj()
     try:
@@ -118,15 +118,15 @@ def _pixels(chunks: Iterable[bytes]) -> NDArray[np.uint8 | np.uint16]:
 
 def _from_palette(data: bytes, chunks: list[tuple[bytes, int, int]]) -> NDArray[np.uint8]:
     """Decode the indices as gray: the decoder makes those outside the palette black."""
-    depth = data[_COLOUR_TYPE_AT - 1]
-    header = b"IHDR" + data[16:_COLOUR_TYPE_AT] + b"\0" + data[_COLOUR_TYPE_AT + 1 : 29]
+    depth = data[_COLOR_TYPE_AT - 1]
+    header = b"IHDR" + data[16:_COLOR_TYPE_AT] + b"\0" + data[_COLOR_TYPE_AT + 1 : 29]
     as_gray = bytes([0, 0, 0, 13]) + header + zlib.crc32(header).to_bytes(4, "big")
     gray = _pixels([as_gray, *(data[start:end] for kind, start, end in chunks if kind in (b"IDAT", b"IEND"))])
     indices = gray // (255 // ((1 << depth) - 1))
     entries = b"".join(data[start + 8 : end - 4] for kind, start, end in chunks if kind == b"PLTE")
     palette = np.frombuffer(entries[: len(entries) // 3 * 3], np.uint8).reshape(-1, 3)
     if (highest := int(indices.max())) >= len(palette):
-        raise _damaged(f"a pixel has colour {highest} of a palette of {len(palette)}")
+        raise _damaged(f"a pixel has color {highest} of a palette of {len(palette)}")
     return np.asarray(palette[indices])
 
 

@@ -1,4 +1,4 @@
-"""TIFF: strips and tiles are unpacked strictly, and every tag that changes a pixel is honoured or refused."""
+"""TIFF: strips and tiles are unpacked strictly, and every tag that changes a pixel is honored or refused."""
 
 import io
 import itertools
@@ -33,7 +33,7 @@ _NONE, _LZW, _JPEG, _DEFLATE, _OLD_DEFLATE, _PACKBITS = 1, 5, 7, 8, 32946, 32773
 _FAX = {2: "tiff_ccitt", 3: "group3", 4: "group4"}
 _COMPRESSIONS = frozenset({_NONE, _LZW, _JPEG, _DEFLATE, _OLD_DEFLATE, _PACKBITS, *_FAX})
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
-_COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
+_COLORS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
 _BITS_OF = {
     _WHITE_IS_ZERO: (1, 2, 4, 8, 10, 12, 14, 16),
     _BLACK_IS_ZERO: (1, 2, 4, 8, 10, 12, 14, 16),
@@ -142,7 +142,7 @@ def read_tiff(data: bytes, *, white_level: int, max_pixels: int) -> tuple[Sample
             remedy="write it with smaller tiles, or raise max_pixels",
         )
     planes = [_plane(data, layout, index) for index in range(layout.planes)]
-    return _in_colour(planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2), layout, white_level)
+    return _in_color(planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2), layout, white_level)
 
 
 # --- tags
@@ -230,12 +230,12 @@ def _check_samples(layout: _Layout) -> None:
     formats = {_FORMATS.get(kind, "uint") for kind in layout.tags.get(_SAMPLE_FORMAT, (1,))}
     if formats != {"uint"}:
         raise _unreadable(f"samples of type {'/'.join(sorted(formats))}{layout.bits}", "whole numbers without sign")
-    if layout.photometric not in _COLOURS:
-        raise _unreadable(f"photometric interpretation {layout.photometric}", f"one of {sorted(_COLOURS)}")
+    if layout.photometric not in _COLORS:
+        raise _unreadable(f"photometric interpretation {layout.photometric}", f"one of {sorted(_COLORS)}")
     if layout.bits not in _BITS_OF[layout.photometric] or len(set(layout.tags.get(_BITS, (1,)))) > 1:
         bits = "/".join(map(str, layout.tags.get(_BITS, (1,))))
         raise _unreadable(f"{bits} bits a sample", f"one of {_BITS_OF[layout.photometric]}, the same for all")
-    fewest = _COLOURS[layout.photometric]
+    fewest = _COLORS[layout.photometric]
     if layout.samples < fewest or layout.samples * layout.bits > _MAX_BITS_OF_A_PIXEL:
         raise _unreadable(
             f"{layout.samples} samples a pixel", f"{fewest} or more, of at most {_MAX_BITS_OF_A_PIXEL} bits together"
@@ -458,10 +458,10 @@ def _packed(raw: NDArray[np.uint8], bits: int, shape: tuple[int, int, int]) -> S
     return values
 
 
-# --- colours
+# --- colors
 
 
-def _in_colour(samples: Samples, layout: _Layout, white_level: int) -> tuple[Samples, int]:
+def _in_color(samples: Samples, layout: _Layout, white_level: int) -> tuple[Samples, int]:
     if layout.photometric == _PALETTE:
         return _from_palette(samples[..., 0], layout), 255
     if layout.photometric == _CMYK:
@@ -479,9 +479,9 @@ def _in_colour(samples: Samples, layout: _Layout, white_level: int) -> tuple[Sam
 
 
 def _from_palette(indices: Samples, layout: _Layout) -> NDArray[np.uint8]:
-    colours = np.array(layout.tags.get(_COLORMAP, ()), np.int64)
-    if colours.size != 3 << layout.bits:
-        raise _damaged(f"its palette has {colours.size} numbers where its bits ask for {3 << layout.bits}")
-    if colours.max() > 255:  # 16 bits, as the format asks for; some files hold 8
-        colours >>= 8
-    return np.asarray(colours.astype(np.uint8).reshape(3, -1).T[indices])
+    colors = np.array(layout.tags.get(_COLORMAP, ()), np.int64)
+    if colors.size != 3 << layout.bits:
+        raise _damaged(f"its palette has {colors.size} numbers where its bits ask for {3 << layout.bits}")
+    if colors.max() > 255:  # 16 bits, as the format asks for; some files hold 8
+        colors >>= 8
+    return np.asarray(colors.astype(np.uint8).reshape(3, -1).T[indices])

@@ -1,1 +1,1 @@
-"""Arrays in, arrays out: the paper's equations, tiles, regions and colours. No files, no clock, no logging."""
+"""Arrays in, arrays out: the paper's equations, tiles, regions and colors. No files, no clock, no logging."""

@@ -295,11 +295,11 @@ class RiseEstimate:
 
 
 def recipro_masks(size: tuple[int, int], *, spread: bool = True) -> NDArray[np.float32]:
-    """Make ReciproCAM's masks on the feature maps: each shows one place, and fades out over its neighbours.
+    """Make ReciproCAM's masks on the feature maps: each shows one place, and fades out over its neighbors.
 
     Args:
         size: (h, w) of the feature maps.
-        spread: Whether neighbours show through (1/4 at the place, 1/8 beside it, 1/16 across corners); else it alone.
+        spread: Whether neighbors show through (1/4 at the place, 1/8 beside it, 1/16 across corners); else it alone.
 
     Returns:
         (h * w, h, w), places in reading order.

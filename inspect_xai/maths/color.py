@@ -1,4 +1,4 @@
-"""Explanation map -> something to look at: colours, and the picture with the evidence on it."""
+"""Explanation map -> something to look at: colors, and the picture with the evidence on it."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ from inspect_xai.maths.regions import marked_pixels
 from inspect_xai.records import Region
 
 
-def colour_map(values: NDArray[np.floating]) -> NDArray[np.uint8]:
+def color_map(values: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Paint a map from black (0) over violet and orange to pale yellow (its largest value).
 
-    The scale is "inferno": its lightness grows evenly, so it reads the same to colour-blind eyes and in gray print.
+    The scale is "inferno": its lightness grows evenly, so it reads the same to color-blind eyes and in gray print.
 
     Args:
         values: (H, W), 0 or more.
@@ -44,7 +44,7 @@ def overlay(
     """
     photograph = np.repeat(picture[..., np.newaxis], 3, axis=2) if picture.ndim == 2 else picture
     share = _shares(fused)[..., np.newaxis] * opacity
-    blended = np.rint(photograph * (1 - share) + colour_map(fused) * share).astype(np.uint8)
+    blended = np.rint(photograph * (1 - share) + color_map(fused) * share).astype(np.uint8)
     if regions:
         in_regions = np.zeros(fused.shape, dtype=np.uint8)
         marked = marked_pixels(fused.astype(np.float32))

@@ -50,7 +50,7 @@ def gradient_map(
     local = np.maximum(cams.layer_cam(features, gradients), 0)
     if feeds_stride:
         local = cv2.GaussianBlur(local, (0, 0), GRID_SIGMA_CELLS, borderType=cv2.BORDER_REFLECT_101)
-    return sise.normalised(local, size, grid=grid)
+    return sise.normalized(local, size, grid=grid)
 
 
 def multiply(maps: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """How good an explanation is: does it lie on the defect, and does the score live where it says?
 
-Three kinds of functions, none of which knows a network. Localisation compares a map with the true defect mask.
+Three kinds of functions, none of which knows a network. Localization compares a map with the true defect mask.
 Perturbation is in two halves, with the network between them: generators that make the pictures to be scored, and
 functions that turn the scores back into a number. Statistics averages numbers over pictures.
 
@@ -204,7 +204,7 @@ _NEIGHBOURS = tuple(
 def imputed(picture: NDArray[np.float32], removed: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.float32]:
     """Close removed pixels from what surrounds them, so that the hole's outline does not give its content away.
 
-    Each removed pixel is the weighted mean of its neighbours inside the picture, 1/6 across an edge and 1/12 across a
+    Each removed pixel is the weighted mean of its neighbors inside the picture, 1/6 across an edge and 1/12 across a
     corner, which is one sparse linear system; a little noise is added to it.
 
     Args:
@@ -387,8 +387,8 @@ def random_map(size: tuple[int, int], seed: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).random(size, dtype=np.float32)
 
 
-def centre_map(size: tuple[int, int]) -> NDArray[np.float32]:
-    """Draw a Gaussian hill in the picture's centre: what one gets for knowing that cameras are aimed at parts.
+def center_map(size: tuple[int, int]) -> NDArray[np.float32]:
+    """Draw a Gaussian hill in the picture's center: what one gets for knowing that cameras are aimed at parts.
 
     Args:
         size: (H, W); the hill's standard deviation is a quarter of each.

@@ -82,9 +82,9 @@ def _pillow(plane: NDArray[Any], size: tuple[int, int], how: Image.Resampling) -
 
 
 def _tf_bilinear(window: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.float32]:
-    """As tf.image.resize: between four neighbours at half-pixel centers, whatever lies between the samples."""
+    """As tf.image.resize: between four neighbors at half-pixel centers, whatever lies between the samples."""
     (top, bottom, down), (left, right, across) = (
-        _neighbours(given, wanted) for given, wanted in zip(window.shape[:2], size, strict=True)
+        _neighbors(given, wanted) for given, wanted in zip(window.shape[:2], size, strict=True)
     )
     upper, lower = (window[rows].astype(np.float32) for rows in (top, bottom))
     across = across[:, np.newaxis]
@@ -93,7 +93,7 @@ def _tf_bilinear(window: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np
     return np.asarray(above + (below - above) * down[:, np.newaxis, np.newaxis], np.float32)
 
 
-def _neighbours(given: int, wanted: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+def _neighbors(given: int, wanted: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
     """Along one axis: the sample before and after each place, and how far on it lies between them."""
     share = np.float32(given) / np.float32(wanted)
     place = (np.arange(wanted, dtype=np.float32) + np.float32(0.5)) * share - np.float32(0.5)

@@ -1,4 +1,4 @@
-"""SISE and Ada-SISE on arrays, in the papers' order: select channels, mask, weigh, normalise, fuse, rank.
+"""SISE and Ada-SISE on arrays, in the papers' order: select channels, mask, weigh, normalize, fuse, rank.
 
 Shapes: one block end has C feature maps of (h, w); n of them are kept; the network's window is (H, W).
 Sources: Sattarzadeh et al., "Explaining Convolutional Neural Networks through Attribution-Based Input Sampling and
@@ -177,13 +177,13 @@ def interpolation(size_out: int, size_in: int, axis: CellAxis | None = None) -> 
     return _between_cells(_in_cells(size_out, size_in, axis), size_in)
 
 
-def _between_cells(centre: NDArray[np.float64], size_in: int) -> NDArray[np.float64]:
+def _between_cells(center: NDArray[np.float64], size_in: int) -> NDArray[np.float64]:
     """Each cell's share (n, size_in) of the values at positions (n,)."""
-    left = np.floor(centre).astype(np.intp)
+    left = np.floor(center).astype(np.intp)
     right = np.minimum(left + 1, size_in - 1)
-    share = centre - left
-    matrix = np.zeros((len(centre), size_in))
-    row = np.arange(len(centre))
+    share = center - left
+    matrix = np.zeros((len(center), size_in))
+    row = np.arange(len(center))
     matrix[row, left] = 1 - share
     matrix[row, right] += share  # left and right are the same cell at the far edge
     return matrix
@@ -252,7 +252,7 @@ def extremes(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Find the smallest and the largest value of each upsampled map without upsampling it.
 
-    Between four neighbouring cells an upsampled map is bilinear, so it is largest and smallest at a corner of the
+    Between four neighboring cells an upsampled map is bilinear, so it is largest and smallest at a corner of the
     samples that fall there: the first and the last sample between two cells, along each axis, are enough.
 
     Args:
@@ -376,7 +376,7 @@ def weighted_sums(
     return np.asarray(np.einsum("k,kij->ij", weights, features) - weights @ least, dtype=np.float32)
 
 
-def normalised(
+def normalized(
     sums: NDArray[np.floating], size: tuple[int, int], *, grid: CellGrid | None = None
 ) -> NDArray[np.float32] | None:
     """Turn a block's weighted sum into its block map: upsample, then stretch to [0, 1].
@@ -534,7 +534,7 @@ def baseline_picture(picture: NDArray[np.float32], kind: Baseline, *, mean: Arra
 
     Args:
         picture: (H, W, C) in pixel units, channels in the network's order.
-        kind: BLACK is 0; MEAN is the card's mean colour; BLUR is the picture under a Gaussian whose sigma is 1/16 of
+        kind: BLACK is 0; MEAN is the card's mean color; BLUR is the picture under a Gaussian whose sigma is 1/16 of
             its shorter side, reflected at the borders.
         mean: (C,) or (1,), the card's mean in pixel units: what the network's input tensor calls 0.
 

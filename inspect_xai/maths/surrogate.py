@@ -9,7 +9,7 @@ Measured on real defect networks (benchmarks/profiles.py), unlike choosing masks
 another map and not an approximation of this one.
 
 Source: the Gaussian-process regression of Rasmussen and Williams (2006), chapter 2 and section 5.4.1; the greedy choice
-is the pivoted Cholesky factorisation of the prior covariance.
+is the pivoted Cholesky factorization of the prior covariance.
 """
 
 from collections.abc import Sequence
@@ -138,10 +138,10 @@ def predict_scores(
     """
     known = masks[scored]
     logs = np.log(np.maximum(scores, _LEAST_SCORE))
-    centre = logs.mean()
+    center = logs.mean()
     noise = _NOISE + _DETAIL_NOISE * detail[scored]
-    length, linear, weights = _best_fit(known, logs - centre, distance=_typical_distance(masks), noise=noise)
-    predicted: NDArray[np.float64] = np.exp(np.minimum(centre + _kernel(masks, known, length, linear) @ weights, 0.0))
+    length, linear, weights = _best_fit(known, logs - center, distance=_typical_distance(masks), noise=noise)
+    predicted: NDArray[np.float64] = np.exp(np.minimum(center + _kernel(masks, known, length, linear) @ weights, 0.0))
     predicted[scored] = scores
     return predicted
 

@@ -1,6 +1,6 @@
 """A picture of any size and the windows a network sees of it, there and back.
 
-A window may reach past the picture; what lies outside is the picture mirrored (tiles) or the card's colour
+A window may reach past the picture; what lies outside is the picture mirrored (tiles) or the card's color
 (letterbox). Row before column everywhere; starts and sizes in source pixels.
 """
 
@@ -26,11 +26,11 @@ _MOST_PADDED_SHARE, _MOST_PADDED_PX = 4, 1 << 24
 
 
 def as_channels(picture: NDArray[np.uint8], channels: Channels) -> NDArray[np.uint8]:
-    """Give a picture the colour channels the network takes, in its order.
+    """Give a picture the color channels the network takes, in its order.
 
     Args:
         picture: (H, W) gray or (H, W, 3) RGB.
-        channels: GRAY from RGB is 0.299 R + 0.587 G + 0.114 B; colour from gray repeats it.
+        channels: GRAY from RGB is 0.299 R + 0.587 G + 0.114 B; color from gray repeats it.
 
     Returns:
         (H, W, 1) or (H, W, 3).
@@ -47,14 +47,14 @@ def as_channels(picture: NDArray[np.uint8], channels: Channels) -> NDArray[np.ui
     if channels is Channels.GRAY:
         gray = picture if is_gray else np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
         return gray[..., np.newaxis]
-    colour = np.asarray(cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB), dtype=np.uint8) if is_gray else picture
-    return np.ascontiguousarray(colour[..., ::-1] if channels is Channels.BGR else colour)
+    color = np.asarray(cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB), dtype=np.uint8) if is_gray else picture
+    return np.ascontiguousarray(color[..., ::-1] if channels is Channels.BGR else color)
 
 
 def windows(size: tuple[int, int], spec: InputSpec) -> tuple[Tile, ...]:
     """Lay the network's windows over a picture, in reading order.
 
-    TILE: at native scale, evenly spread, neighbours overlapping by at least the card's share; along an axis where the
+    TILE: at native scale, evenly spread, neighbors overlapping by at least the card's share; along an axis where the
     picture is shorter than the window, one window reaches past both edges alike.
     STRETCH: the picture itself. LETTERBOX: the smallest window of the network's proportions around the picture.
     CENTER_CROP: the largest one in its middle, or what is left of it when `resize_short` leaves more around the window.
@@ -134,7 +134,7 @@ def _padded(size: tuple[int, int], spec: InputSpec) -> Tile:
 
 
 def _starts(length: int, window: int, overlap: float) -> list[int]:
-    """Where windows begin along one axis, spread so that no two neighbours are further apart than the overlap lets."""
+    """Where windows begin along one axis, spread so that no two neighbors are further apart than the overlap lets."""
     spare = length - window
     if spare <= 0:
         return [-(-spare // 2)]
@@ -158,7 +158,7 @@ def cut_pixels(picture: NDArray[np.uint8], tile: Tile, spec: InputSpec) -> Pixel
     Args:
         picture: (H, W, C) in the network's channel order, from `as_channels`.
         tile: The window. What lies outside the picture is mirrored at its edge pixel (numpy's "reflect"), as often as
-            it takes; for LETTERBOX it is `pad_color` or the card's mean colour, which the network's input calls 0.
+            it takes; for LETTERBOX it is `pad_color` or the card's mean color, which the network's input calls 0.
         spec: What the network takes.
 
     Returns:
@@ -293,7 +293,7 @@ def stitch(maps: Sequence[NDArray[np.float32]], tiles: Sequence[Tile], size: tup
     """Lay the maps of windows back onto the picture they were cut from.
 
     Where windows overlap, each counts by its distance to its own nearest edge, which fades one map into the next
-    linearly. Windows that were not given leave no hole in their neighbours and no value of their own.
+    linearly. Windows that were not given leave no hole in their neighbors and no value of their own.
 
     Args:
         maps: (h, w) each, at the network's size; resized bilinearly to their window.

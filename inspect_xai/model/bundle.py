@@ -36,7 +36,7 @@ class ModelBundle:
         folder: Where it is.
         card: Its card.
         blocks: Its block ends, shallow to deep.
-        fingerprint: sha256 over card, network, block ends, recipe and, if there, the quantised scoring graph; stands
+        fingerprint: sha256 over card, network, block ends, recipe and, if there, the quantized scoring graph; stands
             on every record made with it.
         dynamic_batch: Whether its graphs take any number of pictures; else one.
         manifest: All that was recorded when it was built.

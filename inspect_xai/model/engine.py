@@ -29,7 +29,7 @@ _CUDA_BUCKET = 64
 _LIGHT_BYTES = 32_000_000
 """Larger weights a CPU holds once in the order of its fastest kernels: a trace, one run in hundreds, may take a quarter
 longer on those in the file, and windows are predicted by the graph that scores masks."""
-_QUANTISED_STEP = 0.05  # of its range where numbers are rounded to a 255th of it: a smaller one shows the roundings
+_QUANTIZED_STEP = 0.05  # of its range where numbers are rounded to a 255th of it: a smaller one shows the roundings
 _DIFFERENCE_STEP = 3e-4  # of a tensor's range: measured; wider ones cross kinks, narrower ones meet float32 rounding
 
 
@@ -81,7 +81,7 @@ class Engine:
         before_run: Called before every run of the network; whoever wants to stop it raises.
 
     Raises:
-        BundleError: If 8 bits are asked for and the bundle was not quantised.
+        BundleError: If 8 bits are asked for and the bundle was not quantized.
         DeviceError: If the device asked for does not run a forward pass.
     """
 
@@ -125,7 +125,7 @@ class Engine:
 
     @property
     def mean_px(self) -> NDArray[np.float32]:
-        """The colour (C,) in pixel units that the network sees as zero."""
+        """The color (C,) in pixel units that the network sees as zero."""
         spec = self.card.input
         mean = np.broadcast_to(np.asarray(spec.mean, np.float32), (spec.depth,))
         return np.asarray(mean * spec.scale, np.float32)
@@ -378,8 +378,9 @@ class Engine:
             self.notes.append("alphas_by_differences")
         alphas = {}
         for station, (name, feature) in enumerate(features.items()):
-            quantised = self.bundle.manifest.get("quantised", False)
-            share = _QUANTISED_STEP if quantised else _DIFFERENCE_STEP
+            manifest = self.bundle.manifest
+            quantized = manifest.get("quantized", manifest.get("quantised", False))  # version 0.1 wrote `quantised`
+            share = _QUANTIZED_STEP if quantized else _DIFFERENCE_STEP
             step = np.float32(share * float(np.ptp(feature)) or share)
             alpha = np.empty(len(feature), np.float32)
             for start in range(0, len(feature), self.bucket):
@@ -387,7 +388,7 @@ class Engine:
                 nudge = np.zeros((len(channels), *feature.shape), np.float32)
                 nudge[np.arange(len(channels)), channels] = step
                 # Whole numbers end at 0 or 255: where a Relu has left zeros, lowering them does nothing.
-                sides = (1, 0) if quantised else (1, -1)
+                sides = (1, 0) if quantized else (1, -1)
                 above, below = (
                     self._tail(feature + side * nudge, station, target=target, against=against) for side in sides
                 )
@@ -474,7 +475,7 @@ def _largest_int8(bundle: ModelBundle, scoring: Scoring) -> int:
         return 0
     if "int8" not in bundle.manifest:
         raise BundleError(
-            f'the card of {bundle.folder} says scoring = "int8", but the bundle holds no quantised graph',
+            f'the card of {bundle.folder} says scoring = "int8", but the bundle holds no quantized graph',
             remedy=f"inspect-xai bundle quantize {bundle.folder} --calibration DIR",
         )
     return int(bundle.manifest["int8"]["largest_px"])

@@ -58,7 +58,7 @@ def open_session(
     """Open a session on the device asked for.
 
     Args:
-        model: Path of a graph, or the serialised graph.
+        model: Path of a graph, or the serialized graph.
         device: "cpu", "cuda", "cuda:N", "tensorrt" or "tensorrt:N".
         threads: Threads inside one operator; default: all cores this process may use.
         memory_mb: Most memory that the session takes on a CUDA device; default: all there is.
@@ -134,7 +134,7 @@ def _share_memory() -> None:
 
 
 def _return_free_memory() -> None:
-    """Give the system back what optimising a graph left free, as much as the weights; glibc would keep it."""
+    """Give the system back what optimizing a graph left free, as much as the weights; glibc would keep it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -14,10 +14,10 @@ from inspect_xai.reports.period import Period
 from inspect_xai.statistics.control_charts import Signal
 from inspect_xai.statistics.drift import Rule
 from inspect_xai.statistics.rates import Estimate
-from inspect_xai.storage.quality_records import Acknowledgement
+from inspect_xai.storage.quality_records import Acknowledgment
 
 FALSE_DISCOVERY_RATE: Final = 0.05
-_SIGNALS: Final = {Signal.BEYOND: "beyond its control limits", Signal.RUN: "8 days or more on one side of its centre"}
+_SIGNALS: Final = {Signal.BEYOND: "beyond its control limits", Signal.RUN: "8 days or more on one side of its center"}
 
 DRIFT_WORDS: Final = {
     "score": "the defect score",
@@ -86,7 +86,7 @@ class Alarm:
     text: str
     place: tuple[str, ...]
     owner: str
-    seen: Acknowledgement | None
+    seen: Acknowledgment | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def alarms_of(
     drift: Drift | None = None,
     *,
     rules: Sequence[AlertRule] = (),
-    seen: Mapping[str, Acknowledgement] | None = None,
+    seen: Mapping[str, Acknowledgment] | None = None,
 ) -> tuple[Alarm, ...]:
     """Find what deserves a word, most serious first.
 
@@ -115,7 +115,7 @@ def alarms_of(
         period: The report's.
         drift: Up to its last day.
         rules: Of the policy: whose each alarm is.
-        seen: Acknowledgements by alarm.
+        seen: Acknowledgments by alarm.
     """
     known = seen or {}
     alarms = []

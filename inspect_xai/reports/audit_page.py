@@ -36,7 +36,7 @@ _THUMBNAIL_PX = (300, 380)
 _COHORT_PX = 128
 _MOST_COHORTS = 24
 _JPEG_QUALITY = 80
-_DEFECT_COLOUR = (0, 229, 255)  # far from every colour of the map
+_DEFECT_COLOR = (0, 229, 255)  # far from every color of the map
 
 ANSWERS = {
     "yes": "Yes: it looks at the defect.",
@@ -151,7 +151,7 @@ def _render(audit: Audit, report: AuditReport, *, command: str) -> str:
         lstrip_blocks=True,
     )
     named = {metric.key: metric for metric in METRICS}
-    cohorts, labelled = cohort_maps(audit), audit.labelled()
+    cohorts, labeled = cohort_maps(audit), audit.labeled()
     return environment.get_template("audit.html").render(
         audit=audit,
         report=report,
@@ -164,7 +164,7 @@ def _render(audit: Audit, report: AuditReport, *, command: str) -> str:
             (title, metrics, meaning) for title, keys, meaning in _TABLES if (metrics := _measured(report, keys, named))
         ],
         plot=_plot(report),
-        shown=[_show(audit, suspect, labelled.get(suspect.row.image)) for suspect in report.suspects],
+        shown=[_show(audit, suspect, labeled.get(suspect.row.image)) for suspect in report.suspects],
         cohorts=[(cohort, _cohort_picture(cohort)) for cohort in cohorts[:_MOST_COHORTS]],
         more_cohorts=max(0, len(cohorts) - _MOST_COHORTS),
         no_cause=labels.NO_CAUSE,
@@ -235,7 +235,7 @@ def _plot(report: AuditReport) -> Markup | None:
     )
 
 
-def _show(audit: Audit, suspect: Suspect, labelled: LabelledPicture | None) -> _Shown:
+def _show(audit: Audit, suspect: Suspect, labeled: LabelledPicture | None) -> _Shown:
     row = suspect.row
     path = audit.pictures / row.image
     reduced = audit.maps(row).get(str(audit.methods[0]))
@@ -248,35 +248,32 @@ def _show(audit: Audit, suspect: Suspect, labelled: LabelledPicture | None) -> _
         fused = np.asarray(cv2.resize(reduced, (pixels.shape[1], pixels.shape[0])), np.float32)
         overlay = _jpeg(color.overlay(pixels, fused, regions=find_regions(fused)))
     return _Shown(
-        suspect,
-        _jpeg(_with_truth(labelled, pixels, limits=audit.limits)),
-        overlay,
-        "" if overlay else "there is no map",
+        suspect, _jpeg(_with_truth(labeled, pixels, limits=audit.limits)), overlay, "" if overlay else "there is no map"
     )
 
 
 def _with_truth(
-    labelled: LabelledPicture | None, pixels: NDArray[np.uint8], *, limits: PictureLimits
+    labeled: LabelledPicture | None, pixels: NDArray[np.uint8], *, limits: PictureLimits
 ) -> NDArray[np.uint8]:
     """Return the picture with the defect's outline on it where its place is known."""
     shown = np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels.copy()
-    truth = None if labelled is None else _truth(labelled, (pixels.shape[0], pixels.shape[1]), limits=limits)
+    truth = None if labeled is None else _truth(labeled, (pixels.shape[0], pixels.shape[1]), limits=limits)
     if truth is not None:
         outlines, _ = cv2.findContours(truth.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         shown = np.ascontiguousarray(shown)
-        cv2.drawContours(shown, outlines, -1, _DEFECT_COLOUR, thickness=max(1, round(min(truth.shape) / 200)))
+        cv2.drawContours(shown, outlines, -1, _DEFECT_COLOR, thickness=max(1, round(min(truth.shape) / 200)))
     return np.asarray(shown, np.uint8)
 
 
-def _truth(labelled: LabelledPicture, size: tuple[int, int], *, limits: PictureLimits) -> NDArray[np.bool_] | None:
+def _truth(labeled: LabelledPicture, size: tuple[int, int], *, limits: PictureLimits) -> NDArray[np.bool_] | None:
     try:
-        return read_truth(labelled, size, limits=limits)
+        return read_truth(labeled, size, limits=limits)
     except (InspectXaiError, OSError):
         return None
 
 
 def _cohort_picture(cohort: CohortMap) -> str:
-    painted = color.colour_map(cohort.mean)
+    painted = color.color_map(cohort.mean)
     return _jpeg(np.asarray(cv2.resize(painted, (_COHORT_PX, _COHORT_PX), interpolation=cv2.INTER_LINEAR), np.uint8))
 
 

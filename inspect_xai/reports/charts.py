@@ -1,6 +1,6 @@
-"""Charts as inline SVG: sharp in print, nothing to load, a unit on every axis, readable without colour.
+"""Charts as inline SVG: sharp in print, nothing to load, a unit on every axis, readable without color.
 
-matplotlib draws them, which takes a second and 60 MB to load: it is imported when the first chart is drawn. Colours
+matplotlib draws them, which takes a second and 60 MB to load: it is imported when the first chart is drawn. Colors
 leave here as the variables of the page's style sheet (`var(--ink)`), so that a chart follows the page from light to
 dark and onto paper. The same numbers give the same bytes, whatever matplotlib is set up to do on the machine.
 """
@@ -22,7 +22,7 @@ from inspect_xai.statistics.control_charts import ParetoRow
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS: Final = {
+COLORS: Final = {
     "ink": "#1b1f24",
     "quiet": "#59636e",
     "line": "#d5dae0",
@@ -68,13 +68,13 @@ def control_chart(chart: Chart, *, small: bool = False) -> Markup:
 
     def draw(axes: "Axes") -> None:
         points = [(at, point, point.share) for at, point in enumerate(shown) if point.share is not None]
-        if chart.centre is not None:
-            axes.axhline(chart.centre, color=COLOURS["ink"], linewidth=0.8)
+        if chart.center is not None:
+            axes.axhline(chart.center, color=COLORS["ink"], linewidth=0.8)
             edges = [n - 0.5 for n in range(len(shown) + 1)]
             for side in ("low", "high"):
                 limits = [_or_nan(getattr(point, side)) for point in shown]
-                axes.stairs(limits, edges, baseline=None, color=COLOURS["ink"], linewidth=0.9, linestyle=(0, (4, 3)))
-        axes.plot([at for at, _, _ in points], [share for _, _, share in points], color=COLOURS["blue"], linewidth=1.5)
+                axes.stairs(limits, edges, baseline=None, color=COLORS["ink"], linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.plot([at for at, _, _ in points], [share for _, _, share in points], color=COLORS["blue"], linewidth=1.5)
         for at, point, share in points:
             _dot(axes, at, share, said=_said(point, share), signal=bool(point.signals))
         highest = max([0.01, *(max(share, point.high or 0) for _, point, share in points)])
@@ -99,11 +99,11 @@ def pareto_chart(rows: Sequence[ParetoRow], *, most: int = 10) -> Markup:
     def draw(axes: "Axes") -> None:
         from matplotlib.ticker import MaxNLocator
 
-        axes.barh(range(len(shown)), [row.count for row in shown], height=0.62, color=COLOURS["blue"])
+        axes.barh(range(len(shown)), [row.count for row in shown], height=0.62, color=COLORS["blue"])
         for at, row in enumerate(shown):
             before = None if row.rate_before is None or inspected is None else row.rate_before * inspected
             if before is not None:
-                axes.vlines(before, at - 0.42, at + 0.42, color=COLOURS["ink"], linewidth=2)
+                axes.vlines(before, at - 0.42, at + 0.42, color=COLORS["ink"], linewidth=2)
             _name(axes, max(row.count, before or 0), at, f"{row.count} ({100 * row.cumulative:.0f} % so far)")
         names = [row.label if len(row.label) <= _MOST_NAME else row.label[: _MOST_NAME - 1] + "…" for row in shown]
         axes.set_yticks(range(len(shown)), names)
@@ -123,7 +123,7 @@ def verdict_chart(bars: Sequence[Bar], *, unit: str) -> Markup:
         from matplotlib.ticker import MaxNLocator
 
         at, foot = range(len(bars)), [0] * len(bars)
-        for name, colour, hatch in (("ok", "good", ""), ("unsure", "doubt", "///"), ("ng", "bad", "xxx")):
+        for name, color, hatch in (("ok", "good", ""), ("unsure", "doubt", "///"), ("ng", "bad", "xxx")):
             counts = [getattr(bar, name) for bar in bars]
             label = f"{name.upper()} {sum(counts)}"
             axes.bar(
@@ -131,9 +131,9 @@ def verdict_chart(bars: Sequence[Bar], *, unit: str) -> Markup:
                 counts,
                 0.72,
                 foot,
-                color=COLOURS[colour],
+                color=COLORS[color],
                 hatch=hatch,
-                edgecolor=COLOURS["paper"],
+                edgecolor=COLORS["paper"],
                 linewidth=0.5,
                 label=label,
             )
@@ -151,10 +151,10 @@ def reliability_chart(bins: Sequence[Mapping[str, Any]]) -> Markup:
     """Draw how often a probability came true: on the diagonal it means what it says."""
 
     def draw(axes: "Axes") -> None:
-        axes.plot((0, 1), (0, 1), color=COLOURS["ink"], linewidth=0.8)
+        axes.plot((0, 1), (0, 1), color=COLORS["ink"], linewidth=0.8)
         for each in bins:
             at, share = each["mean"], each["observed"]
-            axes.vlines(at, each["observed_low"], each["observed_high"], color=COLOURS["ink"], linewidth=0.9)
+            axes.vlines(at, each["observed_low"], each["observed_high"], color=COLORS["ink"], linewidth=0.9)
             said = f"{each['parts']} parts: said {100 * at:.0f} %, were {100 * share:.0f} %"
             _dot(axes, at, share, said=said)
             _name(axes, at, share, str(each["parts"]))
@@ -179,24 +179,24 @@ def cost_chart(methods: Sequence[Priced], *, quality: str, front: Sequence[tuple
         from matplotlib.ticker import LogLocator, NullLocator
 
         axes.set_xscale("log")
-        axes.plot([each[0] for each in front], [each[1] for each in front], color=COLOURS["blue"], linewidth=1.2)
+        axes.plot([each[0] for each in front], [each[1] for each in front], color=COLORS["blue"], linewidth=1.2)
         for each in methods:
-            face = COLOURS["paper"] if each.knows_nothing else COLOURS["ink"]
-            axes.plot(each.seconds, each.quality, "o", color=COLOURS["ink"], markerfacecolor=face, markersize=5)
+            face = COLORS["paper"] if each.knows_nothing else COLORS["ink"]
+            axes.plot(each.seconds, each.quality, "o", color=COLORS["ink"], markerfacecolor=face, markersize=5)
         low, high = (pick(each.seconds for each in methods) for pick in (min, max))
         best, worst = (pick(each.quality for each in methods) for pick in (max, min))
         axes.set(xlim=(low / 1.3, high * 1.3), ylim=(min(0.0, worst), best * 1.06 or 1.0))
         across = axes.transScale.transform([(each.seconds, each.quality) for each in methods])
         places = axes.transLimits.transform(across)
         for each, (_, height), line in zip(methods, places, _apart(places.tolist()), strict=True):
-            leader = {"arrowstyle": "-", "color": COLOURS["quiet"], "linewidth": 0.6} if line < height else None
+            leader = {"arrowstyle": "-", "color": COLORS["quiet"], "linewidth": 0.6} if line < height else None
             axes.annotate(
                 each.name,
                 (each.seconds, each.quality),
                 (each.seconds * (1.69 * high / low) ** 0.016, line),
                 textcoords=("data", "axes fraction"),
                 va="center",
-                color=COLOURS["ink"],
+                color=COLORS["ink"],
                 arrowprops=leader,
             )
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0)))
@@ -233,8 +233,8 @@ def _each(parts: Sequence[int], unit: str) -> str:
 
 def _dot(axes: "Axes", across: float, height: float, *, said: str, signal: bool = False) -> None:
     """A point that says its numbers when a pointer rests on it."""
-    marker, size, face = ("D", 8, COLOURS["bad"]) if signal else ("o", 5.5, COLOURS["paper"])
-    edge = COLOURS["ink" if signal else "blue"]
+    marker, size, face = ("D", 8, COLORS["bad"]) if signal else ("o", 5.5, COLORS["paper"])
+    edge = COLORS["ink" if signal else "blue"]
     [dot] = axes.plot(across, height, marker, markersize=size, markerfacecolor=face, color=edge, clip_on=False)
     dot.set_gid(f"said {said}")
     if signal:
@@ -245,7 +245,7 @@ def _dot(axes: "Axes", across: float, height: float, *, said: str, signal: bool 
             textcoords="offset points",
             ha="center",
             va="bottom",
-            color=COLOURS["ink"],
+            color=COLORS["ink"],
         )
 
 
@@ -268,10 +268,10 @@ def _or_nan(value: float | None) -> float:
 _SETTINGS: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",  # words stay words: to be found, read out and set in the page's own type
     "text.parse_math": False,  # a label may hold a dollar
-    "text.color": COLOURS["quiet"],
+    "text.color": COLORS["quiet"],
     "font.size": 11,
-    "axes.edgecolor": COLOURS["quiet"],
-    "axes.labelcolor": COLOURS["quiet"],
+    "axes.edgecolor": COLORS["quiet"],
+    "axes.labelcolor": COLORS["quiet"],
     "axes.labelsize": 11,
     "axes.linewidth": 0.8,
     "axes.spines.right": False,
@@ -279,15 +279,15 @@ _SETTINGS: Final[dict[Any, Any]] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.grid.axis": "y",
-    "grid.color": COLOURS["line"],
+    "grid.color": COLORS["line"],
     "grid.linewidth": 0.8,
     "hatch.linewidth": 1.0,
     "legend.fontsize": 11,
     "lines.markeredgewidth": 1.4,
-    "xtick.color": COLOURS["quiet"],
+    "xtick.color": COLORS["quiet"],
     "xtick.labelsize": 10.5,
     "xtick.major.size": 3,
-    "ytick.color": COLOURS["quiet"],
+    "ytick.color": COLORS["quiet"],
     "ytick.labelsize": 10.5,
     "ytick.major.size": 0,
 }
@@ -314,7 +314,7 @@ def _svg(label: str, draw: Callable[["Axes"], None], *, size: tuple[int, int]) -
 
 
 def _for_a_page(text: str, label: str, size: tuple[int, int]) -> str:
-    """Take from a file of its own what a page does not need, its fixed colours and its type."""
+    """Take from a file of its own what a page does not need, its fixed colors and its type."""
     width, height = size
     body = text[text.index(">", text.index("<svg")) + 1 :]
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.DOTALL)  # it would style the whole page
@@ -323,8 +323,8 @@ def _for_a_page(text: str, label: str, size: tuple[int, int]) -> str:
         r' id="(?![a-z][0-9a-f]{10}")[^"]*"', "", body
     )  # but of what is drawn by its name: m, h or p and a hash
     body = re.sub(r"font-family: [^;\"]*; | transform=\"rotate\(-0 [^\"]*\"", "", body)
-    for name, colour in COLOURS.items():
-        body = body.replace(colour, f"var(--{name})")
+    for name, color in COLORS.items():
+        body = body.replace(color, f"var(--{name})")
     body = re.sub(r"(\d\.\d\d)\d+", r"\1", re.sub(r"\s*\n\s*", "\n", body))
     opening = (
         f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" '

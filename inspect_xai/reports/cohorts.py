@@ -42,12 +42,12 @@ class CohortNumbers:
         maps: Maps with evidence that were added up.
         parts: Parts they stand for: more than the maps where the cohort is large.
         empty: Maps without evidence.
-        row_px: Centre of the evidence in the picture.
+        row_px: Center of the evidence in the picture.
         column_px: The same.
-        spread_px: Root of the mean squared distance between a part's centre of evidence and the cohort's.
+        spread_px: Root of the mean squared distance between a part's center of evidence and the cohort's.
         maps_before: Maps with evidence in what it is compared with.
         moved: Share of the evidence that lies elsewhere than before, 0 to 1.
-        down_px: Way of the centre downwards, negative upwards.
+        down_px: Way of the center downwards, negative upwards.
         right_px: To the right, negative to the left.
     """
 
@@ -146,7 +146,7 @@ def _cohort(
     now = maths.gather((small for _, small in given), size)
     if not now.maps:
         return None, []
-    centre = _centre(now.mean)
+    center = _center(now.mean)
     facts: list[_Fact] = []
     squares = 0.0
     for each, shrunk in given:
@@ -163,7 +163,7 @@ def _cohort(
             )
         )
         if unlike is not None:
-            squares += math.dist(_centre(shrunk), centre) ** 2
+            squares += math.dist(_center(shrunk), center) ** 2
     scale = key.size[0] / size[0]
     change = maths.compare_cohorts(now, before)
     numbers = CohortNumbers(
@@ -171,8 +171,8 @@ def _cohort(
         now.maps,
         parts,
         now.empty,
-        (centre[0] + 0.5) * scale - 0.5,  # a small pixel stands for the middle of several
-        (centre[1] + 0.5) * scale - 0.5,
+        (center[0] + 0.5) * scale - 0.5,  # a small pixel stands for the middle of several
+        (center[1] + 0.5) * scale - 0.5,
         math.sqrt(squares / now.maps) * scale,
         before.maps,
         None if change is None else change.moved,
@@ -232,11 +232,11 @@ def _resized(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.ui
     return np.asarray(cv2.resize(picture, (size[1], size[0]), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def _centre(values: NDArray[np.floating]) -> tuple[float, float]:
-    """Centre of mass (row, column)."""
+def _center(values: NDArray[np.floating]) -> tuple[float, float]:
+    """Center of mass (row, column)."""
     rows, columns = (values.sum(axis=axis, dtype=np.float64) for axis in (1, 0))
     return float(rows @ np.arange(rows.size) / rows.sum()), float(columns @ np.arange(columns.size) / columns.sum())
 
 
 def _drawn(values: NDArray[np.float64], below: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
-    return color.colour_map(values) if below is None else color.overlay(below, values, opacity=0.8)
+    return color.color_map(values) if below is None else color.overlay(below, values, opacity=0.8)

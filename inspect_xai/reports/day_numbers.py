@@ -96,12 +96,12 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Share of flagged parts day by day; `limits` and `centre` are None with too few days."""
+    """Share of flagged parts day by day; `limits` and `center` are None with too few days."""
 
     names: tuple[str, ...]  # line and station; empty: all together
     points: tuple[Point, ...]
     limits: Limits | None
-    centre: float | None
+    center: float | None
 
     @property
     def days(self) -> int:
@@ -351,7 +351,7 @@ def chart_of(names: tuple[str, ...], days: Sequence[date], by_day: Sequence[Coun
         else Point(day, 0, 0, None, None, None, ())
         for n, day in enumerate(days)
     )
-    return Chart(names, points, kind, chart.centre)
+    return Chart(names, points, kind, chart.center)
 
 
 def _rates(figures: ReportQueries, cells: Sequence[_Cell]) -> CorrectedRates | None:

@@ -178,7 +178,7 @@ def to_plain(learnt: Learnt) -> dict[str, Any]:
         for cell, quiet in learnt.quiet.items()
     ]
     clouds = [
-        {"place": list(place), "family": family, "centre": cloud.centre.tolist(), "axes": cloud.axes.tolist()}
+        {"place": list(place), "family": family, "center": cloud.center.tolist(), "axes": cloud.axes.tolist()}
         for (place, family), cloud in learnt.clouds.items()
     ]
     return {"schema_version": SCHEMA_VERSION, "cells": cells, "clouds": clouds}
@@ -202,9 +202,10 @@ def from_plain(content: Mapping[str, Any]) -> Learnt:
         cell = Cell(tuple(facts.pop("stratum")), facts.pop("feature"))
         usual[cell] = int(facts.pop("usual"))
         quiet[cell] = Quiet(**facts | {"values": np.array(facts["values"], dtype=np.float64)})
-    clouds = {
-        (tuple(c["place"]), c["family"]): Cloud(np.array(c["centre"]), np.array(c["axes"])) for c in content["clouds"]
-    }
+    clouds = {}
+    for each in content["clouds"]:
+        center = each["center"] if "center" in each else each["centre"]  # as 0.1 wrote it; codespell:ignore
+        clouds[tuple(each["place"]), each["family"]] = Cloud(np.array(center), np.array(each["axes"]))
     return Learnt(quiet, usual, clouds)
 
 

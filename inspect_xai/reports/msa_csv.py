@@ -91,7 +91,7 @@ def with_model(answers: Sequence[StudyAnswer], store: Store) -> list[StudyAnswer
         found = store.find(serial=part, limit=_CHUNK)
         found = [row for row in found if not first.picture or row.archived_to == first.picture] or found
         if not found:
-            raise StudyError(f"part {part} was never inspected", remedy="leave it out, or analyse without the model")
+            raise StudyError(f"part {part} was never inspected", remedy="leave it out, or analyze without the model")
         added.append(StudyAnswer(part, first.picture, first.reference, studies.MODEL, "1", found[0].verdict))
     return [*answers, *added]
 

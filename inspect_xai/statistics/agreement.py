@@ -86,7 +86,7 @@ class Appraisal:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """An attribute agreement study, analysed.
+    """An attribute agreement study, analyzed.
 
     Attributes:
         appraisals: One per appraiser, in the order given.
@@ -106,7 +106,7 @@ class Agreement:
 def attribute_agreement(
     answers: Mapping[str, ArrayLike], reference: ArrayLike, *, defect: str, good: str, confidence: float = CONFIDENCE
 ) -> Agreement:
-    """Analyse a study of parts x appraisers x trials.
+    """Analyze a study of parts x appraisers x trials.
 
     An answer that is neither `defect` nor `good` (UNSURE, another defect kind) counts against effectiveness, but is no
     miss and no false alarm: such a part does not pass unseen, and is not thrown away.
@@ -138,7 +138,7 @@ def attribute_agreement(
         raise StudyError(
             f"the reference says {sorted(set(truth) - {defect, good})}",
             expected=f"{defect!r} or {good!r} for each part",
-            remedy="merge defect kinds before the study is analysed, or name the category in `defect` or `good`",
+            remedy="merge defect kinds before the study is analyzed, or name the category in `defect` or `good`",
         )
     together = np.concatenate(list(columns.values()), axis=1)
     return Agreement(
@@ -153,8 +153,8 @@ def attribute_agreement(
     )
 
 
-def analyse(answers: Sequence[StudyAnswer], *, defect: str = VerdictCode.NG, good: str = VerdictCode.OK) -> Agreement:
-    """Analyse a study given as rows: they become tables of parts by trials.
+def analyze(answers: Sequence[StudyAnswer], *, defect: str = VerdictCode.NG, good: str = VerdictCode.OK) -> Agreement:
+    """Analyze a study given as rows: they become tables of parts by trials.
 
     Args:
         answers: All rows of the study, in any order.

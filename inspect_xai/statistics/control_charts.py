@@ -15,13 +15,13 @@ from inspect_xai.statistics.rates import CONFIDENCE
 SIGMAS = 3.0
 
 RUN = 8
-"""Points in a row on one side of the centre that make a signal (Western Electric rule 4)."""
+"""Points in a row on one side of the center that make a signal (Western Electric rule 4)."""
 
 _MOVING_RANGE = 2 / np.sqrt(np.pi)  # d2 for two: the mean range of two normal values, in sigmas
 
 
 class Limits(StrEnum):
-    """How far from the centre chance may carry a point."""
+    """How far from the center chance may carry a point."""
 
     SIGMA = "sigma"  # p +- 3 sqrt(p (1 - p) / n): the textbook chart; wants about five defects a point
     EXACT = "exact"  # binomial quantiles with the same tails: for few defects a point
@@ -32,7 +32,7 @@ class Signal(StrEnum):
     """Why a point of a control chart deserves a look."""
 
     BEYOND = "beyond"  # outside the limits
-    RUN = "run"  # the eighth or later in a row on the same side of the centre
+    RUN = "run"  # the eighth or later in a row on the same side of the center
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +40,7 @@ class PChart:
     """A control chart of shares; k points.
 
     Attributes:
-        centre: The share that the limits are drawn around.
+        center: The share that the limits are drawn around.
         shares: (k,) count over total; NaN where the total is 0.
         low: (k,) lower limit, at least 0.
         high: (k,) upper limit, at most 1.
@@ -48,7 +48,7 @@ class PChart:
         signals: Per point, what it signals; mostly nothing.
     """
 
-    centre: float
+    center: float
     shares: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
@@ -88,7 +88,7 @@ class ParetoRow:
 
 
 def p_chart(
-    counts: ArrayLike, totals: ArrayLike, *, limits: Limits = Limits.SIGMA, centre: float | None = None
+    counts: ArrayLike, totals: ArrayLike, *, limits: Limits = Limits.SIGMA, center: float | None = None
 ) -> PChart:
     """Draw a control chart of a share, with limits that follow each point's total.
 
@@ -99,7 +99,7 @@ def p_chart(
         counts: (k,) parts that have it.
         totals: (k,) parts inspected; a point with 0 has no share, no limits and no signal, and ends no run.
         limits: SIGMA, EXACT or LANEY.
-        centre: A known share to hold the points against; None: the mean over all points.
+        center: A known share to hold the points against; None: the mean over all points.
 
     Source: Shewhart (1931); Western Electric (1956); Laney, Quality Engineering 14 (2002) 531.
     """
@@ -109,43 +109,43 @@ def p_chart(
             f"found counts of shape {count.shape} for totals of {total.shape}; expected 0 <= count <= total"
         )
     seen = total > 0
-    if centre is None:
-        centre = float(count.sum() / total.sum()) if seen.any() else 0.0
+    if center is None:
+        center = float(count.sum() / total.sum()) if seen.any() else 0.0
     shares = np.divide(count, total, out=np.full(count.shape, np.nan), where=seen)
-    error = np.sqrt(np.divide(centre * (1 - centre), total, out=np.full(count.shape, np.nan), where=seen))
-    spread = _spread((shares[seen] - centre) / error[seen]) if limits is Limits.LANEY and 0 < centre < 1 else 1.0
+    error = np.sqrt(np.divide(center * (1 - center), total, out=np.full(count.shape, np.nan), where=seen))
+    spread = _spread((shares[seen] - center) / error[seen]) if limits is Limits.LANEY and 0 < center < 1 else 1.0
     if limits is Limits.EXACT:
         tail = norm.sf(SIGMAS)
-        low, high = (_quantile(q, total, centre) for q in (tail, 1 - tail))
+        low, high = (_quantile(q, total, center) for q in (tail, 1 - tail))
     else:
-        low, high = (np.clip(centre + side * SIGMAS * spread * error, 0, 1) for side in (-1, 1))
-    return PChart(centre, shares, low, high, spread, _signals(shares, low, high, centre=centre))
+        low, high = (np.clip(center + side * SIGMAS * spread * error, 0, 1) for side in (-1, 1))
+    return PChart(center, shares, low, high, spread, _signals(shares, low, high, center=center))
 
 
-def _quantile(level: float, total: NDArray[np.float64], centre: float) -> NDArray[np.float64]:
-    counts = binom.ppf(level, total, centre)
+def _quantile(level: float, total: NDArray[np.float64], center: float) -> NDArray[np.float64]:
+    counts = binom.ppf(level, total, center)
     return np.asarray(np.divide(counts, total, out=np.full(total.shape, np.nan), where=total > 0))
 
 
-def _spread(standardised: NDArray[np.float64]) -> float:
-    """Sigma of the standardised points from their moving range, so that a slow drift does not hide itself."""
-    if standardised.size < 2:
+def _spread(standardized: NDArray[np.float64]) -> float:
+    """Sigma of the standardized points from their moving range, so that a slow drift does not hide itself."""
+    if standardized.size < 2:
         return 1.0
     # Never below 1: less scatter than chance is luck, or counts that were tampered with; neither narrows the limits.
-    return max(1.0, float(np.abs(np.diff(standardised)).mean() / _MOVING_RANGE))
+    return max(1.0, float(np.abs(np.diff(standardized)).mean() / _MOVING_RANGE))
 
 
 def _signals(
-    shares: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64], *, centre: float
+    shares: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64], *, center: float
 ) -> tuple[tuple[Signal, ...], ...]:
     found, side, length = [], 0.0, 0
     for share, least, most in zip(shares, low, high, strict=True):
         signals: list[Signal] = []
         if not np.isnan(share):
-            rounding = 1e-12  # a share on its limit, or on the centre, must not be moved off it by division
+            rounding = 1e-12  # a share on its limit, or on the center, must not be moved off it by division
             if share < least - rounding or share > most + rounding:
                 signals.append(Signal.BEYOND)
-            now = float(np.sign(share - centre)) if abs(share - centre) > rounding else 0.0
+            now = float(np.sign(share - center)) if abs(share - center) > rounding else 0.0
             length = length + 1 if now == side and now != 0 else int(now != 0)
             side = now
             if length >= RUN:

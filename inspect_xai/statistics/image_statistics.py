@@ -13,7 +13,7 @@ _NOISE_TAPS = np.array([1.0, -2.0, 1.0])
 """Along rows and columns: the difference of two Laplacians, blind to planes and edges, so that mostly noise is left."""
 
 _POWERS = np.arange(256.0) ** np.arange(3)[:, np.newaxis]
-"""Of every grey value: (3, 256)."""
+"""Of every gray value: (3, 256)."""
 
 LEAST_SIDE = 3
 """Rows and columns from which a picture has a Laplacian."""
@@ -36,14 +36,14 @@ def picture_statistics(picture: NDArray[np.uint8]) -> PictureSignal:
         raise ValueError(f"found {picture.dtype} {picture.shape}; expected uint8 (H, W) or (H, W, 3), at least 3 by 3")
     counts, pixels, bends, squared_bends, residues = np.zeros(256), 0, 0.0, 0.0, 0.0
     for band in _bands(picture):
-        grey = cv2.cvtColor(band, cv2.COLOR_RGB2GRAY) if band.ndim == 3 else band
-        counts += np.ravel(cv2.calcHist([grey], [0], None, [256], [0, 256]))
+        gray = cv2.cvtColor(band, cv2.COLOR_RGB2GRAY) if band.ndim == 3 else band
+        counts += np.ravel(cv2.calcHist([gray], [0], None, [256], [0, 256]))
         inner = (slice(1, -1), slice(1, -1))  # beyond the border there is no picture, only padding
-        laplacian = cv2.Laplacian(grey, cv2.CV_16S)[inner]  # both filters of 8 bits are exact in 16
+        laplacian = cv2.Laplacian(gray, cv2.CV_16S)[inner]  # both filters of 8 bits are exact in 16
         pixels += laplacian.size
         bends += cv2.sumElems(laplacian)[0]
         squared_bends += cv2.norm(laplacian, cv2.NORM_L2SQR)
-        residues += cv2.norm(cv2.sepFilter2D(grey, cv2.CV_16S, _NOISE_TAPS, _NOISE_TAPS)[inner], cv2.NORM_L1)
+        residues += cv2.norm(cv2.sepFilter2D(gray, cv2.CV_16S, _NOISE_TAPS, _NOISE_TAPS)[inner], cv2.NORM_L1)
     seen, grey_values, squares = (int(each) for each in _POWERS @ counts)  # whole numbers differ exactly
     return PictureSignal(
         grey_values / seen,

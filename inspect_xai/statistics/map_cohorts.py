@@ -39,7 +39,7 @@ class MapChange:
     Attributes:
         difference: (H, W) mean now less mean before; sums to 0.
         moved: Share of the evidence that lies elsewhere, 0 to 1 (total variation).
-        down_px: Way of the centre of evidence downwards, negative upwards.
+        down_px: Way of the center of evidence downwards, negative upwards.
         right_px: To the right, negative to the left.
     """
 

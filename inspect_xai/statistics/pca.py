@@ -22,16 +22,16 @@ class Cloud:
     """Where parts usually lie.
 
     Attributes:
-        centre: (d,) mean.
+        center: (d,) mean.
         axes: (d, k) directions in which they differ, widest first, as long as one over their spread in them.
     """
 
-    centre: NDArray[np.float64]
+    center: NDArray[np.float64]
     axes: NDArray[np.float64]
 
     def components(self, parts: NDArray[np.floating]) -> NDArray[np.float64]:
         """Tell parts (n, d) by k numbers that do not go together, each of mean 0 and variance 1 in the cloud."""
-        return np.asarray((parts - self.centre) @ self.axes, dtype=np.float64)
+        return np.asarray((parts - self.center) @ self.axes, dtype=np.float64)
 
     def distances(self, parts: NDArray[np.floating]) -> NDArray[np.float64]:
         """Say how far parts (n, d) lie out (n,): root mean square of the components, about 1 for a usual part.

@@ -1,4 +1,4 @@
-"""Models, policies and audits: what may judge parts, by which rules, and how well it did on labelled pictures."""
+"""Models, policies and audits: what may judge parts, by which rules, and how well it did on labeled pictures."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -33,7 +33,7 @@ class Baseline:
 
 
 @dataclass(frozen=True, slots=True)
-class Acknowledgement:
+class Acknowledgment:
     """Somebody has seen an alarm and says what comes of it."""
 
     alarm_id: str
@@ -83,18 +83,18 @@ class QualityRecords:
             date.fromisoformat(row.first_day), date.fromisoformat(row.last_day), row.set_at, row.set_by, content
         )
 
-    def acknowledge(self, alarm_id: str, *, by: str, note: str = "") -> Acknowledgement:
+    def acknowledge(self, alarm_id: str, *, by: str, note: str = "") -> Acknowledgment:
         """Write into the ledger that somebody looks after an alarm; again, and both stand there."""
         with self._database.write() as connection:
             now = self._database.clock()
             ledger.append(connection, _ACKNOWLEDGED, alarm_id, facts={"by": by, "note": note}, now=now, made={})
-        return Acknowledgement(alarm_id, by, now, note)
+        return Acknowledgment(alarm_id, by, now, note)
 
-    def acknowledged(self) -> dict[str, Acknowledgement]:
-        """The newest acknowledgement of each alarm that has one."""
+    def acknowledged(self) -> dict[str, Acknowledgment]:
+        """The newest acknowledgment of each alarm that has one."""
         with self._database.read() as connection:
             return {
-                event.subject: Acknowledgement(
+                event.subject: Acknowledgment(
                     event.subject, str(event.facts["by"]), event.occurred_at, str(event.facts["note"])
                 )
                 for event in ledger.events(connection, kind=_ACKNOWLEDGED)

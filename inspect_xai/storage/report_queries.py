@@ -245,7 +245,7 @@ class ReportQueries:
         Args:
             start: First moment of capture.
             end: First moment after.
-            most: About so many parts in all: of more, those with the lowest hashes, which favours no kind.
+            most: About so many parts in all: of more, those with the lowest hashes, which favors no kind.
         """
         region = ExplanationRegion
         columns = (
@@ -379,7 +379,7 @@ class ReportQueries:
             key: The cohort.
             start: First moment of capture.
             end: First moment after.
-            share: About so much of them: those with the lowest hashes, which favours no kind.
+            share: About so much of them: those with the lowest hashes, which favors no kind.
         """
         spread = (
             select(func.min(ExplanationTile.score_spread))

@@ -154,7 +154,7 @@ class Desk:
             if row is None:
                 return QueuePosition(None, None, None, is_covered=False)
             here = review_queue_sql.standing(row, self._database.clock())
-            before, after = review_queue_sql.neighbours(connection, here, wanted)
+            before, after = review_queue_sql.neighbors(connection, here, wanted)
             is_covered = here.is_blind and bool(review_queue_sql.covered(connection, [inspection_id], person))
         return QueuePosition(here, before, after, is_covered=is_covered)
 

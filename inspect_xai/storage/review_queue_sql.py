@@ -104,7 +104,7 @@ def item(connection: Connection, inspection_id: int) -> Row[Any] | None:
     return connection.execute(_item(), {"number": inspection_id}).one_or_none()
 
 
-def neighbours(connection: Connection, here: QueueState, wanted: QueueFilter) -> tuple[int | None, int | None]:
+def neighbors(connection: Connection, here: QueueState, wanted: QueueFilter) -> tuple[int | None, int | None]:
     """The inspections before and after one in the queue."""
     values = wanted.given | {"tier": here.tier, "number": here.inspection_id}
     before, after = (_beside(_shape(wanted), before=each) for each in (True, False))

@@ -580,7 +580,7 @@ class LegalHold(Base):
 
 
 class Audit(Base):
-    """A model measured on labelled pictures, beside the model; the numbers are the audit's own document."""
+    """A model measured on labeled pictures, beside the model; the numbers are the audit's own document."""
 
     __tablename__ = "audit"
     __table_args__ = ({"sqlite_strict": True},)

@@ -19,7 +19,7 @@ from inspect_xai.errors import DatabaseAwayError, InspectXaiError, NotFoundError
 from inspect_xai.settings import ServeSettings
 from inspect_xai.storage.store import open_store
 from inspect_xai.web.context import RefusedError, SignInNeededError, Site, path_of, site_of
-from inspect_xai.web.i18n import catalogue
+from inspect_xai.web.i18n import catalog
 from inspect_xai.web.middleware import HEADERS, Guard
 from inspect_xai.web.routes import api, images, pages, reports, studies
 
@@ -58,7 +58,7 @@ def create_app(
         _check_path(site.settings.path)
         if not store.reasons():  # a plant without a list of its own begins with ours
             for code in _REASONS:
-                store.set_reason(code, catalogue(site.settings.language)[f"reason_code.{code}"])
+                store.set_reason(code, catalog(site.settings.language)[f"reason_code.{code}"])
     except BaseException:
         store.close()
         raise
@@ -157,7 +157,7 @@ async def _failed(request: Request, error: Exception) -> Response:
             response = site.page(request, "error.html", status=status, message=site.words(request)(key), detail=detail)
     except Exception:  # noqa: BLE001 (what made the page fail may make this one fail too; a sentence needs nothing)
         _log.error("the page of an error failed", exc_info=True)
-        sentence = catalogue(site.settings.language)[key]
+        sentence = catalog(site.settings.language)[key]
         if _is_for_machines(request):
             response = JSONResponse({"error": key, "message": sentence}, status_code=status)
         else:

@@ -1,4 +1,4 @@
-"""All texts of the desk, one catalogue file per language, and how numbers, times and ages are written."""
+"""All texts of the desk, one catalog file per language, and how numbers, times and ages are written."""
 
 import tomllib
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ LANGUAGES = {"en": "English", "de": "Deutsch"}
 
 
 @cache
-def catalogue(language: str) -> dict[str, str]:
+def catalog(language: str) -> dict[str, str]:
     """The texts of a language by dotted key."""
     document = tomllib.loads((files("inspect_xai.web") / "texts" / f"{language}.toml").read_text("utf-8"))
     return {f"{group}.{key}": text for group, texts in document.items() for key, text in texts.items()}
@@ -43,12 +43,12 @@ class Words:
 
     def __call__(self, key: str, **values: object) -> str:
         """The text under a key, its names filled in. A key that is not there is a fault of ours, hence a KeyError."""
-        text = catalogue(self.language)[key]
+        text = catalog(self.language)[key]
         return text.format(**values) if values else text
 
     def has(self, key: str) -> bool:
         """Whether there is a text under a key, for codes that come from records."""
-        return key in catalogue(self.language)
+        return key in catalog(self.language)
 
     def percent(self, share: float) -> str:
         """A probability as people say it; only what is certain is 0 % or 100 %."""
@@ -67,7 +67,7 @@ class Words:
     def reason(self, code: str, meaning: str) -> str:
         """What a reason code means: as the plant says it, or in the reader's language where it took over our list."""
         key = f"reason_code.{code}"
-        is_ours = meaning in {catalogue(language).get(key) for language in LANGUAGES}
+        is_ours = meaning in {catalog(language).get(key) for language in LANGUAGES}
         return self(key) if is_ours else meaning
 
     def moment(self, moment: datetime) -> str:

@@ -199,7 +199,7 @@ def layer(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """A map to be laid over its picture: RGBA, transparent where the map is 0."""
     share = values / (float(values.max()) or 1.0)
     alpha = np.rint(share * 255).astype(np.uint8)
-    return np.dstack([color.colour_map(values), alpha])
+    return np.dstack([color.color_map(values), alpha])
 
 
 def outlines(fused: NDArray[np.float32], regions: Sequence[Region]) -> bytes:
@@ -248,6 +248,6 @@ def block_map(inspection: StoredInspection, tensor: str) -> NDArray[np.float32]:
         block = next((block for block in tile.blocks if block.tensor == tensor and not block.note), None)
         whole = None
         if block is not None and block.sums is not None:
-            whole = sise.normalised(block.sums, size, grid=block.grid)
+            whole = sise.normalized(block.sums, size, grid=block.grid)
         maps.append(np.zeros(size, np.float32) if whole is None else whole)
     return tiles.stitch(maps, windows, explanation.fused.shape)

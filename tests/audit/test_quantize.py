@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.real import SETS, defective_parts, real_card, real_model
-from inspect_xai.audit.quantize import FEWEST_PICTURES, Quantised, quantise_bundle
+from inspect_xai.audit.quantize import FEWEST_PICTURES, Quantized, quantize_bundle
 from inspect_xai.cli import app
 from inspect_xai.errors import BundleError, SettingsError, UnsupportedModelError
 from inspect_xai.explain.explainer import Explainer
@@ -19,7 +19,7 @@ from inspect_xai.model.build.build import build_bundle
 from inspect_xai.model.bundle import ModelBundle, load_bundle
 from inspect_xai.model.engine import Engine
 from inspect_xai.records import ExplainSpec, InputSpec, Method, ModelCard, PictureLimits, Scoring
-from tests.support.toy_graphs import noise, quantised
+from tests.support.toy_graphs import noise, quantized
 from tests.support.toys import CLASSES, TOYS, toy_model
 
 
@@ -44,12 +44,12 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Quantised:
+def done(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
     bundle = toy_bundle(tmp_path_factory.mktemp("int8"), fidelity=0.5)
-    return quantise_bundle(bundle, pictures(bundle), threads=1)
+    return quantize_bundle(bundle, pictures(bundle), threads=1)
 
 
-def test_a_quantised_bundle_is_another_model_with_its_measured_fidelity(plain: ModelBundle, done: Quantised) -> None:
+def test_a_quantized_bundle_is_another_model_with_its_measured_fidelity(plain: ModelBundle, done: Quantized) -> None:
     bundle = done.bundle
 
     assert bundle.fingerprint != plain.fingerprint
@@ -65,7 +65,7 @@ def test_a_quantised_bundle_is_another_model_with_its_measured_fidelity(plain: M
     assert not list(bundle.folder.parent.glob(".bundle.*")), "no draft is left"
 
 
-def test_its_graph_computes_in_8_bits(done: Quantised) -> None:
+def test_its_graph_computes_in_8_bits(done: Quantized) -> None:
     graph = onnx.load(done.bundle.graph("score_int8")).graph
     kinds = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 4}
 
@@ -74,7 +74,7 @@ def test_its_graph_computes_in_8_bits(done: Quantised) -> None:
     assert any(node.op_type == "Gemm" for node in graph.node), "behind the pooling it stays float"
 
 
-def test_only_masked_pictures_are_scored_in_8_bits(plain: ModelBundle, done: Quantised) -> None:
+def test_only_masked_pictures_are_scored_in_8_bits(plain: ModelBundle, done: Quantized) -> None:
     window = pictures(plain)[0].astype(np.float32)
     hidden = np.zeros_like(window)
     with Engine(plain, device="cpu", threads=1) as exact, Engine(done.bundle, device="cpu", threads=1) as rough:
@@ -95,7 +95,7 @@ def test_only_masked_pictures_are_scored_in_8_bits(plain: ModelBundle, done: Qua
         np.testing.assert_allclose(again.probabilities, ours.probabilities, atol=1e-6)
 
 
-def test_an_explanation_says_that_it_was_scored_in_8_bits(plain: ModelBundle, done: Quantised) -> None:
+def test_an_explanation_says_that_it_was_scored_in_8_bits(plain: ModelBundle, done: Quantized) -> None:
     picture = pictures(plain)[1]
     with Explainer(plain, device="cpu", threads=1) as exact, Explainer(done.bundle, device="cpu", threads=1) as rough:
         ours, theirs = exact(picture, target=0), rough(picture, target=0)
@@ -111,7 +111,7 @@ def test_below_the_cards_bound_it_is_refused_with_the_figures(tmp_path: Path) ->
     bundle = toy_bundle(tmp_path, fidelity=0.9999999)
 
     with pytest.raises(BundleError, match=r"up to \d+ px: correlation 0\.\d+, lowest .*at least 0\.9999999"):
-        quantise_bundle(bundle, pictures(bundle), threads=1)
+        quantize_bundle(bundle, pictures(bundle), threads=1)
 
     assert load_bundle(bundle.folder).fingerprint == bundle.fingerprint
 
@@ -123,14 +123,14 @@ def test_a_card_that_asks_for_8_bits_needs_the_graph(plain: ModelBundle) -> None
 
 def test_too_few_pictures_and_a_network_in_whole_numbers_are_refused(plain: ModelBundle, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="3 pictures"):
-        quantise_bundle(plain, pictures(plain, 3))
+        quantize_bundle(plain, pictures(plain, 3))
 
     shape = TOYS["resnet18"].shape
     whole = toy_bundle(
-        tmp_path, fidelity=0.5, model=quantised(toy_model("resnet18"), noise(4, *shape).astype(np.float32))
+        tmp_path, fidelity=0.5, model=quantized(toy_model("resnet18"), noise(4, *shape).astype(np.float32))
     )
     with pytest.raises(UnsupportedModelError, match="whole numbers"):
-        quantise_bundle(whole, pictures(whole), threads=1)
+        quantize_bundle(whole, pictures(whole), threads=1)
 
 
 def test_the_command_prints_what_was_tried(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_trained_network_keeps_its_maps(name: str, shared_dir: Path, tmp_path:
     bundle = build_bundle(real_model(shared_dir, name), real_card(shared_dir, name), tmp_path / "bundle")
     parts = [part for part, _ in zip(defective_parts(shared_dir, name, split="train"), range(8), strict=False)]
 
-    done = quantise_bundle(bundle, [read_picture(part.path, limits=PictureLimits()).pixels for part in parts])
+    done = quantize_bundle(bundle, [read_picture(part.path, limits=PictureLimits()).pixels for part in parts])
 
     assert done.tried[-1].mean >= 0.95
     assert done.tried[-1].int8_share > 0.5, "at least the deepest block bears 8 bits"

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from inspect_xai.audit import conclusions
 from inspect_xai.audit.compare import Tolerances, compare_audits, read_tolerances
-from inspect_xai.audit.dataset import LabelledPicture, read_labelled, read_truth
+from inspect_xai.audit.dataset import LabelledPicture, read_labeled, read_truth
 from inspect_xai.audit.rows import AuditRow, Measured, read_rows
 from inspect_xai.audit.run import Audit, AuditSettings, open_audit, run_audit
 from inspect_xai.audit.sanity import check_sanity
@@ -34,7 +34,7 @@ from inspect_xai.explain.faithfulness import in_window
 from inspect_xai.files import read_frames
 from inspect_xai.maths import picture_regions, similarity, tiles
 from inspect_xai.model.build.build import build_bundle
-from inspect_xai.model.build.randomize import HEAD, randomised_copy, stages
+from inspect_xai.model.build.randomize import HEAD, randomized_copy, stages
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.model.card import read_card
 from inspect_xai.model.engine import Engine
@@ -182,7 +182,7 @@ class TestPlantedShortcuts:
             "b1": np.array([-0.1, -9], np.float32),
             "wh": np.array([[9e3, -9e3], [0, 0]], np.float32),
         }
-        report = audited(colour_bundle(tmp_path, weights), table, tmp_path / "out")
+        report = audited(color_bundle(tmp_path, weights), table, tmp_path / "out")
 
         assert report.right.count == 5
         assert report.answer.answer == conclusions.NO, [suspect.why for suspect in report.suspects]
@@ -190,17 +190,17 @@ class TestPlantedShortcuts:
     def test_a_lighting_gradient_on_rendered_surfaces_is_found(self, tmp_path: Path):
         """The lamp of the pitted parts falls off to the right; a network that asks for that asks for the lamp."""
         table = rendered(tmp_path, Condition(shortcut="gradient", shortcut_label="pit"))
-        grey = np.full((2, 3, 1, 1), 1 / 3, np.float32)
-        grey[1] *= -1
+        gray = np.full((2, 3, 1, 1), 1 / 3, np.float32)
+        gray[1] *= -1
         head = np.zeros((2, 16, 24), np.float32)
         head[0, :, :6], head[1, :, -6:] = 1, 1  # bright on the left, dark on the right
         weights = {
-            "w1": grey,
+            "w1": gray,
             "b1": np.array([-0.3, 0.5], np.float32),
             "wh": np.stack([head.ravel(), -head.ravel()], axis=1),
             "bh": np.array([-9, 9], np.float32),
         }
-        report = audited(colour_bundle(tmp_path, weights, pooled=False), table, tmp_path / "out")
+        report = audited(color_bundle(tmp_path, weights, pooled=False), table, tmp_path / "out")
 
         assert report.right.count == 5
         assert report.answer.answer == conclusions.NO, [suspect.why for suspect in report.suspects]
@@ -231,8 +231,8 @@ def rendered(folder: Path, condition: Condition, *, count: int = 5) -> Path:
     return folder / "parts.csv"
 
 
-def colour_bundle(folder: Path, weights: dict[str, np.ndarray], *, pooled: bool = True) -> ModelBundle:
-    """The network by hand for pictures of 64 x 96 in colour, with other weights; not pooled, its head sees places."""
+def color_bundle(folder: Path, weights: dict[str, np.ndarray], *, pooled: bool = True) -> ModelBundle:
+    """The network by hand for pictures of 64 x 96 in color, with other weights; not pooled, its head sees places."""
     model = hand_built("bright")
     for tensor in model.graph.initializer:
         if tensor.name in weights:
@@ -242,9 +242,9 @@ def colour_bundle(folder: Path, weights: dict[str, np.ndarray], *, pooled: bool 
         pool.op_type = "Identity"
     for axis, size in zip(model.graph.input[0].type.tensor_type.shape.dim[1:], (3, 64, 96), strict=True):
         axis.dim_value = size
-    onnx.save(model, folder / "colour.onnx")
-    card = ModelCard("colour", "1", LABELS, InputSpec(64, 96, fit=Fit.STRETCH), ok_labels=("free",))
-    return build_bundle(folder / "colour.onnx", card, folder / "colour")
+    onnx.save(model, folder / "color.onnx")
+    card = ModelCard("color", "1", LABELS, InputSpec(64, 96, fit=Fit.STRETCH), ok_labels=("free",))
+    return build_bundle(folder / "color.onnx", card, folder / "color")
 
 
 def audited(bundle: ModelBundle, table: Path, out: Path) -> conclusions.AuditReport:
@@ -260,7 +260,7 @@ class TestRows:
         assert [row.label for row in rows] == ["pit"] * 6 + ["free"] * 3
         assert [bool(row.measured) for row in rows] == [True] * 6 + [False] * 3, "a good part has no place to explain"
         assert rows[0].truth_share == pytest.approx(25 / SIDE**2)
-        assert [found.method for found in rows[0].measured] == ["sise", "grad-cam", "random", "centre"]
+        assert [found.method for found in rows[0].measured] == ["sise", "grad-cam", "random", "center"]
         for found in rows[0].measured:
             fills = {
                 f"{name}_{fill}"
@@ -279,7 +279,7 @@ class TestRows:
     def test_maps_read_back_are_scaled_to_one(self, audits: dict[str, Audit]):
         maps = audits["honest"].maps(audits["honest"].rows[0])
 
-        assert set(maps) == {"sise", "grad-cam", "random", "centre"}
+        assert set(maps) == {"sise", "grad-cam", "random", "center"}
         assert maps["sise"].shape == (SIDE, SIDE)
         assert maps["sise"].max() == 1
 
@@ -465,7 +465,7 @@ def test_a_wrong_table_is_refused_with_its_line(text: str, said: str, table: Pat
     (tmp_path / "parts.csv").write_text(text)
 
     with pytest.raises(SettingsError, match=re.escape(said)):
-        read_labelled(tmp_path / "parts.csv", LABELS)
+        read_labeled(tmp_path / "parts.csv", LABELS)
 
 
 def test_a_mask_of_another_size_is_refused(tmp_path: Path):
@@ -596,7 +596,7 @@ class TestTables:
                 found.append(AuditRow(f"p{number}", "pit", predicted="pit", measured=measured))
             return found
 
-        best, behind, chance = conclusions.summarise(rows(), (Method.SISE, Method.GRAD_CAM, Method.RANDOM), seed=0)
+        best, behind, chance = conclusions.summarize(rows(), (Method.SISE, Method.GRAD_CAM, Method.RANDOM), seed=0)
         assert best.cells["aupro"].is_best, "a method that knows nothing is never the best"
         assert best.cells["aupro"].average.mean == pytest.approx(0.835)
         assert behind.cells["aupro"].behind.mean == pytest.approx(0.3)
@@ -676,7 +676,7 @@ class TestSignificance:
 
     def test_five_pictures_prove_nothing_among_five_methods_and_forty_do(self):
         rng = np.random.default_rng(2)
-        methods = (Method.SISE, Method.GRAD_CAM, Method.RISE, Method.RANDOM, Method.CENTRE)
+        methods = (Method.SISE, Method.GRAD_CAM, Method.RISE, Method.RANDOM, Method.CENTER)
 
         def row(number: int) -> AuditRow:
             level = {method: 0.9 - 0.1 * place for place, method in enumerate(methods)}
@@ -688,7 +688,7 @@ class TestSignificance:
 
         rows = [row(number) for number in range(40)]
         few, many = (
-            [summary.cells["aupro"].is_worse for summary in conclusions.summarise(rows[:count], methods, seed=0)]
+            [summary.cells["aupro"].is_worse for summary in conclusions.summarize(rows[:count], methods, seed=0)]
             for count in (5, 40)
         )
 
@@ -726,7 +726,7 @@ class TestForgetting:
         with Engine(learnt, device="cpu", threads=1) as engine:
             before = engine.trace(window, target=0)
         for downto in (HEAD, ends[-1], ends[0]):
-            copy = randomised_copy(learnt, tmp_path / downto.replace("/", "_"), downto=downto, seed=3)
+            copy = randomized_copy(learnt, tmp_path / downto.replace("/", "_"), downto=downto, seed=3)
             with Engine(copy, device="cpu", threads=1) as engine:
                 after = engine.trace(window, target=0)
                 np.testing.assert_allclose(engine.predict(window[None])[0], after.probabilities, atol=1e-5)
@@ -738,7 +738,7 @@ class TestForgetting:
         assert learnt.graph("predict").read_bytes() != copy.graph("predict").read_bytes()
 
     def test_the_same_seed_forgets_alike(self, learnt: ModelBundle, tmp_path: Path):
-        copies = [randomised_copy(learnt, tmp_path / str(n), downto=HEAD, seed=n // 2) for n in range(3)]
+        copies = [randomized_copy(learnt, tmp_path / str(n), downto=HEAD, seed=n // 2) for n in range(3)]
         weights = [(copy.folder / "graphs" / "weights.bin").read_bytes() for copy in copies]
         graphs = [copy.graph("predict").read_bytes() for copy in copies]
         assert (weights[0], graphs[0]) == (weights[1], graphs[1])
@@ -763,7 +763,7 @@ class TestForgetting:
                 limits=LIMITS,
                 on_step=lambda done, total: steps.append((done, total)),
             )
-            knows_nothing = replace(explainer.settings, method=Method.CENTRE)
+            knows_nothing = replace(explainer.settings, method=Method.CENTER)
             blind = check_sanity(explainer.engine, parts, settings=knows_nothing, seed=0, limits=LIMITS)
 
         assert looked.repeat == 0
@@ -984,11 +984,11 @@ class TestComparing:
         before = audits["honest"]
         limits = before.header["settings"]["limits"] | {"white_level": 4_095}
         settings = before.header["settings"] | {"steps": 10, "sample": 5, "seed": 3, "limits": limits}
-        others = {"methods": ["grad-cam", "random", "centre"], "ok_labels": ["free", "pit"]}
+        others = {"methods": ["grad-cam", "random", "center"], "ok_labels": ["free", "pit"]}
         by = before.header["explained_by"] | {"baseline": "blur", "mu": 0.5}
         after = Audit(before.folder, before.header | others | {"settings": settings, "explained_by": by}, before.rows)
         differences = (
-            "methods sise, grad-cam, random, centre and grad-cam, random, centre",
+            "methods sise, grad-cam, random, center and grad-cam, random, center",
             "mu 0.3 and 0.5",
             "baseline mean and blur",
             "sample 0 and 5",

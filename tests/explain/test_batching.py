@@ -279,7 +279,7 @@ def test_pictures_of_a_chunk_share_runs(incoming: Path, fragile: Path, tmp_path:
 def test_a_picture_that_fails_among_others_fails_alone(
     incoming: Path, fragile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its group is explained one by one: the neighbour has its map."""
+    """Its group is explained one by one: the neighbor has its map."""
     db = f"sqlite:///{tmp_path / 'line.db'}"
     trace, traced = Engine.trace, []
 

@@ -95,8 +95,8 @@ def picture_of(shape: tuple[int, int], seed: int = 3) -> NDArray[np.uint8]:
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     surface = 150 + 40 * np.sin(columns / 7) + 20 * np.cos(rows / 11)
     surface -= 90 * np.exp(-((rows - shape[0] * 0.6) ** 2 + (columns - shape[1] * 0.3) ** 2) / 60)
-    coloured = surface[..., None] + rng.normal(0, 8, (*shape, 3)) + np.array([0, 8, -12])
-    return np.clip(coloured, 0, 255).astype(np.uint8)
+    colored = surface[..., None] + rng.normal(0, 8, (*shape, 3)) + np.array([0, 8, -12])
+    return np.clip(colored, 0, 255).astype(np.uint8)
 
 
 def as_logits(output: torch.Tensor, family: Family) -> torch.Tensor:
@@ -334,9 +334,9 @@ def test_what_is_prepared_are_the_windows_as_they_are_cut(shape: tuple[int, ...]
     picture = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
     with Explainer(toy_bundle("resnet18", fit), device="cpu", bucket=4) as explainer:
         prepared = prepare_picture(explainer.engine, picture)
-        spec, colour = explainer.card.input, as_channels(picture, explainer.card.input.channels)
-        assert np.array_equal(prepared.picture, colour)
-        assert np.array_equal(prepared.first, np.stack([cut(colour, tile, spec) for tile in prepared.tiles[:4]]))
+        spec, color = explainer.card.input, as_channels(picture, explainer.card.input.channels)
+        assert np.array_equal(prepared.picture, color)
+        assert np.array_equal(prepared.first, np.stack([cut(color, tile, spec) for tile in prepared.tiles[:4]]))
         assert np.moveaxis(prepared.first, -1, 1).flags.c_contiguous  # as the network takes it: no copy is made
         assert np.array_equal(score_windows(explainer.engine, prepared), explainer.look(picture).scores)
 

@@ -67,7 +67,7 @@ def test_a_true_map_beats_blobs_and_a_blind_one_does_not(honest: ModelBundle):
     pictures = [pitted(*rng.integers(2, 24, 2)) for _ in range(6)]
     with Explainer(honest, device="cpu", threads=1, baseline="black") as explainer:
         true = [explainer(picture, target="pit").faithfulness for picture in pictures]
-        knows_nothing = dataclasses.replace(explainer.settings, method=Method.CENTRE)
+        knows_nothing = dataclasses.replace(explainer.settings, method=Method.CENTER)
         blind = [explainer(picture, target="pit", settings=knows_nothing).faithfulness for picture in pictures]
 
     assert all(found["deletion_percent"] < 5 for found in true), "without the pit there is no score"
@@ -118,7 +118,7 @@ def test_random_blobs_know_nothing_and_take_exactly_as_many_pixels():
     np.testing.assert_array_equal(drawn, random_blobs((40, 64), seed=3))
     assert not np.array_equal(drawn, random_blobs((40, 64), seed=4))
     steps = np.abs(np.diff(drawn, axis=1)).mean()
-    assert steps < 0.1 * drawn.std() * 5, "neighbours are alike: blobs, not dots"
+    assert steps < 0.1 * drawn.std() * 5, "neighbors are alike: blobs, not dots"
 
 
 def test_ties_and_gaps_make_a_whole_rank_map():

@@ -22,7 +22,7 @@ from tests.support.toys import TOYS, toy_model
 LABELS = ("pit", "crack", "stain", "dent", "free")
 SIZE = (64, 64)
 TARGET = 0  # every method finds evidence for it
-BLIND = (Method.RANDOM, Method.CENTRE)
+BLIND = (Method.RANDOM, Method.CENTER)
 RIVALS = tuple(method for method in Method if method not in (Method.SISE, Method.ADA_SISE))
 
 
@@ -187,7 +187,7 @@ def test_every_method_keeps_the_promises_of_an_explanation(method: Method, expla
     assert ("knows_nothing" in found.notes) == (method in BLIND)
     for name, block_map in found.block_maps.items():
         sums = next(block.sums for block in found.tiles[0].blocks if block.tensor == name)
-        assert np.array_equal(block_map, sise.normalised(sums, SIZE)), "a block map can be rebuilt from its record"
+        assert np.array_equal(block_map, sise.normalized(sums, SIZE)), "a block map can be rebuilt from its record"
 
 
 @pytest.mark.parametrize("method", RIVALS)

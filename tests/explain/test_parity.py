@@ -251,7 +251,7 @@ def test_captums_grad_cam(scene: Scene):
 
 
 def test_captums_occlusion(scene: Scene):
-    """Our patch is an eighth of the window and moves by half a patch; what hides is the mean colour, the tensor's 0."""
+    """Our patch is an eighth of the window and moves by half a patch; what hides is the mean color, the tensor's 0."""
     attr = peer("captum.attr", NO_PARITY.format("captum"))
     patch = scene.size[0] // 8
     found = attr.Occlusion(lambda picture: scene.probability(scene.network(picture))).attribute(

@@ -31,7 +31,7 @@ TURNED = PictureLimits(honour_exif=True)
 
 
 def scene(height: int = 64, width: int = 96, *, seed: int = 0) -> NDArray[np.uint8]:
-    """Smooth colours with a little noise (H, W, 3)."""
+    """Smooth colors with a little noise (H, W, 3)."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (max(2, height // 16), max(2, width // 16), 3), np.uint8)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -98,7 +98,7 @@ def _ycck() -> bytes:
     ],
     ids=["gray", "RGB", "CMYK", "YCCK", "4:4:0"],
 )
-def test_other_colours_of_jpeg_keep_opencv_s_pixels_bit_by_bit(data: bytes) -> None:
+def test_other_colors_of_jpeg_keep_opencv_s_pixels_bit_by_bit(data: bytes) -> None:
     assert np.array_equal(decode_picture(data), with_opencv(data))
 
 
@@ -129,9 +129,7 @@ def test_a_progressive_jpeg_cut_between_two_scans_is_refused() -> None:
     for start in starts[1:]:
         whole_scans = data[:start] + b"\xff\xd9"
         assert with_opencv(whole_scans).shape == SCENE.shape  # no decoder says a word
-        with pytest.raises(
-            PictureError, match=r"cut short: its \d scans leave [123] of 3 colour components incomplete"
-        ):
+        with pytest.raises(PictureError, match=r"cut short: its \d scans leave [123] of 3 color components incomplete"):
             decode_picture(whole_scans)
 
 
@@ -147,7 +145,7 @@ def test_a_jpeg_with_a_scan_for_each_component_needs_all_of_them() -> None:
     whole = head + b"".join(scans) + b"\xff\xd9"
     assert np.array_equal(decode_picture(whole), with_opencv(whole))
     for count, left in ((1, 2), (2, 1)):
-        with pytest.raises(PictureError, match=f"its {count} scans leave {left} of 3 colour components incomplete"):
+        with pytest.raises(PictureError, match=f"its {count} scans leave {left} of 3 color components incomplete"):
             decode_picture(head + b"".join(scans[:count]) + b"\xff\xd9")
 
 
@@ -213,7 +211,7 @@ def test_stray_and_fill_bytes_between_segments_change_nothing() -> None:
 
 
 def test_a_lost_segment_marker_is_no_stray_byte() -> None:
-    """Without an Adobe marker some files would be shown in wrong colours."""
+    """Without an Adobe marker some files would be shown in wrong colors."""
     data = hostile.JPEG[:20] + b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00" + hostile.JPEG[20:]
     assert np.array_equal(decode_picture(data), decode_picture(hostile.JPEG))
     with pytest.raises(PictureError, match="16 stray bytes at byte 20, where a marker must stand"):
@@ -326,10 +324,10 @@ def test_text_and_profiles_are_never_inflated() -> None:
     assert np.array_equal(pixels, hostile.surface())
 
 
-def test_a_colour_outside_the_palette_is_refused() -> None:
+def test_a_color_outside_the_palette_is_refused() -> None:
     chunks = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60, 40, 8, 3, 0, 0, 0)) + png_chunk(b"PLTE", bytes(range(9)))
-    for colour, words in ((2, None), (3, "colour 3 of a palette of 3")):
-        stream = png_chunk(b"IDAT", zlib.compress((b"\0" + bytes([colour]) * 60) * 40))
+    for color, words in ((2, None), (3, "color 3 of a palette of 3")):
+        stream = png_chunk(b"IDAT", zlib.compress((b"\0" + bytes([color]) * 60) * 40))
         data = b"\x89PNG\r\n\x1a\n" + chunks + stream + png_chunk(b"IEND", b"")
         if words is None:
             assert decode_picture(data)[0, 0].tolist() == [6, 7, 8]
@@ -414,7 +412,7 @@ def test_a_tiff_s_tags_are_honoured(form: str) -> None:
     assert np.array_equal(pixels, right)
 
 
-@pytest.mark.parametrize("image", [PICTURE, PICTURE.convert("L")], ids=["colour", "gray"])
+@pytest.mark.parametrize("image", [PICTURE, PICTURE.convert("L")], ids=["color", "gray"])
 def test_jpeg_inside_tiff_keeps_opencv_s_pixels_and_is_heard(image: Image.Image) -> None:
     data = saved(image, "TIFF", compression="jpeg", quality=90)
     assert np.array_equal(decode_picture(data), with_opencv(data))

@@ -41,7 +41,7 @@ def write(path: Path, *, seed: int = 0) -> Path:
 # --- pixels
 
 
-def test_colour_order_is_rgb() -> None:
+def test_color_order_is_rgb() -> None:
     red = np.zeros((8, 8, 3), np.uint8)
     red[..., 0] = 200
     assert np.array_equal(decode_picture(hostile.encoded(red), limits=LIMITS), red)

@@ -180,7 +180,7 @@ def test_quantize_and_bench_see_what_the_line_sees(
     cli: Run, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = Seen()
-    monkeypatch.setattr("inspect_xai.audit.quantize.quantise_bundle", seen.of_many)
+    monkeypatch.setattr("inspect_xai.audit.quantize.quantize_bundle", seen.of_many)
     monkeypatch.setattr("inspect_xai.explain.benchmark.bench", seen.of_one)
     picture = twelve_bit(tmp_path / "pictures" / "p.png")
     for command in (

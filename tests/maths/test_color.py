@@ -1,9 +1,9 @@
-"""Colours: what is drawn says what the map says, and nothing where it says nothing."""
+"""Colors: what is drawn says what the map says, and nothing where it says nothing."""
 
 import numpy as np
 import pytest
 
-from inspect_xai.maths.color import colour_map, overlay
+from inspect_xai.maths.color import color_map, overlay
 from inspect_xai.maths.regions import find_regions
 
 
@@ -13,10 +13,10 @@ def luminance(rgb: np.ndarray) -> np.ndarray:
 
 def test_the_scale_grows_lighter_all_the_way():
     ramp = np.linspace(0, 3, 256, dtype=np.float32)[np.newaxis]
-    painted = colour_map(ramp)
+    painted = color_map(ramp)
     assert painted.shape == (1, 256, 3)
     assert painted.dtype == np.uint8
-    assert np.all(np.diff(luminance(painted)[0]) > -0.75)  # a grey level of rounding
+    assert np.all(np.diff(luminance(painted)[0]) > -0.75)  # a gray level of rounding
     assert luminance(painted)[0, 0] < 3
     assert luminance(painted)[0, -1] > 240
     red, _, blue = painted[0, 160].tolist()
@@ -25,8 +25,8 @@ def test_the_scale_grows_lighter_all_the_way():
 
 def test_only_the_shape_of_the_map_counts():
     fused = np.array([[0.0, 1.0, 2.0]], dtype=np.float32)
-    assert np.array_equal(colour_map(fused), colour_map(fused * 1e-6))
-    assert len(np.unique(colour_map(np.zeros((2, 2))).reshape(-1, 3), axis=0)) == 1
+    assert np.array_equal(color_map(fused), color_map(fused * 1e-6))
+    assert len(np.unique(color_map(np.zeros((2, 2))).reshape(-1, 3), axis=0)) == 1
 
 
 @pytest.mark.parametrize("shape", [(20, 30), (20, 30, 3)])
@@ -45,9 +45,9 @@ def test_opacity_grows_with_the_map():
     picture = np.zeros((1, 3), dtype=np.uint8)
     fused = np.array([[0.0, 1.0, 2.0]], dtype=np.float32)
     half, full = overlay(picture, fused, opacity=0.5), overlay(picture, fused, opacity=1.0)
-    assert np.array_equal(full[0, 2], colour_map(fused)[0, 2])
-    assert np.allclose(half[0, 2], colour_map(fused)[0, 2] * 0.5, atol=0.5)
-    assert np.allclose(half[0, 1], colour_map(fused)[0, 1] * 0.25, atol=0.5)
+    assert np.array_equal(full[0, 2], color_map(fused)[0, 2])
+    assert np.allclose(half[0, 2], color_map(fused)[0, 2] * 0.5, atol=0.5)
+    assert np.allclose(half[0, 1], color_map(fused)[0, 1] * 0.25, atol=0.5)
 
 
 def test_a_region_is_outlined_and_others_are_not():

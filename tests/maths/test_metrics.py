@@ -28,7 +28,7 @@ def test_examples_in_docstrings_hold():
     assert doctest.testmod(metrics).failed == 0
 
 
-class TestLocalisation:
+class TestLocalization:
     fused = np.array([[4, 0, 0, 0, 0], [3, 2, 0, 0, 1]], dtype=np.float32)
     truth = np.array([[1, 0, 0, 0, 0], [0, 1, 0, 0, 1]], dtype=bool)
     rank = ranked(fused)  # 0 4 5 6 7 / 1 2 8 9 3
@@ -190,7 +190,7 @@ class TestPerturbation:
 
 
 class TestImputation:
-    def test_one_pixel_is_the_weighted_mean_of_its_neighbours(self):
+    def test_one_pixel_is_the_weighted_mean_of_its_neighbors(self):
         picture = np.array([[12, 6, 12], [6, 200, 6], [12, 6, 24]], dtype=np.float32)[..., np.newaxis]
         removed = np.zeros((3, 3), dtype=bool)
         removed[1, 1] = True
@@ -199,7 +199,7 @@ class TestImputation:
         assert closed[1, 1, 0] == pytest.approx(4 * 6 / 6 + (12 + 12 + 12 + 24) / 12 + noise, rel=1e-6)
         assert np.array_equal(closed[~removed], picture[~removed])
 
-    def test_a_corner_has_three_neighbours(self):
+    def test_a_corner_has_three_neighbors(self):
         picture = np.array([[200, 10], [20, 30]], dtype=np.float32)[..., np.newaxis]
         removed = np.array([[True, False], [False, False]])
         closed = metrics.imputed(picture, removed, np.random.default_rng(3))
@@ -226,7 +226,7 @@ class TestImputation:
         picture = (255 * rng.random((224, 224, 3))).astype(np.float32)
         started = time.perf_counter()
         metrics.imputed(picture, rng.random((224, 224)) < 0.8, rng)
-        assert time.perf_counter() - started < 20  # an unsymmetric factorisation takes minutes
+        assert time.perf_counter() - started < 20  # an unsymmetric factorization takes minutes
 
     def test_road_removes_most_relevant_first_then_least(self):
         picture = np.arange(25, dtype=np.float32).reshape(5, 5, 1) * 10
@@ -240,7 +240,7 @@ class TestImputation:
 
 
 def _relaxed(picture: np.ndarray, removed: np.ndarray) -> np.ndarray:
-    """Every removed pixel set to the mean of its neighbours, over and over."""
+    """Every removed pixel set to the mean of its neighbors, over and over."""
     closed = picture.astype(np.float64)
     closed[removed] = 128
     height, width = removed.shape
@@ -325,10 +325,10 @@ class TestKnowNothings:
         assert np.array_equal(metrics.random_map((4, 5), 1), metrics.random_map((4, 5), 1))
         assert not np.array_equal(metrics.random_map((4, 5), 1), metrics.random_map((4, 5), 2))
 
-    def test_centre_map_peaks_in_the_middle_and_is_symmetric(self):
-        hill = metrics.centre_map((9, 15))
+    def test_center_map_peaks_in_the_middle_and_is_symmetric(self):
+        hill = metrics.center_map((9, 15))
         assert np.unravel_index(hill.argmax(), hill.shape) == (4, 7)
         assert hill[4, 7] == 1
         np.testing.assert_allclose(hill, hill[::-1, ::-1], rtol=1e-6)
-        # one standard deviation, a quarter of the height, from the centre
-        assert metrics.centre_map((101, 1))[25, 0] == pytest.approx(np.exp(-0.5 * (25 / 25.25) ** 2), rel=1e-5)
+        # one standard deviation, a quarter of the height, from the center
+        assert metrics.center_map((101, 1))[25, 0] == pytest.approx(np.exp(-0.5 * (25 / 25.25) ** 2), rel=1e-5)

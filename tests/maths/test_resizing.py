@@ -131,8 +131,8 @@ def test_a_peak_lands_where_it_was(by: InputSpec) -> None:
     picture = np.rint(spot).astype(np.uint8)[..., np.newaxis]
     (tile,) = tiles.windows((60, 90), by)
     stitched = tiles.stitch([tiles.cut(picture, tile, by)[..., 0]], [tile], (60, 90))
-    centre = tuple((stitched * places).sum() / stitched.sum() for places in (rows, columns))
-    assert centre == pytest.approx((34.5, 56.5), abs=0.5)  # windows lie on whole pixels
+    center = tuple((stitched * places).sum() / stitched.sum() for places in (rows, columns))
+    assert center == pytest.approx((34.5, 56.5), abs=0.5)  # windows lie on whole pixels
     outside = np.ones((60, 90), np.bool_)
     top, left = max(0, tile.top_px), max(0, tile.left_px)
     outside[top : tile.top_px + tile.height_px, left : tile.left_px + tile.width_px] = False

@@ -48,8 +48,8 @@ class TestOtsu:
         counts[0] += np.count_nonzero(values == 0)
         if np.count_nonzero(counts) < 2:
             return
-        centres = (np.arange(256) + 0.5) / 256
-        ours, theirs = sise.otsu(values), skimage.filters.threshold_otsu(hist=(counts, centres)) + 1 / 512
+        centers = (np.arange(256) + 0.5) / 256
+        ours, theirs = sise.otsu(values), skimage.filters.threshold_otsu(hist=(counts, centers)) + 1 / 512
         if ours != theirs:  # equal variance in exact arithmetic, parted by rounding there
             variances = [_between_class_variance(counts, round(t * 256)) for t in (ours, theirs)]
             assert variances[0] == pytest.approx(variances[1], rel=1e-12)
@@ -59,8 +59,8 @@ class TestOtsu:
     def test_agrees_with_scikit_image_on_a_picture(self, seed: int):
         blob = np.random.default_rng(seed).random((40, 40)) ** 3
         blob = (blob - blob.min()) / (blob.max() - blob.min())
-        centre_of_bin = skimage.filters.threshold_otsu(blob, nbins=256)
-        assert sise.otsu(blob) == pytest.approx(centre_of_bin + 1 / 512, abs=1e-12)
+        center_of_bin = skimage.filters.threshold_otsu(blob, nbins=256)
+        assert sise.otsu(blob) == pytest.approx(center_of_bin + 1 / 512, abs=1e-12)
 
     @pytest.mark.parametrize("values", [[], [0.5, np.nan], [0.5, 1.5], [-0.1, 0.2], [np.inf]])
     def test_refuses_what_is_not_in_the_unit_interval(self, values: list[float]):
@@ -137,7 +137,7 @@ class TestUpsample:
         # one axis doubles: samples at -1/4, 1/4, 3/4, 5/4 of a cell
         assert sise.upsample(np.array([[0.0, 4.0]]), (1, 4)).tolist() == [[0.0, 1.0, 3.0, 4.0]]
 
-    def test_an_isolated_peak_shrinks_before_it_is_normalised(self):
+    def test_an_isolated_peak_shrinks_before_it_is_normalized(self):
         peak = np.zeros((5, 5), dtype=np.float32)
         peak[2, 2] = 1
         assert sise.upsample(peak, (10, 10)).max() == 0.5625
@@ -223,7 +223,7 @@ class TestWeightedSums:
         features = np.array([[[0, 2], [2, 0]], [[3, 3], [3, 5]]], dtype=np.float32)
         sums = sise.weighted_sums(features, [0.5, 1.0], size=(2, 2))
         assert sums.tolist() == [[0.0, 0.125], [0.125, 0.5]]
-        block_map = sise.normalised(sums, (2, 2))
+        block_map = sise.normalized(sums, (2, 2))
         assert block_map is not None
         assert block_map.tolist() == [[0.0, 0.25], [0.25, 1.0]]
 
@@ -237,7 +237,7 @@ class TestWeightedSums:
         expected = _layer_map(features.astype(np.float64), scores, size)
         np.testing.assert_allclose(sise.upsample(sums, size), expected, rtol=0, atol=2e-6 * expected.max())
         stretched = (expected - expected.min()) / (expected.max() - expected.min())
-        np.testing.assert_allclose(sise.normalised(sums, size), stretched, atol=2e-5)
+        np.testing.assert_allclose(sise.normalized(sums, size), stretched, atol=2e-5)
 
     def test_a_ripple_on_a_large_offset_keeps_its_mass(self, rng):
         features = (1e4 + 0.05 * rng.random((3, 7, 7))).astype(np.float32)
@@ -249,21 +249,21 @@ class TestWeightedSums:
     def test_no_mask_gives_nothing(self):
         sums = sise.weighted_sums(np.empty((0, 3, 4), dtype=np.float32), [], size=(6, 8))
         assert sums.tolist() == [[0.0] * 4] * 3
-        assert sise.normalised(sums, (6, 8)) is None
+        assert sise.normalized(sums, (6, 8)) is None
 
     def test_all_scores_zero_is_flat(self, rng):
         features = rng.random((3, 4, 4)).astype(np.float32)
         sums = sise.weighted_sums(features, [0, 0, 0], size=(4, 4))
-        assert sise.normalised(sums, (8, 8)) is None
+        assert sise.normalized(sums, (8, 8)) is None
 
     def test_tiny_sums_are_not_flat(self):
-        block_map = sise.normalised(np.array([[0, 1e-12], [0, 0]]), (2, 2))
+        block_map = sise.normalized(np.array([[0, 1e-12], [0, 0]]), (2, 2))
         assert block_map is not None
         assert block_map.tolist() == [[0, 1], [0, 0]]
 
     @pytest.mark.parametrize("level", [0.0, 1e-12, 5.0, -1e6])
     def test_constant_sums_are_flat(self, level: float):
-        assert sise.normalised(np.full((3, 3), level), (12, 12)) is None
+        assert sise.normalized(np.full((3, 3), level), (12, 12)) is None
 
     @pytest.mark.parametrize("spoiled", ["features", "scores"])
     def test_refuses_nan(self, spoiled: str):
@@ -272,7 +272,7 @@ class TestWeightedSums:
         with pytest.raises(ExplanationError, match="NaN"):
             sise.weighted_sums(**numbers, size=(4, 4))
         with pytest.raises(ExplanationError, match="NaN"):
-            sise.normalised(np.array([[np.nan, 1]]), (4, 4))
+            sise.normalized(np.array([[np.nan, 1]]), (4, 4))
 
     def test_refuses_numbers_for_other_masks(self):
         with pytest.raises(ValueError, match=r"2 feature maps came with \(3,\) scores"):

@@ -9,8 +9,8 @@ from inspect_xai.maths import surrogate
 def some_masks(rng: np.random.Generator, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
     """Blobs at random places of a 7 x 7 grid, and a smooth score: how much of the cell (2, 5) they show."""
     rows, columns = np.mgrid[:7, :7]
-    centres = rng.uniform(0, 7, (n, 2))
-    squared = (rows - centres[:, :1, None]) ** 2 + (columns - centres[:, 1:, None]) ** 2
+    centers = rng.uniform(0, 7, (n, 2))
+    squared = (rows - centers[:, :1, None]) ** 2 + (columns - centers[:, 1:, None]) ** 2
     features = np.exp(-squared / 4).astype(np.float32)
     masks = surrogate.describe_masks(features, cells=(7, 7))
     return masks, 0.05 + 0.9 * features[:, 2, 5].astype(np.float64)

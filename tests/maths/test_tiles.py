@@ -197,7 +197,7 @@ class TestLongPictures:
 
 
 class TestStitch:
-    def test_neighbours_fade_into_each_other_linearly(self):
+    def test_neighbors_fade_into_each_other_linearly(self):
         maps = [np.full((1, 4), value, dtype=np.float32) for value in (0, 3)]
         stitched = tiles.stitch(maps, [Tile(0, 0, 0, 1, 4), Tile(1, 0, 2, 1, 4)], (1, 6))
         assert stitched.tolist() == [[0, 0, 1, 2, 3, 3]]
@@ -248,8 +248,8 @@ class TestStitch:
         row, column = np.unravel_index(stitched.argmax(), stitched.shape)
         assert 8 <= row < 12
         assert 60 <= column < 64
-        centre = (stitched.sum(axis=1) @ np.arange(40), stitched.sum(axis=0) @ np.arange(80)) / stitched.sum()
-        assert centre == pytest.approx((9.5, 61.5), abs=1e-6)
+        center = (stitched.sum(axis=1) @ np.arange(40), stitched.sum(axis=0) @ np.arange(80)) / stitched.sum()
+        assert center == pytest.approx((9.5, 61.5), abs=1e-6)
 
 
 def test_windows_of_a_large_picture_are_laid_back_as_those_of_a_small_one() -> None:

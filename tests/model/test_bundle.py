@@ -24,7 +24,7 @@ from inspect_xai.model.card import card_toml, read_card
 from inspect_xai.model.session import open_session, run
 from inspect_xai.records import Activation, ExplainSpec, InputSpec, Layout, ModelCard, OutputSpec, Status
 from tests.support.hostile_models import CARD, tiny_model
-from tests.support.toy_graphs import nhwc_model, quantised
+from tests.support.toy_graphs import nhwc_model, quantized
 from tests.support.toys import toy_model
 
 TOY_CARD = ModelCard("toy", "1", tuple("abcde"), InputSpec(64, 64, scale=64.0, mean=(2.0,)), ok_labels=("e",))
@@ -210,11 +210,11 @@ def test_weights_beside_the_model_come_into_the_bundle(tiny_bundle: ModelBundle,
     assert check_bundle(bundle.folder).blocks == tiny_bundle.blocks
 
 
-def test_channels_last_and_quantised_networks(tmp_path: Path) -> None:
+def test_channels_last_and_quantized_networks(tmp_path: Path) -> None:
     nhwc_card = ModelCard("nhwc", "1", tuple("abcde"), InputSpec(64, 64, layout=Layout.NHWC))
     nhwc = build_bundle(written(nhwc_model(), tmp_path), nhwc_card, tmp_path / "nhwc")
     pictures = network_input(sample_pictures(TOY_CARD, 4, seed=1), TOY_CARD)
-    int8 = build_bundle(written(quantised(toy_model("resnet18"), pictures), tmp_path), TOY_CARD, tmp_path / "int8")
+    int8 = build_bundle(written(quantized(toy_model("resnet18"), pictures), tmp_path), TOY_CARD, tmp_path / "int8")
 
     assert nhwc.manifest["gradient"] == int8.manifest["gradient"] == "reverse_mode"
     assert [end.channels for end in nhwc.blocks] == [6, 8, 12]

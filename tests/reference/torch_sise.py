@@ -1,4 +1,4 @@
-"""SISE in plain torch, written from the equations: autograd for alphas, every mask materialised, no shortcuts.
+"""SISE in plain torch, written from the equations: autograd for alphas, every mask materialized, no shortcuts.
 
 Nothing here is shared with the product, so that the two can only agree by both being right.
 """

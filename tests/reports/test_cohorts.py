@@ -1,4 +1,4 @@
-"""Where on the part: cohorts of planted maps, whose centre, move and stranger are known."""
+"""Where on the part: cohorts of planted maps, whose center, move and stranger are known."""
 
 import dataclasses
 import shutil
@@ -53,7 +53,7 @@ def no_photograph(inspection_id: int) -> None:
     assert inspection_id >= 1
 
 
-def test_a_cohort_has_its_centre_and_the_way_it_went(store: Store) -> None:
+def test_a_cohort_has_its_center_and_the_way_it_went(store: Store) -> None:
     record(store, [(100, 120), (100, 100), (100, 140)], day=-1)
     record(store, [(110, 126), (110, 106), (110, 146)])
     [only], odd = cohorts_of(ReportQueries(store.database), TODAY, photograph_of=no_photograph)
@@ -116,7 +116,7 @@ def test_the_page_shows_them_and_says_when_chance_could_do_it(store: Store, tmp_
     page = write_report(store, first=DAY, last=DAY, out=tmp_path / "out").page.read_text()
     assert 'alt="Where evidence for crack gathers"' in page
     assert "Against 3 maps in the period before:" in page
-    assert "the centre 10 px lower and 6 px further right." in page
+    assert "the center 10 px lower and 6 px further right." in page
     assert "Few maps: chance alone moves this much." in page
 
 

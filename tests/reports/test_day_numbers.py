@@ -155,11 +155,11 @@ def test_limits_stand_only_where_enough_days_do() -> None:
     steady = chart(100, [10] * 11 + [40])
     assert (steady.limits, steady.days) == (Limits.SIGMA, 12)
     assert steady.points[-1].signals == (Signal.BEYOND,)
-    assert steady.centre == pytest.approx(150 / 1200)
+    assert steady.center == pytest.approx(150 / 1200)
     assert chart(100, [1] * 12).limits is Limits.EXACT
     assert chart(5000, [50, 60] * 6).limits is Limits.LANEY
     few = chart_of((), days, [Counter()] * 5 + [Counter({("total",): 100, ("flagged",): 9})] * 7)
-    assert (few.limits, few.centre, few.days) == (None, None, 7)
+    assert (few.limits, few.center, few.days) == (None, None, 7)
     assert few.points[0].share is None
     drawn = control_chart(steady)
     assert "<title>2026-11-23: 40 of 100 flagged, 40.0 %, limits " in drawn
@@ -176,7 +176,7 @@ def dashed(chart: str) -> int:
     return chart.count("stroke-dasharray")
 
 
-def test_a_chart_is_the_same_bytes_in_the_page_s_colours_whatever_the_machine_has_set() -> None:
+def test_a_chart_is_the_same_bytes_in_the_page_s_colors_whatever_the_machine_has_set() -> None:
     """And holds nothing that reaches into the page around it, nor a name that another chart on the page has."""
     import matplotlib as mpl
 

@@ -13,7 +13,7 @@ from inspect_xai.cli import app
 from inspect_xai.errors import StudyError
 from inspect_xai.records import StudyAnswer, VerdictCode
 from inspect_xai.reports import msa_csv
-from inspect_xai.statistics.agreement import analyse
+from inspect_xai.statistics.agreement import analyze
 from inspect_xai.storage import studies
 from inspect_xai.storage.store import Store, open_store
 from tests.statistics.test_agreement import aiag
@@ -46,11 +46,11 @@ def test_the_aiag_example_from_a_spreadsheet_through_the_command_line(tmp_path: 
     table, study = wide(tmp_path / "table.csv"), tmp_path / "study.csv"
     run = CliRunner().invoke(app, ["msa", "import", str(table), "--out", str(study)])
     assert (run.exit_code, run.stdout) == (0, f"450 rows in {study}\n")
-    told = CliRunner().invoke(app, ["msa", "analyse", str(study), "--defect", "0", "--good", "1"])
+    told = CliRunner().invoke(app, ["msa", "analyze", str(study), "--defect", "0", "--good", "1"])
     assert told.exit_code == 1  # miss rates are unacceptable
     assert "effectiveness    42 of 50, 84.0 % (70.9 to 92.8 %)  marginal" in told.stdout
     assert "kappa A - B: 0.86" in told.stdout
-    machine = CliRunner().invoke(app, ["msa", "analyse", str(study), "--defect", "0", "--good", "1", "--json"])
+    machine = CliRunner().invoke(app, ["msa", "analyze", str(study), "--defect", "0", "--good", "1", "--json"])
     found = json.loads(machine.stdout)
     rates = [
         [round(100 * each[name]["value"], 1) for name in ("effectiveness", "miss", "false_alarm")]
@@ -88,13 +88,13 @@ def test_the_model_is_an_appraiser_by_its_verdicts(store: Store, tmp_path: Path)
         StudyAnswer(f"SN{n:05d}", "", "NG" if n in (1, 2, 3) else "OK", "Ada", "1", "NG" if n in (1, 2, 3) else "OK")
         for n in range(4)
     ]
-    found = analyse(msa_csv.with_model(rows, store))
+    found = analyze(msa_csv.with_model(rows, store))
     ada, model = found.appraisals
     assert (ada.effectiveness.count, model.appraiser) == (4, studies.MODEL)
     assert (model.miss.count, model.miss.denominator, model.false_alarm.count) == (1, 3, 0)  # 2 was passed
     file = tmp_path / "study.csv"
     msa_csv.write(file, rows)
-    run = CliRunner().invoke(app, ["msa", "analyse", str(file), "--model", "--db", f"sqlite:///{tmp_path / 'line.db'}"])
+    run = CliRunner().invoke(app, ["msa", "analyze", str(file), "--model", "--db", f"sqlite:///{tmp_path / 'line.db'}"])
     assert run.exit_code == 1
     assert "model\n  effectiveness    3 of 4" in run.stdout
     with pytest.raises(StudyError, match="part SN99999 was never inspected"):
@@ -118,7 +118,7 @@ def test_a_study_that_cannot_be_meant_is_refused_in_a_sentence(tmp_path: Path, t
     file = tmp_path / "study.csv"
     file.write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(StudyError, match=says):
-        analyse(msa_csv.read(file))
+        analyze(msa_csv.read(file))
 
 
 def test_a_column_without_a_trial_is_refused(tmp_path: Path) -> None:

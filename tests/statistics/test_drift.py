@@ -45,7 +45,7 @@ class TestLearn:
         assert found.values.size == 2000
         assert ks_2samp(found.values, np.concatenate(days), method="asymp").statistic <= 1 / 2000
 
-    def test_days_that_resemble_their_neighbours_are_noticed(self):
+    def test_days_that_resemble_their_neighbors_are_noticed(self):
         slow = [np.full(30, math.sin(day / 3)) + np.linspace(-1, 1, 30) for day in range(40)]
         fast = [np.full(30, (-1.0) ** day) + np.linspace(-1, 1, 30) for day in range(40)]
         assert learn(slow).memory > 0.8
@@ -237,7 +237,7 @@ class TestCohort:
         shares = np.array([m / m.sum() for m in maps])
         np.testing.assert_allclose(week.spread, shares.std(axis=0, ddof=1), atol=1e-12)
 
-    def test_a_moved_fixture_moves_the_centre_of_evidence(self):
+    def test_a_moved_fixture_moves_the_center_of_evidence(self):
         spot = np.zeros((20, 20))
         spot[5:8, 5:8] = 1
         before, now = gather([spot], (20, 20)), gather([np.roll(spot, (4, -2), axis=(0, 1))], (20, 20))
@@ -261,8 +261,8 @@ class TestCohort:
 
     def test_the_part_that_is_unlike_its_cohort_stands_out(self, rng: np.random.Generator):
         row, column = np.indices((16, 16))
-        centres = [(4 + rng.normal(0, 0.5), 4 + rng.normal(0, 0.5)) for _ in range(40)] + [(12, 12)]
-        maps = [np.exp(-((row - r) ** 2 + (column - c) ** 2) / 8) for r, c in centres]
+        centers = [(4 + rng.normal(0, 0.5), 4 + rng.normal(0, 0.5)) for _ in range(40)] + [(12, 12)]
+        maps = [np.exp(-((row - r) ** 2 + (column - c) ** 2) / 8) for r, c in centers]
         usual = gather(maps, (16, 16))
         marked = outliers(np.array([deviation(m, usual) for m in maps]))
         assert marked[40]

@@ -17,7 +17,7 @@ def test_a_square_by_hand() -> None:
     corners = np.array([[-2.0, -1.0], [-2.0, 1.0], [2.0, -1.0], [2.0, 1.0]])
     cloud = fit_cloud(corners + 10)
     assert cloud is not None
-    assert cloud.centre.tolist() == [10, 10]
+    assert cloud.center.tolist() == [10, 10]
     np.testing.assert_allclose(cloud.components(corners + 10), np.sign(corners) * np.sqrt(0.75), atol=1e-12)
     np.testing.assert_allclose(cloud.distances(corners + 10), np.sqrt(0.75))
 

@@ -297,30 +297,30 @@ WAFERS = [12, 15, 8, 10, 4, 7, 16, 9, 14, 10, 5, 6, 17, 12, 22, 8, 10, 5, 13, 11
 
 class TestPChart:
     def test_equals_the_nist_example(self):
-        """NIST/SEMATECH e-Handbook, 6.3.3.2: 30 wafers of 50 chips, centre 0.2313; wafers 15 and 23 are out."""
+        """NIST/SEMATECH e-Handbook, 6.3.3.2: 30 wafers of 50 chips, center 0.2313; wafers 15 and 23 are out."""
         chart = p_chart(WAFERS, [50] * 30)
-        assert chart.centre == pytest.approx(0.2313, abs=5e-5)
+        assert chart.center == pytest.approx(0.2313, abs=5e-5)
         assert (chart.low[0], chart.high[0]) == pytest.approx((0.0524, 0.4102), abs=5e-5)
         assert [i + 1 for i, signals in enumerate(chart.signals) if signals] == [15, 23]
 
     def test_limits_follow_the_totals_by_hand(self):
-        chart = p_chart([10, 40], [100, 400], centre=0.1)
+        chart = p_chart([10, 40], [100, 400], center=0.1)
         assert chart.high.tolist() == pytest.approx([0.1 + 3 * 0.03, 0.1 + 3 * 0.015])
         assert chart.low.tolist() == pytest.approx([0.01, 0.055])
 
     def test_the_eighth_point_on_one_side_is_a_run_and_a_day_without_parts_ends_none(self):
         counts, totals = [11] * 4 + [0] + [11] * 5 + [9], [100] * 4 + [0] + [100] * 6
-        chart = p_chart(counts, totals, centre=0.1)
+        chart = p_chart(counts, totals, center=0.1)
         assert [i for i, signals in enumerate(chart.signals) if signals == (Signal.RUN,)] == [8, 9]
 
-    def test_a_point_on_the_centre_ends_a_run(self):
-        chart = p_chart([11] * 7 + [10] + [11] * 7, [100] * 15, centre=0.1)
+    def test_a_point_on_the_center_ends_a_run(self):
+        chart = p_chart([11] * 7 + [10] + [11] * 7, [100] * 15, center=0.1)
         assert not any(chart.signals)
 
     def test_exact_limits_hold_their_tail_where_the_textbook_s_do_not(self):
         """One defect expected in 100 parts: 3 sigma lets 1.8 % of the points out, the binomial quantile 0.034 %."""
         textbook, exact = (
-            p_chart([1], [100], centre=0.01, limits=kind).high[0] * 100 for kind in (Limits.SIGMA, Limits.EXACT)
+            p_chart([1], [100], center=0.01, limits=kind).high[0] * 100 for kind in (Limits.SIGMA, Limits.EXACT)
         )
         assert binom.sf(math.floor(textbook), 100, 0.01) > 0.018
         assert binom.sf(exact, 100, 0.01) < 0.00135
@@ -334,8 +334,8 @@ class TestPChart:
         assert out[Limits.LANEY] <= 4
 
     def test_laney_s_spread_by_hand(self):
-        """Standardised points 2, -2, 2: moving ranges 4 and 4, over d2 = 1.128."""
-        chart = p_chart([32, 8, 32], [100, 100, 100], centre=0.2, limits=Limits.LANEY)
+        """Standardized points 2, -2, 2: moving ranges 4 and 4, over d2 = 1.128."""
+        chart = p_chart([32, 8, 32], [100, 100, 100], center=0.2, limits=Limits.LANEY)
         assert chart.spread == pytest.approx((12 + 12) / 2 / 4 * 2 / (2 / math.sqrt(math.pi)) / 1, rel=1e-12)
 
     @pytest.mark.parametrize("kind", list(Limits))

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from inspect_xai.cli import app
 from inspect_xai.errors import NotFoundError, StudyError
 from inspect_xai.records import VerdictCode
-from inspect_xai.statistics.agreement import analyse
+from inspect_xai.statistics.agreement import analyze
 from inspect_xai.storage.store import Store, open_store
 from inspect_xai.storage.studies import Studies
 from tests.support import stored
@@ -39,7 +39,7 @@ def test_a_study_is_judged_in_its_stored_order_and_analysed_with_the_model(store
     assert (study.parts, study.appraisers, study.trials) == (8, ("Ada", "Bob"), 2)
     assert [each.answered for each in studies.progress(study.study_id)] == [0] * 5
     with pytest.raises(StudyError, match="8 of 8 parts have no reference"):
-        analyse(studies.rows(study.study_id))
+        analyze(studies.rows(study.study_id))
     orders: dict[tuple[str, int], list[int]] = {}
     for who, by in (("", "Cleo"), ("Ada", "Ada"), ("Bob", "Bob")):
         while task := studies.next_task(study.study_id, who):
@@ -52,7 +52,7 @@ def test_a_study_is_judged_in_its_stored_order_and_analysed_with_the_model(store
     assert orders["", 0] != list(range(1, 9))  # flagged parts first would tell what the model said
     assert all(sorted(order) == list(range(1, 9)) for order in orders.values())
     assert len({tuple(order) for order in orders.values()}) == 5  # all of them drawn
-    found = {each.appraiser: each for each in analyse(studies.rows(study.study_id)).appraisals}
+    found = {each.appraiser: each for each in analyze(studies.rows(study.study_id)).appraisals}
     assert (found["Ada"].effectiveness.count, found["Ada"].within.count) == (8, 8)
     assert (found["Bob"].effectiveness.count, found["Bob"].within.count) == (7, 7)
     model = found["model"]
@@ -126,7 +126,7 @@ def test_the_command_line_sets_up_lists_exports_and_analyses(tmp_path: Path, sql
 
     made = run(app, ["msa", "create", "autumn", "--appraisers", "Ada", "--parts", "4", "--trials", "1", "--db", url])
     assert made.stdout == "autumn: 4 parts, 1 appraisers, 1 trials; it waits on the desk\n"
-    early = run(app, ["msa", "analyse", "autumn", "--db", url])
+    early = run(app, ["msa", "analyze", "autumn", "--db", url])
     assert isinstance(early.exception, StudyError)
     with open_store(url) as opened:
         studies = Studies(opened.database)
@@ -137,9 +137,9 @@ def test_the_command_line_sets_up_lists_exports_and_analyses(tmp_path: Path, sql
     listed = run(app, ["msa", "list", "--db", url])
     assert "autumn: 4 parts, 1 trials" in listed.stdout
     assert "Ada, trial 1                 4 of 4" in listed.stdout
-    told = run(app, ["msa", "analyse", "autumn", "--db", url, "--json"])
+    told = run(app, ["msa", "analyze", "autumn", "--db", url, "--json"])
     assert [each["appraiser"] for each in json.loads(told.stdout)["appraisals"]] == ["Ada", "model"]
     out = tmp_path / "autumn.csv"
     assert run(app, ["msa", "export", "autumn", "--out", str(out), "--db", url]).exit_code == 0
-    again = run(app, ["msa", "analyse", str(out), "--json"])
+    again = run(app, ["msa", "analyze", str(out), "--json"])
     assert json.loads(again.stdout) == json.loads(told.stdout)

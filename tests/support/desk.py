@@ -68,7 +68,7 @@ def explanation(picture: NDArray[np.uint8], *, target: str, scores: tuple[float,
     size = (picture.shape[0], picture.shape[1])
     dark = cv2.GaussianBlur((picture < 60).astype(np.float32), (0, 0), sigmaX=3)
     sums = [cv2.resize(dark, (edge, edge), interpolation=cv2.INTER_AREA) for edge in (size[0] // 4, size[0] // 12)]
-    maps = [sise.normalised(each, size) for each in sums]
+    maps = [sise.normalized(each, size) for each in sums]
     fused = sise.fuse([each for each in maps if each is not None]).fused
     blocks = tuple(
         BlockMap(name, 24, 12, 6, 1, 0.5, 0.15, 0.1, 0.9, None if i == 0 else 0.4, sums=each)
@@ -214,7 +214,7 @@ class Visitor:
         self.follow(response)
 
     def hidden(self, name: str) -> str:
-        """The value of a hidden field of the page seen last, of the judgement form first."""
+        """The value of a hidden field of the page seen last, of the judgment form first."""
         form = re.search(r'<form id="judge".*?</form>', self.page, re.DOTALL)
         for text in (form[0] if form else "", self.page):
             found = re.search(rf'name="{name}" value="([^"]*)"', text)

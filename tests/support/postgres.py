@@ -67,7 +67,7 @@ class Cluster:
         for each in (lock, self.folder / f".s.PGSQL.{self.port}.lock"):
             each.unlink()
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         self._run("initdb", "-D", "data", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-locale", "--no-sync")
 
     def _run(self, program: str, *arguments: str) -> None:
@@ -101,7 +101,7 @@ def cluster() -> Iterator[Cluster]:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         server = Cluster(folder, port)
-        server.initialise()
+        server.initialize()
         server.start()
         try:
             yield server

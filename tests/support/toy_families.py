@@ -416,7 +416,7 @@ def plain(*tail: nn.Module, depth: int = 3, classes: int = CLASSES) -> Toy:
     return Toy(stages, nn.Sequential(*linear_head(12, classes), *tail))
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     """Pixels 0..255 to (pixel / 255 - mean) / std."""
 
     def __init__(self) -> None:
@@ -432,7 +432,7 @@ class Normalise(nn.Module):
 def preprocessing_inside() -> Toy:
     """As plain, fed with pixels 0..255."""
     toy = plain()
-    toy.stages[0] = nn.Sequential(Normalise(), toy.stages[0])
+    toy.stages[0] = nn.Sequential(Normalize(), toy.stages[0])
     return toy
 
 

@@ -1,4 +1,4 @@
-"""ONNX graphs without torch: made node by node, channels last in the manner of tf2onnx, and quantised ones."""
+"""ONNX graphs without torch: made node by node, channels last in the manner of tf2onnx, and quantized ones."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ CLASSES = 5
 
 
 def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All outputs by name, from ONNX Runtime with every optimisation it has."""
+    """All outputs by name, from ONNX Runtime with every optimization it has."""
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, feeds), strict=True))
@@ -129,8 +129,8 @@ class _Pictures(quantization.CalibrationDataReader):
         return next(self.feeds, None)
 
 
-def quantised(model: onnx.ModelProto, pictures: np.ndarray) -> onnx.ModelProto:
-    """The model in int8 as ONNX Runtime's static quantiser writes it: QuantizeLinear and DequantizeLinear around all.
+def quantized(model: onnx.ModelProto, pictures: np.ndarray) -> onnx.ModelProto:
+    """The model in int8 as ONNX Runtime's static quantizer writes it: QuantizeLinear and DequantizeLinear around all.
 
     Args:
         model: A float model of opset 18 or later with one input.

@@ -115,8 +115,8 @@ def in_operators(given: onnx.ModelProto | None = None) -> onnx.ModelProto:
     return _through_files(make, given or residual_network())
 
 
-def optimised(given: onnx.ModelProto, level: ort.GraphOptimizationLevel) -> onnx.ModelProto:
-    """What an optimising session writes down: FusedConv and the like."""
+def optimized(given: onnx.ModelProto, level: ort.GraphOptimizationLevel) -> onnx.ModelProto:
+    """What an optimizing session writes down: FusedConv and the like."""
 
     def make(before: Path, after: Path) -> None:
         options = ort.SessionOptions()

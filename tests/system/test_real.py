@@ -32,7 +32,7 @@ def test_the_blocks_of_efficientnet_are_those_of_the_method_notes(real_bundle: M
 
 
 def test_maps_of_real_defects_lie_on_the_defects(real_bundle: ModelBundle, shared_dir: Path) -> None:
-    """Three defects judged right; measured over a hundred by `python -m benchmarks.localisation`."""
+    """Three defects judged right; measured over a hundred by `python -m benchmarks.localization`."""
     gains, hits = [], []
     with Explainer(real_bundle, device="cpu", profile="quick") as explainer:
         for part in defective_parts(shared_dir, real_bundle.card.name, split="test"):

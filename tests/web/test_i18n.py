@@ -13,7 +13,7 @@ from inspect_xai.storage.review_queue import ConflictKind
 from inspect_xai.storage.review_reasons import Why
 from inspect_xai.web import i18n
 from inspect_xai.web.auth import Role
-from inspect_xai.web.i18n import LANGUAGES, Words, catalogue, chosen_language
+from inspect_xai.web.i18n import LANGUAGES, Words, catalog, chosen_language
 
 WEB = Path(i18n.__file__).parent
 SOURCES = "\n".join(path.read_text("utf-8") for path in sorted([*WEB.rglob("*.py"), *WEB.glob("templates/*.html")]))
@@ -25,7 +25,7 @@ def names_in(text: str) -> set[str]:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_languages_have_the_same_texts_with_the_same_names(language: str) -> None:
-    english, other = catalogue("en"), catalogue(language)
+    english, other = catalog("en"), catalog(language)
     assert set(other) == set(english)
     assert {key for key in english if names_in(english[key]) != names_in(other[key])} == set()
 
@@ -36,13 +36,13 @@ def test_every_code_of_a_record_has_a_text() -> None:
     wanted += [f"map.{code}" for code in Status if code is not Status.EXPLAINED] + [
         f"role.{role.code}" for role in Role
     ]
-    assert [key for key in wanted if key not in catalogue("en")] == []
+    assert [key for key in wanted if key not in catalog("en")] == []
 
 
 def test_every_text_is_used_somewhere() -> None:
     built = set(re.findall(r"['\"]([a-z_]+\.[a-z_]*)['\"] ~|['\"]([a-z_]+\.[a-z_]*)\{", SOURCES))
     prefixes = tuple(one or other for one, other in built)
-    unused = [key for key in catalogue("en") if key not in SOURCES and not key.startswith(prefixes)]
+    unused = [key for key in catalog("en") if key not in SOURCES and not key.startswith(prefixes)]
     assert unused == []
 
 
@@ -51,7 +51,7 @@ def test_every_text_a_template_asks_for_is_there() -> None:
         re.findall(r"words\(\"([a-z_.0-9]+)\"", SOURCES)
     )
     assert len(asked) > 80
-    assert asked - set(catalogue("en")) == set()
+    assert asked - set(catalog("en")) == set()
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,6 @@ def test_no_moment_breaks_a_page(zone: str) -> None:
 
 def test_reasons_are_told_in_the_readers_language_unless_the_plant_has_its_own() -> None:
     german = Words("de", ZoneInfo("UTC"))
-    assert german.reason("DUST", catalogue("en")["reason_code.DUST"]) == "Staub, Faser oder Schmutz, der abgeht"
+    assert german.reason("DUST", catalog("en")["reason_code.DUST"]) == "Staub, Faser oder Schmutz, der abgeht"
     assert german.reason("DUST", "Flusen von Halle 3") == "Flusen von Halle 3"
     assert german.reason("R17", "see list") == "see list"

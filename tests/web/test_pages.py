@@ -125,7 +125,7 @@ def test_an_answer_against_the_model_needs_a_reason_and_loses_nothing_that_was_t
     ],
 )
 def test_an_answer_that_cannot_be_meant_is_refused_in_words(fields: dict[str, str], told: str, tmp_path: Path) -> None:
-    from inspect_xai.web.i18n import catalogue
+    from inspect_xai.web.i18n import catalog
 
     url = f"sqlite:///{tmp_path}/desk.db"
     making.filled(url, tmp_path / "archive", flagged=1, good=0)
@@ -133,7 +133,7 @@ def test_an_answer_that_cannot_be_meant_is_refused_in_words(fields: dict[str, st
         given = store.get(1)
     with pytest.raises(forms.FormError) as caught:
         forms.answer_in(fields, given, person="Ada", blind=False, reasons={"DUST": "dust"})
-    assert told in catalogue("en")[caught.value.key]
+    assert told in catalog("en")[caught.value.key]
 
 
 def test_two_operators_never_judge_the_same_part(opened: Open) -> None:
@@ -232,7 +232,7 @@ def test_a_second_person_looks_where_the_rule_says_so_and_never_the_first_one(op
     assert "Two people disagree" in text_of(bert.page)
     cleo = desk.client("Cleo")
     page = cleo.follow(cleo.post("/queue/next"))
-    assert "your judgement decides" in text_of(page.text)
+    assert "your judgment decides" in text_of(page.text)
     cleo.follow(cleo.answer(1, decision="confirm"))
     assert "Nothing waits" in text_of(cleo.page)
 
@@ -339,7 +339,7 @@ def test_pictures_and_maps_are_what_was_recorded(opened: Open, tmp_path: Path) -
 
     for number, block in enumerate(stored.explanation.tiles[0].blocks, 1):
         assert block.sums is not None
-        expected = sise.normalised(block.sums, (making.SIZE, making.SIZE))
+        expected = sise.normalized(block.sums, (making.SIZE, making.SIZE))
         assert expected is not None
         layer = picture_of(ada.get(f"/inspections/2/block-{number}.png"))
         assert np.abs(layer[..., 3] - expected * 255).max() <= 0.51
@@ -549,7 +549,7 @@ def test_parts_models_help_and_a_good_part_beside(opened: Open) -> None:
     assert (capture.line, capture.station) == (desk.store.get(2).capture.line, desk.store.get(2).capture.station)
 
 
-def test_the_reader_chooses_language_and_colours(opened: Open) -> None:
+def test_the_reader_chooses_language_and_colors(opened: Open) -> None:
     desk = opened(flagged=1)
     german = desk.client(headers={"Accept-Language": "de-DE,de;q=0.9"})
     page = german.get("/signin")

@@ -61,7 +61,7 @@ def test_a_study_from_its_form_to_its_numbers(desk: Desk) -> None:
         assert f"{who} 100 % 4 of 4 100 % 4 of 4 acceptable 0 % 0 of 4 acceptable 0 % 0 of 4 acceptable 1.00" in page
     # The model said UNSURE of part 1: no right answer, but no miss either.
     assert "The model – 75 % 3 of 4 not acceptable 0 % 0 of 2 acceptable 0 % 0 of 2 acceptable" in page
-    assert 'inspect-xai msa analyse "Herbst 26"' in page.replace("&#34;", '"')
+    assert 'inspect-xai msa analyze "Herbst 26"' in page.replace("&#34;", '"')
 
 
 def test_nothing_tells_what_the_model_or_anybody_said(desk: Desk) -> None:

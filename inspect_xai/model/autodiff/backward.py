@@ -100,15 +100,15 @@ def _total(arrived: dict[str, list[Value]], tensor: str) -> Value | None:
 def _downstream(graph: onnx.GraphProto, wrt: Iterable[str], writer: Writer) -> set[str]:
     """Tensors that carry a gradient to a tensor of `wrt`: those computed from one of them, and they themselves.
 
-    Whole numbers (shapes, indices) carry none; quantised feature maps do, straight through.
+    Whole numbers (shapes, indices) carry none; quantized feature maps do, straight through.
     """
     reached = set(wrt)
     for node in graph.node:
         if reached.isdisjoint([*node.input, *captured_names(node)]):
             continue
-        quantised = node.op_type == "QuantizeLinear"
+        quantized = node.op_type == "QuantizeLinear"
         reached.update(
-            name for name in node.output if name and (quantised or writer.dtypes.get(name, TensorProto.FLOAT) in FLOATS)
+            name for name in node.output if name and (quantized or writer.dtypes.get(name, TensorProto.FLOAT) in FLOATS)
         )
     return reached
 

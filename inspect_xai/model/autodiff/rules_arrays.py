@@ -144,7 +144,7 @@ def _flat_at(step: Step, dy: Value, axis: int, length: int) -> Value:
 def _scattered(step: Step, dy: Value, *, indices: NDArray[np.int64], axis: int, size: int) -> Value:
     """Add up the slices dy[.., k, ..] at position indices[k] of an axis of the given size."""
     if np.array_equal(indices, np.arange(indices[0], indices[0] + indices.size)):
-        first = int(indices[0])  # neighbours in order, the usual case: zeros in front and behind
+        first = int(indices[0])  # neighbors in order, the usual case: zeros in front and behind
         return dy.then("Pad", [first, size - first - indices.size], None, [axis])
     shape = dy.shape(0, axis).then("Concat", [size], dy.shape(axis + 1), axis=0)
     along = [1] * step.rank(step.node.input[0])

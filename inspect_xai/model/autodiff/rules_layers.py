@@ -1,4 +1,4 @@
-"""Derivatives of a network's layers: activations, convolution, pooling, normalisation.
+"""Derivatives of a network's layers: activations, convolution, pooling, normalization.
 
 Each rule writes dx = d(seed)/d(input) as ONNX nodes, given dy = d(seed)/d(output). Where y tells as much as x, y is
 used: x is then free to be fused with its producer (Conv and Relu become one kernel in ONNX Runtime). At a kink the
@@ -274,38 +274,38 @@ def _per_channel(step: Step, values: Value) -> Value:
     return values.reshape([-1, *[1] * (step.rank(step.node.input[0]) - 2)])
 
 
-def _normalised(x: Value, dn: Value, *, axes: Sequence[int], epsilon: float) -> Value:
+def _normalized(x: Value, dn: Value, *, axes: Sequence[int], epsilon: float) -> Value:
     """For n = (x - mean) / sqrt(var + eps) over `axes`: dx = (dn - mean(dn) - n mean(dn n)) / sqrt(var + eps)."""
-    centred = x - x.mean(axes)
-    inverse = 1 / ((centred * centred).mean(axes) + epsilon).then("Sqrt")
-    n = centred * inverse
+    centered = x - x.mean(axes)
+    inverse = 1 / ((centered * centered).mean(axes) + epsilon).then("Sqrt")
+    n = centered * inverse
     return (dn - dn.mean(axes) - n * (dn * n).mean(axes)) * inverse
 
 
 def _layer_normalization(step: Step) -> Value:
-    """For y = n * scale + bias with n normalised over the axes from `axis` on."""
+    """For y = n * scale + bias with n normalized over the axes from `axis` on."""
     axes = range(step.axis(-1), step.rank(step.node.input[0]))
-    return _normalised(step.x, step.dy * step.input(1), axes=axes, epsilon=step.attribute("epsilon", 1e-5))
+    return _normalized(step.x, step.dy * step.input(1), axes=axes, epsilon=step.attribute("epsilon", 1e-5))
 
 
 def _instance_normalization(step: Step) -> Value:
-    """For y = n * scale + bias with n normalised over space."""
+    """For y = n * scale + bias with n normalized over space."""
     axes = range(2, step.rank(step.node.input[0]))
     dn = step.dy * _per_channel(step, step.input(1))
-    return _normalised(step.x, dn, axes=axes, epsilon=step.attribute("epsilon", 1e-5))
+    return _normalized(step.x, dn, axes=axes, epsilon=step.attribute("epsilon", 1e-5))
 
 
 def _group_normalization(step: Step) -> Value:
-    """For y = n * scale + bias with n normalised over space and the channels of each group."""
+    """For y = n * scale + bias with n normalized over space and the channels of each group."""
     groups = step.attribute("num_groups")
     grouped = [0, groups, -1]
     dn = (step.dy * _per_channel(step, step.input(1))).reshape(grouped)
-    dx = _normalised(step.x.reshape(grouped), dn, axes=[2], epsilon=step.attribute("epsilon", 1e-5))
+    dx = _normalized(step.x.reshape(grouped), dn, axes=[2], epsilon=step.attribute("epsilon", 1e-5))
     return dx.reshape(step.x.shape())
 
 
 def _lrn(step: Step) -> Value:
-    """For y = x s^-b with s = k + a/n S(x^2), S the sum over n neighbouring channels.
+    """For y = x s^-b with s = k + a/n S(x^2), S the sum over n neighboring channels.
 
     dx = dy s^-b - 2 b a/n x S^T(dy x s^(-b-1)); S is a band matrix over the channels.
     """
@@ -337,7 +337,7 @@ def _quantize(step: Step) -> Value:
     """For y = round(x / scale) + zero: straight through where the integers do not saturate."""
     scale, zero = step.known(1), step.known(2, np.uint8(0))
     if scale.size != 1:
-        step.refuse("it quantises feature maps channel by channel")
+        step.refuse("it quantizes feature maps channel by channel")
     limits = np.iinfo(zero.dtype)
     low, high = ((int(limit) - int(zero.item())) * float(scale.item()) for limit in (limits.min, limits.max))
     held = step.x.then("Clip", low, high).then("Equal", step.x, dtype=TensorProto.BOOL)

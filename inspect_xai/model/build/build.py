@@ -110,7 +110,7 @@ def write_network(plan: Plan, work: Path) -> dict[str, Any]:
         "batch": "dynamic" if dynamic_batch else 1,
         "gradient": "none" if not ends else "finite_difference" if reason else "reverse_mode",
         "gradient_reason": reason,
-        "quantised": subject.quantised,
+        "quantized": subject.quantized,
         "notes": plan.blocks.notes,
         "output": asdict(plan.head),
         "network": _describe(model, plan.source),
@@ -250,7 +250,7 @@ def check_bundle(folder: Path | str) -> ModelBundle:
 
 
 def add_int8(bundle: ModelBundle, graph: bytes, out: Path, *, facts: dict[str, Any]) -> ModelBundle:
-    """Write a bundle that scores with a quantised graph; its card says so, so it is another model.
+    """Write a bundle that scores with a quantized graph; its card says so, so it is another model.
 
     Args:
         bundle: The bundle, which stays as it is unless it is `out`.

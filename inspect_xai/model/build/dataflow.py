@@ -35,14 +35,14 @@ class Map:
     height: int
     width: int
     layout: Layout
-    quantised: bool = False
+    quantized: bool = False
 
     @property
     def end(self) -> str:
         """Name of the float tensor, channels first, that stands for it in the bundle."""
         if self.layout is Layout.NHWC:
             return f"{self.tensor}/nchw"
-        return f"{self.tensor}/float" if self.quantised else self.tensor
+        return f"{self.tensor}/float" if self.quantized else self.tensor
 
     def resembles(self, other: "Map") -> bool:
         """Whether neither is smaller than the other by the ratio that starts a stage."""
@@ -153,7 +153,7 @@ def _maps(network: Network, nodes: Iterable[onnx.NodeProto], names: Iterable[str
         if len(shape) == 4 and layout is not None:
             channels, height, width = shape[1:] if layout is Layout.NCHW else (shape[3], *shape[1:3])
             if min(height, width) > 1:
-                maps[name] = Map(name, channels, height, width, layout, quantised=name in network.steps)
+                maps[name] = Map(name, channels, height, width, layout, quantized=name in network.steps)
     return maps
 
 

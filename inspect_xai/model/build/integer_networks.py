@@ -44,6 +44,6 @@ def steps_of(nodes: Iterable[onnx.NodeProto]) -> dict[str, tuple[str, str]]:
     return steps
 
 
-def is_quantised(nodes: Iterable[onnx.NodeProto]) -> bool:
+def is_quantized(nodes: Iterable[onnx.NodeProto]) -> bool:
     """Whether a network rounds to whole numbers on its way."""
     return any(node.op_type in _ROUNDING or node.op_type in _STEPS_AT for node in nodes)

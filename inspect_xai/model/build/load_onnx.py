@@ -28,7 +28,7 @@ _FREE_WEIGHTS = 4  # the IR version since which weights need not be listed as in
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
 _STANDARD_DOMAINS = ("", "ai.onnx")
 RUNTIME_DOMAIN = "com.microsoft"
-# What ONNX Runtime's own quantiser and optimiser write into a file that standard operators were in.
+# What ONNX Runtime's own quantizer and optimizer write into a file that standard operators were in.
 _OF_THE_RUNTIME = frozenset(
     [
         *("QLinearAdd", "QLinearAveragePool", "QLinearConcat", "QLinearConv", "QLinearGlobalAveragePool", "QGemm"),

@@ -119,7 +119,7 @@ def working_form(model: onnx.ModelProto, card: ModelCard, *, keep: Sequence[str]
 
 
 def sample_pictures(card: ModelCard, count: int, *, seed: int) -> NDArray[np.float32]:
-    """Return made-up pictures (N, C, H, W) in pixel units: patches of random grey with noise on them."""
+    """Return made-up pictures (N, C, H, W) in pixel units: patches of random gray with noise on them."""
     spec, rng = card.input, np.random.default_rng(seed)
     rows, columns = np.arange(spec.height) * 8 // spec.height, np.arange(spec.width) * 8 // spec.width
     coarse = rng.uniform(0, 1, (count, spec.depth, 8, 8))[:, :, rows][:, :, :, columns]
@@ -162,7 +162,7 @@ def run_model(
 
 
 def open_plain(model: Path | bytes, *, options: ort.SessionOptions | None = None) -> ort.InferenceSession:
-    """Open a CPU session without optimisation and with one thread: the plainest reading, equal on every machine.
+    """Open a CPU session without optimization and with one thread: the plainest reading, equal on every machine.
 
     Raises:
         ModelFileError: If ONNX Runtime cannot load the model.

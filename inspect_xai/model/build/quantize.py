@@ -1,4 +1,4 @@
-"""The scoring graph in whole numbers: ONNX Runtime's static quantiser, ranges from masked pictures, float around it.
+"""The scoring graph in whole numbers: ONNX Runtime's static quantizer, ranges from masked pictures, float around it.
 
     score_int8   as score (derive.py), with the network's convolutions in 8 bits: activations unsigned, one range per
                  tensor; weights signed, one range per channel
@@ -27,11 +27,11 @@ from inspect_xai.model.session import ORT_ERRORS, first_line
 Feeds = Mapping[str, NDArray[Any]]
 
 _OPERATORS = ("Conv", "MatMul", "Add", "Concat", "Clip", "Relu", "LeakyRelu", "MaxPool", "AveragePool")
-_QUANTISED = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger"})
+_QUANTIZED = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger"})
 _REFUSALS: tuple[type[Exception], ...] = (*ORT_ERRORS, RuntimeError, ValueError, TypeError, KeyError)
 
 
-def quantise_scoring(bundle: ModelBundle, feeds: Sequence[Feeds]) -> bytes:
+def quantize_scoring(bundle: ModelBundle, feeds: Sequence[Feeds]) -> bytes:
     """Write the scoring graph of a bundle in 8 bits.
 
     Args:
@@ -42,28 +42,28 @@ def quantise_scoring(bundle: ModelBundle, feeds: Sequence[Feeds]) -> bytes:
         The graph, weights inside.
 
     Raises:
-        UnsupportedModelError: If the network is quantised already, or holds nothing that pays in 8 bits.
-        ModelFileError: If ONNX Runtime's quantiser fails.
+        UnsupportedModelError: If the network is quantized already, or holds nothing that pays in 8 bits.
+        ModelFileError: If ONNX Runtime's quantizer fails.
     """
     graph = onnx.load(bundle.graph("score"))
-    if any(node.op_type in _QUANTISED for node in graph.graph.node):
+    if any(node.op_type in _QUANTIZED for node in graph.graph.node):
         raise UnsupportedModelError("the network computes in whole numbers already", remedy='say scoring = "float"')
     kept_float = _kept_float(graph)
     if all(node.name in kept_float for node in graph.graph.node if node.op_type in ("Conv", "MatMul")):
-        raise UnsupportedModelError("no convolution of the network can be quantised", remedy='say scoring = "float"')
+        raise UnsupportedModelError("no convolution of the network can be quantized", remedy='say scoring = "float"')
     with tempfile.TemporaryDirectory(prefix="inspect-xai-") as scratch, _silent():
         source, target = Path(scratch) / "score.onnx", Path(scratch) / "score_int8.onnx"
         onnx.save(graph, source)
         try:
-            _run_quantiser(source, target, feeds, kept_float)
+            _run_quantizer(source, target, feeds, kept_float)
         except _REFUSALS as error:
             raise ModelFileError(
-                f"ONNX Runtime cannot quantise the network: {first_line(error)}", remedy='say scoring = "float"'
+                f"ONNX Runtime cannot quantize the network: {first_line(error)}", remedy='say scoring = "float"'
             ) from error
         return target.read_bytes()
 
 
-def _run_quantiser(source: Path, target: Path, feeds: Sequence[Feeds], kept_float: Sequence[str]) -> None:
+def _run_quantizer(source: Path, target: Path, feeds: Sequence[Feeds], kept_float: Sequence[str]) -> None:
     from onnxruntime import quantization  # loads much, and only this needs it
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # the library has no types
@@ -107,7 +107,7 @@ def _kept_float(graph: onnx.ModelProto) -> list[str]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Hold back the quantiser's advice to run a pre-processing that our graphs have behind them."""
+    """Hold back the quantizer's advice to run a pre-processing that our graphs have behind them."""
     logger = logging.getLogger()
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -66,7 +66,7 @@ def stages(bundle: ModelBundle) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def randomised_copy(bundle: ModelBundle, folder: Path, *, downto: str, seed: int) -> ModelBundle:
+def randomized_copy(bundle: ModelBundle, folder: Path, *, downto: str, seed: int) -> ModelBundle:
     """Write a copy of a bundle's graphs in which all weights behind and including a stage are shuffled.
 
     Args:
@@ -78,7 +78,7 @@ def randomised_copy(bundle: ModelBundle, folder: Path, *, downto: str, seed: int
     Raises:
         UnsupportedModelError: If there is nothing to shuffle: the weights are made inside the graph.
 
-    Source: Adebayo et al., "Sanity Checks for Saliency Maps" (NeurIPS 2018), cascading randomisation.
+    Source: Adebayo et al., "Sanity Checks for Saliency Maps" (NeurIPS 2018), cascading randomization.
     """
     found = stages(bundle)
     names = list(found)

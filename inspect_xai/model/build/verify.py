@@ -17,7 +17,7 @@ from inspect_xai.errors import BundleError
 from inspect_xai.model.build.derive import PREFIX
 from inspect_xai.model.build.half_precision import half_tensors
 from inspect_xai.model.build.inputs_outputs import read_ends
-from inspect_xai.model.build.integer_networks import is_quantised
+from inspect_xai.model.build.integer_networks import is_quantized
 from inspect_xai.model.build.normalize import Arrays, network_input, open_plain, run_plain, sample_pictures
 from inspect_xai.model.build.topology import needed_nodes, put_nodes
 from inspect_xai.model.session import open_session
@@ -31,14 +31,14 @@ _BOUNDS = {
     "gradient_deepest_block": 0.02,
     "gradient_other_blocks": 0.1,
 }
-# In a quantised network a rounding of the input moves numbers by whole quanta, and slopes are those between quanta.
-_QUANTISED_BOUNDS = dict.fromkeys(_BOUNDS, 0.1) | {"gradient_deepest_block": 0.5, "gradient_other_blocks": 0.5}
+# In a quantized network a rounding of the input moves numbers by whole quanta, and slopes are those between quanta.
+_QUANTIZED_BOUNDS = dict.fromkeys(_BOUNDS, 0.1) | {"gradient_deepest_block": 0.5, "gradient_other_blocks": 0.5}
 # Half precision keeps 11 bits, so that a rounding moves a number by up to 2^-11 of it. The network as given rounds once
 # for each of its n operators, the bundle's graphs, in single precision, never. Roundings are as often up as down: n of
 # them in a row come to sqrt(n) of one; four times that is let through.
 _HALF_ROUNDING = 4 * 2.0**-11
 _STEPS = (1e-4, 1e-3, 1e-2)  # of the block's range; kinks spoil large steps, rounding small ones
-_QUANTISED_STEPS = (0.1, 0.3, 0.03)
+_QUANTIZED_STEPS = (0.1, 0.3, 0.03)
 _SEEDS = (3, 4, 5, 6)
 _CHANNELS = 3
 
@@ -71,27 +71,27 @@ class Subject:
         return any(end.grid for end in self.ends)
 
     @property
-    def quantised(self) -> bool:
+    def quantized(self) -> bool:
         """Whether the network computes with whole numbers."""
-        return is_quantised(self.given.graph.node)
+        return is_quantized(self.given.graph.node)
 
     @property
     def bounds(self) -> dict[str, float]:
         """The largest relative error let through, by proof."""
-        if self.quantised:
-            return _QUANTISED_BOUNDS
+        if self.quantized:
+            return _QUANTIZED_BOUNDS
         return _BOUNDS | {"network_as_given": max(_BOUNDS["network_as_given"], _rounding(half_tensors(self.given)))}
 
     def session(self, graph: str) -> ort.InferenceSession:
-        """One of the bundle's graphs as it stands on disk, optimised as the engine will have it."""
+        """One of the bundle's graphs as it stands on disk, optimized as the engine will have it."""
         return self.open(self.folder / "graphs" / f"{graph}.onnx", cut=graph not in ("predict", "score"))
 
     def open(self, model: Path | bytes, *, cut: bool) -> ort.InferenceSession:
         """Open a session with one thread: sums come out in the same order everywhere.
 
-        Graphs that are cut somewhere run as written if quantised: fused kernels round otherwise where they are cut.
+        Graphs that are cut somewhere run as written if quantized: fused kernels round otherwise where they are cut.
         """
-        return open_plain(model) if cut and self.quantised else open_session(model, threads=1)
+        return open_plain(model) if cut and self.quantized else open_session(model, threads=1)
 
 
 def _rounding(operators: int) -> float:
@@ -121,7 +121,7 @@ def prove(subject: Subject) -> dict[str, float]:
             raise BundleError(
                 f"proof {name} cannot be made: on {len(_SEEDS)} made-up pictures the output does not depend on a block "
                 "end, as all units behind it are dead on them",
-                expected="a network that answers to patches of grey with noise on them",
+                expected="a network that answers to patches of gray with noise on them",
                 remedy="check scale, mean and std of the card: wrong ones put every picture outside what the network "
                 "knows; or name other block ends with [explain] blocks",
             )
@@ -271,7 +271,7 @@ def _slope_errors(
     errors = []
     for channel in np.argsort(-np.abs(alphas))[:_CHANNELS]:
         error = float("inf")
-        for step in _QUANTISED_STEPS if subject.quantised else _STEPS:
+        for step in _QUANTIZED_STEPS if subject.quantized else _STEPS:
             above, below = (
                 _raised_margin(subject, raised, feeds, block=block, channel=int(channel), by=sign * step * reach)
                 for sign in (1, -1)

@@ -101,7 +101,7 @@ def signout(request: Request, form: Looking) -> Response:
 
 @router.post("/preferences")
 async def preferences(request: Request) -> Response:
-    """Keep language and colours for this session; also before somebody signed in."""
+    """Keep language and colors for this session; also before somebody signed in."""
     site = site_of(request)
     fields = await read_fields(request)
     session = site.access.session(request)

@@ -168,10 +168,10 @@ def _is_asked(studies: Studies, task: Task, person: Person) -> bool:
 
 
 def _agreement(studies: Studies, study_id: int) -> object:
-    from inspect_xai.statistics.agreement import analyse  # its statistics package takes a second to load
+    from inspect_xai.statistics.agreement import analyze  # its statistics package takes a second to load
 
     try:
-        return analyse(studies.rows(study_id))
+        return analyze(studies.rows(study_id))
     except StudyError as error:
         return str(error)
 

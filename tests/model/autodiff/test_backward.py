@@ -106,7 +106,7 @@ def test_an_output_that_is_named_by_nothing_counts_as_absent() -> None:
     assert found[names["x"]].tolist() == [[[0, 9, 0]]]
 
 
-def test_quantising_lets_through_what_its_integers_can_hold() -> None:
+def test_quantizing_lets_through_what_its_integers_can_hold() -> None:
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional
 
 from inspect_xai.model.autodiff.backward import differentiate
-from tests.support.toy_graphs import NHWC_ENDS, nhwc_model, noise, quantised, run, with_outputs
+from tests.support.toy_graphs import NHWC_ENDS, nhwc_model, noise, quantized, run, with_outputs
 from tests.support.toys import TOYS, toy_model
 
 
@@ -201,13 +201,13 @@ def test_a_channels_last_graph_has_channels_last_gradients(softmax: bool) -> Non
         assert relative_error(found[names[tensor]], gradient.numpy()) < 1e-5
 
 
-def test_a_quantised_network_has_nearly_the_gradients_of_its_float_twin() -> None:
+def test_a_quantized_network_has_nearly_the_gradients_of_its_float_twin() -> None:
     family = TOYS["mobilenet_v2"]
     pictures, seeds = family.pictures(2, seed=1).numpy(), noise(2, 5).astype(np.float32)
     wrt = {"tap_3": (24, 4, 4)}
     gradients = []
     for model in (toy_model("mobilenet_v2", taps=True), None):
-        model = model or quantised(toy_model("mobilenet_v2", taps=True), family.pictures(16, seed=2).numpy())
+        model = model or quantized(toy_model("mobilenet_v2", taps=True), family.pictures(16, seed=2).numpy())
         differentiated, names = gradient_model(model, wrt, classes=5)
         gradients.append(run(differentiated, {"input": pictures, "seed": seeds})[names["tap_3"]].ravel())
 

@@ -15,7 +15,7 @@ from inspect_xai.model.build.dataflow import cut_tensors, ways
 from inspect_xai.model.build.load_onnx import load_model
 from inspect_xai.model.build.normalize import Network, network_input, run_model, sample_pictures, working_form
 from inspect_xai.records import Channels, InputSpec, Layout, ModelCard
-from tests.support.toy_graphs import NHWC_ENDS, make_model, nhwc_model, noise, quantised
+from tests.support.toy_graphs import NHWC_ENDS, make_model, nhwc_model, noise, quantized
 from tests.support.toys import TOYS, toy_model
 
 DYNAMO = pytest.mark.slow  # the exporter takes seconds per network
@@ -420,7 +420,7 @@ def test_a_network_without_convolution_is_refused(tmp_path: Path) -> None:
         sketch.blocks(tmp_path)
 
 
-# Channels last, and quantised
+# Channels last, and quantized
 
 
 def test_channels_last_ends_get_a_channels_first_twin(tmp_path: Path) -> None:
@@ -441,10 +441,10 @@ def test_channels_last_ends_get_a_channels_first_twin(tmp_path: Path) -> None:
     np.testing.assert_array_equal(after[network.output], before[network.output])
 
 
-def test_a_quantised_network_has_the_blocks_of_its_float_twin(tmp_path: Path) -> None:
+def test_a_quantized_network_has_the_blocks_of_its_float_twin(tmp_path: Path) -> None:
     card = card_for("mobilenet_v2")
     pictures = network_input(sample_pictures(card, 4, seed=1), card)
-    network = working(quantised(toy_model("mobilenet_v2"), pictures), card, tmp_path)
+    network = working(quantized(toy_model("mobilenet_v2"), pictures), card, tmp_path)
 
     ends = find_blocks(network, scores=network.output, classes=5).ends
 

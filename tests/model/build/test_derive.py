@@ -29,7 +29,7 @@ MANY = sorted(TOYS.keys() - set(FAST))
 
 
 def run(model: onnx.ModelProto, feeds: Feeds, outputs: Sequence[str] = ("probabilities",)) -> list[NDArray[np.float64]]:
-    """Run a graph optimised, as the engine does."""
+    """Run a graph optimized, as the engine does."""
     import onnxruntime as ort
 
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -96,8 +96,8 @@ def test_a_network_that_is_silent_on_all_made_up_pictures_is_refused(tmp_path: P
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             """Logits."""
             seen = self.first(x)
-            centred = seen - seen.mean(dim=(2, 3), keepdim=True)
-            found: torch.Tensor = self.last(torch.relu(self.hidden(centred.mean(dim=(2, 3)))))
+            centered = seen - seen.mean(dim=(2, 3), keepdim=True)
+            found: torch.Tensor = self.last(torch.relu(self.hidden(centered.mean(dim=(2, 3)))))
             return found
 
     torch.manual_seed(3)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import helper
 from scipy.ndimage import map_coordinates
 
-from inspect_xai.audit.quantize import quantise_bundle
+from inspect_xai.audit.quantize import quantize_bundle
 from inspect_xai.errors import BundleError
 from inspect_xai.explain.explainer import Explainer
 from inspect_xai.maths import cams as rivals
@@ -590,9 +590,9 @@ def test_scoring_in_8_bits_lays_masks_on_the_grids(tmp_path: Path) -> None:
     card = dataclasses.replace(CARD, explain=ExplainSpec(int8_fidelity=0.5))
     bundle = build_bundle(tmp_path / "valid.onnx", card, tmp_path / "bundle")
     places = [(row, column) for row in (22, 30, 38, 42) for column in (24, 40)]
-    quantised = quantise_bundle(bundle, [spot(*place) for place in places], threads=1).bundle
-    assert quantised.blocks == bundle.blocks
-    with Engine(quantised, device="cpu", threads=1) as engine:
+    quantized = quantize_bundle(bundle, [spot(*place) for place in places], threads=1).bundle
+    assert quantized.blocks == bundle.blocks
+    with Engine(quantized, device="cpu", threads=1) as engine:
         found = explained(engine, "sise", spot(26, 38))
         assert engine.int8_masks > 0
     assert distance(found.fused, 26, 38) < 2

@@ -15,20 +15,20 @@ from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.model.engine import Engine
 from inspect_xai.records import Explanation
 from tests.model.build.test_inputs_outputs import built, card, explained
-from tests.support.toy_runtime import dynamic, in_operators, operators, optimised, residual_network, unpadded_network
+from tests.support.toy_runtime import dynamic, in_operators, operators, optimized, residual_network, unpadded_network
 
 EXTENDED, ALL = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED, ort.GraphOptimizationLevel.ORT_ENABLE_ALL
 SIZES = [(8, 32, 32), (8, 16, 16), (12, 8, 8)]  # of the block ends: Relu r1, Relu r2, Concat
 
 WRITTEN: dict[str, tuple[Callable[[], onnx.ModelProto], set[str]]] = {
     "quantize_dynamic": (dynamic, {"ConvInteger", "MatMulInteger"}),
-    "quantize_dynamic, optimized": (lambda: optimised(dynamic(), EXTENDED), {"ConvInteger", "DynamicQuantizeMatMul"}),
+    "quantize_dynamic, optimized": (lambda: optimized(dynamic(), EXTENDED), {"ConvInteger", "DynamicQuantizeMatMul"}),
     "quantize_static": (
         in_operators,
         {"QLinearConv", "QLinearAdd", "QLinearConcat", "QLinearGlobalAveragePool", "QGemm"},
     ),
-    "quantize_static, optimized": (lambda: optimised(in_operators(), ALL), {"QLinearAdd", "QLinearConcat"}),
-    "optimized": (lambda: optimised(residual_network(), EXTENDED), {"FusedConv"}),
+    "quantize_static, optimized": (lambda: optimized(in_operators(), ALL), {"QLinearAdd", "QLinearConcat"}),
+    "optimized": (lambda: optimized(residual_network(), EXTENDED), {"FusedConv"}),
 }
 
 
@@ -76,7 +76,7 @@ def test_what_the_runtime_wrote_explains_as_the_network_it_was_made_from(how: st
 
 
 def test_a_file_for_one_kind_of_processor_is_refused_with_the_level_to_take(tmp_path: Path) -> None:
-    given = optimised(residual_network(), ALL)
+    given = optimized(residual_network(), ALL)
     if not any(node.domain == "com.microsoft.nchwc" for node in given.graph.node):
         pytest.skip("this processor has no layout of its own")
 
@@ -90,8 +90,8 @@ def test_cells_of_unpadded_layers_lie_where_they_do_in_float(how: str, tmp_path:
     make = {
         "quantize_dynamic": dynamic,
         "quantize_static": in_operators,
-        "quantize_static, optimized": lambda given: optimised(in_operators(given), ALL),
-        "optimized": lambda given: optimised(given, EXTENDED),
+        "quantize_static, optimized": lambda given: optimized(in_operators(given), ALL),
+        "optimized": lambda given: optimized(given, EXTENDED),
     }[how]
 
     bundle = built(make(unpadded_network()), card(), tmp_path)

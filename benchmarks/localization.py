@@ -1,13 +1,13 @@
 """Do the maps lie on the defects, and does the network agree? Methods against each other on the real pictures.
 
-    python -m benchmarks.localisation --split test --methods sise,grad-cam,layer-cam
-    python -m benchmarks.localisation --split test,val --methods sise --pictures 0
-    python -m benchmarks.localisation --level window --methods sise,rise --max-passes 500
+    python -m benchmarks.localization --split test --methods sise,grad-cam,layer-cam
+    python -m benchmarks.localization --split test,val --methods sise --pictures 0
+    python -m benchmarks.localization --level window --methods sise,rise --max-passes 500
 
 Only pictures that the network judges right. `--level picture` explains every window that the verdict rests on and
 measures on the stitched map; `--level window` cuts out the one window in which the class scores highest and takes it
 for the picture, so that no background far from any evidence helps (AUPRO saturates on large pictures). What hides
-pixels hides them in that window in either case. Beside every table stand a random map and a Gaussian in the centre.
+pixels hides them in that window in either case. Beside every table stand a random map and a Gaussian in the center.
 Numbers are means with 95 % bootstrap intervals over pictures; `!` marks a method that is worse than the table's best
 beyond chance (the interval of the difference, picture by picture, leaves out 0). `--resample parts` draws
 physical parts with all their pictures instead: those of one part under several lamps are alike. With `--cache` the
@@ -38,7 +38,7 @@ from inspect_xai.model.build.build import build_bundle
 from inspect_xai.model.engine import Engine, MaskScores, Trace
 from inspect_xai.records import Baseline, Explanation, Method, PictureLimits, Tile
 
-CHANCE = (Method.RANDOM, Method.CENTRE)
+CHANCE = (Method.RANDOM, Method.CENTER)
 COLUMNS = {
     "aupro": "AUPRO@0.3",
     "aupro_window": "AUPRO win",
@@ -116,7 +116,7 @@ def main() -> None:
     shared = shared_folder()
     print(
         f"onnxruntime {onnxruntime.__version__}, split {options.split}, level {options.level}, profile "
-        f"{options.profile}, max passes {options.max_passes or 'none'}, mu 0.3, masks hide behind the mean colour"
+        f"{options.profile}, max passes {options.max_passes or 'none'}, mu 0.3, masks hide behind the mean color"
     )
     with tempfile.TemporaryDirectory() as scratch:
         for name in SETS:
@@ -138,7 +138,7 @@ def main() -> None:
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default="sise", help="comma-separated; random and centre come with them")
+    parser.add_argument("--methods", default="sise", help="comma-separated; random and center come with them")
     parser.add_argument("--pictures", type=int, default=0, help="at most so many of each set, drawn by --seed; 0: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", default="test", help="train, val or test, or several with commas")
