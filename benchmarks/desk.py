@@ -28,13 +28,13 @@ from sqlalchemy import text
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.support import desk_inspections as making
+from benchmarks.support import postgres
 from inspect_xai.records import VerdictCode
 from inspect_xai.storage.database import open_engine
 from inspect_xai.storage.schema import upgrade_schema
 from inspect_xai.storage.store import open_store
 from inspect_xai.storage.tables import Base
-from tests.support import desk as making
-from tests.support import postgres
 
 _RECORDED = 2000  # by the store; the rest are copies of them
 _SHIFT = 10_000

@@ -39,6 +39,9 @@ import yaml
 from numpy.typing import NDArray
 
 from benchmarks.real import SETS, real_card, real_model, shared_folder
+from benchmarks.support import postgres
+from benchmarks.support.prefect_server import ROOT as PROJECT
+from benchmarks.support.prefect_server import Prefect, wait_for
 from inspect_xai.intake.folder_source import FolderSource
 from inspect_xai.intake.url_source import open_source
 from inspect_xai.line.line import Line, drain
@@ -50,9 +53,6 @@ from inspect_xai.policy import Policy, policy_from
 from inspect_xai.records import InputSpec, ModelCard, VerdictSpec
 from inspect_xai.storage.schema import upgrade_schema
 from inspect_xai.storage.store import open_store
-from tests.support import postgres
-from tests.support.prefect_server import ROOT as PROJECT
-from tests.support.prefect_server import Prefect, wait_for
 
 NETWORK = "magnetic-tile"
 Clock = Callable[[], float]

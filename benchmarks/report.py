@@ -24,10 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.support import stored
 from inspect_xai.reports.daily import write_report
 from inspect_xai.storage.map_codec import Precision, encode
 from inspect_xai.storage.store import open_store
-from tests.support import stored
 
 LAST = date(2026, 11, 22)
 LABELS = ("scratch", "dent", "crack", "hole", "stain", "burr")

@@ -29,13 +29,13 @@ import psycopg
 import sqlalchemy
 from numpy.typing import NDArray
 
+from benchmarks.support import postgres, stored
 from inspect_xai.records import Decision, Explanation, Inspection, Profile, Review, VerdictCode
 from inspect_xai.storage import schema
 from inspect_xai.storage.report_queries import ReportQueries
 from inspect_xai.storage.review_queue import Desk
 from inspect_xai.storage.review_queue_sql import QueueFilter
 from inspect_xai.storage.store import Store, open_store
-from tests.support import postgres, stored
 
 PER_DAY = 1000
 FLAGGED = 10  # every so many

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.support import postgres
 from inspect_xai.cli import main
 from inspect_xai.storage.schema import upgrade_schema
-from tests.support import postgres
 
 ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., tuple[int, str, str]]

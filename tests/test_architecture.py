@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from inspect_xai import errors
 from inspect_xai.cli import app
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
-import reference  # noqa: E402  docs/ is no package
+import reference
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:

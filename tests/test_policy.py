@@ -17,8 +17,8 @@ from inspect_xai.storage.reviews import overturned_labels
 from inspect_xai.storage.store import open_store
 from inspect_xai.verify.replay import ReplayOutcome, archived_picture, replay
 from tests.conftest import Run
-from tests.line.test_line import rows, write
 from tests.support import spots
+from tests.support.line import rows, write
 
 PATTERN = "{product}/{station}/{serial}_{captured_at}"
 POLICY = """

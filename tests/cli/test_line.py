@@ -12,9 +12,9 @@ import pytest
 
 from inspect_xai.storage.store import open_store
 from tests.conftest import Run
-from tests.line.test_line import rows, write
-from tests.reports.test_daily import Page
 from tests.support import hostile, spots
+from tests.support.html_page import Page
+from tests.support.line import rows, write
 
 
 @pytest.fixture(scope="module")

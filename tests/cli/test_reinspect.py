@@ -11,8 +11,8 @@ import pytest
 
 from inspect_xai.storage.store import open_store
 from tests.conftest import Run
-from tests.line.test_line import rows, write
 from tests.support import spots
+from tests.support.line import rows, write
 
 
 @pytest.fixture(scope="module")

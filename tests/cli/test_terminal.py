@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.support import stored
 from inspect_xai.storage.store import open_store
 from tests.conftest import Run
-from tests.support import stored
 
 NAME = "Prüf \u2713\n2026 OK \x1b[32mPASS"
 

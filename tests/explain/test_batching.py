@@ -24,8 +24,8 @@ from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.model.engine import Engine
 from inspect_xai.records import Explanation, InputSpec, ModelCard, Status, VerdictSpec
 from inspect_xai.storage.store import open_store
-from tests.line.test_line import LONG_AFTER, LONG_AGO
 from tests.support import hostile, spots
+from tests.support.line import LONG_AFTER, LONG_AGO
 from tests.support.toys import CLASSES, TOYS, toy_model
 
 Runs = list[list[int]]  # of every run with masks: which of the windows it was given each mask is of

@@ -23,54 +23,24 @@ from inspect_xai.maths.tiles import as_channels, cut
 from inspect_xai.model.build.build import build_bundle
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.records import (
-    Activation,
     Baseline,
-    Channels,
-    ExplainSpec,
     Explanation,
     Fit,
     InputSpec,
     Layout,
     Method,
     ModelCard,
-    OutputSpec,
     Status,
     Tile,
     VerdictSpec,
 )
 from tests.conftest import Run
-from tests.model.autodiff.test_networks import TorchGraph
 from tests.reference.torch_sise import Lattice, ReferenceMap, measured_lattices, reference_sise, slow_otsu
+from tests.support.torch_graph import TorchGraph
 from tests.support.toy_graphs import NHWC_ENDS, nhwc_model
-from tests.support.toys import TOYS, Family, toy_model
+from tests.support.toys import LABELS, TOYS, Family, card_for, labels_of, toy_model
 
-LABELS = ("pit", "crack", "stain", "dent", "free")
-MEAN, STD, SCALE = (0.45, 0.5, 0.4), (0.25, 0.2, 0.3), 255.0
 FAST = ("resnet18", "mobilenet_v2", "vgg", "single_logit")
-
-
-def labels_of(name: str) -> tuple[str, ...]:
-    return LABELS[-max(2, TOYS[name].classes) :]
-
-
-def card_for(name: str, *, fit: Fit = Fit.TILE) -> ModelCard:
-    family = TOYS[name]
-    channels, height, width = family.shape
-    feed: dict[str, object] = {"mean": MEAN[:channels], "std": STD[:channels]}
-    feed |= {"channels": Channels.GRAY} if channels == 1 else {}
-    feed |= {"scale": 1.0, "mean": (0.0,), "std": (1.0,)} if family.pixels else {"scale": SCALE}
-    return ModelCard(
-        name=name,
-        version="1",
-        labels=labels_of(name),
-        ok_labels=("free",),
-        input=InputSpec(height, width, fit=fit, **feed),  # type: ignore[arg-type]
-        output=OutputSpec(
-            Activation(family.activation), positive_label=labels_of(name)[1] if family.classes == 1 else ""
-        ),
-        verdict=VerdictSpec(0.5, 0.15),
-        explain=ExplainSpec(mu=0.0),
-    )
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sqlalchemy import text
 
+from benchmarks.support import stored
 from inspect_xai.explain.explainer import Explainer
 from inspect_xai.explain.faithfulness import PASSES, first_of, order_of, random_blobs
 from inspect_xai.maths import metrics, sise
@@ -23,8 +24,7 @@ from inspect_xai.storage.store import open_store
 from inspect_xai.web import view_models
 from inspect_xai.web.i18n import Words
 from inspect_xai.web.view_models import sheet
-from tests.audit.test_run import SIDE, bundle_of
-from tests.support import stored
+from tests.support.hand_built import SIDE, bundle_of
 
 UTC = ZoneInfo("UTC")
 

@@ -31,7 +31,7 @@ from inspect_xai.maths import cams
 from inspect_xai.model.build.build import build_bundle
 from inspect_xai.model.engine import ALL_OTHERS, Engine
 from inspect_xai.records import ExplainSpec, InputSpec, Method, ModelCard
-from tests.model.autodiff.test_networks import TorchGraph
+from tests.support.torch_graph import TorchGraph
 from tests.support.toys import TOYS, toy_model
 
 NO_GRAD_CAM = (

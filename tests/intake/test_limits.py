@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.support import desk_inspections as making
 from inspect_xai.audit import dataset, sanity
 from inspect_xai.audit.dataset import LabelledPicture, read_mask, read_truth
 from inspect_xai.audit.rows import read_rows
@@ -32,9 +33,8 @@ from inspect_xai.verify.evidence_export import export_evidence
 from inspect_xai.verify.replay import ReplayOutcome, replay
 from inspect_xai.web.rendering import Archive, MissingPictureError
 from tests.conftest import Run
-from tests.line.test_line import run
-from tests.support import desk as making
 from tests.support import hostile, spots
+from tests.support.line import run
 
 PACKAGE = Path(decode.__file__).parent.parent
 TWELVE_BIT = PictureLimits(white_level=4_095)

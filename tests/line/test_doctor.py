@@ -21,8 +21,8 @@ from inspect_xai.model.bundle import load_bundle
 from inspect_xai.records import ModelStatus, Profile
 from inspect_xai.storage.store import open_store
 from tests.conftest import Run
-from tests.line.test_line import write
 from tests.support import spots
+from tests.support.line import write
 
 
 @pytest.fixture(scope="module")

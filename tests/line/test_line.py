@@ -11,7 +11,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import fsspec
@@ -31,14 +30,13 @@ from inspect_xai.line.summary import LineSummary, Outcome
 from inspect_xai.model import engine as engine_module
 from inspect_xai.model import session
 from inspect_xai.model.engine import Engine
-from inspect_xai.policy import DefaultPolicy, ExplainRule, Policy, policy_from
-from inspect_xai.records import Inspection, PictureLimits, Reason, VerdictCode
-from inspect_xai.storage.results import InspectionSummary, RecordedInspection
+from inspect_xai.policy import DefaultPolicy, ExplainRule, policy_from
+from inspect_xai.records import Inspection, Reason, VerdictCode
+from inspect_xai.storage.results import RecordedInspection
 from inspect_xai.storage.store import Store, open_store
 from inspect_xai.verify.replay import Replayer, ReplayOutcome
 from tests.support import hostile, spots
-
-LONG_AGO, LONG_AFTER = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
+from tests.support.line import explaining, rows, run, write
 
 
 @pytest.fixture(scope="module")
@@ -60,33 +58,6 @@ def incoming(tmp_path: Path) -> Path:
             folder / f"L1/S{number % 2}/SN{number}_LOT7_CAM1_top_early_20261122T0615{number:02d}Z.png", number, spot_px
         )
     return folder
-
-
-def write(path: Path, seed: int, spot_px: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(hostile.encoded(spots.part(seed, spot_px=spot_px)))
-    return path
-
-
-def explaining(ok_share: float, version: str = "1") -> Policy:
-    """The policy of a line without a policy file."""
-    return DefaultPolicy(version, ExplainRule(ok_share=ok_share))
-
-
-def run(
-    folder: Path, bundle: Path, db: str, *, policy: Policy | None = None, limits: PictureLimits | None = None
-) -> LineSummary:
-    intake = IntakeSpec(limits=limits or PictureLimits())
-    with (
-        Line(bundle, db, device="cpu", policy=policy, intake=intake) as line,
-        FolderSource(folder, settle_s=0) as source,
-    ):
-        return drain(line, source, chunk=3)
-
-
-def rows(db: str) -> list[InspectionSummary]:
-    with open_store(db) as store:
-        return store.day(LONG_AGO, LONG_AFTER, by="captured_at")
 
 
 def test_pictures_become_rows_with_part_verdict_and_explanation(incoming: Path, bundle: Path, db: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.support import stored
 from inspect_xai.errors import DatabaseAwayError, ExplanationError, PictureError, RefusedError, StoreError
 from inspect_xai.intake.identity import by_file
 from inspect_xai.intake.sources import Claim
@@ -24,7 +25,7 @@ from inspect_xai.records import Inspection, Part, PictureLimits, Reason, Verdict
 from inspect_xai.storage.results import RecordedInspection
 from inspect_xai.storage.schema import upgrade_schema
 from tests.conftest import ROOT
-from tests.support import spots, stored
+from tests.support import spots
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from benchmarks.support import stored
 from inspect_xai.errors import SettingsError
 from inspect_xai.records import Explanation
 from inspect_xai.reports.cohorts import cohorts_of
@@ -19,7 +20,6 @@ from inspect_xai.reports.pdf import PROGRAMS, print_pdf
 from inspect_xai.reports.period import Period
 from inspect_xai.storage.report_queries import CohortKey, ReportQueries
 from inspect_xai.storage.store import Store, open_store
-from tests.support import stored
 
 DAY = date(2026, 11, 23)
 TODAY = Period(DAY, DAY, ZoneInfo("UTC"))

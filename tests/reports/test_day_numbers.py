@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from scipy.stats import fisher_exact
 
+from benchmarks.support import stored
 from inspect_xai.errors import SettingsError
 from inspect_xai.records import Decision, Failure, ModelStatus, Review, Run, Verdict, VerdictCode
 from inspect_xai.reports.alarms import Topic, alarms_of, estimate_in_words, summary_of
@@ -26,7 +27,6 @@ from inspect_xai.statistics.rates import Estimate
 from inspect_xai.storage.report_queries import ReportQueries
 from inspect_xai.storage.results import StoredModel
 from inspect_xai.storage.store import Store, open_store
-from tests.support import stored
 
 DAY = date(2026, 11, 23)
 UTC = ZoneInfo("UTC")

@@ -10,6 +10,8 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pytest
 
+from benchmarks.support import stored
+from benchmarks.support.stored import NOON
 from inspect_xai.records import Verdict, VerdictCode
 from inspect_xai.reports.alarms import Topic
 from inspect_xai.reports.daily import write_report
@@ -18,8 +20,6 @@ from inspect_xai.reports.period import Period
 from inspect_xai.statistics.drift import Cell
 from inspect_xai.storage.report_queries import DRIFT_FEATURES, ReportQueries
 from inspect_xai.storage.store import Store, open_store
-from tests.support import stored
-from tests.support.stored import NOON
 
 DAY = date(2026, 11, 23)
 UTC = ZoneInfo("UTC")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.support import stored
 from inspect_xai.cli import app
 from inspect_xai.errors import StudyError
 from inspect_xai.records import StudyAnswer, VerdictCode
@@ -16,8 +17,7 @@ from inspect_xai.reports import msa_csv
 from inspect_xai.statistics.agreement import analyze
 from inspect_xai.storage import studies
 from inspect_xai.storage.store import Store, open_store
-from tests.statistics.test_agreement import aiag
-from tests.support import stored
+from tests.support.aiag import aiag
 
 
 @pytest.fixture

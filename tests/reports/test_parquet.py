@@ -11,13 +11,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from benchmarks.support import stored
+from benchmarks.support.stored import NOON
 from inspect_xai.records import VerdictCode
 from inspect_xai.reports.parquet import write_parquet
 from inspect_xai.storage.results import InspectionSummary
 from inspect_xai.storage.store import open_store
 from tests.conftest import ROOT
-from tests.support import stored
-from tests.support.stored import NOON
 
 LINES = ("L1", "L1", "L 2/\N{LATIN SMALL LETTER U WITH DIAERESIS}=%", "", "007", "../" * 60)
 Days = dict[date, list[InspectionSummary]]

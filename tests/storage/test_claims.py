@@ -12,13 +12,14 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from benchmarks.support import stored
 from inspect_xai.intake.url_source import UrlSource, open_source
 from inspect_xai.line import line as line_module
 from inspect_xai.line.line import Line, drain
 from inspect_xai.storage.claims import Claims
 from inspect_xai.storage.store import open_store
-from tests.line.test_line import rows, write
-from tests.support import hostile, spots, stored
+from tests.support import hostile, spots
+from tests.support.line import rows, write
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 FILES = {"a.png": "1", "b.png": "1", "c.png": "1"}

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.support import stored
 from inspect_xai.errors import DatabaseAwayError, NotFoundError, SettingsError, StoreError
 from inspect_xai.intake.folder_source import FolderSource
 from inspect_xai.line.line import Line, drain
 from inspect_xai.storage import database
 from inspect_xai.storage.store import open_store, was_used
 from tests.conftest import Run
-from tests.line.test_line import write
-from tests.support import spots, stored
+from tests.support import spots
+from tests.support.line import write
 
 # Addresses
 

@@ -8,16 +8,17 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
+from benchmarks.support import stored
+from benchmarks.support.stored import FINGERPRINT, NOON
 from inspect_xai.errors import NotFoundError, StoreError
 from inspect_xai.records import Decision, Inspection, ModelStatus, PictureSignal, Review, VerdictCode
 from inspect_xai.storage import database, ledger, ledger_documents, schema
 from inspect_xai.storage.ledger import GENESIS, chained
 from inspect_xai.storage.store import Store, open_store
 from inspect_xai.storage.types import canonical
-from tests.support import stored
-from tests.support.stored import FINGERPRINT, NOON
+from tests.support.tampering import kinds, tamper, without_triggers
 
 ANSWER = Review("Ada", Decision.OVERTURN, VerdictCode.OK, "free", map_on_defect="no", box=(1, 2, 3, 4), note="dust")
 
@@ -36,26 +37,6 @@ def store(database_url: str, rng: np.random.Generator) -> Iterator[Store]:
             FINGERPRINT, ModelStatus.APPROVED, by="Bob", note="golden set holds", golden={"worst": 0}
         )
         yield opened
-
-
-def tamper(url: str, *statements: str) -> None:
-    """Run SQL past the store, with the triggers out of the way."""
-    engine = database.open_engine(url)
-    with engine.begin() as connection:
-        for statement in (*_without_triggers(connection), *statements):
-            connection.execute(text(statement))
-    engine.dispose()
-
-
-def _without_triggers(connection: Connection) -> list[str]:
-    if connection.dialect.name == "postgresql":
-        return ["ALTER TABLE ledger_event DISABLE TRIGGER USER", "ALTER TABLE review DISABLE TRIGGER USER"]
-    names = connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'trigger'")).scalars()
-    return [f"DROP TRIGGER {name}" for name in names]
-
-
-def kinds(store: Store, **heads: object) -> list[tuple[int, str]]:
-    return [(finding.sequence, finding.kind) for finding in store.ledger.verify(**heads).findings]  # type: ignore[arg-type]
 
 
 def test_an_untouched_ledger_holds(store: Store) -> None:
@@ -151,7 +132,7 @@ def test_what_raw_sql_did_is_found(store: Store, database_url: str) -> None:
     with engine.connect() as connection:
         for statement, expected in TAMPERING:
             with connection.begin() as transaction:
-                for each in (*_without_triggers(connection), statement):
+                for each in (*without_triggers(connection), statement):
                     connection.execute(text(each))
                 found = [(finding.sequence, finding.kind) for finding in ledger.verify(connection).findings]
                 assert found == expected, statement
@@ -230,7 +211,7 @@ def test_an_event_that_was_hashed_anew_breaks_the_chain(store: Store, database_u
     new = chained(event.previous_hash, body)
     engine = database.open_engine(database_url)
     with engine.begin() as connection:
-        for statement in _without_triggers(connection):
+        for statement in without_triggers(connection):
             connection.execute(text(statement))
         connection.execute(
             text("UPDATE ledger_event SET body = :body, hash = :hash WHERE id = 3"), {"body": body, "hash": new}

@@ -16,6 +16,9 @@ from alembic import command
 from sqlalchemy import Connection, MetaData, event, text
 from sqlalchemy.dialects.postgresql import BYTEA, JSONB, TIMESTAMP
 
+from benchmarks.support import stored
+from benchmarks.support.postgres import Cluster
+from benchmarks.support.stored import NOON
 from inspect_xai.records import Decision, Review, VerdictCode
 from inspect_xai.storage import database, ledger, schema
 from inspect_xai.storage.ledger_documents import RowKey
@@ -25,10 +28,7 @@ from inspect_xai.storage.review_queue import Answer, Desk
 from inspect_xai.storage.store import Store, open_store
 from inspect_xai.storage.studies import Studies
 from inspect_xai.storage.tables import VERSION_TABLE, Base
-from tests.storage.test_ledger import _without_triggers, kinds, tamper
-from tests.support import stored
-from tests.support.postgres import Cluster
-from tests.support.stored import NOON
+from tests.support.tampering import kinds, tamper, without_triggers
 
 TODAY = Path(__file__).parents[1] / "reference" / "record_0010.sql.gz"
 """A database by revision 0010, as `sqlite3.iterdump` tells it: six parts inspected by the `spots` line, three of them
@@ -171,7 +171,7 @@ def _let_all_through(connection: Any) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(text("SET LOCAL session_replication_role = replica"))  # neither triggers nor foreign keys
     else:
-        for each in _without_triggers(connection):
+        for each in without_triggers(connection):
             connection.execute(text(each))
 
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from benchmarks.support import stored
 from inspect_xai.errors import StoreError
 from inspect_xai.storage import map_codec
 from inspect_xai.storage.map_codec import Precision, decode, encode
-from tests.support import stored
 
 HALF_STEPS = {Precision.STEPS16: 131_070, Precision.STEPS13: 16_382, Precision.STEPS12: 8_190}
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=9)

@@ -10,6 +10,8 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pytest
 
+from benchmarks.support import stored
+from benchmarks.support.stored import NOON
 from inspect_xai.errors import NotFoundError, StudyError
 from inspect_xai.maths.embedding import SIZE, embed
 from inspect_xai.records import Decision, PictureSignal, Prediction, Review, Run, VerdictCode
@@ -24,9 +26,7 @@ from inspect_xai.storage.quality_records import QualityRecords
 from inspect_xai.storage.report_queries import ReportQueries
 from inspect_xai.storage.store import open_store
 from tests.conftest import Run as Cli
-from tests.support import stored
 from tests.support.desk import serving
-from tests.support.stored import NOON
 
 DAY = date(2026, 11, 23)
 UTC = ZoneInfo("UTC")

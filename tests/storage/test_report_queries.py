@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from sqlalchemy import event
 
+from benchmarks.support import stored
+from benchmarks.support.stored import NOON
 from inspect_xai.records import Decision, Failure, PictureSignal, Review, VerdictCode
 from inspect_xai.storage.report_queries import DRIFT_FEATURES, CohortKey, ReportQueries, Tally
 from inspect_xai.storage.store import Store, open_store
-from tests.support import recorder, stored
-from tests.support.stored import NOON
+from tests.support import recorder
 
 DAY = timedelta(days=1)
 

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from sqlalchemy import text
 
+from benchmarks.support import stored
+from benchmarks.support.stored import NOON
 from inspect_xai.errors import DatabaseAwayError, IntakeError, NotFoundError, SettingsError, StoreError
 from inspect_xai.intake.archive import holds_one_of, refuse_outside, remove_archived
 from inspect_xai.records import Decision, Explanation, Inspection, Review, VerdictCode
@@ -21,8 +23,6 @@ from inspect_xai.storage.blob_store import BlobStore
 from inspect_xai.storage.retention import DataKind, Retention, Rule
 from inspect_xai.storage.store import Store, open_store
 from tests.conftest import Run
-from tests.support import stored
-from tests.support.stored import NOON
 
 FROM_NOW_ON = timedelta(hours=-1)  # an age that every file has reached
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.support import desk_inspections as making
 from inspect_xai.records import Decision, Review, VerdictCode
 from inspect_xai.storage.review_queue import Answer, AnswerAccepted, Conflict, Desk
 from inspect_xai.storage.review_queue_sql import BLIND, QueueFilter
 from inspect_xai.storage.review_reasons import NEAR_THRESHOLD, State, Why, share_of, why_on_desk
 from inspect_xai.storage.store import Store, open_store
-from tests.support import desk as making
 
 ALL = QueueFilter()
 

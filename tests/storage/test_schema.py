@@ -18,6 +18,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 
+from benchmarks.support import stored
+from benchmarks.support.postgres import Cluster
 from inspect_xai.errors import SchemaError
 from inspect_xai.storage import database, schema
 from inspect_xai.storage.review_queue import Desk
@@ -25,8 +27,6 @@ from inspect_xai.storage.review_queue_sql import QueueFilter
 from inspect_xai.storage.review_reasons import TIERS, Why
 from inspect_xai.storage.store import open_store
 from inspect_xai.storage.tables import REVISION, VERSION_TABLE, Base
-from tests.support import stored
-from tests.support.postgres import Cluster
 
 
 def test_migrations_make_exactly_the_tables(database_url: str) -> None:

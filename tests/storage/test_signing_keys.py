@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from sqlalchemy import text
 
+from benchmarks.support import stored
+from benchmarks.support.stored import NOON
 from inspect_xai.errors import SettingsError, StoreError
 from inspect_xai.storage import database, ledger, signing_keys
 from inspect_xai.storage.store import Store, open_store
 from inspect_xai.verify.evidence_export import export_evidence
 from tests.conftest import Run
-from tests.storage.test_ledger import _without_triggers, kinds, tamper
-from tests.support import stored
-from tests.support.stored import NOON
+from tests.support.tampering import kinds, tamper, without_triggers
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_what_a_forger_does_without_the_key_is_found(signed: Store, database_url
         ]
         for statement, expected in cases:
             with connection.begin() as transaction:
-                for each in (*_without_triggers(connection), statement):
+                for each in (*without_triggers(connection), statement):
                     connection.execute(text(each))
                 found = ledger.verify(connection, public_keys=[public]).findings
                 assert [(each.sequence, each.kind) for each in found] == expected, statement

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from sqlalchemy import event
 
+from benchmarks.support import stored
+from benchmarks.support.stored import FINGERPRINT, NOON, RUN
 from inspect_xai.errors import DatabaseAwayError, NotFoundError, SettingsError, StoreError
 from inspect_xai.records import CellAxis, CellGrid, Failure, Part, Profile, Reason, Verdict, VerdictCode
 from inspect_xai.storage.store import Store, open_store
-from tests.support import stored
-from tests.support.stored import FINGERPRINT, NOON, RUN
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.support import stored
 from inspect_xai.cli import app
 from inspect_xai.errors import NotFoundError, StudyError
 from inspect_xai.records import VerdictCode
 from inspect_xai.statistics.agreement import analyze
 from inspect_xai.storage.store import Store, open_store
 from inspect_xai.storage.studies import Studies
-from tests.support import stored
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Connection, inspect, text
 
+from benchmarks.support import stored
+from benchmarks.support.stored import FINGERPRINT, NOON
 from inspect_xai.records import Decision, Failure, ModelStatus, Review, VerdictCode
 from inspect_xai.storage import schema
 from inspect_xai.storage.store import Store, open_store
-from tests.support import recorder, stored
-from tests.support.stored import FINGERPRINT, NOON
+from tests.support import recorder
 
 FAR = NOON + timedelta(days=1)
 

@@ -4,9 +4,9 @@ import sys
 
 import numpy as np
 
+from benchmarks.support import stored
 from inspect_xai.records import Explanation
 from inspect_xai.storage.store import open_store
-from tests.support import stored
 
 CHUNK = 4
 

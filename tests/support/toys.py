@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from inspect_xai.records import Activation, Channels, ExplainSpec, Fit, InputSpec, ModelCard, OutputSpec, VerdictSpec
 from tests.support import toy_families as families
 from tests.support.toy_families import CLASSES, Toy
 
@@ -192,3 +193,31 @@ def toy_model(name: str, *, taps: bool = False, **options: Any) -> onnx.ModelPro
     model = onnx.ModelProto()
     model.CopyFrom(_exported(name, taps=taps, **options))
     return model
+
+
+LABELS = ("pit", "crack", "stain", "dent", "free")
+MEAN, STD, SCALE = (0.45, 0.5, 0.4), (0.25, 0.2, 0.3), 255.0
+
+
+def labels_of(name: str) -> tuple[str, ...]:
+    return LABELS[-max(2, TOYS[name].classes) :]
+
+
+def card_for(name: str, *, fit: Fit = Fit.TILE) -> ModelCard:
+    family = TOYS[name]
+    channels, height, width = family.shape
+    feed: dict[str, object] = {"mean": MEAN[:channels], "std": STD[:channels]}
+    feed |= {"channels": Channels.GRAY} if channels == 1 else {}
+    feed |= {"scale": 1.0, "mean": (0.0,), "std": (1.0,)} if family.pixels else {"scale": SCALE}
+    return ModelCard(
+        name=name,
+        version="1",
+        labels=labels_of(name),
+        ok_labels=("free",),
+        input=InputSpec(height, width, fit=fit, **feed),  # type: ignore[arg-type]
+        output=OutputSpec(
+            Activation(family.activation), positive_label=labels_of(name)[1] if family.classes == 1 else ""
+        ),
+        verdict=VerdictSpec(0.5, 0.15),
+        explain=ExplainSpec(mu=0.0),
+    )

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks.support import desk_inspections as making
 from inspect_xai.records import VerdictCode
 from inspect_xai.reports.daily import write_report
 from inspect_xai.settings import ServeSettings
 from inspect_xai.storage.store import open_store
 from inspect_xai.storage.studies import Studies
-from tests.support import desk as making
-from tests.support.desk import Desk, serving
+from tests.support.desk import Desk, opening, serving
 
 pytestmark = pytest.mark.browser
 Open = Callable[..., Desk]
@@ -53,15 +53,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(sqlite_template: Path, tmp_path: Path) -> Iterator[Open]:
-    with ExitStack() as stack:
-
-        def open_desk(*, flagged: int = 6, good: int = 6, **settings: object) -> Desk:
-            shutil.copy(sqlite_template, tmp_path / "desk.db")
-            url = f"sqlite:///{tmp_path}/desk.db"
-            making.filled(url, tmp_path / "archive", flagged=flagged, good=good)
-            given = ServeSettings(archive=(tmp_path / "archive",), **settings)  # type: ignore[arg-type]
-            return stack.enter_context(serving(url, given))
-
+    with opening(sqlite_template, tmp_path, flagged=6, good=6) as open_desk:
         yield open_desk
 
 

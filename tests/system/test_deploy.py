@@ -15,12 +15,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from benchmarks.support.prefect_server import PROGRAMS, Prefect, wait_for
 from inspect_xai.cli import app
-from tests.line.test_line import rows, write
+from tests.conftest import ROOT
 from tests.support import spots
-from tests.support.prefect_server import PROGRAMS, Prefect, wait_for
+from tests.support.line import rows, write
 
-ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("inspect-xai-*.*"))
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((DEPLOY / "prefect.yaml").read_text())["deployments"]

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from make_line import FIRST_DAY, Event, main, make_line, plan
 from surfaces import LABELS, OK_LABEL, SIZES, SURFACES, Condition, render
 
+from benchmarks.support import stored
 from inspect_xai.intake.identity import PathPattern
 from inspect_xai.model.card import read_card
 from inspect_xai.records import Decision, Fit, VerdictCode
 from inspect_xai.storage.store import open_store
 from tests.conftest import ROOT
-from tests.support import stored
 
 SAMPLE = ROOT / "examples" / "sample"
 UNSEEN = 4  # a series that neither taught the sample network, nor chose its threshold, nor measured it

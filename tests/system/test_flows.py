@@ -22,8 +22,8 @@ from inspect_xai.line import line as line_module
 from inspect_xai.line.stages import Schedule
 from inspect_xai.records import PictureLimits
 from inspect_xai.storage.store import Store, open_store
-from tests.line.test_line import rows, write
 from tests.support import spots
+from tests.support.line import rows, write
 
 
 @pytest.fixture(scope="session")

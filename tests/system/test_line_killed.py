@@ -22,13 +22,14 @@ import numpy as np
 import psycopg
 import pytest
 
+from benchmarks.support import postgres
 from inspect_xai.errors import StoreError
 from inspect_xai.intake.folder_source import FolderSource
 from inspect_xai.line.line import Line, drain
 from inspect_xai.line.stages import Schedule
 from inspect_xai.storage.store import open_store
-from tests.line.test_line import rows, write
-from tests.support import postgres, spots
+from tests.support import spots
+from tests.support.line import rows, write
 
 KILLS = 20
 PICTURES_A_LIFE = 60

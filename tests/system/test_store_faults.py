@@ -17,6 +17,9 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, event, text
 
+from benchmarks.support import stored
+from benchmarks.support.postgres import Cluster
+from benchmarks.support.stored import NOON
 from inspect_xai.errors import DatabaseAwayError, RefusedError, StoreError
 from inspect_xai.intake.folder_source import FolderSource
 from inspect_xai.line.line import Line, drain
@@ -28,9 +31,7 @@ from inspect_xai.storage.retention import Retention
 from inspect_xai.storage.store import Store, open_store
 from inspect_xai.storage.tables import VERSION_TABLE
 from tests.conftest import ROOT
-from tests.support import hostile, recorder, spots, stored
-from tests.support.postgres import Cluster
-from tests.support.stored import NOON
+from tests.support import hostile, recorder, spots
 
 FAR = NOON + timedelta(days=1)
 

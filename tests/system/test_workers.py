@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.support.prefect_server import Prefect, wait_for
 from inspect_xai.storage.store import open_store
-from tests.line.test_line import rows, write
+from tests.conftest import ROOT
 from tests.support import spots
-from tests.support.prefect_server import Prefect, wait_for
-from tests.system.test_deploy import DEPLOY, ROOT
+from tests.support.line import rows, write
 
 pytestmark = pytest.mark.slow
 
+DEPLOY = ROOT / "deploy"
 PICTURES = 400
 PLACE_KEPT_S = 300
 """How long Prefect keeps the place of a run that died: a run renews its lease by so much, whatever the server says."""

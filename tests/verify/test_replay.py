@@ -22,8 +22,8 @@ from inspect_xai.storage.results import StoredInspection
 from inspect_xai.storage.store import Store, open_store
 from inspect_xai.verify.replay import Replay, Replayer, ReplayOutcome, archived_picture, replay
 from inspect_xai.verify.tolerance import compare_maps, scores_off, sums_off
-from tests.line.test_line import explaining, rows, run, write
 from tests.support import hostile, spots
+from tests.support.line import explaining, rows, run, write
 from tests.support.toys import toy_model
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)

@@ -9,7 +9,6 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.support import desk_inspections as making
 from inspect_xai.cli import app as cli
 from inspect_xai.maths import sise
 from inspect_xai.records import Failure, Status, VerdictCode
@@ -27,24 +27,14 @@ from inspect_xai.settings import ServeSettings
 from inspect_xai.storage.review_queue_sql import QueueFilter
 from inspect_xai.storage.store import open_store
 from inspect_xai.web import forms, rendering
-from tests.support import desk as making
-from tests.support.desk import Desk, Visitor, serving
+from tests.support.desk import Desk, Visitor, opening, serving
 
 Open = Callable[..., Desk]
 
 
 @pytest.fixture
 def opened(sqlite_template: Path, tmp_path: Path) -> Iterator[Open]:
-    """Opens a desk with `flagged` parts to judge and `good` ones; further arguments are settings."""
-    with ExitStack() as stack:
-
-        def open_desk(*, flagged: int = 4, good: int = 1, **settings: object) -> Desk:
-            shutil.copy(sqlite_template, tmp_path / "desk.db")
-            url = f"sqlite:///{tmp_path}/desk.db"
-            making.filled(url, tmp_path / "archive", flagged=flagged, good=good)
-            given = ServeSettings(archive=(tmp_path / "archive",), **settings)  # type: ignore[arg-type]
-            return stack.enter_context(serving(url, given))
-
+    with opening(sqlite_template, tmp_path, flagged=4, good=1) as open_desk:
         yield open_desk
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from benchmarks.support import desk_inspections as making
 from inspect_xai.settings import ServeSettings
 from inspect_xai.web.app import create_app
-from tests.support import desk as making
-from tests.web.test_security import people_file
+from tests.support.desk import people_file
 
 schemathesis = pytest.importorskip("schemathesis", reason="pip install 'inspect-xai[test]': no example was drawn")
 OPERATIONS = (

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.requests import HTTPConnection
 
+from benchmarks.support import desk_inspections as making
 from inspect_xai.errors import SettingsError
 from inspect_xai.records import Part
 from inspect_xai.settings import ServeSettings
@@ -23,13 +24,11 @@ from inspect_xai.storage.review_queue_sql import QueueFilter
 from inspect_xai.storage.store import open_store
 from inspect_xai.storage.web_sessions import Sessions
 from inspect_xai.web import middleware
-from inspect_xai.web.auth import Access, Person, Role, digest_of, is_loopback, read_people
+from inspect_xai.web.auth import Access, Person, Role, is_loopback, read_people
 from inspect_xai.web.middleware import Rate
 from inspect_xai.web.rendering import Archive, MissingPictureError
-from tests.support import desk as making
-from tests.support.desk import Desk, Visitor, serving
+from tests.support.desk import PEOPLE, Desk, Visitor, people_file, serving
 
-PEOPLE = {"Vera": "viewer", "Otto": "operator", "Olga": "operator", "Quinn": "quality", "Adam": "admin"}
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -46,16 +45,6 @@ HOSTILE = (
 def sendable(words: str) -> bytes:
     """What a client can send of some words: half a surrogate has no UTF-8."""
     return words.encode("utf-8", "replace")
-
-
-def people_file(folder: Path) -> Path:
-    file = folder / "people.toml"
-    entries = [
-        f'[[person]]\nname = "{name}"\nrole = "{role}"\ntoken_sha256 = "{digest_of("token of " + name)}"\n'
-        for name, role in PEOPLE.items()
-    ]
-    file.write_text("\n".join(entries))
-    return file
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.support import desk_inspections as making
 from inspect_xai.settings import ServeSettings
 from inspect_xai.storage.studies import Studies
-from tests.support import desk as making
-from tests.support.desk import Desk, Visitor, serving
-from tests.web.test_security import people_file
+from tests.support.desk import Desk, Visitor, people_file, serving
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from inspect_xai.model.build.build import build_bundle, check_bundle
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.model.engine import Engine
 from inspect_xai.records import Explanation, Method, ModelCard, Status
-from tests.model.build.test_inputs_outputs import SIDE, built, card
+from tests.support.odd_bundles import SIDE, built, card
 from tests.support.toy_graphs import make_model
 from tests.support.toy_runtime import residual_network
 

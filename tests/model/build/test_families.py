@@ -15,9 +15,8 @@ from inspect_xai.explain.explainer import Explainer
 from inspect_xai.model.build.build import build_bundle
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.records import InputSpec, ModelCard, Status
-from tests.explain.test_explainer import card_for
 from tests.support.toy_families import CLASSES
-from tests.support.toys import TOYS, export, toy_model
+from tests.support.toys import TOYS, card_for, export, toy_model
 
 EXPORTS: dict[str, dict[str, Any]] = {
     "script, opset 13, batch of 1": {"opset": 13, "dynamic_batch": False},

@@ -44,8 +44,8 @@ from inspect_xai.records import (
 from inspect_xai.storage.store import open_store
 from inspect_xai.verify.replay import ReplayOutcome, archived_picture, replay
 from inspect_xai.web.rendering import block_map
-from tests.line.test_line import rows
-from tests.line.test_line import run as run_line
+from tests.support.line import rows
+from tests.support.line import run as run_line
 from tests.support.toy_graphs import make_model, nhwc_model, run
 
 SIDE = 64

@@ -14,7 +14,7 @@ from inspect_xai.errors import UnsupportedModelError
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.model.engine import Engine
 from inspect_xai.records import Explanation
-from tests.model.build.test_inputs_outputs import built, card, explained
+from tests.support.odd_bundles import built, card, explained
 from tests.support.toy_runtime import dynamic, in_operators, operators, optimized, residual_network, unpadded_network
 
 EXTENDED, ALL = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED, ort.GraphOptimizationLevel.ORT_ENABLE_ALL

@@ -10,6 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from benchmarks.support import stored
 from inspect_xai.intake.folder_source import FolderSource
 from inspect_xai.line.line import Line, drain
 from inspect_xai.model.bundle import load_bundle
@@ -19,9 +20,9 @@ from inspect_xai.storage.ledger import chained
 from inspect_xai.storage.retention import Retention
 from inspect_xai.storage.store import Store, open_store
 from tests.conftest import Run
-from tests.line.test_line import write
-from tests.storage.test_ledger import tamper
-from tests.support import spots, stored
+from tests.support import spots
+from tests.support.line import write
+from tests.support.tampering import tamper
 
 NAME = "L1/S3/SN{0}_LOT{1}_CAM1_top_early_20261122T0615{0:02d}Z.png"
 

@@ -51,6 +51,7 @@ class Cluster:
         return psycopg.connect(f"postgresql://postgres@127.0.0.1:{self.port}/postgres", autocommit=True)
 
     def start(self) -> None:
+        """Start the server and wait until it takes connections."""
         # fsync off: the cluster does not outlive the test run
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c fsync=off -c unix_socket_directories={self.folder}"
         self._run("pg_ctl", "-D", "data", "-w", "-l", "log", "-o", options, "start")
@@ -68,6 +69,7 @@ class Cluster:
             each.unlink()
 
     def initialize(self) -> None:
+        """Make the folder of an empty cluster."""
         self._run("initdb", "-D", "data", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-locale", "--no-sync")
 
     def _run(self, program: str, *arguments: str) -> None:

@@ -37,6 +37,7 @@ class Prefect:
         self.started: list[subprocess.Popen[bytes]] = []
 
     def start(self, *arguments: str) -> None:
+        """Start `prefect ...` in the background; its output goes to a log in the home folder."""
         with (self.home / f"{arguments[0]}.log").open("wb") as log:
             program = [str(PROGRAMS / "prefect"), *arguments]
             self.started.append(
@@ -51,6 +52,7 @@ class Prefect:
             )
 
     def say(self, *arguments: str) -> str:
+        """Run `prefect ...` to its end and return what it prints."""
         program = [str(PROGRAMS / "prefect"), *arguments]
         done = subprocess.run(
             program, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False, timeout=120
@@ -59,6 +61,7 @@ class Prefect:
         return done.stdout
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Return the server's JSON answer to a request."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/api/{path}",
             data=None if body is None else json.dumps(body).encode(),
@@ -68,6 +71,7 @@ class Prefect:
             return json.loads(answer.read())
 
     def runs(self, deployment: str, state: str) -> list[dict[str, Any]]:
+        """Return the flow runs of a deployment in a state."""
         found: list[dict[str, Any]] = self.ask(
             "flow_runs/filter",
             {"deployments": {"name": {"any_": [deployment]}}, "flow_runs": {"state": {"type": {"any_": [state]}}}},
@@ -75,6 +79,7 @@ class Prefect:
         return found
 
     def close(self) -> None:
+        """Stop what was started, last first."""
         for process in reversed(self.started):
             process.terminate()
             try:

@@ -1,0 +1,1 @@
+"""Servers, inspections and pictures made in code, for the benchmarks and the tests."""
