@@ -7,7 +7,7 @@ WORKERS ?= auto
 EXTRAS ?= test
 SLOW := model/build/test_blocks storage/test_claims explain/test_explainer model/build/test_families model/autodiff/test_networks model/build/test_derive line/test_line system/test_line_killed model/build/test_load_onnx explain/test_batching system/test_store_faults
 
-.PHONY: help run test test-slow test-all check docs format clean install install-test
+.PHONY: help run test test-slow test-all check docs release-check format clean install install-test
 
 help:  ## say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */make \1\t/' | expand -t 18
@@ -34,6 +34,10 @@ check: install-test  ## lint, spelling, types, import contract, docs freshness
 
 docs: install-test  ## build the documentation site into build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+release-check:  ## build wheel and sdist, install the wheel in an empty environment, check both for an upload
+	@$(PYTHON) deploy/install.py --extras release
+	@$(BIN)/python deploy/release_check.py
 
 format: install-test  ## put the code into its form and write the generated docs anew
 	$(BIN)/ruff check --fix .

@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def _fingerprint() -> str:
-    parts = [(ROOT / name).read_bytes() for name in ("pyproject.toml", "deploy/constraints.txt")]
+    parts = [(ROOT / name).read_bytes() for name in ("pyproject.toml", "inspect_xai/_version.py", "deploy/constraints.txt")]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 

@@ -6,14 +6,14 @@ The public names load on first use: importing the package loads neither onnxrunt
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from inspect_xai._version import __version__
+
 if TYPE_CHECKING:
     from inspect_xai.errors import InspectXaiError
     from inspect_xai.explain.explainer import Explainer
     from inspect_xai.model.build.build import build_bundle
     from inspect_xai.model.bundle import ModelBundle, load_bundle
     from inspect_xai.records import Explanation, Inspection
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Explainer": "inspect_xai.explain.explainer",
