@@ -5,7 +5,7 @@ RUN ?= run
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
 WORKERS ?= auto
 EXTRAS ?= test
-SLOW := model/build/test_blocks storage/test_claims explain/test_explainer model/build/test_families model/autodiff/test_networks model/build/test_derive line/test_line system/test_line_killed model/build/test_load_onnx explain/test_batching system/test_store_faults
+SLOW := model/build/test_blocks storage/test_claims explain/test_explainer model/build/test_families model/autodiff/test_networks model/build/test_derive line/test_line system/test_line_killed test_docs model/build/test_load_onnx explain/test_batching system/test_store_faults
 
 .PHONY: help run test test-slow test-all check docs release-check format clean install install-test
 

@@ -46,8 +46,8 @@ def main() -> None:
 
 
 def _fingerprint() -> str:
-    parts = [(ROOT / name).read_bytes() for name in ("pyproject.toml", "inspect_xai/_version.py", "deploy/constraints.txt")]
-    return hashlib.sha256(b"".join(parts)).hexdigest()
+    names = ("pyproject.toml", "inspect_xai/_version.py", "deploy/constraints.txt")
+    return hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in names)).hexdigest()
 
 
 def _mend_opencv(python: Path, pip: list[str]) -> None:
