@@ -33,6 +33,7 @@ _TRIAL: Final = 1  # shows which form packs best: trying all three at 12 took tw
 _CHUNK_VALUES = 1 << 20  # of a large map: what is worked on in float64 at a time
 _TYPES: Final = {"float32": "<f4", "float16": "<f2", "uint16": "<u2"}
 _HEAD: Final = struct.Struct("<4sBBBB")  # magic, type, precision, filter, number of axes
+_LARGEST: Final = float(np.finfo(np.float32).max)
 _RANGE: Final = struct.Struct("<dd")  # smallest value, step
 _MOST_BYTES: Final = 1 << 31  # a header that claims more is a broken one
 
@@ -144,6 +145,9 @@ def _decoded(data: bytes) -> NDArray[Any]:
     if precision.intervals:
         smallest, step = _RANGE.unpack_from(data, offset)
         offset += _RANGE.size
+        largest = smallest + precision.intervals * step
+        if not (abs(smallest) <= _LARGEST and abs(largest) <= _LARGEST):
+            raise ValueError("the header's range is none of finite numbers")
     if total > _MOST_BYTES or zstandard.frame_content_size(data[offset:]) != total:
         raise ValueError("the header and the packed bytes disagree on the size")
     planes = zstandard.ZstdDecompressor().decompress(data[offset:], max_output_size=total)
@@ -154,6 +158,8 @@ def _decoded(data: bytes) -> NDArray[Any]:
     if filter_code > 0:
         whole = np.cumsum(whole, axis=-1, dtype=whole.dtype)
     if precision.intervals:
+        if whole.size and int(whole.max()) > precision.intervals:
+            raise ValueError("the packed numbers exceed the header's number of steps")
         return (smallest + whole * step).astype(np.float32)
     return whole.view(dtype)
 

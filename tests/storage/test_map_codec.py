@@ -124,6 +124,17 @@ def test_broken_bytes_never_decode_to_something_else_than_an_error_or_a_map(data
     assert came.nbytes <= 64 * 12  # a false header may not claim more than the packed bytes hold
 
 
+@pytest.mark.parametrize(("offset", "value"), [(16, 0.0), (24, 1e300), (24, float("nan")), (16, float("inf"))])
+def test_a_range_that_no_map_has_is_refused(offset: int, value: float) -> None:
+    blob = bytearray(encode(np.arange(12, dtype=np.float32).reshape(3, 4), precision=Precision.STEPS12).data)
+    struct.pack_into("<d", blob, offset, value)
+    if value == 0:  # the smallest value is 0 already: a sound header
+        assert decode(bytes(blob)).max() == 11
+        return
+    with pytest.raises(StoreError, match="hold no map"):
+        decode(bytes(blob))
+
+
 def test_a_header_that_claims_gigabytes_is_refused() -> None:
     blob = bytearray(encode(np.zeros((4, 4), np.float32)).data)
     struct.pack_into("<2I", blob, 8, 0xFFFFFFFF, 0xFFFFFFFF)
