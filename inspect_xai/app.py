@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from inspect_xai.model.bundle import ModelBundle
     from inspect_xai.model.engine import Engine
     from inspect_xai.policy import AlertRule
+    from inspect_xai.records import PictureLimits
     from inspect_xai.reports.alerts import Alert, Delivery
     from inspect_xai.reports.audit_page import WrittenAudit
     from inspect_xai.reports.daily import Report
@@ -221,7 +222,7 @@ def _golden_of(bundle: Path, golden: Path | None) -> Path | None:
     return bundle / FOLDER if (bundle / FOLDER).is_dir() else None
 
 
-def _verify(bundle: Path, golden: Path | None, device: str) -> "GoldenReport":
+def _verify(bundle: Path, golden: Path | None, device: str, limits: "PictureLimits") -> "GoldenReport":
     from inspect_xai.explain.explainer import Explainer
     from inspect_xai.verify.golden import verify_golden
 
@@ -230,7 +231,7 @@ def _verify(bundle: Path, golden: Path | None, device: str) -> "GoldenReport":
         raise GoldenSetError(
             f"{bundle} holds no golden set", remedy=f"name one with --golden, or: inspect-xai model golden {bundle} ..."
         )
-    with Explainer(bundle, device=device, faithfulness=False) as explainer:
+    with Explainer(bundle, device=device, limits=limits, faithfulness=False) as explainer:
         return verify_golden(explainer, folder)
 
 
@@ -249,7 +250,7 @@ def verify_golden_of(settings: "Settings", *, by: str) -> "GoldenReport":
 
     if settings.bundle is None:
         raise SettingsError("no bundle is named", remedy="set `bundle` in the settings")
-    report = _verify(settings.bundle, settings.line.golden, settings.device)
+    report = _verify(settings.bundle, settings.line.golden, settings.device, settings.line.limits)
     with store_of(settings) as store:
         keep_result(store, report, by=by, note="verified")
     return report

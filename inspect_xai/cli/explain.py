@@ -1,10 +1,9 @@
 """`inspect-xai explain`: pictures in, a folder of maps for each out."""
 
-from collections.abc import Sequence
+import json
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from unicodedata import normalize
 
 import typer
 
@@ -91,16 +90,16 @@ def explain(
     labels = _read_truth(truth) if truth else {}
     rows: list[dict[str, Any]] = []
     first_error: InspectXaiError | None = None
-    folders = _folders(pictures, out)
+    taken: set[str] = set()
     with (
         Explainer(loaded, how, device=device, bucket=bucket, limits=limits) as explainer,
         progress_bar(shown=not as_json) as progress,
     ):
         task = progress.add_task("explaining", total=len(pictures))
-        for picture, folder in zip(pictures, folders, strict=True):
+        for picture in pictures:
             wanted = _true_label(picture, labels) if target == "true" else target
             try:
-                rows.append(_explain_one(explainer, picture, folder, target=wanted, against=against))
+                rows.append(_explain_one(explainer, picture, out, taken, target=wanted, against=against))
             except InspectXaiError as error:
                 first_error = first_error or error
                 rows.append({"picture": str(picture), "error": type(error).__name__, "message": str(error)})
@@ -115,12 +114,13 @@ def explain(
 
 
 def _explain_one(
-    explainer: "Explainer", path: Path, folder: Path, *, target: str, against: str | None
+    explainer: "Explainer", path: Path, out: Path, taken: set[str], *, target: str, against: str | None
 ) -> dict[str, Any]:
     from inspect_xai.explain.save import describe, save_explanation
     from inspect_xai.intake.sources import read_picture
 
     read = read_picture(path, limits=explainer.limits)
+    folder = _free_folder(out, path.stem, read.sha256, taken)
     look = explainer.look(read.pixels)
     label = look.prediction.label if target == "predicted" else target
     explanation = explainer.explain(look, target=label, against=against)
@@ -163,19 +163,33 @@ def _saved(row: dict[str, Any]) -> str:
     return f" ({', '.join(said)})" if said else ""
 
 
-def _folders(pictures: Sequence[Path], out: Path) -> list[Path]:
-    """Name one folder per picture after its stem, with the first free number where that name is taken.
+def _free_folder(out: Path, stem: str, sha256: str, taken: set[str]) -> Path:
+    """Return a picture's folder: its stem, with the first number that holds no other picture's explanation.
 
-    Names that differ in case or in the composition of letters only count as the same: on some disks they are.
+    Args:
+        out: Where the folders lie.
+        stem: Of the picture's name.
+        sha256: Of the picture's file.
+        taken: Names given away in this call, normalized: on some disks names that differ in case are one.
     """
-    taken: set[str] = set()
-    folders = []
-    for picture in pictures:
-        names = chain([picture.stem], (f"{picture.stem}-{number}" for number in count(2)))
-        name = next(name for name in names if normalize("NFC", name).casefold() not in taken)
-        taken.add(normalize("NFC", name).casefold())
-        folders.append(out / name)
-    return folders
+    from inspect_xai.intake.sidecars import normalized
+
+    for name in chain([stem], (f"{stem}-{number}" for number in count(2))):
+        key = normalized(name)
+        if key not in taken and _explained_picture(out / name) in (None, sha256):
+            taken.add(key)
+            return out / name
+    raise AssertionError("numbers do not end")
+
+
+def _explained_picture(folder: Path) -> str | None:
+    """Return the sha256 of the picture that a folder explains; None: it holds no explanation."""
+    try:
+        return str(json.loads((folder / "manifest.json").read_bytes())["picture"]["sha256"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 def _read_truth(path: Path) -> dict[Path, str]:

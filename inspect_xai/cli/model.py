@@ -63,7 +63,7 @@ def register_(
 
     chosen = load_settings(settings, db=db)
     loaded = load_bundle(bundle)
-    report = _verify(bundle, golden, device) if _golden_of(bundle, golden) else None
+    report = _verify(bundle, golden, device, chosen.line.limits) if _golden_of(bundle, golden) else None
     if report is not None and not report.holds:
         _tell_report(report, as_json=as_json)
         raise typer.Exit(_FINDINGS)
@@ -126,9 +126,10 @@ def verify(
     from inspect_xai.settings import load_settings
     from inspect_xai.verify.golden import keep_result
 
-    report = _verify(bundle, golden, device)
+    chosen = load_settings(settings, db=db)
+    report = _verify(bundle, golden, device, chosen.line.limits)
     if db is not None:
-        with store_of(load_settings(settings, db=db)) as store:
+        with store_of(chosen) as store:
             keep_result(store, report, by=who(by), note="verified")
     _tell_report(report, as_json=as_json)
     if not report.holds:

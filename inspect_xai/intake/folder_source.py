@@ -29,16 +29,17 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from inspect_xai.errors import IntakeError, PictureError
-from inspect_xai.intake.identity import HASH_DIGITS, SHARED_BY, shared
-from inspect_xai.intake.manifest import MAX_MANIFEST_BYTES, Manifests
+from inspect_xai.intake.identity import AMBIGUOUS, HASH_DIGITS, SHARED_BY, ambiguous, shared
+from inspect_xai.intake.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifests
 from inspect_xai.intake.sidecars import (
-    belongs_to_nothing,
-    find_manifest,
+    UnmatchedFiles,
     find_sidecar,
     has_picture,
     is_passed_over,
     is_picture,
     is_sidecar,
+    list_unmatched,
+    normalized,
     sharing,
     stem_of,
 )
@@ -52,6 +53,7 @@ _SIGN_EVERY_S = 1.0
 _HALF_OPENED_S = 60.0  # a place for claims without its name after so long: its line died while it opened
 _MAX_DEPTH = 32  # each level of folders holds one file handle open
 _MAX_NAME_BYTES = 255
+_LISTINGS = 16  # kept at a time; lines walk folder by folder
 
 
 class FolderSource:
@@ -90,6 +92,8 @@ class FolderSource:
             find=self._manifest_of, read=lambda path: _read_own(f"{self.folder}/{path}", MAX_MANIFEST_BYTES)
         )
         self._beside: dict[str, str | None] = {}  # sidecars of what is claimed, by the picture's place
+        self._listings: dict[str, UnmatchedFiles] = {}  # by folder; one serves while no younger picture was claimed
+        self._listings_from = 0.0
         self._claims: Path | None = None
         self._sign_at = 0.0
         self._lock: IO[str] | None = None
@@ -114,13 +118,14 @@ class FolderSource:
 
         A sidecar that came later than its picture is among them, and one whose picture is still to come.
         """
-        found = [
+        self._listings_from = self._now()
+        unmatched = [
             (name, path)
             for name, path in _files_below(self.folder, self.ignore)
-            if name.lower().endswith((".json", ".csv")) and belongs_to_nothing(path)
+            if name.lower().endswith((".json", ".csv")) and self._belongs_to_nothing(path)
         ]
         oldest = time.time() - self.settle_s
-        return sorted(as_text(name) for name, path in found if (stamp := _stamp(path)) and stamp[2] / 1e9 <= oldest)
+        return sorted(as_text(name) for name, path in unmatched if (stamp := _stamp(path)) and stamp[2] / 1e9 <= oldest)
 
     def read(self, claim: Claim, *, limits: PictureLimits) -> bytes:
         """Return the whole content of a claimed file.
@@ -138,10 +143,16 @@ class FolderSource:
         Raises:
             PictureError: If there is one and it cannot be read, or may mean another picture.
         """
-        beside = self._sidecar_of(claim)
+        if self.keep:
+            sidecars, pictures = self._candidates(claim.location)
+            if len(sidecars) > 1:
+                raise ambiguous([as_text(name) for name in sidecars])
+            if len(pictures) > 1:
+                raise shared([as_text(name) for name in pictures])
+            beside = f"{os.path.dirname(claim.location)}/{sidecars[0]}" if sidecars else None  # noqa: PTH120
+        else:
+            beside = self._sidecar_of(claim)
         if beside is not None:
-            if self.keep and len(others := sharing(claim.location, beside)) > 1:
-                raise shared([as_text(other) for other in others])
             return _read_own(beside, MAX_SIDECAR_BYTES)
         return self._manifests.sidecar_of(claim.file_name)
 
@@ -236,6 +247,7 @@ class FolderSource:
 
     def _files(self) -> Iterator[tuple[str, str]]:
         """Yield (path below the source, path now): first what dead lines left claimed, then what lies in the folder."""
+        self._listings.clear()
         if not self.keep:
             for claims in self._dead_lines():
                 yield from _pictures_below(claims)
@@ -255,23 +267,26 @@ class FolderSource:
     def _sweep(self, claims: Path) -> None:
         """Put the sidecars away whose pictures a line had moved already when it died."""
         for folder, _, files in os.walk(claims):
+            unmatched = list_unmatched(folder)
             for name in filter(is_sidecar, files):
                 left = Path(folder) / name
-                if not has_picture(str(left)):
+                if not has_picture(str(left)) and unmatched.is_stray(name):
                     with suppress(OSError):
                         _put(left, self._archived_beside(left.relative_to(claims)))
 
     def _archived_beside(self, sidecar: Path) -> Path:
         """Return where a sidecar belongs: beside the last archived of its pictures that has none, else aside."""
         stem = stem_of(sidecar.stem) if is_picture(sidecar.stem) else sidecar.stem
-        named, archived = f"{stem}~", []
+        named, archived = normalized(f"{stem}~"), []
         for state in ("_archive", "_rejected"):
             for folder in self.folder.glob(f"{state}/*"):
                 with suppress(OSError):
                     archived += [
                         path
                         for path in (folder / sidecar.parent).iterdir()
-                        if path.name.startswith(named) and is_picture(path.name) and find_sidecar(str(path)) is None
+                        if normalized(path.name).startswith(named)
+                        and is_picture(path.name)
+                        and find_sidecar(str(path)) is None
                     ]
         if archived:
             return max(archived, key=lambda path: path.lstat().st_ctime_ns).with_suffix(".json")
@@ -309,16 +324,16 @@ class FolderSource:
     def _take(self, name: str, path: str) -> Claim | None:
         """Claim a file by renaming it, or return None where another line was faster."""
         try:
-            modified_at = utc(os.lstat(path).st_mtime)
+            stat = os.lstat(path)
+            self._listings_from = max(self._listings_from, stat.st_ctime + self.settle_s)
             target = path
             if self._claims is not None:
-                target, beside = str(self._claims / name), find_sidecar(path)
+                target = str(self._claims / name)
                 if os.path.lexists(target):  # its namesake is still being inspected; a later walk finds this one
                     return None
-                if beside is not None and len(others := sharing(path, beside)) > 1:
-                    beside = _given_to_each(beside, others, of=path)
+                beside = self._settled_sidecar(path)
                 Path(target).parent.mkdir(parents=True, exist_ok=True)
-                # The picture first: whose it is, his is the sidecar. A Path would keep its parts among the interned.
+                # The picture first: its line takes the sidecar too. A Path would keep its parts among the interned.
                 os.rename(path, target)  # noqa: PTH104
                 self._beside[target] = self._take_sidecar(name, path, target, beside)
         except FileNotFoundError:
@@ -327,13 +342,13 @@ class FolderSource:
             elsewhere = ": make a folder on another disk a source of its own" if error.errno == errno.EXDEV else ""
             _warn_once(f"{path} cannot be claimed: {error}{elsewhere}")
             return None
-        return Claim(as_text(name), target, modified_at)
+        return Claim(as_text(name), target, utc(stat.st_mtime))
 
     def _take_sidecar(self, name: str, path: str, target: str, beside: str | None) -> str | None:
         """Rename a claimed picture's sidecar, which a line that died may have left where both had lain."""
         original = f"{self.folder}/{name}"
         if beside is None and path != original and not os.path.lexists(original):
-            beside = find_sidecar(original)
+            beside = self._settled_sidecar(original)
         if beside is None:
             return None
         with_it = f"{os.path.dirname(target)}/{os.path.basename(beside)}"  # noqa: PTH119, PTH120  as above
@@ -344,13 +359,59 @@ class FolderSource:
     def _sidecar_of(self, claim: Claim) -> str | None:
         if claim.location in self._beside:
             return self._beside[claim.location]
-        return find_sidecar(claim.location)
+        return self._settled_sidecar(claim.location)
+
+    def _settled_sidecar(self, path: str) -> str | None:
+        """Return the path of a picture's sidecar; where that is not known, it gets one that says so."""
+        folder = os.path.dirname(path)  # noqa: PTH120  paths are text here
+        sidecars, pictures = self._candidates(path)
+        if len(sidecars) > 1:
+            return _give_ambiguous(path, sidecars)
+        if len(pictures) > 1:
+            return _given_to_each(f"{folder}/{sidecars[0]}", pictures, of=path)
+        return f"{folder}/{sidecars[0]}" if sidecars else None
+
+    def _candidates(self, path: str) -> tuple[Sequence[str], Sequence[str]]:
+        """Return the names of the sidecars that may be a picture's, and of the pictures that may be theirs."""
+        beside = find_sidecar(path)
+        if beside is not None:
+            return [os.path.basename(beside)], sharing(path, beside)  # noqa: PTH119
+        folder, name = os.path.split(path)
+        return self._unmatched(folder).candidates(name)
+
+    def _unmatched(self, folder: str) -> UnmatchedFiles:
+        """Return a folder's unmatched files, as they were when the youngest picture claimed so far was ready."""
+        listing = self._listings.get(folder)
+        if listing is None or listing.listed_at < self._listings_from:
+            try:
+                listing = list_unmatched(folder, listed_at=max(self._now(), self._listings_from))
+            except OSError:  # the walk has logged why
+                listing = UnmatchedFiles({}, {}, listed_at=self._listings_from)
+            self._listings.pop(folder, None)
+            self._listings[folder] = listing
+            if len(self._listings) > _LISTINGS:
+                del self._listings[next(iter(self._listings))]
+        return listing
+
+    def _belongs_to_nothing(self, path: str) -> bool:
+        """Return whether a file is a sidecar without its picture, or a table that is no manifest."""
+        folder, name = os.path.split(path)
+        if is_sidecar(name):
+            return not has_picture(path) and self._unmatched(folder).is_stray(name)
+        return path != self._find_manifest(folder)
+
+    def _find_manifest(self, folder: str) -> str | None:
+        usual = f"{folder}/{MANIFEST}"
+        if os.path.lexists(usual):
+            return usual
+        name = self._unmatched(folder).manifest
+        return None if name is None else f"{folder}/{name}"
 
     def _manifest_of(self, folder: str) -> tuple[str, object] | None:
         """Return the path below the source of a folder's manifest, and what changes when it does."""
-        found = find_manifest(f"{self.folder}/{folder}" if folder else str(self.folder))
-        stamp = None if found is None else _stamp(found)
-        return None if found is None or stamp is None else (os.path.relpath(found, self.folder), stamp)
+        path = self._find_manifest(f"{self.folder}/{folder}" if folder else str(self.folder))
+        stamp = None if path is None else _stamp(path)
+        return None if path is None or stamp is None else (os.path.relpath(path, self.folder), stamp)
 
 
 def is_dead(claims: Path, *, now: float, lease_s: float) -> bool:
@@ -443,16 +504,27 @@ def _given_to_each(sidecar: str, pictures: Sequence[str], *, of: str) -> str:
     """
     folder = os.path.dirname(sidecar)  # noqa: PTH120  paths are text here
     _warn_once(f"{sidecar} lies beside {len(pictures)} pictures: nobody knows which of them it means")
-    told = {SHARED_BY: [as_text(name) for name in pictures]}
+    content = {SHARED_BY: [as_text(name) for name in pictures]}
     with suppress(PictureError):
-        told["sidecar"] = [_read_own(sidecar, MAX_SIDECAR_BYTES).decode("utf-8", "backslashreplace")]
+        content["sidecar"] = [_read_own(sidecar, MAX_SIDECAR_BYTES).decode("utf-8", "backslashreplace")]
     for name in pictures:
-        own = Path(f"{folder}/{name}.json")
-        own.with_suffix(".json.part").write_text(json.dumps(told))
-        own.with_suffix(".json.part").rename(own)
+        _write_sidecar(f"{folder}/{name}.json", content)
     with suppress(FileNotFoundError, IsADirectoryError, PermissionError):
         Path(sidecar).unlink()
     return f"{folder}/{os.path.basename(of)}.json"  # noqa: PTH119
+
+
+def _give_ambiguous(picture: str, sidecars: Sequence[str]) -> str:
+    """Give a picture a sidecar that names those which may be its own, and return its path; they stay where they are."""
+    _warn_once(f"{len(sidecars)} sidecars may be those of {picture}: {', '.join(map(as_text, sidecars))}")
+    _write_sidecar(f"{picture}.json", {AMBIGUOUS: [as_text(name) for name in sidecars]})
+    return f"{picture}.json"
+
+
+def _write_sidecar(path: str, content: dict[str, list[str]]) -> None:
+    own = Path(path)
+    own.with_suffix(".json.part").write_text(json.dumps(content))
+    own.with_suffix(".json.part").rename(own)
 
 
 def _put(source: Path, target: Path) -> None:

@@ -4,7 +4,8 @@ import hashlib
 import json
 import re
 import unicodedata
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 from zoneinfo import ZoneInfo
@@ -30,6 +31,9 @@ _ARCHIVED = re.compile(rf"~[0-9a-f]{{{HASH_DIGITS}}}$")
 
 SHARED_BY = "inspect_xai_shared_by"
 """Key of the sidecar that each picture gets which shared one with others: nobody knows which of them it meant."""
+
+AMBIGUOUS = "inspect_xai_ambiguous"
+"""Key of the sidecar that a picture gets beside which several lie that may be its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +80,15 @@ class PathPattern:
     def identify(
         self, file_name: str, *, modified_at: datetime, sidecar: bytes | None = None, recorded: bool = False
     ) -> Identity:
-        """Say which part a picture shows.
+        """Return which part a picture shows.
 
         Text is brought into Unicode's composed form (NFC), and control characters of a path are spelled out.
 
         Args:
             file_name: Path below the source, with forward slashes.
             modified_at: The file's last change, UTC; stands in where no time is known.
-            sidecar: Content of the JSON file beside the picture, whose fields go before those of the path.
+            sidecar: Content of the JSON file beside the picture, whose fields go before those of the path; null stands
+                for a field that is not given.
             recorded: The sidecar is the identity of a recorded picture, which is not held to any bound again.
 
         Raises:
@@ -91,36 +96,76 @@ class PathPattern:
                 `MAX_NAME_CHARS`, no serial is left, or the time lies before `FIRST_CAPTURE` or after tomorrow: nobody
                 knows which part the picture shows.
         """
+        stated = self._of_path(file_name)
+        if sidecar is not None:
+            beside = _read_sidecar(sidecar, self._zone)
+            if beside.error is not None:
+                raise beside.error
+            stated = beside.over(stated)
+        if not recorded:
+            stated = replace(stated, fields={name: composed(value) for name, value in stated.fields.items()})
+            _require_bounds(stated.fields)
+            if stated.captured_at is not None:
+                _require_time(stated.captured_at, modified_at=modified_at)
+        return stated.identity(modified_at)
+
+    def stand_in(self, file_name: str, *, modified_at: datetime, sidecar: bytes | None = None) -> Identity:
+        """Return what can be recorded of a picture whose identity cannot be read whole.
+
+        What its sidecar says rightly goes before its path; where neither leaves a serial, its file's name stands in.
+        """
+        stated = self._of_path(file_name).recordable(modified_at)
+        if sidecar is not None:
+            stated = _read_sidecar(sidecar, self._zone).recordable(modified_at).over(stated)
+        if not stated.fields.get("serial"):
+            return by_file(file_name, modified_at=modified_at)
+        return stated.identity(modified_at)
+
+    def _of_path(self, file_name: str) -> "_Stated":
         path = _without_suffix(file_name)
-        fields, stated_at, known_from = {"serial": path.name}, None, "file"
         match = self._regex.fullmatch(str(path))
         if match:
-            found = match.groupdict()
-            time = found.pop("captured_at", None)
-            at = None if time is None else _parse_compact(time)
-            if time is None or at is not None:  # digits such as month 13 are no time: the path is not of this pattern
-                fields, stated_at, known_from = found, at, "path"
-        if sidecar is not None:
-            told, told_at = _read_sidecar(sidecar, self._zone)
-            fields, stated_at, known_from = fields | told, told_at or stated_at, "sidecar"
-        if not recorded:
-            fields = {name: composed(value) for name, value in fields.items()}
-            _require_bounds(fields)
-            if stated_at is not None:
-                _require_time(stated_at, modified_at=modified_at)
-        return Identity(
-            part=Part(fields.pop("serial"), fields.pop("product", ""), fields.pop("lot", "")),
-            captured_at=stated_at or modified_at,
-            known_from=known_from,
-            **fields,
-        )
+            fields = match.groupdict()
+            time = fields.pop("captured_at", None)
+            captured_at = None if time is None else _parse_compact(time)
+            if time is None or captured_at is not None:  # digits such as month 13 are no time: it is another pattern's
+                return _Stated(fields, captured_at, "path")
+        return _Stated({"serial": path.name}, None, "file")
 
-    def stand_in(self, file_name: str, *, modified_at: datetime) -> Identity:
-        """Say of a picture what its path does, or, where that cannot be recorded, just what its file is called."""
-        try:
-            return self.identify(file_name, modified_at=modified_at)
-        except PictureError:
-            return by_file(file_name, modified_at=modified_at)
+
+@dataclass(frozen=True, slots=True)
+class _Stated:
+    """What a path or a sidecar says of a picture; `error`: what is wrong with the rest of it."""
+
+    fields: dict[str, str]
+    captured_at: datetime | None
+    known_from: str
+    error: PictureError | None = None
+
+    def over(self, other: "_Stated") -> "_Stated":
+        """Return this, and what the other says beside it."""
+        if not self.fields and self.captured_at is None and self.error is not None:
+            return other
+        return _Stated(other.fields | self.fields, self.captured_at or other.captured_at, self.known_from)
+
+    def recordable(self, modified_at: datetime) -> "_Stated":
+        """Return what of this is within bounds."""
+        fields = {}
+        for name, value in self.fields.items():
+            with suppress(PictureError):
+                _require_bounds({name: composed(value)})
+                fields[name] = composed(value)
+        captured_at = None
+        with suppress(PictureError):
+            if self.captured_at is not None:
+                _require_time(self.captured_at, modified_at=modified_at)
+            captured_at = self.captured_at
+        return replace(self, fields=fields, captured_at=captured_at)
+
+    def identity(self, modified_at: datetime) -> Identity:
+        fields = dict(self.fields)
+        part = Part(fields.pop("serial"), fields.pop("product", ""), fields.pop("lot", ""))
+        return Identity(part=part, captured_at=self.captured_at or modified_at, known_from=self.known_from, **fields)
 
 
 def by_file(file_name: str, *, modified_at: datetime) -> Identity:
@@ -155,7 +200,7 @@ def _require_bounds(fields: dict[str, str]) -> None:
             expected=f"at most {MAX_NAME_CHARS}",
             remedy="correct what names the part: sidecar, manifest or path",
         )
-    if not fields["serial"].strip():
+    if not fields.get("serial", "-").strip():
         raise PictureError("the serial is blank", expected="the number of the part", remedy="correct what names it")
 
 
@@ -208,24 +253,39 @@ def _parse_compact(text: str) -> datetime | None:
         return None
 
 
-def _read_sidecar(content: bytes, zone: ZoneInfo | None) -> tuple[dict[str, str], datetime | None]:
-    """Return the known text fields and the time of a sidecar; a camera's own further keys are left alone."""
+def _read_sidecar(content: bytes, zone: ZoneInfo | None) -> _Stated:
+    """Return the known fields of a sidecar, and what is wrong with it; a camera's own further keys are left alone."""
     try:
-        said = json.loads(content)
+        document = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise PictureError(f"the sidecar file is no JSON: {error}", remedy="mend or remove the sidecar") from error
-    if not isinstance(said, dict):
-        raise PictureError("the sidecar file holds no JSON object", expected=f"an object with {', '.join(FIELDS)}")
-    if SHARED_BY in said:
-        raise shared(said[SHARED_BY])
-    fields = {name: said[name] for name in FIELDS if name in said}
-    wrong = sorted(name for name, value in fields.items() if not (isinstance(value, str) and is_printable(value)))
-    if wrong or ("serial" in fields and not fields["serial"].strip()):
-        raise PictureError(
-            f"the sidecar gives {', '.join(wrong) or 'serial'} no text", expected="printable text in quotation marks"
+        return _unread(PictureError(f"the sidecar file is no JSON: {error}", remedy="correct or remove the sidecar"))
+    if not isinstance(document, dict):
+        expected = f"an object with {', '.join(FIELDS)}"
+        return _unread(PictureError("the sidecar file holds no JSON object", expected=expected))
+    if SHARED_BY in document:
+        return _unread(shared(document[SHARED_BY]))
+    if AMBIGUOUS in document:
+        return _unread(ambiguous(document[AMBIGUOUS]))
+    stated = {name: document[name] for name in FIELDS if document.get(name) is not None}
+    fields = {name: value for name, value in stated.items() if isinstance(value, str) and is_printable(value)}
+    if "serial" in fields and not fields["serial"].strip():
+        del fields["serial"]
+    problem = None
+    if wrong := sorted(stated.keys() - fields.keys()):
+        problem = PictureError(
+            f"the sidecar gives {', '.join(wrong)} no text", expected="printable text in quotation marks"
         )
-    stated = fields.pop("captured_at", None)
-    return fields, None if stated is None else _parse_iso(stated, zone)
+    captured_at = None
+    if "captured_at" in fields:
+        try:
+            captured_at = _parse_iso(fields.pop("captured_at"), zone)
+        except PictureError as error:
+            problem = problem or error
+    return _Stated(fields, captured_at, "sidecar", problem)
+
+
+def _unread(error: PictureError) -> _Stated:
+    return _Stated({}, None, "", error)
 
 
 def shared(pictures: object) -> PictureError:
@@ -235,6 +295,16 @@ def shared(pictures: object) -> PictureError:
         f"one sidecar lies beside {len(names)} pictures: {', '.join(names)}",
         expected="a sidecar for each picture",
         remedy="name them as the pictures, suffix and all, such as P1.png.json",
+    )
+
+
+def ambiguous(sidecars: object) -> PictureError:
+    """Return the error of a picture beside which several sidecars lie that may be its own."""
+    names = [str(name) for name in sidecars] if isinstance(sidecars, list | tuple) else []
+    return PictureError(
+        f"{len(names)} sidecars may be the picture's: {', '.join(names)}",
+        expected="one",
+        remedy="name it as the picture in upper and lower case, and remove the others",
     )
 
 

@@ -13,7 +13,6 @@ from typing import Any, Self
 from inspect_xai.errors import IntakeError, PictureError, StoreError
 from inspect_xai.intake.decode import too_long
 from inspect_xai.intake.folder_source import FolderSource
-from inspect_xai.intake.identity import shared
 from inspect_xai.intake.manifest import MAX_MANIFEST_BYTES, Manifests
 from inspect_xai.intake.sidecars import Listing, is_passed_over
 from inspect_xai.intake.sources import MAX_SIDECAR_BYTES, Claim, as_text, utc
@@ -55,7 +54,7 @@ class UrlSource:
         self._renewed_at = 0.0
         self._recorded: list[str] = []
         self._beside: dict[str, str] = {}  # of what is claimed: sidecars that the listing showed
-        self._shared: dict[str, list[str]] = {}  # the same: pictures whose sidecar may mean others, too
+        self._problems: dict[str, PictureError] = {}  # of what is claimed: why its sidecar is not known
         self._strays: list[str] = []
         self._manifests_at: dict[str, tuple[str, str]] = {}  # by folder: path and stamp
         self._manifests = Manifests(find=self._manifests_at.get, read=self._read_manifest)
@@ -118,8 +117,8 @@ class UrlSource:
             PictureError: If there is one and it cannot be read, or may mean another picture.
             IntakeError: If the place cannot be reached.
         """
-        if claim.location in self._shared:
-            raise shared(self._shared[claim.location])
+        if claim.location in self._problems:
+            raise self._problems[claim.location]
         beside = self._beside.get(claim.location)
         if beside is not None:
             return self._fetch(beside, MAX_SIDECAR_BYTES)
@@ -140,7 +139,7 @@ class UrlSource:
 
     def _forget(self, claim: Claim) -> None:
         self._beside.pop(claim.location, None)
-        self._shared.pop(claim.location, None)
+        self._problems.pop(claim.location, None)
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -170,8 +169,8 @@ class UrlSource:
     def _entry(self, listed: "_Listed") -> Claim:
         if listed.sidecar:
             self._beside[listed.location] = listed.sidecar
-        if len(listed.shared) > 1:
-            self._shared[listed.location] = listed.shared
+        if listed.problem:
+            self._problems[listed.location] = listed.problem
         return Claim(listed.file_name, listed.location, listed.changed_at)
 
     def _pictures(self) -> Iterator["_Listed"]:
@@ -187,14 +186,14 @@ class UrlSource:
                 self._manifests_at[below] = self._below(found), _stamp_of(found)
             self._strays += [self._below(files[name]) for name in listing.strays()]
             for name in listing.pictures:
-                found, beside = files[name], listing.sidecar_of(name)
+                found, (beside, problem) = files[name], listing.sidecar_of(name)
                 yield _Listed(
                     self._below(found),
                     found["name"],
                     _changed_at(found),
                     _stamp_of(found),
                     files[beside]["name"] if beside else "",
-                    listing.sharing(name) if beside else [],
+                    problem,
                 )
 
     def _below(self, found: dict[str, Any]) -> str:
@@ -225,7 +224,7 @@ class _Listed:
     changed_at: datetime
     stamp: str
     sidecar: str
-    shared: list[str]
+    problem: PictureError | None
 
 
 Source = FolderSource | UrlSource

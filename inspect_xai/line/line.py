@@ -95,7 +95,9 @@ class Line:
         self._schedule, self._pattern = schedule or Schedule(), self.intake.pattern()
         self._store = open_store(db, blob_store=blob_store, ledger_key=ledger_key)
         try:
-            self._explainer = Explainer(bundle, device=device, threads=threads, bucket=bucket, memory_mb=memory_mb)
+            self._explainer = Explainer(
+                bundle, device=device, threads=threads, bucket=bucket, memory_mb=memory_mb, limits=self.intake.limits
+            )
             self.fingerprint = self._explainer.engine.bundle.fingerprint
             verified = self._register(golden, by=opened_by)
         except BaseException:

@@ -207,18 +207,20 @@ def read_several(
 def _read(source: Source | ArchiveSource, claim: Claim, pattern: PathPattern, limits: PictureLimits) -> PictureState:
     """Read a file, and which part it shows."""
     picture = PictureState(claim, datetime.now(UTC), pattern.stand_in(claim.file_name, modified_at=claim.modified_at))
-    data = b""
+    data, sidecar = b"", None
     with _record_failures(picture):
         try:
             data = source.read(claim, limits=limits)
             picture.sha256 = hashlib.sha256(data).hexdigest()
+            sidecar = source.sidecar(claim)
             picture.identity = pattern.identify(
                 claim.file_name,
                 modified_at=claim.modified_at,
-                sidecar=source.sidecar(claim),
+                sidecar=sidecar,
                 recorded=isinstance(source, ArchiveSource),
             )
         except PictureError:
+            picture.identity = pattern.stand_in(claim.file_name, modified_at=claim.modified_at, sidecar=sidecar)
             picture.sha256 = _hash_of_no_picture(claim, data)
             raise
         picture.data = data

@@ -23,6 +23,7 @@ INT8_GRAPH = "score_int8"
 WEIGHTS = "graphs/weights.bin"
 FROM_OUTSIDE = "rise or occlusion"  # methods that ask the network for scores alone
 _MANIFEST = "manifest.json"
+_NOT_COVERED = frozenset({_MANIFEST, "golden", "Thumbs.db", "desktop.ini"})  # and what begins with a point or @
 _COARSE = (7, 7)  # where there is no block: as coarse as the deepest maps of most networks
 _MOST_MANIFEST_BYTES = 1 << 24
 _REBUILD = "make it anew: inspect-xai bundle build MODEL.onnx --card card.toml --out DIR --force"
@@ -203,6 +204,15 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _check_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        first = name.partition("/")[0]
+        is_covered = first not in _NOT_COVERED and not path.name.startswith((".", "@")) and not first.startswith("@")
+        if is_covered and name not in files and not path.is_dir():
+            raise BundleError(
+                f"{folder} holds {name}, which was not there when the bundle was built",
+                remedy=f"remove it, copy the whole folder again, or {_REBUILD}",
+            )
     for name, recorded in files.items():
         path = folder / name
         if not path.is_file():

@@ -9,6 +9,7 @@ It lies inside the bundle or beside it; the bundle's fingerprint does not cover 
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -29,6 +30,8 @@ from inspect_xai.records import ModelStatus, PictureLimits
 from inspect_xai.storage import map_codec
 from inspect_xai.storage.store import Store
 from inspect_xai.verify.tolerance import SCORE_TOLERANCE, MapAgreement, compare_maps, scores_off
+
+_log = logging.getLogger(__name__)
 
 SCHEMA_VERSION: Final = 1
 FOLDER: Final = "golden"
@@ -129,6 +132,14 @@ def verify_golden(explainer: Explainer, folder: Path) -> GoldenReport:
             remedy=_MAKE,
         )
     limits = PictureLimits.recorded(manifest)
+    if limits != explainer.limits:
+        _log.warning(
+            "the golden set %s was made with %s, and pictures are read with %s here: its result says nothing of them; "
+            "make it again with the settings of the line",
+            folder,
+            limits,
+            explainer.limits,
+        )
     checks = [_check_one(explainer, entry, folder=folder, limits=limits) for entry in manifest["pictures"]]
     worst_first = sorted(checks, key=lambda check: (check.holds, -max(check.score_off, check.map_off)))
     return GoldenReport(

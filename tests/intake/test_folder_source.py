@@ -25,7 +25,7 @@ from inspect_xai.intake.folder_source import FolderSource
 from inspect_xai.intake.identity import PathPattern, by_file
 from inspect_xai.intake.sources import Claim, read_picture, utc
 from inspect_xai.intake.url_source import UrlSource, open_source
-from inspect_xai.records import PictureLimits
+from inspect_xai.records import Part, PictureLimits
 from tests.support import hostile
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -546,6 +546,31 @@ def test_a_serial_that_is_blank_or_holds_control_characters_is_refused(text: str
         FROM_SIDECAR.identify("a.png", modified_at=NOON, sidecar=said(serial=text))
 
 
+def test_null_in_a_sidecar_is_a_field_that_is_not_given() -> None:
+    nothing = said(lot=None, captured_at=None)
+    found = FROM_SIDECAR.identify("L1/SN7_20261122T061500Z.png", modified_at=NOON, sidecar=nothing)
+    assert (found.part, found.line) == (Part("SN1"), "L1")
+    assert found.captured_at == datetime(2026, 11, 22, 6, 15, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"captured_at": "22.11.2026 06:15:00"}, {"captured_at": "1970-01-01T00:00:00Z"}, {"lot": 7}]
+)
+def test_one_bad_field_of_a_sidecar_leaves_the_others(bad: dict[str, object]) -> None:
+    content = said(product="tile", camera="C1", **bad)
+    with pytest.raises(PictureError):
+        FROM_SIDECAR.identify("L1/SN7_20261122T061500Z.png", modified_at=NOON, sidecar=content)
+    found = FROM_SIDECAR.stand_in("L1/SN7_20261122T061500Z.png", modified_at=NOON, sidecar=content)
+    assert (found.part, found.line, found.camera) == (Part("SN1", "tile"), "L1", "C1")
+    assert (found.captured_at, found.known_from) == (datetime(2026, 11, 22, 6, 15, tzinfo=UTC), "sidecar")
+
+
+def test_a_sidecar_that_says_nothing_right_leaves_the_path() -> None:
+    for content in (b"{", b"[]", said(serial="x" * 256)):
+        found = FROM_SIDECAR.stand_in("L1/SN7_20261122T061500Z.png", modified_at=NOON, sidecar=content)
+        assert (found.part, found.line) == (Part("SN7"), "L1")
+
+
 def test_control_characters_of_a_path_are_spelled_out() -> None:
     found = FROM_SIDECAR.identify("L1/SN\n\u202e7_20261122T061500Z.png", modified_at=NOON)
     assert found.part.serial == "SN\\n\\u202e7"
@@ -667,7 +692,7 @@ def test_sidecars_are_found_however_a_machine_names_them(tmp_path: Path, kind: s
         assert sum(name.endswith(".json") for name in archived) == 6
 
 
-@pytest.mark.parametrize("name", ["MANIFEST.CSV", "Manifest.csv"])
+@pytest.mark.parametrize("name", ["MANIFEST.CSV", "Manifest.csv", "Manifest.Csv", "mAnIfEsT.CsV"])
 @pytest.mark.parametrize("kind", ["folder", "url"])
 def test_a_manifest_is_read_in_capitals_and_in_any_normal_form(tmp_path: Path, name: str, kind: str) -> None:
     write(tmp_path / "L1/Pru\u0308fling_1.png")
@@ -688,6 +713,60 @@ def test_a_sidecar_of_two_pictures_is_nobodys(tmp_path: Path, kind: str, limit: 
         told = serials(source, limit)
     shared = "one sidecar lies beside 2 pictures: a.jpg, a.png"
     assert told == {"a.jpg": shared, "a.png": shared, "b.png": "SNB"}
+
+
+@pytest.mark.parametrize("kind", ["folder", "kept", "url"])
+def test_a_sidecar_in_another_case_is_found_where_only_one_picture_may_be_meant(tmp_path: Path, kind: str) -> None:
+    pictures = ("P2.png", "L1/P3.PNG", "a.png", "A.png", "b.jpg", "B.PNG", "c.png", "C.png", "Dd.png")
+    for number, name in enumerate(pictures):
+        write(tmp_path / name, seed=number)
+    for name, serial in {
+        "p2.json": "SN2",
+        "L1/P3.png.JSON": "SN3",
+        "a.json": "SNA",  # of a.png by its very name
+        "b.jSoN": "SNB",
+        "c.json": "SNC",
+        "C.JSON": "SNC2",
+        "dd.json": "SND",
+        "DD.json": "SNDD",
+        "none.json": "SN9",
+    }.items():
+        sidecar(tmp_path / name, serial)
+    url = f"file://{tmp_path}" if kind == "url" else str(tmp_path)
+    with open_source(url, settle_s=0, keep=kind == "kept") as source:
+        assert serials(source, 2) == {
+            "P2.png": "SN2",
+            "L1/P3.PNG": "SN3",
+            "a.png": "SNA",
+            "A.png": "A",
+            "b.jpg": "one sidecar lies beside 2 pictures: B.PNG, b.jpg",
+            "B.PNG": "one sidecar lies beside 2 pictures: B.PNG, b.jpg",
+            "c.png": "SNC",
+            "C.png": "SNC2",
+            "Dd.png": "2 sidecars may be the picture's: DD.json, dd.json",
+        }
+        assert set(source.strays()) - {"DD.json", "dd.json"} == {"none.json"}
+    if kind == "folder":  # what was guessed of nobody stays and is reported
+        assert sorted(path.name for path in tmp_path.glob("*.json")) == ["DD.json", "dd.json", "none.json"]
+
+
+def test_a_sidecar_that_comes_after_the_folder_was_listed_is_found(tmp_path: Path) -> None:
+    write(tmp_path / "a.png")
+    with FolderSource(tmp_path, settle_s=0) as source:
+        assert serials(source) == {"a.png": "a"}
+        write(tmp_path / "P2.png"), sidecar(tmp_path / "p2.json", "SN2")
+        assert serials(source) == {"P2.png": "SN2"}
+
+
+def test_a_sidecar_in_another_case_stays_with_its_picture_when_a_line_dies(tmp_path: Path) -> None:
+    left = tmp_path / "_claimed/elsewhere-1-0a0b0c0d"
+    write(left / "P2.png"), sidecar(left / "p2.json", "SN2"), sidecar(left / "p3.json", "SN3")
+    write(tmp_path / "_archive/2026-11-22/P3~0123456789ab.png")
+    (left / ".owner").touch()
+    os.utime(left / ".owner", (1, 1))
+    with FolderSource(tmp_path, settle_s=0) as source:
+        assert serials(source) == {"P2.png": "SN2"}
+    assert (tmp_path / "_archive/2026-11-22/P3~0123456789ab.json").is_file()
 
 
 def test_each_of_two_pictures_with_a_sidecar_of_its_own_is_known(tmp_path: Path) -> None:

@@ -148,7 +148,9 @@ def test_an_audit_sees_what_the_line_sees_and_writes_down_how(cli: Run, bundle: 
 
 
 @pytest.mark.usefixtures("told")
-def test_a_golden_set_sees_what_the_line_sees(cli: Run, bundle: Path, tmp_path: Path) -> None:
+def test_a_golden_set_sees_what_the_line_sees(
+    cli: Run, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     golden_set = tmp_path / "golden"
     code, _, err = cli(
         "model", "golden", bundle, twelve_bit(tmp_path / "p.png"), "--out", golden_set, "--device", "cpu"
@@ -156,6 +158,11 @@ def test_a_golden_set_sees_what_the_line_sees(cli: Run, bundle: Path, tmp_path: 
     assert code == 0, err
     made = json.loads((golden_set / "manifest.json").read_text())
     assert (made["pictures"][0]["verdict"], made["limits"]["white_level"]) == ("NG", 4_095)
+    verify = ["model", "verify", bundle, "--golden", golden_set, "--device", "cpu"]
+    caplog.clear()
+    assert (cli(*verify)[0], "pictures are read with" in caplog.text) == (0, False)
+    monkeypatch.setenv("INSPECT_XAI_LINE__WHITE_LEVEL", "1023")
+    assert (cli(*verify)[0], "pictures are read with" in caplog.text) == (0, True)
 
 
 class Seen:

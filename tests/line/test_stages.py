@@ -77,6 +77,19 @@ def read_all(
     return read_several(source, claims, pattern=IntakeSpec().pattern(), limits=LIMITS, known=known, schedule=Schedule())
 
 
+def test_a_sidecar_with_a_bad_time_keeps_its_other_fields(source: FolderSource) -> None:
+    content = '{"serial": "SN7", "lot": "LOT7", "camera": null, "captured_at": "22.11.2026 06:15"}'
+    (source.folder / "0.json").write_text(content)
+    refused, *others = read_all(source)
+    assert (refused.identity.part.serial, refused.identity.part.lot, refused.identity.known_from) == (
+        "SN7",
+        "LOT7",
+        "sidecar",
+    )
+    assert "captured_at is '22.11.2026 06:15'" in str(refused.error)
+    assert [picture.error for picture in others] == [None] * 3
+
+
 def decode_all(pictures: Sequence[PictureState], explainer: Explainer) -> None:
     with ThreadPoolExecutor(2) as decoders:
         decode_and_cut(pictures, limits=LIMITS, cut=partial(prepare_picture, explainer.engine), decoders=decoders)

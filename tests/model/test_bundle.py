@@ -375,6 +375,11 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "other_blocks": (spoil_manifest(lambda m: m["blocks"][0].update(tensor="c0")), "records fingerprint"),  # type: ignore[index]
     "odd_files": (spoil_manifest(lambda m: m.update(files=3)), "lacks or garbles"),
     "graph_gone": (lambda folder: (folder / "graphs/score.onnx").unlink(), "lacks graphs/score.onnx"),
+    "graph_added": (
+        lambda folder: shutil.copy(folder / "graphs/score.onnx", folder / "graphs/score2.onnx"),
+        r"holds graphs/score2\.onnx, which was not there",
+    ),
+    "file_added": (lambda folder: (folder / "notes.txt").touch(), r"holds notes\.txt"),
     "graph_changed": (flip("graphs/trace.onnx"), "trace.onnx is not what it was"),
     "weights_changed": (flip("graphs/weights.bin"), "weights.bin is not what it was"),
     "network_changed": (flip("model.onnx"), "model.onnx is not what it was"),
@@ -394,6 +399,13 @@ def test_a_spoiled_bundle_is_refused_with_what_to_do(name: str, bundle_copy: Pat
         load_bundle(bundle_copy)
 
     assert "inspect-xai" in caught.value.remedy
+
+
+def test_a_golden_set_and_what_systems_leave_are_no_part_of_a_bundle(bundle_copy: Path) -> None:
+    for name in ("golden/manifest.json", "golden/pictures/001.png", ".DS_Store", "graphs/.x", "@eaDir/a", "Thumbs.db"):
+        (bundle_copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (bundle_copy / name).touch()
+    assert load_bundle(bundle_copy).folder == bundle_copy
 
 
 def test_a_graph_the_bundle_does_not_hold(tiny_bundle: ModelBundle) -> None:
