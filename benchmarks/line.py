@@ -419,7 +419,7 @@ def prefect(scratch: Path, options: argparse.Namespace) -> None:
                     upgrade_schema(db)
                     settings.write_text(
                         f'db = "{db}"\nbundle = "{bundle}"\ndevice = "cpu"\nthreads = 1\n'
-                        f'[line]\nsource = "{place}"\nsettle_s = 0\npolicy = "{policy}"\nchunk = {options.chunk}\n'
+                        f'[line]\nsource = "{place}"\nsettle_s = 0\npolicy = "{policy}"\nclaim_size = {options.chunk}\n'
                     )
                     tell_runs(run_line(server, crew, log=scratch / "home/worker.log"), crew, count)
                     place, db = scratch / f"plain-{crew}-{number}", database.create()

@@ -66,7 +66,7 @@ def main() -> None:
     )
     _product(
         "keep what it says of a few pictures, so that every machine can show that it computes the same",
-        ["model", "golden", str(bundle), *map(str, _golden(line, 4))],
+        ["model", "golden-create", str(bundle), *map(str, _golden(line, 4))],
     )
     _product("make it known to the record", ["model", "register", str(bundle), "--settings", str(settings)])
     _product(

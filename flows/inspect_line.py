@@ -34,7 +34,7 @@ def inspect_line(
     chosen = load_settings(file, db=db, bundle=bundle, line={"source": source})
     with open_line_of(chosen) as line, open_source_of(chosen) as pictures, stopped_by_signals() as stop:
         inspect = _chunk_task(line, pictures, stop)
-        summary = asdict(drain(line, pictures, chunk=chosen.line.chunk, stop=stop, inspect=inspect))
+        summary = asdict(drain(line, pictures, chunk=chosen.line.claim_size, stop=stop, inspect=inspect))
     if summary["seen"]:  # most runs find nothing new
         leave_behind("inspect-line", summary, summary=_in_words(summary, stopped=stop.is_set()))
     return summary

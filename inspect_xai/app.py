@@ -74,7 +74,7 @@ def open_line_of(settings: "Settings", *, explain_all: bool = False) -> "Line":
         policy=policy.explaining_all() if explain_all else policy,
         intake=IntakeSpec(chosen.path_pattern, chosen.limits, zone),
         threads=settings.threads,
-        bucket=settings.bucket,
+        bucket=settings.batch_size,
         memory_mb=settings.memory_mb,
         blob_store=settings.blob_store,
         golden=chosen.golden,
@@ -116,7 +116,7 @@ def open_source_of(settings: "Settings") -> "Source":
     if not chosen.source:
         raise SettingsError("no source is named", remedy="give --source DIR, or set `source` under [line]")
     return open_source(
-        chosen.source, settle_s=chosen.settle_s, lease_s=chosen.lease_s, keep=chosen.keep, ignore=chosen.ignore
+        chosen.source, settle_s=chosen.settle_s, lease_s=chosen.lease_s, keep=chosen.in_place, ignore=chosen.ignore
     )
 
 
@@ -159,7 +159,7 @@ def write_report_of(settings: "Settings", *, first: date, last: date, shift: str
             thumbnails=chosen.thumbnails,
             shift=shift,
             rules=_rules(settings),
-            window_ms=chosen.window_ms,
+            window_ms=chosen.takt_ms,
         )
 
 
@@ -229,7 +229,8 @@ def _verify(bundle: Path, golden: Path | None, device: str, limits: "PictureLimi
     folder = _golden_of(bundle, golden)
     if folder is None:
         raise GoldenSetError(
-            f"{bundle} holds no golden set", remedy=f"name one with --golden, or: inspect-xai model golden {bundle} ..."
+            f"{bundle} holds no golden set",
+            remedy=f"name one with --golden, or: inspect-xai model golden-create {bundle} ...",
         )
     with Explainer(bundle, device=device, limits=limits, faithfulness=False) as explainer:
         return verify_golden(explainer, folder)

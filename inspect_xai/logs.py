@@ -3,7 +3,9 @@
 import json
 import logging
 from datetime import UTC, datetime
+from functools import cache
 
+_log = logging.getLogger(__name__)
 _FACTS = ("serial", "sha256", "line", "station", "file_name", "verdict", "inspection_id")
 
 
@@ -32,3 +34,9 @@ def log_as_json() -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+@cache
+def warn_renamed(old: str, new: str) -> None:
+    """Log, once, what an option, command or setting is called now that was given by its name of 0.1."""
+    _log.warning("%s is now called %s; the old name goes in 0.3", old, new)

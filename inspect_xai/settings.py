@@ -1,4 +1,4 @@
-"""All settings of the line and its reports: defaults < TOML file < INSPECT_XAI_* variables < flags of a command.
+"""All settings of the line and its reports: defaults < TOML file < INSPECT_XAI_* variables < options of a command.
 
     db = "sqlite:////srv/inspect/inspections.db"     # or INSPECT_XAI_DB
     bundle = "/srv/inspect/tile.bundle"
@@ -8,7 +8,7 @@
     [report]
     time_zone = "Europe/Berlin"
 
-Read at doors only (commands and flows) and handed down as values.
+Read by commands and flows only, and handed down as values. Keys by their names of 0.1 (`RENAMED`) count until 0.3.
 """
 
 import os
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
@@ -26,6 +27,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 
 from inspect_xai.errors import SettingsError
 from inspect_xai.files import read_toml
+from inspect_xai.logs import warn_renamed
 from inspect_xai.records import MAX_NAME_CHARS, PictureLimits
 
 DEFAULT_PATTERN = "{line}/{station}/{serial}_{lot}_{camera}_{view}_{shift}_{captured_at}"
@@ -34,6 +36,18 @@ DEFAULT_PATTERN = "{line}/{station}/{serial}_{lot}_{camera}_{view}_{shift}_{capt
 FILE_VARIABLE = "INSPECT_XAI_SETTINGS"
 _PREFIX = "INSPECT_XAI_"
 _USUAL = PictureLimits()
+
+RENAMED: Mapping[str, str] = MappingProxyType(
+    {
+        "bucket": "batch_size",
+        "line.chunk": "line.claim_size",
+        "line.honour_exif": "line.honor_exif",
+        "line.keep": "line.in_place",
+        "report.window_ms": "report.takt_ms",
+    }
+)
+"""Settings by their names of 0.1."""
+
 _NOT_SETTINGS = frozenset({FILE_VARIABLE, "INSPECT_XAI_SHARED", "INSPECT_XAI_HOME"})
 
 
@@ -56,10 +70,10 @@ class LineSettings(BaseModel):
 
     Attributes:
         source: Folder the cameras write into, or a URL that fsspec knows.
-        chunk: Pictures claimed at a time, and those of one task of a flow.
+        claim_size: Pictures claimed at a time, and those of one task of a flow.
         settle_s: Seconds a file must not change before it is taken; 0 where nobody writes any more.
         lease_s: Seconds without a sign of life after which another machine's claims are taken over.
-        keep: Leave the files where they are.
+        in_place: Leave the files where they are.
         ignore: Patterns of names of files and folders that are passed over, beside those of NAS systems and Windows.
         new_database: Begin a database in which no line recorded yet beside an archive that holds pictures.
         ok_share: Share of the OK pictures that is explained too, chosen by their hash.
@@ -69,19 +83,19 @@ class LineSettings(BaseModel):
         policy: The plant's policy file, in the place of `ok_share` and `policy_version`.
         max_pixels: Larger pictures are refused.
         white_level: The value of 16-bit pictures that counts as white.
-        honour_exif: Turn pictures as their EXIF orientation says. These three hold for every command that reads a
+        honor_exif: Turn pictures as their EXIF orientation says. These three hold for every command that reads a
             picture file (`limits`).
         golden: Folder with the model's golden set, which it must reproduce before the line starts (see: inspect-xai
-            model golden).
+            model golden-create).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str = ""
-    chunk: int = Field(default=128, ge=1, le=10_000)
+    claim_size: int = Field(default=128, ge=1, le=10_000)
     settle_s: float = Field(default=1.0, ge=0, le=3600)
     lease_s: float = Field(default=600.0, gt=0)
-    keep: bool = False
+    in_place: bool = False
     ignore: tuple[str, ...] = ()
     new_database: bool = False
     ok_share: float = Field(default=0.05, ge=0, le=1)
@@ -90,13 +104,13 @@ class LineSettings(BaseModel):
     policy: Path | None = None
     max_pixels: int = Field(default=_USUAL.max_pixels, ge=1)
     white_level: int = Field(default=_USUAL.white_level, ge=1, le=65_535)
-    honour_exif: bool = _USUAL.honour_exif
+    honor_exif: bool = _USUAL.honour_exif
     golden: Path | None = None
 
     @property
     def limits(self) -> PictureLimits:
-        """What picture files may be and how they become pixels, for the line and for every other command."""
-        return PictureLimits(self.max_pixels, self.white_level, self.honour_exif)
+        """Return what picture files may be and how they become pixels, for the line and for every other command."""
+        return PictureLimits(self.max_pixels, self.white_level, self.honor_exif)
 
 
 class ReportSettings(BaseModel):
@@ -106,7 +120,7 @@ class ReportSettings(BaseModel):
         out: Folder that receives one folder per day.
         time_zone: The plant's zone: in it a day begins and ends.
         thumbnails: Most flagged parts shown with pictures.
-        window_ms: Time the line has for a part; run times are held against it. 0: none is known.
+        takt_ms: Time the line has for a part; run times are compared with it. 0: none is known.
         desk_url: Address under which browsers reach the review desk, with its path where it has one; the nightly flow
             links to the report's page there. Empty: it names the page's file.
     """
@@ -116,7 +130,7 @@ class ReportSettings(BaseModel):
     out: Path = Path("reports")
     time_zone: str = "UTC"
     thumbnails: int = Field(default=60, ge=0, le=1000)
-    window_ms: float = Field(default=0.0, ge=0)
+    takt_ms: float = Field(default=0.0, ge=0)
     desk_url: str = ""
 
     _is_a_zone = field_validator("time_zone")(_known_zone)
@@ -124,7 +138,7 @@ class ReportSettings(BaseModel):
 
 
 class Channel(StrEnum):
-    """A way out."""
+    """How an alert is sent."""
 
     FILE = "file"
     WEBHOOK = "webhook"
@@ -133,7 +147,7 @@ class Channel(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outlets:
-    """How the channels are reached; what is empty is not there.
+    """How the channels are reached; what is empty is not set up.
 
     Attributes:
         folder: Receives `alert-ID.json`.
@@ -161,13 +175,13 @@ class Outlets:
 
     @property
     def open(self) -> tuple[Channel, ...]:
-        """Channels that have been set up."""
-        there = {Channel.FILE: self.folder, Channel.WEBHOOK: self.webhook, Channel.EMAIL: self.smtp_host}
-        return tuple(channel for channel, given in there.items() if given)
+        """Return the channels that have been set up."""
+        places = {Channel.FILE: self.folder, Channel.WEBHOOK: self.webhook, Channel.EMAIL: self.smtp_host}
+        return tuple(channel for channel, place in places.items() if place)
 
 
 class AlertSettings(BaseModel):
-    """How alerts leave the house; who gets which is said in the policy ([[alert]]). What is empty is not there.
+    """How alerts are sent; the policy says who gets which ([[alert]]). What is empty is not set up.
 
     Attributes:
         folder: Receives one JSON file per alert.
@@ -196,9 +210,9 @@ class AlertSettings(BaseModel):
     mail_to: tuple[str, ...] = ()
 
     def outlets(self) -> Outlets:
-        """The same for those who send."""
-        given = self.model_dump() | {"webhook_secret": self.webhook_secret.get_secret_value()}
-        return Outlets(**given | {"smtp_password": self.smtp_password.get_secret_value()})
+        """Return the same for those who send."""
+        values = self.model_dump() | {"webhook_secret": self.webhook_secret.get_secret_value()}
+        return Outlets(**values | {"smtp_password": self.smtp_password.get_secret_value()})
 
 
 class ServeSettings(BaseModel):
@@ -209,7 +223,7 @@ class ServeSettings(BaseModel):
         port: TCP port; 0: a free one.
         archive: Folders, or URLs that fsspec knows, below which pictures may lie; a picture elsewhere is not shown.
         reports: Folder of the reports that are listed. Default: report.out.
-        people: TOML file of who may sign in, with which role and token (see: inspect-xai token).
+        people: TOML file of who may sign in, with which role and token (see: inspect-xai serve token).
         proxy_header: Header in which a sign-on proxy tells the user's name, for instance X-Forwarded-User.
         proxy_addresses: Addresses of that proxy; from any other address the header counts for nothing.
         hosts: Further names the desk is reached under; requests for others are refused.
@@ -275,8 +289,8 @@ class Settings(BaseSettings):
 
     `blob_store` is a folder or URL for the explanation maps; empty: they lie in the database. `log`: how a line logs.
     `threads`: of the network; default: all cores, 1 where several lines share them (`inspect-xai bench` measures both).
-    `bucket`: masks per run; default: what `inspect-xai bench --keep` found here, else 8 on a CPU; a GPU is measured at
-    the first start. `memory_mb`: most memory that a session takes on a GPU; default: all there is.
+    `batch_size`: masks per run; default: what `inspect-xai bench --save` found here, else 8 on a CPU; a GPU is measured
+    at the first start. `memory_mb`: most memory that a session takes on a GPU; default: all there is.
     """
 
     model_config = SettingsConfigDict(
@@ -288,7 +302,7 @@ class Settings(BaseSettings):
     bundle: Path | None = None
     device: str = "auto"
     threads: int | None = Field(None, ge=1)
-    bucket: int | None = Field(None, ge=1, le=4096)
+    batch_size: int | None = Field(None, ge=1, le=4096)
     memory_mb: int | None = Field(None, ge=100)
     log: Literal["text", "json"] = "text"
     line: LineSettings = LineSettings()
@@ -303,7 +317,7 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
 
     Args:
         file: A TOML file; default: the one INSPECT_XAI_SETTINGS names, if any.
-        **flags: Values from the command line by name (`line={"chunk": 8}` for a section); None: not given.
+        **flags: Values from the command line by name (`line={"claim_size": 8}` for a section); None: not given.
 
     Raises:
         SettingsError: If the file cannot be read, a key is unknown or a value cannot be meant.
@@ -314,9 +328,10 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
         raise SettingsError(f"there is no settings file {path}", remedy=f"correct --settings or {FILE_VARIABLE}")
     _refuse_unknown_variables()
     try:
-        document = read_toml(path.read_bytes()) if path else {}
+        document = _with_current_keys(read_toml(path.read_bytes())) if path else {}
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path} is no TOML: {error}") from error
+    variables = _with_current_variables(os.environ)
 
     class Reader(Settings):
         @classmethod
@@ -328,7 +343,9 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
             dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  the library's signature
             file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=document)
+            env_settings.env_vars = {name.lower(): value for name, value in variables.items() if value}  # type: ignore[attr-defined]
+            from_variables = InitSettingsSource(settings_cls, init_kwargs=_with_current_keys(env_settings()))
+            return init_settings, from_variables, InitSettingsSource(settings_cls, init_kwargs=document)
 
     try:
         return Reader(**_given(flags))
@@ -343,10 +360,49 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kept.items() if value is not None and value != {}}
 
 
+def _with_current_keys(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a document of settings with its keys of today; of each old one a warning is logged.
+
+    Raises:
+        SettingsError: If a setting stands under both names.
+    """
+    document = {name: dict(value) if isinstance(value, dict) else value for name, value in document.items()}
+    for old, new in RENAMED.items():
+        section, _, key = old.rpartition(".")
+        holder = document.get(section) if section else document
+        if isinstance(holder, dict) and key in holder:
+            current = new.rpartition(".")[2]
+            _refuse_both(old, new, both=current in holder)
+            holder[current] = holder.pop(key)
+    return document
+
+
+def _with_current_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment with its INSPECT_XAI_* variables by their names of today."""
+    current = dict(variables)
+    for name in variables:
+        if (now := _current_variable(name)) != name:
+            _refuse_both(name, now, both=now in variables)
+            current[now] = current.pop(name)
+    return current
+
+
+def _current_variable(name: str) -> str:
+    setting = name.removeprefix(_PREFIX).lower().replace("__", ".")
+    is_renamed = name.startswith(_PREFIX) and setting in RENAMED
+    return _PREFIX + RENAMED[setting].upper().replace(".", "__") if is_renamed else name
+
+
+def _refuse_both(old: str, new: str, *, both: bool) -> None:
+    if both:
+        raise SettingsError(f"{old} and {new} are one setting, and both are set", remedy=f"remove {old}")
+    warn_renamed(old, new)
+
+
 def _refuse_unknown_variables() -> None:
     """Refuse a misspelt INSPECT_XAI_* variable, which would otherwise silently be no setting at all."""
     for variable in sorted(os.environ):
-        name = variable.removeprefix(_PREFIX).split("__")[0].lower()
+        name = _current_variable(variable).removeprefix(_PREFIX).split("__")[0].lower()
         if variable.startswith(_PREFIX) and variable not in _NOT_SETTINGS and name not in Settings.model_fields:
             raise SettingsError(
                 f"the variable {variable} is set, and there is no setting {name}{_meant(name, Settings.model_fields)}",
@@ -357,7 +413,7 @@ def _refuse_unknown_variables() -> None:
 
 _SECRET = re.compile(
     r"^(db|alert|blob_store)$|webhook|secret|password|smtp_user|desk_url"
-)  # values that no message tells
+)  # values that no message repeats
 
 
 def _explained(error: ValidationError, path: Path | None, *, flags: Mapping[str, Any]) -> SettingsError:
@@ -381,10 +437,10 @@ def _set_by(location: tuple[int | str, ...], path: Path | None, flags: Mapping[s
     for name in names:
         within = within.get(name) if isinstance(within, Mapping) else None
     if within is not None:
-        return "set by a flag of the command"
+        return "set by an option of the command"
     full = _PREFIX + "__".join(names).upper()
     for variable in sorted(os.environ):
-        if _holds(variable.upper(), full):
+        if _holds(_current_variable(variable).upper(), full):
             return f"set by the variable {variable}"
     return f"set in {path}"
 

@@ -1,13 +1,12 @@
 """The command line: one module per group of commands, errors turned into exit codes here and nowhere else.
 
-Commands import the rooms they need inside their functions, so that `--help` answers at once.
+Commands import the packages they need inside their functions, so that `--help` answers at once.
 """
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from inspect_xai import __version__
 from inspect_xai.cli import (
@@ -30,23 +29,13 @@ from inspect_xai.cli import (
     serve,
     show,
 )
+from inspect_xai.cli.command_group import CommandGroup
 from inspect_xai.cli.console import use_any_terminal
 from inspect_xai.errors import InspectXaiError
 
-
-class _TwoWords(TyperGroup):
-    """Lets a command's name have two words, so that `audit BUNDLE` and `audit compare A B` can both be said."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # typer's own copy of click has the types
-        both = " ".join(args[:2])
-        if len(args) > 1 and both in self.commands:
-            return both, self.commands[both], args[2:]
-        return super().resolve_command(ctx, args)
-
-
 app = typer.Typer(
     name="inspect-xai",
-    cls=_TwoWords,
+    cls=CommandGroup,
     help="Explain the verdicts of defect-inspection CNNs, and keep the record of it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -71,31 +60,32 @@ def _frame(
 
 
 _MODULES = (
-    bundle,
+    # in the order of the help
     export,
-    model,
+    bundle,
     explain,
     audit,
+    model,
     line,
-    serve,
-    report,
-    quality,
-    msa,
+    reinspect,
     show,
     query,
     replay,
     ledger,
     retention,
-    db,
+    serve,
+    report,
+    quality,
+    msa,
     doctor,
-    reinspect,
+    db,
 )
 for module in _MODULES:
     module.register(app)
 
 
 def main() -> None:
-    """Run the command line; an error of the house ends it with that error's exit code."""
+    """Run the command line; an error of inspect_xai ends it with that error's exit code."""
     use_any_terminal()
     try:
         app()

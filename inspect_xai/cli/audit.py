@@ -1,10 +1,11 @@
-"""`inspect-xai audit`: does the network look at the defect? `inspect-xai audit compare`: may a new one replace it?"""
+"""`inspect-xai audit`: measure whether a network looks at the defect, and compare two such audits."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inspect_xai.cli.command_group import Panel
 from inspect_xai.cli.console import DeviceOption, JsonOption, PixelSettingsOption, echo, print_json, progress_bar
 from inspect_xai.records import Baseline, Method, Profile
 
@@ -18,8 +19,8 @@ _FINDINGS = 1
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command()(audit)
-    app.command("audit compare")(compare)
+    app.command(rich_help_panel=Panel.AUDITOR)(audit)
+    app.command("audit compare", rich_help_panel=Panel.AUDITOR)(compare)
 
 
 def audit(
@@ -60,9 +61,10 @@ def audit(
     settings: PixelSettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure whether a network looks at the defect, on pictures whose truth is known.
+    """Measure whether a network looks at the defect.
 
-    Writes report.html, audit.json, rows and maps into --out. Kill it and run it again: it goes on.
+    The pictures' truth must be known. Writes report.html, audit.json, rows and maps into --out. Kill it and run it
+    again: it goes on.
     Exit code 0: the answer is yes, mostly or undecided. 1: it is no, or the sanity check failed.
 
     Example: inspect-xai audit tile.bundle --manifest parts.csv --methods sise,grad-cam --out audit --sample 200
@@ -121,9 +123,10 @@ def compare(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Hold an audit against another of the same pictures: verdicts, evidence, metrics.
+    """Compare two audits of the same pictures.
 
-    Refused where methods, steps, fill, sample or whatever else changes numbers differ, and each difference is named.
+    Verdicts, evidence and metrics are compared. Refused where methods, steps, fill, sample or whatever else changes
+    numbers differ, and each difference is named.
 
     Exit code 0: within the tolerances, or none were given. 1: beyond them.
 

@@ -1,21 +1,22 @@
-"""`inspect-xai bundle`: make, prove and show model bundles."""
+"""`inspect-xai bundle`: build, prove and show model bundles."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inspect_xai.cli.command_group import Panel
 from inspect_xai.cli.console import JsonOption, PixelSettingsOption, echo, print_json
 
 if TYPE_CHECKING:
     from inspect_xai.model.bundle import ModelBundle
 
-commands = typer.Typer(help="Make, prove and show model bundles.", no_args_is_help=True)
+commands = typer.Typer(help="Build, prove and show model bundles.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.add_typer(commands, name="bundle")
+    app.add_typer(commands, name="bundle", rich_help_panel=Panel.AUDITOR)
 
 
 @commands.command()
@@ -32,7 +33,9 @@ def build(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn an exported CNN into a bundle: find its blocks, derive its graphs, prove them.
+    """Build a bundle from an exported CNN.
+
+    Its blocks are found, its graphs derived and proven equal to the network.
 
     Example: inspect-xai bundle build model.onnx --card card.toml --out tile.bundle
     """
@@ -43,7 +46,9 @@ def build(
 
 @commands.command()
 def check(bundle: Annotated[Path, typer.Argument(help="The bundle folder.")], as_json: JsonOption = False) -> None:
-    """Prove a bundle again: files unchanged, cuts equal the whole network, gradients equal finite differences.
+    """Prove a bundle again.
+
+    Its files are unchanged, its cuts equal the whole network, its gradients equal finite differences.
 
     Example: inspect-xai bundle check tile.bundle
     """
@@ -54,7 +59,7 @@ def check(bundle: Annotated[Path, typer.Argument(help="The bundle folder.")], as
 
 @commands.command()
 def show(bundle: Annotated[Path, typer.Argument(help="The bundle folder.")], as_json: JsonOption = False) -> None:
-    """Show what a bundle holds: card, blocks, proofs, fingerprint.
+    """Show a bundle's card, blocks, proofs and fingerprint.
 
     Example: inspect-xai bundle show tile.bundle --json
     """
@@ -74,10 +79,11 @@ def quantize(
     settings: PixelSettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a bundle score masked pictures in 8 bits, as far as its maps stay what they are.
+    """Let a bundle score masked pictures in 8 bits.
 
-    Verdicts, gradients and sums stay float. Half of the pictures give the ranges; on the other half the maps are
-    compared with float scoring. Refused below the card's int8_fidelity. The bundle gets a new fingerprint.
+    Only as far as its maps stay what they are. Verdicts, gradients and sums stay float. Half of the pictures give the
+    ranges; on the other half the maps are compared with float scoring. Refused below the card's int8_fidelity. The
+    bundle gets a new fingerprint.
 
     Example: inspect-xai bundle quantize tile.bundle --calibration pictures/
     """

@@ -30,7 +30,7 @@ PixelSettingsOption = Annotated[
     Path | None,
     typer.Option(
         "--settings",
-        help="TOML file with settings, or the variable INSPECT_XAI_SETTINGS: white_level, honour_exif and max_pixels "
+        help="TOML file with settings, or the variable INSPECT_XAI_SETTINGS: white_level, honor_exif and max_pixels "
         "under [line] say how files become pixels.",
     ),
 ]

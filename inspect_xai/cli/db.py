@@ -1,22 +1,24 @@
-"""`inspect-xai db`: the database's schema."""
+"""`inspect-xai db`: upgrade and check the database's schema."""
 
 import typer
 
+from inspect_xai.cli.command_group import Panel
 from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, echo, print_json
 
-commands = typer.Typer(help="Make, upgrade and check the database.", no_args_is_help=True)
+commands = typer.Typer(help="Upgrade and check the database.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.add_typer(commands, name="db")
+    app.add_typer(commands, name="db", rich_help_panel=Panel.OPERATIONS)
 
 
 @commands.command()
 def upgrade(db: DatabaseOption = None, settings: SettingsOption = None, as_json: JsonOption = False) -> None:
-    """Bring the database to the schema this version reads and writes; makes an SQLite file where there is none.
+    """Upgrade the database to this version's schema.
 
-    All of it happens in one transaction, so an interruption leaves the old schema. Back up first all the same.
+    Makes an SQLite file where there is none. All of it happens in one transaction, so an interruption leaves the old
+    schema. Back up first all the same.
 
     Example: inspect-xai db upgrade --db sqlite:///inspections.db
     """
@@ -37,9 +39,9 @@ def upgrade(db: DatabaseOption = None, settings: SettingsOption = None, as_json:
 
 @commands.command()
 def status(db: DatabaseOption = None, settings: SettingsOption = None, as_json: JsonOption = False) -> None:
-    """Say whether the database fits this version; it is not changed.
+    """Check whether the database fits this version.
 
-    Exit code 0: it fits. 52: it does not, and the message names the command to run.
+    It is not changed. Exit code 0: it fits. 52: it does not, and the message names the command to run.
 
     Example: inspect-xai db status --db sqlite:///inspections.db
     """

@@ -1,4 +1,4 @@
-"""`inspect-xai doctor` and `inspect-xai bench`: is this machine fit, and is it fast enough?"""
+"""`inspect-xai doctor` and `inspect-xai bench`: whether a line would run on this machine, and how fast."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inspect_xai.cli.command_group import Panel
 from inspect_xai.cli.console import DatabaseOption, JsonOption, PixelSettingsOption, SettingsOption, echo, print_json
 from inspect_xai.errors import InspectXaiError
 
@@ -17,8 +18,8 @@ _FINDINGS = 1
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command()(doctor)
-    app.command()(bench)
+    app.command(rich_help_panel=Panel.OPERATIONS)(doctor)
+    app.command(rich_help_panel=Panel.OPERATIONS)(bench)
 
 
 def doctor(
@@ -29,10 +30,11 @@ def doctor(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Look whether a line would run here: settings, model, device, database, folders, room, clock.
+    """Check whether a line would run here.
 
-    The device counts only when it has run prediction, trace and masks; a folder when a byte was written there. One
-    line each. Exit code 0: all is well. 1: something is to be done, and the line says what.
+    Settings, model, device, database, folders, room and clock are checked. The device counts only when it has run
+    prediction, trace and masks; a folder when a byte was written there. One line each. Exit code 0: all is well. 1:
+    something is to be done, and the line says what.
 
     Example: inspect-xai doctor --settings line.toml
     """
@@ -49,7 +51,7 @@ def doctor(
             chosen.device,
             chosen.db,
             chosen.line.source,
-            chosen.line.keep,
+            chosen.line.in_place,
             chosen.line.lease_s,
             chosen.report.out,
             chosen.line.policy,
@@ -63,7 +65,7 @@ def doctor(
     else:
         for finding in findings:
             remedy = f". Fix: {finding.remedy}" if finding.remedy else ""
-            echo(f"{'ok  ' if finding.ok else 'MEND'}  {finding.check:<20}  {finding.found}{remedy}")
+            echo(f"{'ok  ' if finding.ok else 'FIX '}  {finding.check:<20}  {finding.found}{remedy}")
     raise typer.Exit(0 if all(finding.ok for finding in findings) else _FINDINGS)
 
 
@@ -83,23 +85,23 @@ def bench(
         float, typer.Option("--explained", min=0, max=1, help="Share of the pictures that is explained.")
     ] = 1.0,
     memory: Annotated[
-        int, typer.Option("--memory-mb", min=1, help="How far a bucket may make the process grow on a CPU.")
+        int, typer.Option("--memory-mb", min=1, help="How far a batch size may make the process grow on a CPU.")
     ] = 1000,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Keep the bucket for `line` and `explain` on this machine.")
+    save: Annotated[
+        bool, typer.Option("--save", help="Save the batch size for `line` and `explain` on this machine.")
     ] = False,
     settings: PixelSettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how fast a model runs here, and say whether a night's pictures fit.
+    """Measure how fast a model runs here.
 
     Every number of masks per run and of threads is measured in turn, several rounds of it; on a CPU also one process
-    with all cores against one process for each. Then: what to choose (settings `threads` and `bucket`), what
+    with all cores against one process for each. Then: what to choose (settings `threads` and `batch_size`), what
     an explanation by the card's method takes under each profile, and with --pictures and --window whether they fit:
     exit code 1 when not, under the card's own profile.
 
-    With --keep lines and explanations on this machine take the bucket unasked: the smallest that is as fast as any, to
-    3 %, within --memory-mb.
+    With --save lines and explanations on this machine take the batch size unasked: the smallest that is as fast as
+    any, to 3 %, within --memory-mb.
 
     Example: inspect-xai bench tile.bundle --pictures 20000 --window 8 --explained 0.1
     """
@@ -122,7 +124,7 @@ def bench(
         rounds=rounds,
         night=night,
         memory_mb=memory,
-        keep=keep,
+        keep=save,
     )
     if as_json:
         print_json(report)
@@ -137,10 +139,10 @@ def _print(report: "BenchReport", night: "Night | None") -> None:
     for rate in report.rates:
         chosen = "  <- fastest" if rate == report.best else ""
         spread = f"({rate.slowest_per_s:.1f} to {rate.fastest_per_s:.1f})"
-        echo(f"threads {rate.threads:>2}  bucket {rate.bucket:>2}  {rate.per_s:>8.1f}  {spread}{chosen}")
+        echo(f"threads {rate.threads:>2}  batch size {rate.bucket:>2}  {rate.per_s:>8.1f}  {spread}{chosen}")
     for choice in report.chosen:
-        kept = f"kept in {choice.kept}" if choice.kept else "keep it with --keep, or say --bucket"
-        echo(f"threads {choice.threads:>2}: bucket {choice.bucket} is as fast as any; now {choice.before} ({kept})")
+        kept = f"saved in {choice.kept}" if choice.kept else "save it with --save, or say --batch-size"
+        echo(f"threads {choice.threads:>2}: batch size {choice.bucket} is as fast as any; now {choice.before} ({kept})")
     for rate in report.shared:
         chosen = "  <- faster together" if rate.per_s == max(each.per_s for each in report.shared) else ""
         spread = f"({rate.slowest_per_s:.1f} to {rate.fastest_per_s:.1f})"

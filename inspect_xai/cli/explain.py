@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from inspect_xai.cli.command_group import Panel
 from inspect_xai.cli.console import DeviceOption, JsonOption, PixelSettingsOption, echo, print_json, progress_bar
 from inspect_xai.errors import InspectXaiError, SettingsError, printable
 from inspect_xai.files import read_table
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command of this module."""
-    app.command()(explain)
+    app.command(rich_help_panel=Panel.AUDITOR)(explain)
 
 
 def _seconds(text: str) -> float:
@@ -55,16 +56,17 @@ def explain(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for one folder per picture.")] = Path("explanations"),
     device: DeviceOption = "auto",
-    bucket: Annotated[
-        int | None, typer.Option("--bucket", min=1, help="Masks per run; default: measured or usual here.")
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Masks per run; default: measured or usual here.")
     ] = None,
     settings: PixelSettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Explain single pictures: where does the class get its score from?
+    """Explain pictures: where a class gets its score from.
 
-    Every picture gets a folder with manifest.json, map.npy, rank.npy, blocks.npz and overlay.png. A picture that
-    cannot be explained is reported and the next one goes on; the exit code is then that of the first error.
+    Every picture gets a folder with manifest.json, map.npy, rank.npy, blocks.npz and overlay.png; one of the same
+    picture is replaced, and another picture of the same name gets a number. A picture that cannot be explained is
+    reported and the next one goes on; the exit code is then that of the first error.
 
     With `--target true` the label comes from --truth, else from the name of the folder the picture lies in.
 
@@ -92,7 +94,7 @@ def explain(
     first_error: InspectXaiError | None = None
     taken: set[str] = set()
     with (
-        Explainer(loaded, how, device=device, bucket=bucket, limits=limits) as explainer,
+        Explainer(loaded, how, device=device, bucket=batch_size, limits=limits) as explainer,
         progress_bar(shown=not as_json) as progress,
     ):
         task = progress.add_task("explaining", total=len(pictures))

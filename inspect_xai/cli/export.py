@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
+from inspect_xai.cli.command_group import Panel
 from inspect_xai.cli.console import JsonOption, PixelSettingsOption, echo, print_json
 
 
 def register(app: typer.Typer) -> None:
     """Add the command of this module."""
-    app.command()(export)
+    app.command(rich_help_panel=Panel.AUDITOR)(export)
 
 
 def export(
@@ -26,9 +27,10 @@ def export(
     settings: PixelSettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Export a torch classifier and make a bundle of it (needs the extra `export`).
+    """Export a torch classifier as a bundle.
 
-    The exported network is held to the module on made-up pictures and on those given with --picture.
+    Needs the extra `export`. The exported network is held to the module on made-up pictures and on those given with
+    --picture.
 
     Example: inspect-xai export train.py:make_model --weights best.pt --card card.toml --out tile.bundle
     """

@@ -1,4 +1,4 @@
-"""`inspect-xai ledger`: is the record what it was, who vouches for it, and evidence for those who ask."""
+"""`inspect-xai ledger`: verify, sign and anchor the record; export evidence."""
 
 import dataclasses
 from pathlib import Path
@@ -8,16 +8,15 @@ from zoneinfo import ZoneInfo
 import typer
 
 from inspect_xai.app import anchor_head, store_of, who
+from inspect_xai.cli.command_group import Panel
 from inspect_xai.cli.console import ByOption, DatabaseOption, JsonOption, SettingsOption, echo, print_json, progress_bar
 from inspect_xai.cli.query import LotOption, ProductOption, SinceOption, UntilOption, in_zone
 
 if TYPE_CHECKING:
     from inspect_xai.storage.ledger import LedgerReport
 
-commands = typer.Typer(
-    help="Check, sign and anchor the record's chain of hashes; export evidence.", no_args_is_help=True
-)
-key_commands = typer.Typer(help="The key that signs the ledger's events.", no_args_is_help=True)
+commands = typer.Typer(help="Verify, sign and anchor the ledger; export evidence.", no_args_is_help=True)
+key_commands = typer.Typer(help="Create and rotate the key that signs events.", no_args_is_help=True)
 commands.add_typer(key_commands, name="key")
 
 _FINDINGS = 1
@@ -26,7 +25,7 @@ _MOST = 100_000
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.add_typer(commands, name="ledger")
+    app.add_typer(commands, name="ledger", rich_help_panel=Panel.RECORD)
 
 
 @commands.command()
@@ -54,10 +53,11 @@ def verify(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Look for changed, missing and reordered events, and for rows that are not what the events recorded.
+    """Verify the ledger and the rows it records.
 
-    It says since which event they are signed, and since when none of them can have been changed unseen. With public
-    keys only these are believed, and the keys that events signed by them bring in; without, the first that signed is.
+    It finds changed, missing and reordered events, and rows that are not what the events recorded. It says since which
+    event they are signed, and since when none of them can have been changed unseen. With public keys only these are
+    believed, and the keys that events signed by them bring in; without, the first that signed is.
 
     Exit code 0: the ledger holds. 1: it does not, and each finding is listed, one for a row.
 
@@ -127,10 +127,11 @@ def anchor(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Keep the chain's head where the database's owner cannot write: an append-only file or a bucket that keeps.
+    """Anchor the chain's head outside the database.
 
-    From then on nothing that is recorded now can change unseen: see `ledger verify --anchors`. Refused where the
-    newest anchor there is not of this ledger.
+    The place must be one that the database's owner cannot write: an append-only file or an object store with
+    retention. From then on nothing that is recorded now can change unseen: see `ledger verify --anchors`. Refused where
+    the newest anchor there is not of this ledger.
 
     Example: inspect-xai ledger anchor --to /mnt/quality/anchors.jsonl --db sqlite:///inspections.db
     """
@@ -150,10 +151,11 @@ def create(
     file: Annotated[Path, typer.Argument(help="The new private key; its public key goes beside it, FILE.pub.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Make a key (Ed25519) that signs events. Nothing is signed until ledger.key (INSPECT_XAI_LEDGER__KEY) names it.
+    """Create a key (Ed25519) that signs events.
 
-    Everybody who writes into the database then needs the key: lines, desk, flows and commands. Keep a copy where it
-    cannot be lost, and give the public key to those who verify.
+    Nothing is signed until ledger.key (INSPECT_XAI_LEDGER__KEY) names it. Everybody who writes into the database then
+    needs the key: lines, desk, flows and commands. Keep a copy where it cannot be lost, and give the public key to
+    those who verify.
 
     Example: inspect-xai ledger key create /etc/inspect-xai/ledger.key
     """
@@ -179,10 +181,11 @@ def rotate(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Sign with another key from now on. The key in use signs that, so those who verify need no new public key.
+    """Replace the key that signs events.
 
-    Then name the new key in ledger.key, wherever the old one is named. With --old-key-lost the new key stands for
-    itself: `ledger verify` then wants both public keys.
+    The key in use signs that, so those who verify need no new public key. Then name the new key in ledger.key, wherever
+    the old one is named. With --old-key-lost the new key stands for itself: `ledger verify` then wants both public
+    keys.
 
     Example: inspect-xai ledger key rotate /etc/inspect-xai/ledger-2027.key --db sqlite:///inspections.db
     """
@@ -198,7 +201,9 @@ def rotate(
 
 @commands.command()
 def head(db: DatabaseOption = None, settings: SettingsOption = None, as_json: JsonOption = False) -> None:
-    """Print the chain head: keep it elsewhere, and nobody can rewrite the ledger unseen.
+    """Print the chain's head.
+
+    Keep it elsewhere, and nobody can rewrite the ledger unseen.
 
     Example: inspect-xai ledger head --db sqlite:///inspections.db
     """
@@ -227,10 +232,11 @@ def export(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Export evidence of a part, a lot or a period: rows, pictures, maps, reviews, model card, proof of the chain.
+    """Export evidence of a part, a lot or a period.
 
-    The ZIP can be checked without inspect-xai; its README.txt says how, docs/reference/record.md what is in it.
-    The same record gives the same bytes. What is recorded but no longer there (deleted by retention) is listed.
+    The ZIP holds rows, pictures, maps, reviews, model card and proof of the chain. It can be checked without
+    inspect-xai; its README.txt says how, docs/reference/record.md what is in it. The same record gives the same bytes.
+    What is recorded but no longer there (deleted by retention) is listed.
 
     Example: inspect-xai ledger export --part SN0042 --lot LOT7 --out evidence.zip
     """

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inspect_xai.app import open_line_of, open_source_of, stopped_by_signals
+from inspect_xai.cli.command_group import Panel
 from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, echo, print_json, progress_bar
 from inspect_xai.errors import SettingsError
 
@@ -19,7 +20,7 @@ _LIST_EVERY_S = 15.0  # of a URL: every listing is a request, or many
 
 def register(app: typer.Typer) -> None:
     """Add the command of this module."""
-    app.command()(line)
+    app.command(rich_help_panel=Panel.LINE)(line)
 
 
 def line(
@@ -29,8 +30,8 @@ def line(
     bundle: Annotated[Path | None, typer.Option("--bundle", help="The model: a bundle folder.")] = None,
     db: DatabaseOption = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = None,
-    bucket: Annotated[
-        int | None, typer.Option("--bucket", min=1, help="Masks per run; default: measured or usual here.")
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Masks per run; default: measured or usual here.")
     ] = None,
     ok_share: Annotated[
         float | None, typer.Option("--ok-share", help="Share of the OK pictures explained too, 0 to 1.")
@@ -38,14 +39,14 @@ def line(
     policy_version: Annotated[
         str | None, typer.Option("--policy-version", help="Version of the rules; changed ones need another.")
     ] = None,
-    chunk: Annotated[int | None, typer.Option("--chunk", help="Pictures claimed at a time.")] = None,
+    claim_size: Annotated[int | None, typer.Option("--claim-size", help="Pictures claimed at a time.")] = None,
     settle: Annotated[
         float | None, typer.Option("--settle", help="Seconds a file must rest before it is taken; 0: nobody writes.")
     ] = None,
     golden: Annotated[
         Path | None, typer.Option("--golden", help="Golden set the model must reproduce here before it begins.")
     ] = None,
-    keep: Annotated[bool | None, typer.Option("--keep", help="Leave the files where they are.")] = None,
+    in_place: Annotated[bool | None, typer.Option("--in-place", help="Leave the files where they are.")] = None,
     new_database: Annotated[
         bool | None, typer.Option("--new-database", help="Begin an empty database beside an archive that is not.")
     ] = None,
@@ -53,7 +54,7 @@ def line(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Inspect what the cameras left: claim, judge, explain, record, put away.
+    """Inspect what the cameras left, and record it.
 
     All NG and UNSURE pictures and a repeatable share of the OK ones are explained. Each picture is recorded once per
     model and policy, whatever happens in between; running the command again does only what is left. Recorded files
@@ -73,13 +74,13 @@ def line(
         db=db,
         bundle=bundle,
         device=device,
-        bucket=bucket,
+        batch_size=batch_size,
         line={
             "source": source,
             "ok_share": ok_share,
-            "chunk": chunk,
+            "claim_size": claim_size,
             "settle_s": settle,
-            "keep": keep,
+            "in_place": in_place,
             "golden": golden,
             "policy_version": policy_version,
             "new_database": new_database,
@@ -91,7 +92,7 @@ def line(
             raise SettingsError(
                 "--watch on a source whose files stay in place",
                 expected="a folder whose files may be moved",
-                remedy="run the command again for new pictures, or drop --keep",
+                remedy="run the command again for new pictures, or drop --in-place",
             )
         with open_line_of(chosen) as opened, stopped_by_signals() as stop, progress_bar(shown=not as_json) as progress:
             total = pictures.count() if isinstance(pictures, FolderSource) and not progress.disable else None
@@ -99,7 +100,7 @@ def line(
             summary = drain(
                 opened,
                 pictures,
-                chunk=chosen.line.chunk,
+                chunk=chosen.line.claim_size,
                 watch_every_s=watch_every_s if watch else None,
                 stop=stop,
                 on_progress=lambda: progress.advance(task),

@@ -1,4 +1,4 @@
-"""`inspect-xai model`: which models there are, what they may be used for, and whether they compute what they should."""
+"""`inspect-xai model`: register, verify, approve, retire and calibrate models."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inspect_xai.app import _golden_of, _verify, store_of, who
+from inspect_xai.cli.command_group import Panel
 from inspect_xai.cli.console import (
     ByOption,
     DatabaseOption,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from inspect_xai.storage.store import Store
     from inspect_xai.verify.golden import GoldenReport
 
-commands = typer.Typer(help="Register, verify, approve and retire models.", no_args_is_help=True)
+commands = typer.Typer(help="Register, verify, approve and calibrate models.", no_args_is_help=True)
 
 BundleArgument = Annotated[Path, typer.Argument(help="The bundle folder.")]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A fingerprint, its beginning, or a bundle.")]
@@ -38,7 +39,7 @@ _SHOWN = 10
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.add_typer(commands, name="model")
+    app.add_typer(commands, name="model", rich_help_panel=Panel.AUDITOR)
 
 
 @commands.command("register")
@@ -51,9 +52,10 @@ def register_(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a model known as a candidate; where a golden set travels with it, only if it reproduces that.
+    """Register a model as a candidate.
 
-    A model that is known with other files becomes a candidate again: whoever approved it did not see these.
+    Where a golden set travels with it, it must reproduce that. A model that is known with other files becomes a
+    candidate again: whoever approved it did not see these.
 
     Example: inspect-xai model register tile.bundle --db sqlite:///inspections.db
     """
@@ -76,8 +78,8 @@ def register_(
         _tell(store.registry.model(loaded.fingerprint), as_json=as_json)
 
 
-@commands.command("golden")
-def golden_(
+@commands.command("golden-create")
+def golden_create(
     bundle: BundleArgument,
     pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Picture files, some of each label.")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder. Default: golden/ inside the bundle.")] = None,
@@ -85,9 +87,11 @@ def golden_(
     settings: PixelSettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Keep what a model says of some pictures, so that every machine can show that it computes the same.
+    """Create a golden set from pictures.
 
-    Example: inspect-xai model golden tile.bundle good1.png crack1.png crack2.png
+    It keeps what the model says of them, so that every machine can show that it computes the same.
+
+    Example: inspect-xai model golden-create tile.bundle good1.png crack1.png crack2.png
     """
     from inspect_xai.explain.explainer import Explainer
     from inspect_xai.settings import load_settings
@@ -117,7 +121,7 @@ def verify(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compute the golden set anew on a device and hold it against what is expected.
+    """Verify a model's golden set on a device.
 
     Exit code 0: everything is within the tolerances of docs/reference/record.md. 1: it is not; the table says where.
 
@@ -148,9 +152,10 @@ def approve(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Approve a registered model: from now on its verdicts carry no mark. Its golden set must hold.
+    """Approve a registered model.
 
-    Named by its bundle, the bundle's files must be those that were registered. Lines refuse any others.
+    From now on its verdicts carry no mark. Its golden set must hold. Named by its bundle, the bundle's files must be
+    those that were registered. Lines refuse any others.
 
     Example: inspect-xai model approve 3f0c --db sqlite:///inspections.db --note "audit 2026-11"
     """
@@ -178,7 +183,9 @@ def retire(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Retire a model: what it judged stays as it is, and what it still judges is marked.
+    """Retire a model.
+
+    What it judged stays as it is, and what it still judges is marked.
 
     Example: inspect-xai model retire 3f0c --db sqlite:///inspections.db --note "replaced by version 2"
     """
@@ -210,7 +217,7 @@ def list_(db: DatabaseOption = None, settings: SettingsOption = None, as_json: J
 
 
 def _registered(store: "Store", model: str) -> "StoredModel":
-    """The model to approve, of whose files it is known which they are, and that they are those at hand."""
+    """Return the model to approve; its files must be known, and be those at hand."""
     from inspect_xai.model.bundle import load_bundle
     from inspect_xai.verify.golden import FILES_NOT_KNOWN, LET_FILES_BE_KNOWN
 

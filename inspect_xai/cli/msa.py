@@ -1,4 +1,4 @@
-"""`inspect-xai msa`: do inspectors agree with themselves, each other, the reference, and the model with them."""
+"""`inspect-xai msa`: agreement of inspectors with themselves, each other, the reference and the model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inspect_xai.app import store_of, who
+from inspect_xai.cli.command_group import Panel
 from inspect_xai.cli.console import ByOption, DatabaseOption, JsonOption, SettingsOption, echo, print_json
 
 if TYPE_CHECKING:
@@ -21,15 +22,13 @@ StudyArgument = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    commands = typer.Typer(
-        no_args_is_help=True, help="Attribute agreement studies (AIAG MSA), on the review desk or as CSV files."
-    )
+    commands = typer.Typer(no_args_is_help=True, help="Run attribute agreement studies (AIAG MSA).")
     commands.command("create")(create)
     commands.command("list")(list_)
     commands.command("export")(export)
     commands.command("import")(import_wide)
     commands.command("analyze")(analyze)
-    app.add_typer(commands, name="msa")
+    app.add_typer(commands, name="msa", rich_help_panel=Panel.DESK)
 
 
 def create(
@@ -46,12 +45,12 @@ def create(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Set up a study: parts from the record, half flagged and half passed, in a new random order for each trial.
+    """Create a study from the record.
 
-    A name sets it up on the review desk: there each appraiser judges blind, part by part, and somebody of the quality
-    department gives the reference. The model takes part with what it said of these pictures. A file name (.csv)
-    writes a sheet to be filled in instead: experts fill in `reference`, appraisers `answer`, both with OK or NG; the
-    verdict is not on it.
+    Half of its parts are flagged and half passed, in a new random order for each trial. A name sets it up on the review
+    desk: there each appraiser judges blind, part by part, and somebody of the quality department gives the reference.
+    The model takes part with what it said of these pictures. A file name (.csv) writes a sheet to be filled in instead:
+    experts fill in `reference`, appraisers `answer`, both with OK or NG; the verdict is not on it.
 
     Example: inspect-xai msa create autumn --appraisers Ada,Bob,Cleo --parts 50 --trials 3 --db sqlite:///line.db
     """
@@ -82,7 +81,9 @@ def create(
 
 
 def list_(db: DatabaseOption = None, settings: SettingsOption = None, as_json: JsonOption = False) -> None:
-    """List the studies on the desk, newest first, and how far everybody has come.
+    """List the desk's studies and their progress.
+
+    The newest comes first.
 
     Example: inspect-xai msa list --db sqlite:///line.db
     """
@@ -110,7 +111,9 @@ def export(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a study of the desk as CSV, for a spreadsheet or another program; the model's verdicts are in it.
+    """Export a study of the desk as CSV.
+
+    For a spreadsheet or another program; the model's verdicts are in it.
 
     Example: inspect-xai msa export autumn --out autumn.csv --db sqlite:///line.db
     """
@@ -128,7 +131,9 @@ def import_wide(
     study: Annotated[Path, typer.Option("--out", help="The study to write.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Turn a table with a row per part and a column per appraiser and trial into a study.
+    """Import a table with a row for each part.
+
+    It has a column for each appraiser and trial, and becomes a study.
 
     Example: inspect-xai msa import table.csv --out study.csv
     """
@@ -153,9 +158,10 @@ def analyze(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Analyze a study: within and between appraisers, against the reference, with the AIAG limits.
+    """Analyze a study by the AIAG limits.
 
-    Exit code 1 where someone's effectiveness, miss rate, false alarms or kappa is unacceptable.
+    Within and between appraisers, and against the reference. Exit code 1 where someone's effectiveness, miss rate,
+    false alarms or kappa is unacceptable.
 
     Example: inspect-xai msa analyze autumn --db sqlite:///line.db
     """

@@ -1,4 +1,4 @@
-"""`inspect-xai drift`, `alarm` and `calibrate`: what the quality department sets and answers for."""
+"""`inspect-xai drift`, `alarm` and `model calibrate`: what the quality department sets and answers for."""
 
 from datetime import date, datetime
 from typing import Annotated
@@ -7,6 +7,8 @@ from zoneinfo import ZoneInfo
 import typer
 
 from inspect_xai.app import store_of, who
+from inspect_xai.cli import model
+from inspect_xai.cli.command_group import Panel
 from inspect_xai.cli.console import ByOption, DatabaseOption, JsonOption, SettingsOption, day_asked, echo, print_json
 
 SinceOption = Annotated[
@@ -17,14 +19,14 @@ UntilOption = Annotated[datetime, typer.Option("--until", parser=day_asked, meta
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    drift = typer.Typer(no_args_is_help=True, help="What later days are held against.")
+    drift = typer.Typer(no_args_is_help=True, help="Set what later days are compared with.")
     drift.command("baseline")(baseline)
-    app.add_typer(drift, name="drift")
-    alarms = typer.Typer(no_args_is_help=True, help="Alarms of the reports: which there are, and who looks after them.")
+    app.add_typer(drift, name="drift", rich_help_panel=Panel.DESK)
+    alarms = typer.Typer(no_args_is_help=True, help="List and acknowledge the alarms of reports.")
     alarms.command("list")(list_)
     alarms.command("acknowledge")(acknowledge)
-    app.add_typer(alarms, name="alarm")
-    app.command()(calibrate)
+    app.add_typer(alarms, name="alarm", rich_help_panel=Panel.DESK)
+    model.commands.command()(calibrate)
 
 
 def baseline(
@@ -35,10 +37,11 @@ def baseline(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Learn what quiet days look like, and hold every later day against them.
+    """Learn the drift baseline from quiet days.
 
-    A month is usual; at least 10 days with 8 parts are needed, per station, and per shift for a shift to be watched by
-    itself. The baseline stands in the database until another is set; the ledger says who chose it.
+    Every later day is compared with them. A month is usual; at least 10 days with 8 parts are needed, per station, and
+    per shift for a shift to be watched by itself. The baseline stands in the database until another is set; the ledger
+    says who chose it.
 
     Example: inspect-xai drift baseline --since 2026-10-01 --until 2026-10-31 --by "Ada, quality"
     """
@@ -72,7 +75,9 @@ def baseline(
 
 
 def list_(db: DatabaseOption = None, settings: SettingsOption = None, as_json: JsonOption = False) -> None:
-    """List the alarms of the newest reports, with their owner and who acknowledged them.
+    """List the alarms of the newest reports.
+
+    Each with its owner and who acknowledged it.
 
     Example: inspect-xai alarm list --settings line.toml
     """
@@ -99,7 +104,9 @@ def acknowledge(
     db: DatabaseOption = None,
     settings: SettingsOption = None,
 ) -> None:
-    """Say that somebody looks after an alarm; it goes to the ledger, and later reports show it.
+    """Acknowledge an alarm.
+
+    Somebody looks after it: that goes to the ledger, and later reports show it.
 
     Example: inspect-xai alarm acknowledge 3f9a0c12b7de --note "lamp ordered" --by "Bob, maintenance"
     """
@@ -120,7 +127,9 @@ def acknowledge(
 
 
 def calibrate(
-    model: Annotated[str, typer.Argument(help="Fingerprint of a registered model, or its beginning.")],
+    fingerprint: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Fingerprint of a registered model, or its beginning.")
+    ],
     since: SinceOption,
     until: Annotated[
         datetime | None,
@@ -131,13 +140,14 @@ def calibrate(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a model's scores to what people said, so that 0.9 means nine in ten; kept with the model.
+    """Fit a model's scores to people's answers.
 
-    Reports then say how many escapes are to be expected without any label. Fitted on flagged parts with an answer and
-    the random share of the OK parts, each weighed by its chance to be reviewed: a rising curve from 200 reviews of each
-    kind, one temperature with fewer, and none below 20.
+    A score of 0.9 then means nine in ten; the fit is kept with the model. Reports then say how many escapes are to be
+    expected without any label. Fitted on flagged parts with an answer and the random share of the OK parts, each
+    weighed by its chance to be reviewed: a rising curve from 200 reviews of each kind, one temperature with fewer, and
+    none below 20.
 
-    Example: inspect-xai calibrate 8c1f02 --since 2026-10-01 --until 2026-10-31
+    Example: inspect-xai model calibrate 8c1f02 --since 2026-10-01 --until 2026-10-31
     """
     import numpy as np
 
@@ -151,7 +161,7 @@ def calibrate(
     last: date = until.date() if until else datetime.now(zone).date()
     period = Period(since.date(), last, zone)
     with store_of(chosen) as store:
-        registered = store.registry.model(model)
+        registered = store.registry.model(fingerprint)
         found = ReportQueries(store.database).reviewed_scores(*period.span, model=registered)
         content = fitted(
             np.array([each.probability for each in found]),

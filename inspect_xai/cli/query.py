@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 import typer
 
 from inspect_xai.app import store_of
+from inspect_xai.cli.command_group import Panel
 from inspect_xai.cli.console import (
     DatabaseOption,
     JsonOption,
@@ -45,9 +46,8 @@ InspectionTimeOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command()(find)
-    app.command()(trace)
-    app.command()(stats)
+    for command in (find, trace, stats):
+        app.command(rich_help_panel=Panel.RECORD)(command)
 
 
 def find(
@@ -71,7 +71,7 @@ def find(
     since: SinceOption = None,
     until: UntilOption = None,
     by_inspection_time: InspectionTimeOption = False,
-    limit: Annotated[int, typer.Option("--limit", help="At most so many.", min=1)] = 100,
+    limit: Annotated[int, typer.Option("--limit", help="Most inspections shown.", min=1)] = 100,
     whole: Annotated[
         bool, typer.Option("--whole", help="Everything about each, as JSON, one a line: to be copied elsewhere.")
     ] = False,
@@ -79,10 +79,11 @@ def find(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find inspections that fit everything given, newest first, by when their pictures were taken.
+    """Find inspections, newest first.
 
-    From the hash of a picture, map, model or model file it leads back to the parts. --whole writes the same documents
-    as the desk's JSON interface (docs/reference/api.md).
+    Those that fit every option, by the time their pictures were taken. From the hash of a picture, map, model or model
+    file it leads back to the parts. --whole writes the same documents as the desk's JSON interface
+    (docs/reference/api.md).
 
     Example: inspect-xai find --lot LOT7 --label crack --region-near 120 80 20 --since 2026-11-01
     """
@@ -108,10 +109,10 @@ def find(
             limit=limit,
         )
         if whole:
-            from inspect_xai.web.schemas import document
+            from inspect_xai.reports.inspection_json import inspection_json
 
             for row in found:
-                print_text_of_json(document(store.get(row.inspection_id)).model_dump_json())
+                print_text_of_json(inspection_json(store.get(row.inspection_id)).model_dump_json())
             return
     if as_json:
         print_json(found)
@@ -145,7 +146,9 @@ def trace(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show everything known of a part, from its pictures to maps, reviews and the model file's hash; oldest first.
+    """Show the history of a part, oldest first.
+
+    Everything known of it: pictures, verdicts, maps, reviews and the model file's hash.
 
     Exit code 0: known. 1: no part has that serial. The way back from a hash is `inspect-xai find`.
 
@@ -192,9 +195,10 @@ def stats(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Count inspections, verdicts, explanations and answers by group, by when their pictures were taken.
+    """Count verdicts, explanations and answers by group.
 
-    Escapes and overkill count what people answered; the report of the day estimates the rates.
+    The period is that of capture. Escapes and overkill count what people answered; the report of the day estimates the
+    rates.
 
     Example: inspect-xai stats --by line,station,verdict --since 2026-11-22 --until 2026-11-23
     """

@@ -1,4 +1,4 @@
-"""`inspect-xai reinspect` and `inspect-xai explain-missing`: archived pictures once more, rows beside the old ones."""
+"""`inspect-xai reinspect`: inspect archived pictures again; new rows stand beside the old ones."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import typer
 
 from inspect_xai.app import open_line_of, stopped_by_signals, store_of
+from inspect_xai.cli.command_group import Panel
 from inspect_xai.cli.console import (
     DatabaseOption,
     JsonOption,
@@ -40,8 +41,7 @@ _FINDINGS = 1
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command()(reinspect)
-    app.command(name="explain-missing")(explain_missing)
+    app.command(rich_help_panel=Panel.LINE)(reinspect)
 
 
 def reinspect(
@@ -50,37 +50,25 @@ def reinspect(
     db: DatabaseOption = None,
     device: DeviceOption = None,
     archive: ArchiveOption = None,
+    explain_missing: Annotated[
+        bool,
+        typer.Option("--explain-missing", help="Only what the same model judged and did not explain, and explain it."),
+    ] = False,
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Inspect archived pictures again, with a new model or policy; the old rows stay, new ones stand beside them.
+    """Inspect archived pictures again.
 
-    Every picture recorded since then is read from the archive, as the part it was recorded for. Run it again and only
-    what is left is done. Exit code 1: pictures are gone or no longer those that were recorded; the log names them.
+    With a new model or policy the old rows stay and new ones stand beside them. Every picture recorded since then is
+    read from the archive, as the part it was recorded for. Run it again and only what is left is done. Exit code 1:
+    pictures are gone or no longer those that were recorded; the log names them.
+
+    With --explain-missing only what the same model judged without an explanation, or explained by another method than
+    it does now, is inspected once more: by the rules of today, except that every verdict is explained, and under the
+    policy version `VERSION+all`.
 
     Example: inspect-xai reinspect --bundle new.bundle --since 2026-11-01 --db sqlite:///inspections.db
-    """
-    from inspect_xai.settings import load_settings
-
-    chosen = load_settings(settings, db=db, bundle=bundle, device=device)
-    _again(chosen, since, archive=archive, as_json=as_json)
-
-
-def explain_missing(
-    since: SinceOption,
-    bundle: BundleOption = None,
-    db: DatabaseOption = None,
-    device: DeviceOption = None,
-    archive: ArchiveOption = None,
-    settings: SettingsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Explain what the same model judged without an explanation, or explained by another method than it does now.
-
-    A row is never changed: the picture is inspected once more by the rules of today, except that every verdict is
-    explained, and recorded beside the old row under the policy version `VERSION+all`. Exit code 1: pictures are gone.
-
-    Example: inspect-xai explain-missing --since 2026-11-01 --bundle tile.bundle --db sqlite:///inspections.db
+    Example: inspect-xai reinspect --explain-missing --since 2026-11-01 --bundle tile.bundle --db sqlite:///line.db
     """
     from inspect_xai.settings import load_settings
 
@@ -93,7 +81,10 @@ def explain_missing(
         return wanted
 
     chosen = load_settings(settings, db=db, bundle=bundle, device=device)
-    _again(chosen, since, archive=archive, as_json=as_json, explain_all=True, wanted_by=wanted_by)
+    if explain_missing:
+        _again(chosen, since, archive=archive, as_json=as_json, explain_all=True, wanted_by=wanted_by)
+    else:
+        _again(chosen, since, archive=archive, as_json=as_json)
 
 
 def _again(
@@ -120,7 +111,7 @@ def _again(
         )
         task = progress.add_task("inspecting again", total=None)
         summary = drain(
-            line, pictures, chunk=settings.line.chunk, stop=stop, on_progress=lambda: progress.advance(task)
+            line, pictures, chunk=settings.line.claim_size, stop=stop, on_progress=lambda: progress.advance(task)
         )
     if as_json:
         print_json({"summary": summary, "missing": pictures.missing})

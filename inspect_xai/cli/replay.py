@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 import typer
 
 from inspect_xai.app import store_of
+from inspect_xai.cli.command_group import Panel
 from inspect_xai.cli.console import (
     DatabaseOption,
     DeviceOption,
@@ -34,7 +35,7 @@ _FINDINGS = 1
 
 def register(app: typer.Typer) -> None:
     """Add the command of this module."""
-    app.command()(replay)
+    app.command(rich_help_panel=Panel.RECORD)(replay)
 
 
 def replay(
@@ -46,7 +47,7 @@ def replay(
         typer.Option("--date", parser=day_asked, metavar="YYYY-MM-DD", help="All that was captured on this day."),
     ] = None,
     sample: Annotated[
-        int | None, typer.Option("--sample", help="So many of all, or of the day's, drawn at random.")
+        int | None, typer.Option("--sample", help="Number drawn at random, of all or of the day's.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the drawing: the same seed draws the same ones.")] = 0,
     bundle: Annotated[
@@ -60,11 +61,12 @@ def replay(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Can this decision be reproduced? Recompute prediction, verdict and explanation from the archived picture.
+    """Recompute recorded decisions and compare.
 
-    Each inspection holds (everything within the tolerances of docs/reference/record.md), differs (what, by how much,
-    and which version, provider or card field changed since), or cannot be replayed (what is missing). Exit code 0: all
-    hold. 1: one differs or cannot be replayed; the output says which.
+    Prediction, verdict and explanation are computed from the archived picture. Each inspection holds (everything within
+    the tolerances of docs/reference/record.md), differs (what, by how much, and which version, provider or card field
+    changed since), or cannot be replayed (what is missing). Exit code 0: all hold. 1: one differs or cannot be
+    replayed; the output says which.
 
     Example: inspect-xai replay 17 --db sqlite:///inspections.db --bundle tile.bundle
     """
@@ -107,7 +109,7 @@ class _Models:
         self.errors: list[str] = []
 
     def of(self, fingerprint: str) -> "Replayer | None":
-        """The model with this fingerprint; else the first one that opens, to be held against the record."""
+        """Return the model with this fingerprint; else the first one that opens, to be compared with the record."""
         from inspect_xai.verify.replay import Replayer
 
         while self._waiting and not any(model.fingerprint == fingerprint for model in self._open):

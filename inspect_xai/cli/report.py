@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inspect_xai.app import send_alerts_of, write_report_of, yesterday
+from inspect_xai.cli.command_group import Panel
 from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, day_asked, echo, print_json
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command of this module."""
-    app.command()(report)
+    app.command(rich_help_panel=Panel.DESK)(report)
 
 
 def report(
@@ -45,11 +46,12 @@ def report(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the report of a day, a shift or any days: what was judged, flagged and why, and what changed.
+    """Write the report of a day, a shift or any days.
 
-    One HTML page with everything inside it, report.json with its numbers, summary.txt for mail or chat, and one
-    Parquet file per whole day. Only the database is read, and the archived pictures for thumbnails; no model runs.
-    Each number stands beside that of the period before, which is as long.
+    It says what was judged, flagged and why, and what changed. One HTML page with everything inside it, report.json
+    with its numbers, summary.txt for mail or chat, and one Parquet file per whole day. Only the database is read, and
+    the archived pictures for thumbnails; no model runs. Each number stands beside that of the period before, which is
+    as long.
 
     Example: inspect-xai report --db sqlite:///inspections.db --date 2026-11-22 --out reports
     Example: inspect-xai report --since 2026-11-16 --until 2026-11-22 --shift EARLY --pdf

@@ -1,26 +1,27 @@
-"""`inspect-xai retention`: how long what is kept, what must be kept, and the deleting of the rest."""
+"""`inspect-xai retention`: set rules and legal holds, and delete what is due."""
 
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inspect_xai.app import apply_retention, store_of, who
+from inspect_xai.cli.command_group import Panel
 from inspect_xai.cli.console import ByOption, DatabaseOption, JsonOption, SettingsOption, echo, print_json
 from inspect_xai.errors import SettingsError
 
 if TYPE_CHECKING:
     from inspect_xai.storage.retention import Plan
 
-commands = typer.Typer(help="Rules, legal holds, and deleting what is due.", no_args_is_help=True)
+commands = typer.Typer(help="Set rules and holds, and delete what is due.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.add_typer(commands, name="retention")
+    app.add_typer(commands, name="retention", rich_help_panel=Panel.RECORD)
 
 
-@commands.command()
-def rule(
+@commands.command("set")
+def set_rule(
     kind: Annotated[str | None, typer.Option("--kind", help="picture, map or row. Without: list the rules.")] = None,
     days: Annotated[int | None, typer.Option("--days", help="Days it is kept, at most 36500.", min=0)] = None,
     product: Annotated[str, typer.Option("--product", help="Default: all that have no rule of their own.")] = "",
@@ -29,9 +30,11 @@ def rule(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say how many days one kind of data of a product is kept, or list what was said. Nothing is deleted by this.
+    """Set how long data is kept, or list the rules.
 
-    Example: inspect-xai retention rule --product housing --kind map --days 365
+    A rule speaks of one kind of data of a product. Nothing is deleted by this.
+
+    Example: inspect-xai retention set --product housing --kind map --days 365
     """
     from inspect_xai.settings import load_settings
     from inspect_xai.storage.retention import DataKind, Retention, Rule
@@ -54,7 +57,9 @@ def rule(
 
 @commands.command()
 def plan(db: DatabaseOption = None, settings: SettingsOption = None, as_json: JsonOption = False) -> None:
-    """Say what the rules would delete now. Changes nothing.
+    """Show what the rules would delete now.
+
+    Nothing is changed.
 
     Example: inspect-xai retention plan --db sqlite:///inspections.db
     """
@@ -83,7 +88,7 @@ def apply(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete what the rules say, with --yes; without it say what would go.
+    """Delete what the rules say (a dry run without --yes).
 
     Pictures are deleted below the archive folders and nowhere else. The deletion is written to the ledger; the numbers
     stay when pictures and maps go.
@@ -111,7 +116,9 @@ def hold(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Keep everything of some parts whatever the rules say, until the hold is released.
+    """Place a legal hold.
+
+    Everything of its parts is kept whatever the rules say, until the hold is released.
 
     Example: inspect-xai retention hold --lot LOT7 --reason "complaint 4711"
     """
@@ -143,7 +150,7 @@ def release(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """End a legal hold, or list the holds that stand.
+    """Release a legal hold, or list the holds.
 
     Example: inspect-xai retention release 3 --db sqlite:///inspections.db
     """
@@ -169,9 +176,10 @@ def release(
 
 @commands.command()
 def sweep(db: DatabaseOption = None, settings: SettingsOption = None, as_json: JsonOption = False) -> None:
-    """Remove files from the blob store that no map of the record needs: what killed lines left, an hour old or more.
+    """Remove map files that the record does not need.
 
-    Needs the setting blob_store; where the maps lie in the database nothing is left over.
+    Killed lines leave them in the blob store; those an hour old or more are removed. Needs the setting blob_store;
+    where the maps lie in the database nothing is left over.
 
     Example: inspect-xai retention sweep --settings line.toml
     """

@@ -1,4 +1,4 @@
-"""`inspect-xai serve` and `inspect-xai token`: the review desk, and who may sit at it."""
+"""`inspect-xai serve` and `inspect-xai serve token`: the review desk, and tokens of those who sign in there."""
 
 import json
 import socket
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inspect_xai.cli.command_group import Panel
 from inspect_xai.cli.console import echo
 from inspect_xai.errors import NotFoundError, SettingsError
 
@@ -19,8 +20,8 @@ _MOST_CONNECTIONS = 500
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command()(serve)
-    app.command()(token)
+    app.command(rich_help_panel=Panel.DESK)(serve)
+    app.command("serve token", rich_help_panel=Panel.DESK)(token)
 
 
 def serve(
@@ -31,7 +32,7 @@ def serve(
         list[str] | None, typer.Option("--archive", help="Folder or URL of the pictures; default: the line's source.")
     ] = None,
     people: Annotated[
-        Path | None, typer.Option("--people", help="TOML file of who may sign in (see: inspect-xai token).")
+        Path | None, typer.Option("--people", help="TOML file of who may sign in (see: inspect-xai serve token).")
     ] = None,
     proxy_header: Annotated[
         str | None, typer.Option("--proxy-header", help="Header in which a sign-on proxy tells the user's name.")
@@ -61,11 +62,11 @@ def serve(
         Path | None, typer.Option("--settings", help="TOML file with settings; or the variable INSPECT_XAI_SETTINGS.")
     ] = None,
 ) -> None:
-    """Serve the review desk: flagged parts in a browser, for people to judge.
+    """Serve the review desk in a browser.
 
-    It listens on this machine alone. Beyond it people must say who they are: list them with tokens (--people), or put
-    it behind the plant's sign-on proxy (--proxy-header, --proxy-address); else it refuses to start. Pictures are shown
-    from the archive folders and from nowhere else. Ctrl-C ends it.
+    People judge flagged parts there. It listens on this machine alone. Beyond it people must say who they are: list
+    them with tokens (--people), or put it behind the plant's sign-on proxy (--proxy-header, --proxy-address); else it
+    refuses to start. Pictures are shown from the archive folders and from nowhere else. Ctrl-C ends it.
 
     What is not given as an option comes from the settings, section [serve].
 
@@ -97,18 +98,18 @@ def token(
     name: Annotated[str, typer.Argument(help="Who the token is for; the name stands on their answers.")],
     role: Annotated[str, typer.Option("--role", help="viewer, operator, quality or admin.")] = "operator",
 ) -> None:
-    """Make a token for a person and print their entry for the file of people.
+    """Make a sign-in token for a person.
 
-    The token itself goes to stderr, once: hand it over, for instance as the barcode of a badge. The file holds its
-    sha256 only. A viewer looks, an operator judges, quality corrects others and takes over what they hold, an admin
-    also signs everybody out.
+    Prints their entry for the file of people. The token itself goes to stderr, once: hand it over, for instance as the
+    barcode of a badge. The file holds its sha256 only. A viewer looks, an operator judges, quality corrects others and
+    takes over what they hold, an admin also signs everybody out.
 
-    Example: inspect-xai token "Ada Lovelace" --role quality >> people.toml
+    Example: inspect-xai serve token "Ada Lovelace" --role quality >> people.toml
     """
     from inspect_xai.web.auth import MAX_NAME, Role, digest_of, new_token
 
     if role.upper() not in Role.__members__:
-        raise SettingsError(f"--role is {role!r}", expected=f"one of {', '.join(each.code for each in Role)}")
+        raise SettingsError(f"--role is {role!r}", expected=f"one of {', '.join(known.code for known in Role)}")
     if not 0 < len(name) <= MAX_NAME or not name.isprintable():
         raise SettingsError(f"the name {name!r}", expected=f"1 to {MAX_NAME} printable characters")
     made = new_token()

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inspect_xai.app import store_of
+from inspect_xai.cli.command_group import Panel
 from inspect_xai.cli.console import DatabaseOption, JsonOption, SettingsOption, echo, print_text_of_json
 from inspect_xai.errors import printable
 from inspect_xai.records import ModelStatus
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command of this module."""
-    app.command()(show)
+    app.command(rich_help_panel=Panel.RECORD)(show)
 
 
 def show(
@@ -24,9 +25,10 @@ def show(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one inspection: picture, verdict, what the model said, explanation, provenance, reviews.
+    """Show everything recorded about one inspection.
 
-    With --json: the very document that the desk's JSON interface gives (docs/reference/api.md).
+    Picture, verdict, the model's scores, explanation, provenance and reviews. With --json: the same document that the
+    desk's JSON interface gives (docs/reference/api.md).
 
     Example: inspect-xai show 17 --db sqlite:///inspections.db
     """
@@ -35,9 +37,9 @@ def show(
     with store_of(load_settings(settings, db=db)) as store:
         found = store.get(inspection_id)
     if as_json:
-        from inspect_xai.web.schemas import document
+        from inspect_xai.reports.inspection_json import inspection_json
 
-        print_text_of_json(document(found).model_dump_json(indent=2))
+        print_text_of_json(inspection_json(found).model_dump_json(indent=2))
     else:
         _print(found)
 

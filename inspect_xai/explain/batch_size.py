@@ -1,6 +1,6 @@
 """How many masks a run takes: asked for, kept from a measurement on this machine, or the device's default.
 
-What `inspect-xai bench --keep` finds stands in the user's cache folder, one entry for a model on a device of a machine
+What `inspect-xai bench --save` finds stands in the user's cache folder, one entry for a model on a device of a machine
 with a number of threads. On a GPU, where much hangs on it, a line that finds no entry measures and keeps one itself;
 on a CPU, where buckets differ by less than two measurements of one do, it takes the default.
 """

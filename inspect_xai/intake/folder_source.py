@@ -603,5 +603,5 @@ def _prune(claims: Path) -> None:
 def _not_written(path: Path, error: OSError) -> IntakeError:
     return IntakeError(
         f"{path} cannot be written: {error.strerror}",
-        remedy="give the line the right to rename files there, or leave them in place with --keep",
+        remedy="give the line the right to rename files there, or leave them in place with --in-place",
     )

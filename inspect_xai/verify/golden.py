@@ -41,7 +41,7 @@ LET_FILES_BE_KNOWN: Final = (
     "inspect-xai model verify BUNDLE --db URL; without a golden set: inspect-xai model register BUNDLE --db URL, "
     "and approve it again"
 )
-_MAKE: Final = "make it with: inspect-xai model golden BUNDLE PICTURE..."
+_MAKE: Final = "make it with: inspect-xai model golden-create BUNDLE PICTURE..."
 
 
 @dataclass(frozen=True, slots=True)

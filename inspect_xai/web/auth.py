@@ -267,7 +267,7 @@ def read_people(path: Path) -> dict[str, tuple[Person, str]]:
         raise SettingsError(
             f"{path} cannot be read as a list of people: {type(error).__name__}: {error}",
             expected='[[person]] tables with name, role ("viewer", "operator", "quality" or "admin") and token_sha256',
-            remedy="write an entry with: inspect-xai token NAME --role operator",
+            remedy="write an entry with: inspect-xai serve token NAME --role operator",
         ) from error
     if len(people) != len(entries):
         raise SettingsError(f"{path} lists a name twice", remedy="give each person one entry")

@@ -96,7 +96,7 @@ def test_settings_stand_in_for_options(
         f'[report]\nout = "{tmp_path / "reports"}"\ntime_zone = "Europe/Berlin"\n'
     )
     monkeypatch.setenv("INSPECT_XAI_DB", db)
-    code, _, err = cli("line", "--settings", settings, "--keep", "--json")
+    code, _, err = cli("line", "--settings", settings, "--in-place", "--json")
     assert code == 0, err
     assert {row.policy_version for row in rows(db)} == {"7"}
     assert {row.lot for row in rows(db)} == {""}
@@ -116,8 +116,8 @@ def test_settings_stand_in_for_options(
         (["line", "--source", "absent", "--bundle", "b"], 70, "is no folder"),
         (["line", "--source", ".", "--bundle", "absent"], 10, "absent"),
         (["line", "--source", ".", "--ok-share", "2"], 60, "line.ok_share is 2.0"),
-        (["line", "--source", ".", "--keep", "--watch"], 60, "--watch"),
-        (["line", "--chunk", "many"], 2, "valid integer"),
+        (["line", "--source", ".", "--in-place", "--watch"], 60, "--watch"),
+        (["line", "--claim-size", "many"], 2, "valid integer"),
         (["line", "--settings", "absent.toml"], 60, "no settings file"),
         (["report", "--db", "sqlite:///absent.db"], 53, "inspect-xai db upgrade"),
         (["report", "--date", "yesterday"], 2, "yesterday"),

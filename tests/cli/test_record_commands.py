@@ -115,8 +115,8 @@ def test_replay_finds_a_row_changed_by_hand(cli: Run, db: str, bundle: Path) -> 
         (["replay", "99", "--bundle", "b"], 53, "no inspection 99"),
         (["ledger", "export", "--out", "e.zip"], 2, "--part"),
         (["ledger", "export", "--out", "e.zip", "--part", "SN99"], 53, "no inspection fits"),
-        (["retention", "rule", "--kind", "map"], 2, "--days"),
-        (["retention", "rule", "--kind", "air", "--days", "3"], 2, "picture, map or row"),
+        (["retention", "set", "--kind", "map"], 2, "--days"),
+        (["retention", "set", "--kind", "air", "--days", "3"], 2, "picture, map or row"),
         (["retention", "hold", "--reason", "why"], 2, "--part"),
         (["retention", "release", "7"], 1, "no hold 7"),
         (["stats", "--by", "weather"], 2, "no field is called weather; there are archived_to, camera, captured_at"),
@@ -130,8 +130,8 @@ def test_replay_finds_a_row_changed_by_hand(cli: Run, db: str, bundle: Path) -> 
         (["stats", "--since", "0001-01-01"], 60, "the day 0001-01-01"),
         (["replay", "--date", "9999-12-31", "--bundle", "b"], 60, "the day 9999-12-31"),
         (["reinspect", "--since", "0001-01-01", "--bundle", "b"], 60, "the day 0001-01-01"),
-        (["explain-missing", "--since", "0001-01-01", "--bundle", "b"], 60, "the day 0001-01-01"),
-        (["calibrate", "ffff", "--since", "0001-01-01"], 60, "the day 0001-01-01"),
+        (["reinspect", "--explain-missing", "--since", "0001-01-01", "--bundle", "b"], 60, "the day 0001-01-01"),
+        (["model", "calibrate", "ffff", "--since", "0001-01-01"], 60, "the day 0001-01-01"),
         (["drift", "baseline", "--since", "2026-11-01", "--until", "9999-12-31"], 60, "the day 9999-12-31"),
         (["ledger", "export", "--out", "e.zip", "--since", "9999-12-31"], 60, "the day 9999-12-31"),
         (["trace", "SN99"], 1, "no part has the serial 'SN99'"),
@@ -162,7 +162,7 @@ def shop(bundle: Path, tmp_path: Path) -> Path:
 
 def golden_set(cli: Run, shop: Path, tmp_path: Path) -> Path:
     pictures = [write(tmp_path / f"golden{spot_px}.png", 40 + spot_px, spot_px) for spot_px in (0, 5, 10)]
-    code, out, err = cli("model", "golden", shop, *pictures, "--device", "cpu")
+    code, out, err = cli("model", "golden-create", shop, *pictures, "--device", "cpu")
     assert code == 0, err
     assert "golden10.png  NG, spot" in out
     return shop / "golden"
@@ -310,7 +310,7 @@ def test_a_golden_set_at_the_start_lets_the_files_be_known(cli: Run, shop: Path,
     with open_store(db) as store:
         store.registry.register_model(loaded.fingerprint, loaded.card, registered_by="Ada")
     golden = golden_set(cli, shop, tmp_path)
-    start = ["line", "--source", tmp_path, "--bundle", shop, "--db", db, "--device", "cpu", "--keep", "--settle", 0]
+    start = ["line", "--source", tmp_path, "--bundle", shop, "--db", db, "--device", "cpu", "--in-place", "--settle", 0]
     assert cli(*start, "--golden", golden)[0] == 0
     with open_store(db) as store:
         assert store.registry.models()[0].bundle_sha256 == loaded.sha256
@@ -331,7 +331,7 @@ def test_a_damaged_or_foreign_golden_set_is_refused(cli: Run, shop: Path, bundle
     assert (code, "is the golden set of model 000" in err) == (14, True)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/precious.png").write_bytes(b"x")
-    code, _, err = cli("model", "golden", shop, tmp_path / "golden0.png", "--out", tmp_path / "photos")
+    code, _, err = cli("model", "golden-create", shop, tmp_path / "golden0.png", "--out", tmp_path / "photos")
     assert (code, "is no golden set" in err) == (14, True)
     assert (tmp_path / "photos/precious.png").is_file()
 
@@ -424,9 +424,9 @@ def test_retention_from_rule_to_deletion(cli: Run, db: str, recorded: Path, tmp_
         "UPDATE inspection SET inspected_at = '2020-01-01T00:00:00.000000+00:00'",
         "UPDATE inspection SET recorded_at = '2020-01-01T00:00:00.000000+00:00'",
     )
-    assert "nothing is ever deleted" in cli("retention", "rule", "--db", db)[1]
+    assert "nothing is ever deleted" in cli("retention", "set", "--db", db)[1]
     for kind in ("picture", "map"):
-        code, out, err = cli("retention", "rule", "--kind", kind, "--days", 30, "--db", db, "--by", "Ada")
+        code, out, err = cli("retention", "set", "--kind", kind, "--days", 30, "--db", db, "--by", "Ada")
         assert code == 0, err
     assert out.count("for 30 days") == 2
     code, out, _ = cli("retention", "hold", "--lot", "LOT8", "--reason", "complaint 4711", "--db", db)
@@ -475,7 +475,7 @@ def test_pictures_at_a_url_are_deleted_below_the_url_that_is_named(cli: Run, tmp
             files.pipe_file(place.replace(".png", ".json"), b"sidecar")
             sha256 = hashlib.sha256(picture).hexdigest()
             store.record([stored.of_part(stored.inspection(number), sha256, archived_to=f"memory:/{place}")])
-    assert cli("retention", "rule", "--kind", "picture", "--days", "0", "--db", db)[0] == 0
+    assert cli("retention", "set", "--kind", "picture", "--days", "0", "--db", db)[0] == 0
     apply = ["retention", "apply", "--yes", "--db", db]
     code, _, err = cli(*apply, "--archive", "memory://plant/in")
     assert code != 0

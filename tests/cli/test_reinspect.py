@@ -30,7 +30,7 @@ def settings(cli: Run, bundle: Path, tmp_path: Path) -> Path:
     file = tmp_path / "line.toml"
     file.write_text(
         f'bundle = "{bundle}"\ndb = "sqlite:///{tmp_path / "line.db"}"\ndevice = "cpu"\n'
-        f'[line]\nsource = "{tmp_path / "in"}"\nsettle_s = 0\nok_share = 0\nchunk = 2\n'
+        f'[line]\nsource = "{tmp_path / "in"}"\nsettle_s = 0\nok_share = 0\nclaim_size = 2\n'
     )
     code, _, err = cli("line", "--settings", file)
     assert code == 0, err
@@ -59,7 +59,7 @@ def test_another_model_judges_the_archive_beside_the_old_rows(cli: Run, settings
 
 def test_what_lacks_an_explanation_gets_one(cli: Run, settings: Path, tmp_path: Path) -> None:
     db = f"sqlite:///{tmp_path / 'line.db'}"
-    usual = ["explain-missing", "--settings", settings, "--since", "2026-01-01", "--json"]
+    usual = ["reinspect", "--explain-missing", "--settings", settings, "--since", "2026-01-01", "--json"]
     code, out, err = cli(*usual)
     assert code == 0, err
     assert json.loads(out)["summary"]["explained"] == 2
@@ -77,7 +77,7 @@ def test_what_was_explained_by_an_older_method_is_explained_by_the_new_one(
     db, policy = f"sqlite:///{tmp_path / 'line.db'}", tmp_path / "policy.toml"
     policy.write_text('version = "2"\n[explain]\nok_share = 0\nmethod = "grad-cam"\n')
     settings.write_text(settings.read_text().replace("ok_share = 0\n", f'policy = "{policy}"\n'))
-    usual = ["explain-missing", "--settings", settings, "--since", "2026-01-01", "--json"]
+    usual = ["reinspect", "--explain-missing", "--settings", settings, "--since", "2026-01-01", "--json"]
     code, out, err = cli(*usual)
     assert code == 0, err
     assert json.loads(out)["summary"]["explained"] == 3  # the NG part has one already, by sise
@@ -95,10 +95,10 @@ def test_a_picture_that_was_exchanged_or_is_gone_is_passed_over_and_told(
     first.unlink()
     write(second, 77)
     before = rows(db)
-    code, out, _ = cli("explain-missing", "--settings", settings, "--since", "2026-01-01", "--json")
+    code, out, _ = cli("reinspect", "--explain-missing", "--settings", settings, "--since", "2026-01-01", "--json")
     assert (code, json.loads(out)["missing"], json.loads(out)["summary"]["seen"]) == (1, 2, 0)
     assert rows(db) == before
-    code, out, _ = cli("explain-missing", "--settings", settings, "--since", "2099-01-01")
+    code, out, _ = cli("reinspect", "--explain-missing", "--settings", settings, "--since", "2099-01-01")
     assert code == 0
     assert "no picture is waiting" in out
 

@@ -144,7 +144,7 @@ def test_bench_keeps_and_a_line_takes_and_records(cli: Run, folder: Path, kept: 
     assert code == 0
     assert "is as fast as any; now 8 (keep it with --keep, or say --bucket)" in out
     assert not kept.exists()
-    code, out, _ = cli(*usual, "--keep", "--json")
+    code, out, _ = cli(*usual, "--save", "--json")
     (chosen,) = json.loads(out)["chosen"]
     assert chosen["kept"] == str(kept)
     db = f"sqlite:///{tmp_path / 'line.db'}"

@@ -379,7 +379,7 @@ def test_a_source_that_is_no_folder_is_refused(tmp_path: Path) -> None:
         FolderSource(tmp_path / "file")
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked/_claimed").touch()
-    with pytest.raises(IntakeError, match="--keep"):
+    with pytest.raises(IntakeError, match="--in-place"):
         FolderSource(tmp_path / "blocked")
 
 

@@ -153,7 +153,7 @@ def test_a_golden_set_sees_what_the_line_sees(
 ) -> None:
     golden_set = tmp_path / "golden"
     code, _, err = cli(
-        "model", "golden", bundle, twelve_bit(tmp_path / "p.png"), "--out", golden_set, "--device", "cpu"
+        "model", "golden-create", bundle, twelve_bit(tmp_path / "p.png"), "--out", golden_set, "--device", "cpu"
     )
     assert code == 0, err
     made = json.loads((golden_set / "manifest.json").read_text())

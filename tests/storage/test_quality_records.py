@@ -155,7 +155,7 @@ def test_a_baseline_of_too_few_days_is_refused(cli: Cli, db: str) -> None:
 
 
 def test_a_calibration_is_fitted_kept_and_expects_escapes(cli: Cli, db: str, tmp_path: Path) -> None:
-    code, said, _ = cli("calibrate", "ffff", "--since", FIRST, "--until", DAY, "--by", "Ada", "--db", db)
+    code, said, _ = cli("model", "calibrate", "ffff", "--since", FIRST, "--until", DAY, "--by", "Ada", "--db", db)
     assert code == 0
     assert "temperature on 320 reviews" in said
     with open_store(db) as store:
@@ -170,7 +170,9 @@ def test_a_calibration_is_fitted_kept_and_expects_escapes(cli: Cli, db: str, tmp
     chance = calibration_from(kept).apply(np.array([0.1]))[0]
     passed = sum(n % 3 != 0 for n in range(80))
     assert expected["errors"]["escapes"] == pytest.approx(passed * chance, rel=1e-9)
-    assert cli("calibrate", "ffff", "--since", DAY, "--db", db)[0] == StudyError.exit_code  # nothing reviewed that day
+    assert (
+        cli("model", "calibrate", "ffff", "--since", DAY, "--db", db)[0] == StudyError.exit_code
+    )  # nothing reviewed that day
 
 
 def test_a_curve_needs_two_hundred_of_each_kind_and_each_half_judges_the_other() -> None:

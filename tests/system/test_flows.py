@@ -50,7 +50,8 @@ def settings(tmp_path: Path, bundle: Path) -> Path:
     file = tmp_path / "line.toml"
     file.write_text(
         f'db = "sqlite:///{tmp_path / "line.db"}"\nbundle = "{bundle}"\ndevice = "cpu"\n'
-        f'[line]\nsource = "{tmp_path / "in"}"\nsettle_s = 0\nchunk = 2\npath_pattern = "{{serial}}_{{captured_at}}"\n'
+        f'[line]\nsource = "{tmp_path / "in"}"\nsettle_s = 0\nclaim_size = 2\n'
+        'path_pattern = "{serial}_{captured_at}"\n'
         f'[report]\nout = "{tmp_path / "reports"}"\ndesk_url = "https://desk.plant.example/inspect/"\n'
     )
     return file

@@ -208,7 +208,7 @@ def test_sigterm_gives_the_rest_of_the_chunk_back(bundle: Path, tmp_path: Path) 
     folder, db = tmp_path / "in", f"sqlite:///{tmp_path / 'line.db'}"
     fill(folder, 0, 400)
     command = [sys.executable, "-m", "inspect_xai", "line", "--json", "--settle", "0", "--device", "cpu"]
-    command += ["--source", str(folder), "--bundle", str(bundle), "--db", db, "--chunk", "150"]
+    command += ["--source", str(folder), "--bundle", str(bundle), "--db", db, "--claim-size", "150"]
     line = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120

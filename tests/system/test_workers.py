@@ -4,7 +4,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,7 +47,7 @@ class Plant:
         bundle = spots.spot_bundle(self.folder / "bundle")
         (self.folder / "line.toml").write_text(
             f'db = "{db}"\nbundle = "{bundle}"\ndevice = "cpu"\n'
-            f'[line]\nsource = "{self.folder / "in"}"\nsettle_s = 0\nchunk = 8\n'
+            f'[line]\nsource = "{self.folder / "in"}"\nsettle_s = 0\nclaim_size = 8\n'
         )
         deployments = yaml.safe_load((DEPLOY / "prefect.yaml").read_text())
         (line,) = [each for each in deployments["deployments"] if each["name"] == "line"]
@@ -121,19 +120,6 @@ def test_two_workers_drain_one_source_together(plant: Plant, request: pytest.Fix
     plant.assert_each_picture_once()
     with open_store(db) as store:
         assert len({store.get(row.inspection_id).run.run_id for row in rows(db)}) == 2
-
-
-def test_a_burst_of_two_dask_processes_drains_one_source_together(plant: Plant, tmp_path: Path) -> None:
-    pytest.importorskip("prefect_dask", reason="THE EXTRA dask IS NOT INSTALLED: bursts go untried")
-    plant.open(f"sqlite:///{tmp_path / 'line.db'}")
-    command = [sys.executable, "-m", "flows.inspect_burst", str(tmp_path / "line.toml"), "2"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=plant.prefect.environment, capture_output=True, text=True, check=False, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    plant.assert_each_picture_once()
-    with open_store(plant.db) as store:
-        assert len({store.get(row.inspection_id).run.run_id for row in rows(plant.db)}) == 2
 
 
 def test_a_worker_that_loses_its_power_is_followed_by_another(plant: Plant, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from inspect_xai.errors import InspectXaiError, NotFoundError
 from inspect_xai.records import Decision
+from inspect_xai.reports.inspection_json import InspectionOut, inspection_json
 from inspect_xai.storage.results import InspectionSummary, StoredModel, StoredReview
 from inspect_xai.storage.review_queue import Answer, Conflict
 from inspect_xai.storage.review_queue_sql import BLIND, QueueFilter
@@ -19,7 +20,6 @@ from inspect_xai.web import forms, view_models
 from inspect_xai.web.auth import Person, Role
 from inspect_xai.web.context import RefusedError, SignInNeededError, site_of, without_verdict
 from inspect_xai.web.prometheus import CONTENT_TYPE, exposition
-from inspect_xai.web.schemas import InspectionOut, document
 
 router = APIRouter()
 _V1 = "/api/v1"
@@ -132,7 +132,7 @@ def inspections(
 def inspection(request: Request, person: Reader, inspection_id: InspectionId) -> InspectionOut:
     """One inspection with everything that belongs to it."""
     site_of(request).check_uncovered(person, inspection_id)
-    return document(site_of(request).store.get(inspection_id))
+    return inspection_json(site_of(request).store.get(inspection_id))
 
 
 @router.get(

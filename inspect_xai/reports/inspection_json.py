@@ -1,4 +1,4 @@
-"""The record as JSON, for those who copy it elsewhere: the JSON interface and the command line write the same."""
+"""The JSON of an inspection: the desk's JSON interface, `show --json` and `find --whole` give the same."""
 
 import dataclasses
 import math
@@ -52,24 +52,25 @@ class InspectionOut(BaseModel):
     reviews: tuple[StoredReview, ...]
 
 
-def document(given: StoredInspection) -> InspectionOut:
-    """Everything about an inspection but the pixels of picture and map."""
-    explanation = given.explanation
-    prediction = given.prediction
+def inspection_json(inspection: StoredInspection) -> InspectionOut:
+    """Return everything about an inspection but the pixels of picture and map."""
+    explanation = inspection.explanation
+    prediction = inspection.prediction
+    labels = inspection.model.card["labels"]
     return InspectionOut(
-        inspection_id=given.inspection_id,
-        capture=given.capture,
-        model_fingerprint=given.model.fingerprint,
-        model_name=given.model.name,
-        model_version=given.model.version,
-        model_status=given.model_status,
-        policy_version=given.policy_version,
-        run_id=given.run.run_id,
-        run=given.run,
-        inspected_at=given.inspected_at,
-        recorded_at=given.recorded_at,
-        verdict=given.verdict,
-        scores=_finite(dict(zip(given.model.card["labels"], prediction.scores, strict=False))) if prediction else {},
+        inspection_id=inspection.inspection_id,
+        capture=inspection.capture,
+        model_fingerprint=inspection.model.fingerprint,
+        model_name=inspection.model.name,
+        model_version=inspection.model.version,
+        model_status=inspection.model_status,
+        policy_version=inspection.policy_version,
+        run_id=inspection.run.run_id,
+        run=inspection.run,
+        inspected_at=inspection.inspected_at,
+        recorded_at=inspection.recorded_at,
+        verdict=inspection.verdict,
+        scores=_finite(dict(zip(labels, prediction.scores, strict=False))) if prediction else {},
         explanation=ExplanationOut(
             status=explanation.status,
             settings=dataclasses.asdict(explanation.settings),
@@ -86,13 +87,13 @@ def document(given: StoredInspection) -> InspectionOut:
         )
         if explanation
         else None,
-        explained_because=given.explained_because,
-        failure=given.failure,
-        duration_ms=given.duration_ms,
-        reviews=given.reviews,
+        explained_because=inspection.explained_because,
+        failure=inspection.failure,
+        duration_ms=inspection.duration_ms,
+        reviews=inspection.reviews,
     )
 
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN."""
+    """Return numbers as JSON has them: None for NaN and infinity."""
     return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
