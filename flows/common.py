@@ -1,4 +1,4 @@
-"""What all flows share: what is tried again, whose turn the GPU is, and what a run leaves to read."""
+"""What all flows share: retries, turns on the GPU, and the artifacts of a run."""
 
 import socket
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ BACK_OFF_S: list[float] = [30, 120, 600]
 def tried_again(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
     """Make a function a task that is run again while the database is away, and at no other trouble.
 
-    Nothing is cached: what these tasks do stands in the database, whose own uniqueness keeps it from being done twice.
+    Nothing is cached: what these tasks do stands in the database, and its uniqueness keeps it from being done twice.
     """
     return task(
         name=name,
@@ -34,7 +34,7 @@ def tried_again(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
 
 
 def _database_is_away(_task: object, _run: object, state: Any) -> bool:
-    """Tell whether another try can help: only then are all files where they were, and what is recorded is known."""
+    """Return whether another try can help: only then are all files where they were, and what is recorded is known."""
     return isinstance(state.result(raise_on_failure=False), DatabaseAwayError)
 
 

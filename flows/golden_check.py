@@ -1,4 +1,4 @@
-"""Does the model still compute what it was approved for, on this worker's device? After updates, and every week.
+"""Verify that the model still computes what it was approved for, on this worker's device: every week, after updates.
 
 python -m flows.golden_check line.toml
 """
@@ -17,14 +17,14 @@ from inspect_xai.settings import load_settings
 
 @flow(name="golden-check")
 def golden_check(settings: str | None = None, bundle: str | None = None, db: str | None = None) -> dict[str, Any]:
-    """Compute the golden set anew, keep the result with the model, and fail where it is beyond tolerance."""
+    """Compute the golden set, keep the result with the model, and fail where it is beyond tolerance."""
     result = check_golden(settings, bundle, db)
-    said = "holds" if result["holds"] else "DOES NOT HOLD: this device must not inspect"
-    leave_behind("golden-check", result, summary=f"The golden set of {result['bundle']} {said}.")
+    outcome = "holds" if result["holds"] else "DOES NOT HOLD: this device must not inspect"
+    leave_behind("golden-check", result, summary=f"The golden set of {result['bundle']} {outcome}.")
     if not result["holds"]:
         raise GoldenSetError(
             f"{result['beyond']} of {result['pictures']} golden pictures are beyond tolerance",
-            remedy="say: inspect-xai model verify BUNDLE, and read its table",
+            remedy="run inspect-xai model verify BUNDLE, and read its table",
         )
     return result
 

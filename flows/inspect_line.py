@@ -1,4 +1,4 @@
-"""The main job as a Prefect flow: one task per chunk of pictures, tried again while the database is away.
+"""The main job as a Prefect flow: one task for each claim of pictures, tried again while the database is away.
 
 python -m flows.inspect_line line.toml
 """
@@ -28,7 +28,7 @@ def inspect_line(
 ) -> dict[str, Any]:
     """Inspect everything a source holds; what is not given comes from the settings file or the environment.
 
-    Told to stop (SIGTERM), it finishes the picture at work, records what is done and gives the rest of the chunk back.
+    Asked to stop (SIGTERM), it finishes the picture at work, records what is done and gives its other claims back.
     """
     file = Path(settings) if settings else None
     chosen = load_settings(file, db=db, bundle=bundle, line={"source": source})

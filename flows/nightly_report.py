@@ -34,15 +34,15 @@ def nightly_report(
     file = Path(settings) if settings else None
     chosen = load_settings(file, db=db)
     written = write_day(settings=settings, db=db, day=day or yesterday(chosen).date())
-    told = written.pop("alerts")
+    alarms = written.pop("alerts")
     numbers = {name: value for name, value in written.items() if name != "summary"}
     name, desk = Path(written["page"]).parent.name, chosen.report.desk_url
     link = f"{desk}/reports/{name}" if desk else ""
     leave_behind("nightly-report", numbers, summary=written["summary"], link=link)
-    for alert in told:
-        _tell_prefect(alert)
-    sent = send_day(told, settings=settings, db=db) if alerts else {}
-    return written | {"alarms": len(told), "sent": sent}
+    for alert in alarms:
+        _emit(alert)
+    sent = send_day(alarms, settings=settings, db=db) if alerts else {}
+    return written | {"alarms": len(alarms), "sent": sent}
 
 
 @tried_again("write-day")
@@ -61,14 +61,14 @@ def write_day(*, settings: str | None, db: str | None, day: date) -> dict[str, A
 
 
 @tried_again("send-alerts")
-def send_day(told: Sequence[dict[str, Any]], *, settings: str | None, db: str | None) -> dict[str, int]:
+def send_day(alarms: Sequence[dict[str, Any]], *, settings: str | None, db: str | None) -> dict[str, int]:
     """Send what was not sent yet; how many went out by channel."""
     chosen = load_settings(Path(settings) if settings else None, db=db)
-    found = send_alerts_of(chosen, [Alert(**each) for each in told])
-    return {channel.value: len(ids) for channel, ids in found.sent.items() if ids}
+    delivery = send_alerts_of(chosen, [Alert(**alarm) for alarm in alarms])
+    return {channel.value: len(ids) for channel, ids in delivery.sent.items() if ids}
 
 
-def _tell_prefect(alert: dict[str, Any]) -> None:
+def _emit(alert: dict[str, Any]) -> None:
     """Emit an event; its id comes from the alarm's, so that the same alarm is the same event."""
     resource = {"prefect.resource.id": f"{EVENT}.{alert['alert_id']}", "prefect.resource.name": alert["topic"]}
     emit_event(EVENT, resource=resource, payload=alert, id=uuid.uuid5(uuid.NAMESPACE_URL, alert["alert_id"]))

@@ -179,7 +179,7 @@ def send_alerts_of(settings: "Settings", alerts: "Sequence[Alert]") -> "Delivery
 
 
 def _rules(settings: "Settings") -> "tuple[AlertRule, ...]":
-    """Whose alarms are, as the plant's policy says; without one, the quality department's."""
+    """Return the policy's rules for alarms; without a policy there are none, and the quality department owns all."""
     if settings.line.policy is None:
         return ()
     from inspect_xai.policy import read_policy
@@ -237,7 +237,7 @@ def _verify(bundle: Path, golden: Path | None, device: str, limits: "PictureLimi
 
 
 def verify_golden_of(settings: "Settings", *, by: str) -> "GoldenReport":
-    """Compute the golden set of the settings' bundle anew on their device, and keep the result with the model.
+    """Verify the golden set of the settings' bundle on their device, and keep the result with the model.
 
     Args:
         settings: Which bundle (and golden set, under `[line] golden`), device and database.
@@ -300,7 +300,7 @@ def who(named: str = "") -> str:
 
 @dataclass(frozen=True, slots=True)
 class FinishedAudit:
-    """What an audit came to, and where it is written."""
+    """The result of an audit, and where it is written."""
 
     audit: "Audit"
     report: "AuditReport"
@@ -308,7 +308,7 @@ class FinishedAudit:
 
     @property
     def failed(self) -> bool:
-        """Whether the answer is no, or the sanity check failed."""
+        """Return whether the answer is no, or the sanity check failed."""
         sanity = self.report.sanity
         return self.report.answer.answer == "no" or (sanity is not None and not sanity.passed)
 
@@ -332,7 +332,7 @@ def audit_model(
         manifest: CSV of pictures: image,label[,mask][,boxes][,part][,station].
         out: Folder of the audit; one that was cut short goes on.
         settings: What is measured, and how.
-        keep_in: Settings whose database keeps the numbers; None: none does.
+        keep_in: Settings of the database that keeps the numbers; None: they are not kept.
         settings_file: Where the settings were read, for the command line that the page prints.
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: Of the network; default: all cores.
@@ -346,7 +346,7 @@ def audit_model(
     with Explainer(bundle, device=device, threads=threads) as explainer:
         engine = explainer.engine
         if keep_in is not None:
-            _make_known(keep_in, engine.bundle)  # a database that does not fit is told now, not after hours
+            _make_known(keep_in, engine.bundle)  # a database that does not fit is refused now, not after hours
         measured = run_audit(engine, manifest, out, settings=settings, on_row=partial(on_step, "measuring"))
         sanity = _checked(engine, measured, settings, partial(on_step, "sanity"))
     report = find(measured, sanity=sanity)

@@ -27,12 +27,12 @@ _REMEDY = "correct the policy; docs/guides/line.md lists its keys"
 
 
 NOBODY: Final = "quality"
-"""Whose an alarm is that no rule gives to anybody."""
+"""Owner of the alarms that no rule gives an owner."""
 
 
 @dataclass(frozen=True, slots=True)
 class AlertRule:
-    """Whose an alarm is and where it goes; the first rule that fits counts.
+    """Who owns an alarm and how it is sent; the first rule that fits counts.
 
     Attributes:
         owner: Who has to look at it: a name or a department.
@@ -49,12 +49,12 @@ class AlertRule:
     send: tuple[Channel, ...] = ()
 
     def fits(self, topic: str, station: str) -> bool:
-        """Whether an alarm is this rule's."""
+        """Return whether the rule covers an alarm."""
         return (not self.topics or topic in self.topics) and (not self.stations or station in self.stations)
 
 
 def rule_for(rules: Sequence[AlertRule], *, topic: str, station: str) -> AlertRule:
-    """The rule an alarm falls under; a rule that says nothing where none fits."""
+    """Return the rule that covers an alarm; where none does, the default one."""
     return next((rule for rule in rules if rule.fits(topic, station)), AlertRule())
 
 
@@ -62,9 +62,9 @@ def rule_for(rules: Sequence[AlertRule], *, topic: str, station: str) -> AlertRu
 class ExplainRule:
     """What is explained and what it may cost; None: as the model's card says, or no bound.
 
-    `labels`: defect labels whose pictures are explained whatever the verdict. `overturned_days`: the same for labels
-    that people overturned in so many days; 0: none. `faithfulness`: measure with every explanation whether it is true
-    to the network, in eight passes beyond the bounds. `max_windows`: of a picture, at most; None: `MOST_WINDOWS`.
+    `labels`: defect labels explained whatever the verdict. `overturned_days`: the same for labels that people
+    overturned in that number of days; 0: none. `faithfulness`: measure with every explanation whether it is true to the
+    network, in eight passes beyond the bounds. `max_windows`: of a picture, at most; None: `MOST_WINDOWS`.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
@@ -144,7 +144,7 @@ class Policy:
 
     @property
     def content(self) -> dict[str, Any]:
-        """What the version stands for, as plain values; who is told of alarms decides nothing about a part."""
+        """Return what the version stands for, as plain values; alert rules decide nothing about a part."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         del plain["version"], plain["alert"]
         for rule in (plain["explain"], *plain["product"].values()):
@@ -155,12 +155,12 @@ class Policy:
 
     @property
     def document(self) -> dict[str, Any] | None:
-        """The whole policy as a run records it and `policy_from` reads it."""
+        """Return the whole policy as a run records it and `policy_from` reads it."""
         return asdict(self)
 
     @property
     def explains(self) -> bool:
-        """Whether any picture may be explained."""
+        """Return whether any picture may be explained."""
         rules = (self.explain, *self.product.values())
         return any(rule.verdicts or rule.ok_share or rule.labels or rule.overturned_days for rule in rules)
 
@@ -203,7 +203,7 @@ class Policy:
         return inside if inside.any() else None
 
     def explaining_all(self) -> "Policy":
-        """Return the same policy with every verdict explained, under a version of its own: `VERSION+all`."""
+        """Return the same policy with every verdict explained, under the version `VERSION+all`."""
         everything = tuple(VerdictCode)
         return Policy(
             f"{self.version}+all",
@@ -244,12 +244,12 @@ class DefaultPolicy(Policy):
 
     @property
     def content(self) -> dict[str, Any]:
-        """What the version stands for, as plain values."""
+        """Return what the version stands for, as plain values."""
         return {"explained": [verdict.value for verdict in self.explain.verdicts], "ok_share": self.explain.ok_share}
 
     @property
     def document(self) -> None:
-        """Nothing: a run without a policy file records none, and replays judge by the card."""
+        """Return None: a run without a policy file records none, and replays judge by the card."""
         return None
 
 

@@ -224,7 +224,7 @@ class ServeSettings(BaseModel):
         archive: Folders, or URLs that fsspec knows, below which pictures may lie; a picture elsewhere is not shown.
         reports: Folder of the reports that are listed. Default: report.out.
         people: TOML file of who may sign in, with which role and token (see: inspect-xai serve token).
-        proxy_header: Header in which a sign-on proxy tells the user's name, for instance X-Forwarded-User.
+        proxy_header: Header in which a sign-on proxy gives the user's name, for instance X-Forwarded-User.
         proxy_addresses: Addresses of that proxy; from any other address the header counts for nothing.
         hosts: Further names the desk is reached under; requests for others are refused.
         https: Browsers reach the desk over https (through the proxy): the cookie then never travels without, and forms
@@ -232,7 +232,7 @@ class ServeSettings(BaseModel):
         path: Path below which browsers reach the desk, such as "/inspect" for https://plant.example/inspect/; every
             link, form, redirect and cookie begins with it. The proxy may pass it on or leave it out.
         open_role: Role of whoever signs in by name alone, where neither people nor proxy are set.
-        language: Of pages whose reader has not chosen: "en" or "de".
+        language: Of pages until their reader chooses one: "en" or "de".
         time_zone: The plant's zone: in it times are shown.
         claim_s: Seconds a part stays with the operator who opened it.
         session_s: Seconds after which a session ends that nobody used.
@@ -273,8 +273,8 @@ class LedgerSettings(BaseModel):
     Attributes:
         key: File of the private key that signs events (see: inspect-xai ledger key create); empty: they are not signed.
         public_keys: Files of the public keys that `ledger verify` believes, and none but those that they bring in.
-        anchors: Where the chain's heads are kept, out of reach of the database's owner: a file whose name ends in
-            ".jsonl", a folder, or a URL that fsspec knows.
+        anchors: Where the chain's heads are kept, out of reach of the database's owner: a file named
+            *.jsonl, a folder, or a URL that fsspec knows.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -446,7 +446,7 @@ def _set_by(location: tuple[int | str, ...], path: Path | None, flags: Mapping[s
 
 
 def _holds(variable: str, full: str) -> bool:
-    """Whether a variable sets this very setting, a part of it, or as JSON the section that it stands in."""
+    """Return whether a variable sets this very setting, a part of it, or as JSON the section that it stands in."""
     section = variable.startswith(_PREFIX) and full.startswith(variable + "__")
     return variable == full or variable.startswith(full + "__") or section
 

@@ -32,7 +32,7 @@ def audit(
     methods: Annotated[
         str, typer.Option("--methods", help="Compared methods; the answer rests on the first.")
     ] = "sise,grad-sise,grad-cam,layer-cam",
-    sample: Annotated[int, typer.Option("--sample", help="Measure so many pictures, drawn at random; 0: all.")] = 0,
+    sample: Annotated[int, typer.Option("--sample", help="Number of pictures measured, drawn at random; 0: all.")] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
     profile: Annotated[
         Profile | None, typer.Option("--profile", help="How many masks get a pass. Default: the card's.")
@@ -74,7 +74,7 @@ def audit(
     from inspect_xai.reports.audit_page import as_plain
     from inspect_xai.settings import load_settings
 
-    given = load_settings(settings, db=db)
+    loaded = load_settings(settings, db=db)
     chosen = AuditSettings(
         _methods(methods),
         profile,
@@ -87,7 +87,7 @@ def audit(
         region=region,
         sanity=sanity,
         adcc=adcc,
-        limits=given.line.limits,
+        limits=loaded.line.limits,
     )
     with progress_bar(shown=not as_json) as progress:
         tasks = {name: progress.add_task(name, total=None) for name in ("measuring", "sanity")}
@@ -96,7 +96,7 @@ def audit(
             manifest,
             out,
             settings=chosen,
-            keep_in=given if db is not None else None,
+            keep_in=loaded if db is not None else None,
             settings_file=settings,
             device=device,
             threads=threads,
@@ -145,8 +145,8 @@ def compare(
         raise typer.Exit(_FINDINGS)
 
 
-def _methods(said: str) -> tuple[Method, ...]:
-    names = [name.strip() for name in said.split(",") if name.strip()]
+def _methods(text: str) -> tuple[Method, ...]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in list(Method)]
     if unknown or not names:
         raise typer.BadParameter(f"{', '.join(unknown) or 'nothing'}; known are {', '.join(Method)}")

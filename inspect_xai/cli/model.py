@@ -67,7 +67,7 @@ def register_(
     loaded = load_bundle(bundle)
     report = _verify(bundle, golden, device, chosen.line.limits) if _golden_of(bundle, golden) else None
     if report is not None and not report.holds:
-        _tell_report(report, as_json=as_json)
+        _print_report(report, as_json=as_json)
         raise typer.Exit(_FINDINGS)
     with store_of(chosen, create=True) as store:
         store.registry.register_model(
@@ -75,7 +75,7 @@ def register_(
         )
         if report is not None:
             keep_result(store, report, by=who(by), note="verified at registration")
-        _tell(store.registry.model(loaded.fingerprint), as_json=as_json)
+        _print(store.registry.model(loaded.fingerprint), as_json=as_json)
 
 
 @commands.command("golden-create")
@@ -116,7 +116,7 @@ def verify(
     device: DeviceOption = "auto",
     by: ByOption = "",
     db: Annotated[
-        str | None, typer.Option("--db", help="Write the result down with the model there.", show_default=False)
+        str | None, typer.Option("--db", help="Record the result with the model there.", show_default=False)
     ] = None,
     settings: SettingsOption = None,
     as_json: JsonOption = False,
@@ -135,7 +135,7 @@ def verify(
     if db is not None:
         with store_of(chosen) as store:
             keep_result(store, report, by=who(by), note="verified")
-    _tell_report(report, as_json=as_json)
+    _print_report(report, as_json=as_json)
     if not report.holds:
         raise typer.Exit(_FINDINGS)
 
@@ -162,14 +162,14 @@ def approve(
     from inspect_xai.settings import load_settings
 
     with store_of(load_settings(settings, db=db)) as store:
-        found = _registered(store, model)
-        if not (found.golden or {}).get("holds") and not (without_golden and note):
+        registered = _registered(store, model)
+        if not (registered.golden or {}).get("holds") and not (without_golden and note):
             raise GoldenSetError(
-                f"{found.name} {found.version} has no golden result that holds",
+                f"{registered.name} {registered.version} has no golden result that holds",
                 remedy="inspect-xai model verify BUNDLE --db URL; or say --without-golden and why with --note",
             )
-        _tell(
-            store.registry.set_model_status(found.fingerprint, ModelStatus.APPROVED, by=who(by), note=note),
+        _print(
+            store.registry.set_model_status(registered.fingerprint, ModelStatus.APPROVED, by=who(by), note=note),
             as_json=as_json,
         )
 
@@ -193,7 +193,7 @@ def retire(
 
     with store_of(load_settings(settings, db=db)) as store:
         found = store.registry.model(_fingerprint(model))
-        _tell(
+        _print(
             store.registry.set_model_status(found.fingerprint, ModelStatus.RETIRED, by=who(by), note=note),
             as_json=as_json,
         )
@@ -212,8 +212,8 @@ def list_(db: DatabaseOption = None, settings: SettingsOption = None, as_json: J
     if as_json:
         print_json(models)
         return
-    for each in models:
-        _tell(each, as_json=False)
+    for model in models:
+        _print(model, as_json=False)
 
 
 def _registered(store: "Store", model: str) -> "StoredModel":
@@ -239,7 +239,7 @@ def _fingerprint(model: str) -> str:
     return model
 
 
-def _tell(model: "StoredModel", *, as_json: bool) -> None:
+def _print(model: "StoredModel", *, as_json: bool) -> None:
     if as_json:
         print_json(model)
         return
@@ -254,7 +254,7 @@ def _tell(model: "StoredModel", *, as_json: bool) -> None:
     )
 
 
-def _tell_report(report: "GoldenReport", *, as_json: bool) -> None:
+def _print_report(report: "GoldenReport", *, as_json: bool) -> None:
     if as_json:
         print_json(report)
         return

@@ -92,16 +92,16 @@ def list_(db: DatabaseOption = None, settings: SettingsOption = None, as_json: J
 
     with store_of(load_settings(settings, db=db)) as store:
         studies = Studies(store.database)
-        found = [(study, studies.progress(study.study_id)) for study in studies.all()]
+        listed = [(study, studies.progress(study.study_id)) for study in studies.all()]
     if as_json:
-        print_json([{"study": study, "progress": progress} for study, progress in found])
+        print_json([{"study": study, "progress": progress} for study, progress in listed])
         return
-    for study, progress in found:
+    for study, progress in listed:
         echo(f"{study.name}: {study.parts} parts, {study.trials} trials, by {study.created_by}")
-        for each in progress:
-            whose = f"{each.appraiser}, trial {each.trial}" if each.trial else "reference"
-            echo(f"  {whose:<28} {each.answered} of {each.parts}")
-    echo(f"{len(found)} studies")
+        for row in progress:
+            task = f"{row.appraiser}, trial {row.trial}" if row.trial else "reference"
+            echo(f"  {task:<28} {row.answered} of {row.parts}")
+    echo(f"{len(listed)} studies")
 
 
 def export(
@@ -191,7 +191,7 @@ def analyze(
             }
         )
     else:
-        _tell(found)
+        _print(found)
     if any(Grade.UNACCEPTABLE in each.grades.values() for each in found.appraisals):
         raise typer.Exit(1)
 
@@ -214,19 +214,19 @@ def _wrote(study: Path, rows: int, *, as_json: bool) -> None:
         echo(f"{rows} rows in {study}")
 
 
-def _tell(found: "Agreement") -> None:
-    for each in found.appraisals:
-        echo(each.appraiser)
-        if each.within.denominator:
-            echo(f"  with themselves  {_rate(each.within)}")
-        for name, told in (
-            ("effectiveness", _rate(each.effectiveness)),
-            ("miss", _rate(each.miss)),
-            ("false_alarm", _rate(each.false_alarm)),
-            ("kappa", _kappa(each.kappa)),
+def _print(found: "Agreement") -> None:
+    for appraisal in found.appraisals:
+        echo(appraisal.appraiser)
+        if appraisal.within.denominator:
+            echo(f"  with themselves  {_rate(appraisal.within)}")
+        for name, figure in (
+            ("effectiveness", _rate(appraisal.effectiveness)),
+            ("miss", _rate(appraisal.miss)),
+            ("false_alarm", _rate(appraisal.false_alarm)),
+            ("kappa", _kappa(appraisal.kappa)),
         ):
-            grade = f"  {each.grades[name].value}" if name in each.grades else ""
-            echo(f"  {name.replace('_', ' '):<15}  {told}{grade}")
+            grade = f"  {appraisal.grades[name].value}" if name in appraisal.grades else ""
+            echo(f"  {name.replace('_', ' '):<15}  {figure}{grade}")
     echo("all together")
     echo(f"  all alike        {_rate(found.between)}")
     echo(f"  all right        {_rate(found.all_right)}")

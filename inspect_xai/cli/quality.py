@@ -71,7 +71,7 @@ def baseline(
         return
     echo(f"{len(learnt.quiet)} features learnt from {first} to {last}:")
     for stratum in strata:
-        echo(f"  {' '.join(stratum)}: {', '.join(c.feature for c in learnt.quiet if c.stratum == stratum)}")
+        echo(f"  {' '.join(stratum)}: {', '.join(cell.feature for cell in learnt.quiet if cell.stratum == stratum)}")
 
 
 def list_(db: DatabaseOption = None, settings: SettingsOption = None, as_json: JsonOption = False) -> None:
@@ -88,13 +88,13 @@ def list_(db: DatabaseOption = None, settings: SettingsOption = None, as_json: J
     chosen = load_settings(settings, db=db)
     with store_of(chosen) as store:
         seen = QualityRecords(store.database).acknowledged()
-    alarms = {alarm["alarm_id"]: alarm for each in reports_in(chosen.report.out) for alarm in each.alarms}
+    alarms = {alarm["alarm_id"]: alarm for report in reports_in(chosen.report.out) for alarm in report.alarms}
     if as_json:
         print_json([alarm | {"seen": seen.get(name)} for name, alarm in alarms.items()])
         return
     for name, alarm in alarms.items():
-        told = f"seen by {seen[name].by}: {seen[name].note}" if name in seen else "open"
-        echo(f"{name}  {alarm['owner']}  {told}\n    {alarm['text']}")
+        status = f"seen by {seen[name].by}: {seen[name].note}" if name in seen else "open"
+        echo(f"{name}  {alarm['owner']}  {status}\n    {alarm['text']}")
 
 
 def acknowledge(
@@ -116,7 +116,7 @@ def acknowledge(
     from inspect_xai.storage.quality_records import QualityRecords
 
     chosen = load_settings(settings, db=db)
-    known = {alarm["alarm_id"] for each in reports_in(chosen.report.out) for alarm in each.alarms}
+    known = {alarm["alarm_id"] for report in reports_in(chosen.report.out) for alarm in report.alarms}
     if alarm_id not in known:
         raise NotFoundError(
             f"no report in {chosen.report.out} has an alarm {alarm_id}", remedy="see: inspect-xai alarm list"
@@ -162,11 +162,11 @@ def calibrate(
     period = Period(since.date(), last, zone)
     with store_of(chosen) as store:
         registered = store.registry.model(fingerprint)
-        found = ReportQueries(store.database).reviewed_scores(*period.span, model=registered)
+        reviews = ReportQueries(store.database).reviewed_scores(*period.span, model=registered)
         content = fitted(
-            np.array([each.probability for each in found]),
-            np.array([each.is_defect for each in found], dtype=np.bool_),
-            weights=np.array([1 / each.chance for each in found]),
+            np.array([review.probability for review in reviews]),
+            np.array([review.is_defect for review in reviews], dtype=np.bool_),
+            weights=np.array([1 / review.chance for review in reviews]),
         )
         content |= {"since": period.first.isoformat(), "until": period.last.isoformat()}
         store.registry.set_calibration(registered.fingerprint, content, by=who(by))

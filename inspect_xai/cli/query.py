@@ -1,4 +1,4 @@
-"""`inspect-xai find`, `trace` and `stats`: the questions people ask the record."""
+"""`inspect-xai find`, `trace` and `stats`: queries of the record."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -92,7 +92,7 @@ def find(
     chosen = load_settings(settings, db=db)
     zone = ZoneInfo(chosen.report.time_zone)
     with store_of(chosen) as store:
-        found = store.find(
+        inspections = store.find(
             serial=part,
             lot=lot,
             product=product,
@@ -111,11 +111,11 @@ def find(
         if whole:
             from inspect_xai.reports.inspection_json import inspection_json
 
-            for row in found:
+            for row in inspections:
                 print_text_of_json(inspection_json(store.get(row.inspection_id)).model_dump_json())
             return
     if as_json:
-        print_json(found)
+        print_json(inspections)
         return
     _print_table(
         [
@@ -132,10 +132,10 @@ def find(
                 f"{row.model_name} {row.model_version}{'' if row.model_status == 'approved' else ' (not approved)'}",
                 f"reviewed: {row.reviewed_verdict}" if row.review_decision else "",
             )
-            for row in found
+            for row in inspections
         ]
     )
-    echo(f"{len(found)} found" + (", perhaps more: raise --limit" if len(found) == limit else ""))
+    echo(f"{len(inspections)} found" + (", perhaps more: raise --limit" if len(inspections) == limit else ""))
 
 
 def trace(
@@ -163,20 +163,20 @@ def trace(
         print_json(steps)
     for step in [] if as_json else steps:
         echo(f"inspection {step['inspection_id']}: {step['verdict']}")
-        told = {name: value for name, value in step.items() if name not in ("inspection_id", "verdict")}
+        facts = {name: value for name, value in step.items() if name not in ("inspection_id", "verdict")}
         _print_table(
             [
-                (f"  {name}", str(each) or "-")
-                for name, value in told.items()
-                for each in (value if isinstance(value, list) else [value])
+                (f"  {name}", str(entry) or "-")
+                for name, value in facts.items()
+                for entry in (value if isinstance(value, list) else [value])
             ]
         )
-    for each in repeats:
-        facts = each.facts
+    for event in repeats:
+        facts = event.facts
         if lot in (None, facts["lot"]) and product in (None, facts["product"]):
             echo(
-                f"no inspection of its own: {facts['file_name']!r} holds the very picture of inspection "
-                f"{facts['inspection']} (event {each.sequence} of the ledger)",
+                f"not inspected again: {facts['file_name']!r} holds the very picture of inspection "
+                f"{facts['inspection']} (event {event.sequence} of the ledger)",
                 err=True,
             )
     if not steps:
@@ -223,7 +223,9 @@ def stats(
         print_json([dict(zip(names, row.group, strict=True)) | _counts(row) for row in rows])
         return
     columns = ("inspections", "ok", "ng", "unsure", "failed", "explained", "reviewed", "overkill", "escapes")
-    counts = [(*(value or "-" for value in row.group), *(str(getattr(row, each)) for each in columns)) for row in rows]
+    counts = [
+        (*(value or "-" for value in row.group), *(str(getattr(row, column)) for column in columns)) for row in rows
+    ]
     _print_table([(*names, *columns), *counts])
 
 
@@ -241,39 +243,38 @@ def _counts(row: Any) -> dict[str, Any]:
 
 def _steps(store: "Store", serial: str, lot: str | None, product: str | None) -> list[dict[str, Any]]:
     """Return the chain of each inspection as plain values."""
-    found = store.trace(serial, lot=lot, product=product)
     steps = []
-    for each in found:
-        explanation = each.explanation
+    for inspection in store.trace(serial, lot=lot, product=product):
+        explanation = inspection.explanation
         steps.append(
             {
-                "inspection_id": each.inspection_id,
-                "part": each.capture.part.serial,
-                "lot": each.capture.part.lot,
-                "product": each.capture.part.product,
-                "known_from": each.capture.known_from or "",
-                "captured_at": each.capture.captured_at.isoformat(),
-                "picture": each.capture.archived_to,
-                "picture_sha256": each.capture.sha256,
-                "pixels_sha256": each.capture.pixels_sha256,
-                "inspected_at": each.inspected_at.isoformat(),
-                "verdict": each.verdict.code.value,
-                "reason": each.verdict.reason.value,
-                "label": each.verdict.label,
-                "score": each.verdict.score,
-                "threshold": each.verdict.threshold,
+                "inspection_id": inspection.inspection_id,
+                "part": inspection.capture.part.serial,
+                "lot": inspection.capture.part.lot,
+                "product": inspection.capture.part.product,
+                "known_from": inspection.capture.known_from or "",
+                "captured_at": inspection.capture.captured_at.isoformat(),
+                "picture": inspection.capture.archived_to,
+                "picture_sha256": inspection.capture.sha256,
+                "pixels_sha256": inspection.capture.pixels_sha256,
+                "inspected_at": inspection.inspected_at.isoformat(),
+                "verdict": inspection.verdict.code.value,
+                "reason": inspection.verdict.reason.value,
+                "label": inspection.verdict.label,
+                "score": inspection.verdict.score,
+                "threshold": inspection.verdict.threshold,
                 "map_sha256": explanation.fused_sha256 if explanation else "",
                 "sums_sha256": list(explanation.sums_sha256) if explanation else [],
                 "reviews": [
                     f"{review.reviewer}, {review.reviewed_at:%Y-%m-%d %H:%M} UTC: {review.decision}, {review.verdict}"
-                    for review in each.reviews
+                    for review in inspection.reviews
                 ],
-                "policy": each.policy_version,
-                "run": each.run.run_id,
-                "model": f"{each.model.name} {each.model.version}",
-                "model_status": each.model_status,
-                "fingerprint": each.model.fingerprint,
-                "model_file_sha256": each.run.settings.get("model_sha256", ""),
+                "policy": inspection.policy_version,
+                "run": inspection.run.run_id,
+                "model": f"{inspection.model.name} {inspection.model.version}",
+                "model_status": inspection.model_status,
+                "fingerprint": inspection.model.fingerprint,
+                "model_file_sha256": inspection.run.settings.get("model_sha256", ""),
             }
         )
     return steps

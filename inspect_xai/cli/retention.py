@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 def set_rule(
     kind: Annotated[str | None, typer.Option("--kind", help="picture, map or row. Without: list the rules.")] = None,
     days: Annotated[int | None, typer.Option("--days", help="Days it is kept, at most 36500.", min=0)] = None,
-    product: Annotated[str, typer.Option("--product", help="Default: all that have no rule of their own.")] = "",
+    product: Annotated[str, typer.Option("--product", help="Default: all products without a rule.")] = "",
     by: ByOption = "",
     db: DatabaseOption = None,
     settings: SettingsOption = None,
@@ -49,8 +49,8 @@ def set_rule(
     if as_json:
         print_json(rules)
         return
-    for each in rules:
-        echo(f"{each.product or 'all other products'}: {each.kind} for {each.keep_days} days")
+    for rule in rules:
+        echo(f"{rule.product or 'all other products'}: {rule.kind} for {rule.keep_days} days")
     if not rules:
         echo("no rules: nothing is ever deleted")
 
@@ -67,11 +67,11 @@ def plan(db: DatabaseOption = None, settings: SettingsOption = None, as_json: Js
     from inspect_xai.storage.retention import Retention
 
     with store_of(load_settings(settings, db=db)) as store:
-        found = Retention(store.database).plan()
+        due = Retention(store.database).plan()
     if as_json:
-        print_json(found)
+        print_json(due)
         return
-    _tell(found)
+    _print(due)
 
 
 @commands.command()
@@ -97,11 +97,11 @@ def apply(
     """
     from inspect_xai.settings import load_settings
 
-    found = apply_retention(load_settings(settings, db=db), carry_out=yes, archive=archive or (), by=who(by))
+    due = apply_retention(load_settings(settings, db=db), carry_out=yes, archive=archive or (), by=who(by))
     if as_json:
-        print_json({"carried_out": yes, "plan": found})
+        print_json({"carried_out": yes, "plan": due})
         return
-    _tell(found)
+    _print(due)
     echo("deleted" if yes else "dry run: nothing was deleted; say --yes to delete")
 
 
@@ -129,13 +129,13 @@ def hold(
         raise typer.BadParameter("give --part, --lot or --product")
     with store_of(load_settings(settings, db=db)) as store:
         retention = Retention(store.database)
-        number = retention.place_hold(reason=reason, by=who(by), product=product, lot=lot, serial=part)
-        lost = retention.pictures_lost(number)
+        hold_id = retention.place_hold(reason=reason, by=who(by), product=product, lot=lot, serial=part)
+        lost = retention.pictures_lost(hold_id)
     if as_json:
         gone = [{"serial": serial, "picture": place} for serial, place in lost]
-        print_json({"hold_id": number, "pictures_deleted_before": gone})
+        print_json({"hold_id": hold_id, "pictures_deleted_before": gone})
         return
-    echo(f"hold {number} stands; release it with: inspect-xai retention release {number}")
+    echo(f"hold {hold_id} stands; release it with: inspect-xai retention release {hold_id}")
     if lost:
         echo(f"too late for {len(lost)} pictures, which retention had deleted or was deleting:")
     for serial, place in lost:
@@ -166,10 +166,10 @@ def release(
     if as_json:
         print_json(holds)
         return
-    for each in holds:
-        kept = {"part": each.serial, "lot": each.lot, "product": each.product}
-        named = ", ".join(f"{name} {value}" for name, value in kept.items() if value)
-        echo(f"hold {each.hold_id}: {named}: {each.reason} ({each.placed_by}, {each.placed_at:%Y-%m-%d})")
+    for hold_ in holds:
+        scope = {"part": hold_.serial, "lot": hold_.lot, "product": hold_.product}
+        named = ", ".join(f"{name} {value}" for name, value in scope.items() if value)
+        echo(f"hold {hold_.hold_id}: {named}: {hold_.reason} ({hold_.placed_by}, {hold_.placed_at:%Y-%m-%d})")
     if not holds:
         echo("no holds stand")
 
@@ -197,7 +197,7 @@ def sweep(db: DatabaseOption = None, settings: SettingsOption = None, as_json: J
         echo(f"{len(removed)} files removed from {chosen.blob_store}")
 
 
-def _tell(plan: "Plan") -> None:
+def _print(plan: "Plan") -> None:
     echo(f"pictures     {len(plan.pictures)}")
     echo(f"maps         {len(plan.blob_ids)}, {plan.blob_bytes} bytes")
     echo(f"inspections  {len(plan.inspection_ids)}")

@@ -35,7 +35,7 @@ def serve(
         Path | None, typer.Option("--people", help="TOML file of who may sign in (see: inspect-xai serve token).")
     ] = None,
     proxy_header: Annotated[
-        str | None, typer.Option("--proxy-header", help="Header in which a sign-on proxy tells the user's name.")
+        str | None, typer.Option("--proxy-header", help="Header in which a sign-on proxy gives the user's name.")
     ] = None,
     proxy_address: Annotated[
         list[str] | None,
@@ -112,11 +112,11 @@ def token(
         raise SettingsError(f"--role is {role!r}", expected=f"one of {', '.join(known.code for known in Role)}")
     if not 0 < len(name) <= MAX_NAME or not name.isprintable():
         raise SettingsError(f"the name {name!r}", expected=f"1 to {MAX_NAME} printable characters")
-    made = new_token()
+    new = new_token()
     # A JSON string is a TOML string too.
     quoted = json.dumps(name, ensure_ascii=False)
-    echo(f'[[person]]\nname = {quoted}\nrole = "{role.lower()}"\ntoken_sha256 = "{digest_of(made)}"\n')
-    echo(f"token of {name}: {made}", err=True)
+    echo(f'[[person]]\nname = {quoted}\nrole = "{role.lower()}"\ntoken_sha256 = "{digest_of(new)}"\n')
+    echo(f"token of {name}: {new}", err=True)
 
 
 def _with_archive(settings: "Settings") -> "ServeSettings":

@@ -195,7 +195,7 @@ def _runs_fill(runs: bytes, height: int, width: int, *, bits: int) -> bool:
         at += 2
         if count:
             column += count
-        elif value > 2:  # so many pixels, one by one, padded to whole words
+        elif value > 2:  # that number of pixels, one by one, padded to whole words
             column += value
             at += -(-value * bits // 16) * 2
         elif value == 0 and column == width:
@@ -229,7 +229,7 @@ def _to_8_bit(white_level: int) -> NDArray[np.uint8]:
 def quiet_codecs() -> Iterator[None]:
     """Keep the codecs from writing to stderr what comes back as a PictureError anyway.
 
-    The level is the process's: threads that decode side by side are to run inside one such block of their own.
+    The level is the process's: threads that decode side by side each need such a block.
     """
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

@@ -1,6 +1,6 @@
-"""Where pictures come from: a folder that cameras write into (`remote.py` reads URLs in place).
+"""A folder that cameras write into, as a source of pictures (`url_source.py` reads URLs in place).
 
-    DIR/L1/S3/SN0042_....png          written by a camera; _*, .*, *.part, *.tmp and @eaDir are passed over
+    DIR/L1/S3/SN0042_....png          written by a camera; _*, .*, *.part, *.tmp and @eaDir are skipped
     DIR/_claimed/HOST-PID-ID/L1/...   renamed here by the one line that owns it now
     DIR/_archive/2026-11-22/L1/...    renamed here once it is recorded, its hash added to its name
     DIR/_rejected/2026-11-22/L1/...   the same for files without a picture in them
@@ -138,7 +138,7 @@ class FolderSource:
         return _read_own(claim.location, limits.max_bytes)
 
     def sidecar(self, claim: Claim) -> bytes | None:
-        """Return what is said beside a claimed picture: its JSON file, else its row in a manifest, if there is one.
+        """Return the sidecar of a claimed picture, else its row in a manifest as one; None: there is neither.
 
         Raises:
             PictureError: If there is one and it cannot be read, or may mean another picture.
@@ -157,7 +157,7 @@ class FolderSource:
         return self._manifests.sidecar_of(claim.file_name)
 
     def destination(self, claim: Claim, *, captured_at: datetime, sha256: str, rejected: bool) -> str:
-        """Say where a file will lie once it is recorded; the same file always gets the same place.
+        """Return where a file will lie once it is recorded; the same file always gets the same place.
 
         The hash in the name makes moving a file repeatable, and two parts under one name two files.
         """
@@ -265,7 +265,7 @@ class FolderSource:
                     yield claims
 
     def _sweep(self, claims: Path) -> None:
-        """Put the sidecars away whose pictures a line had moved already when it died."""
+        """Put away the sidecars of pictures that a line had moved already when it died."""
         for folder, _, files in os.walk(claims):
             unmatched = list_unmatched(folder)
             for name in filter(is_sidecar, files):
@@ -298,7 +298,7 @@ class FolderSource:
         return is_dead(claims, now=self._now(), lease_s=self.lease_s)
 
     def _now(self) -> float:
-        """Give a sign of life, and with it the time by the clock that stamps the files: it may be another machine's."""
+        """Give a sign of life, and return the time by the clock that stamps the files: it may be another machine's."""
         if self._claims is None:
             return time.time()
         self._sign_at = time.monotonic()
@@ -339,7 +339,7 @@ class FolderSource:
         except FileNotFoundError:
             return None
         except OSError as error:
-            elsewhere = ": make a folder on another disk a source of its own" if error.errno == errno.EXDEV else ""
+            elsewhere = ": make a folder on another disk another source" if error.errno == errno.EXDEV else ""
             _warn_once(f"{path} cannot be claimed: {error}{elsewhere}")
             return None
         return Claim(as_text(name), target, utc(stat.st_mtime))
@@ -415,7 +415,7 @@ class FolderSource:
 
 
 def is_dead(claims: Path, *, now: float, lease_s: float) -> bool:
-    """Tell whether the line that claimed files into this folder is gone: known by its lock, elsewhere by its lease."""
+    """Return whether the line that claimed into this folder is gone: known by its lock, elsewhere by its lease."""
     owner = claims / _OWNER_FILE
     try:
         if claims.name.rsplit("-", 2)[0] != socket.gethostname():
@@ -498,9 +498,9 @@ def _warn_once(message: str) -> None:
 
 
 def _given_to_each(sidecar: str, pictures: Sequence[str], *, of: str) -> str:
-    """Give each picture that shares a sidecar one of its own that says so; return the path of that of one of them.
+    """Write a sidecar for each picture that shares one, which says so; return the path of one of them.
 
-    Each keeps it wherever it goes: when the first of them is archived, the others must not seem to be the only ones.
+    Each keeps it wherever it goes: when the first picture is archived, the others must not seem to be the only ones.
     """
     folder = os.path.dirname(sidecar)  # noqa: PTH120  paths are text here
     _warn_once(f"{sidecar} lies beside {len(pictures)} pictures: nobody knows which of them it means")

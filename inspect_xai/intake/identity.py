@@ -1,4 +1,4 @@
-"""Which part a picture shows: read from its path by one pattern, or from the sidecar file beside it."""
+"""The part that a picture shows: read from its path by one pattern, or from the sidecar file beside it."""
 
 import hashlib
 import json
@@ -38,12 +38,12 @@ AMBIGUOUS = "inspect_xai_ambiguous"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What is known of a capture before its pixels are looked at.
+    """The part and circumstances of a capture, as known before its pixels are read.
 
     Attributes:
         part: The physical piece.
         captured_at: When, in UTC.
-        known_from: "sidecar", "path", or "file" where neither told: then the serial is the file's stem and the time
+        known_from: "sidecar", "path", or "file" where neither says it: then the serial is the file's stem and the time
             that of its last change.
     """
 

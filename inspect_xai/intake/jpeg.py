@@ -46,7 +46,7 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def jpeg_exif(data: bytes) -> bytes:
-    """Return the body of the first EXIF block, which is a TIFF file of its own; empty where there is none."""
+    """Return the body of the first EXIF block, itself a TIFF file; empty where there is none."""
     for segment in _header(data):
         if segment.marker == _EXIF and data[segment.body + 2 : segment.body + 8] == b"Exif\0\0":
             return data[segment.body + 8 : segment.end]

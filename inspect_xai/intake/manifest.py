@@ -1,4 +1,4 @@
-"""manifest.csv: which parts the pictures of a folder show, for cameras that write no sidecars and no telling names."""
+"""manifest.csv: which parts the pictures of a folder show, for cameras that write neither sidecars nor such names."""
 
 import json
 import unicodedata
@@ -42,9 +42,9 @@ class Manifests:
             folder = folder.rpartition("/")[0]
             found = self._find(folder)
             if found is not None:
-                said = self._rows(*found).get(_key(file_name.removeprefix(f"{folder}/")))
-                if said is not None:
-                    return json.dumps(said).encode()
+                row = self._rows(*found).get(_key(file_name.removeprefix(f"{folder}/")))
+                if row is not None:
+                    return json.dumps(row).encode()
         return None
 
 
@@ -58,7 +58,7 @@ def read_manifest(content: bytes, *, name: str = MANIFEST) -> dict[str, dict[str
     Raises:
         PictureError: If it is no such table, or names a picture twice.
     """
-    remedy = "mend the manifest, and put the pictures back"
+    remedy = "correct the manifest, and put the pictures back"
     try:
         columns, rows = read_table(content)
     except ValueError as error:

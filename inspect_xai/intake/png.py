@@ -33,7 +33,7 @@ def png_size(data: bytes) -> tuple[int, int]:
 
 
 def png_exif(data: bytes) -> bytes:
-    """Return the EXIF block, which is a TIFF file of its own; empty where there is none."""
+    """Return the EXIF block, itself a TIFF file; empty where there is none."""
     return next((data[start + 8 : end - 4] for kind, start, end in _chunks(data) if kind == b"eXIf"), b"")
 
 

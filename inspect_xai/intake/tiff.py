@@ -358,7 +358,7 @@ def _packbits(piece: bytes, *, need: int, most: int) -> bytes:
 
 
 def _lzw(pieces: list[bytes], layout: _Layout, rows: list[int]) -> list[bytes]:
-    """Unpack all pieces at once: as strips of one gray picture, whose bytes are the rows' bytes."""
+    """Unpack all pieces at once: as strips of one gray picture; its bytes are the bytes of the rows."""
     image = _open(_strips(pieces, layout.row_bytes, sum(rows), rows=layout.tile_height, compression=_LZW), "LZW")
     raw = np.asarray(image).tobytes()
     starts = [count * layout.row_bytes for count in itertools.accumulate(rows, initial=0)]

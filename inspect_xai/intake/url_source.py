@@ -1,4 +1,4 @@
-"""Pictures from a place that fsspec can list, read in place; and what opens a source or an archive of either kind."""
+"""Pictures from a place that fsspec can list, read in place; and `open_source` for either kind of source."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -111,7 +111,7 @@ class UrlSource:
         return self._fetch(claim.location, limits.max_bytes)
 
     def sidecar(self, claim: Claim) -> bytes | None:
-        """Return what is said beside a picture: its JSON file, else its row in a manifest, if there is one.
+        """Return the sidecar of a picture, else its row in a manifest as one; None: there is neither.
 
         Raises:
             PictureError: If there is one and it cannot be read, or may mean another picture.

@@ -61,7 +61,7 @@ class Premises:
 
 
 def examine(premises: Premises) -> list[Finding]:
-    """Look at everything a line needs; what fails is a finding and never an exception of the house.
+    """Look at everything a line needs; what fails is a finding and never an exception of this package.
 
     Args:
         premises: What to look at. Nothing is recorded, claimed or moved.

@@ -29,7 +29,7 @@ _PART_FIELDS = ("serial", "product", "lot")
 
 @dataclass(frozen=True, slots=True)
 class RecordedPicture:
-    """A claimed file whose picture is recorded, and where it is to go."""
+    """A claimed file, its picture recorded, and where it is to go."""
 
     claim: Claim
     destination: str
@@ -58,12 +58,12 @@ class Recorder:
         return self._with_retries(lambda: self._store.known(sha256s, self._fingerprint, self._policy_version))
 
     def overturned_labels(self, days: int) -> frozenset[str]:
-        """Return the labels that people overturned in the last so many days."""
+        """Return the labels that people overturned in the last days."""
         since = datetime.now(UTC) - timedelta(days=days)
         return self._with_retries(lambda: overturned_labels(self._store.database, since))
 
     def record(self, source: Source | ArchiveSource, pictures: Sequence[PictureState]) -> list[RecordedPicture]:
-        """Record judged pictures in one transaction, but those whose bytes are known.
+        """Record judged pictures in one transaction; known bytes are not recorded again.
 
         What the database refuses is recorded picture by picture, the one that it refuses with its reason alone.
 
@@ -81,7 +81,7 @@ class Recorder:
         try:
             rows = iter(self._with_retries(lambda: self._store.record(new)) if new else [])
         except RefusedError as error:
-            if len(pictures) > 1:  # whose fault it was is not known: one by one
+            if len(pictures) > 1:  # which was at fault is not known: one by one
                 return [recorded for picture in pictures for recorded in self.record(source, [picture])]
             return self._record_refused(source, pictures[0], error)
         parts = self._with_retries(lambda: self._store.parts_of([picture.sha256 for picture in pictures]))

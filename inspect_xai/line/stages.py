@@ -304,7 +304,7 @@ class Examiner:
 
         Args:
             picture: Scored; one that is not stays as it is.
-            overturned: Labels that people overturned in so many days.
+            overturned: Returns the labels that people overturned in a number of days.
         """
         prepared, picture.prepared = picture.prepared, None
         if prepared is None or picture.scores is None:
@@ -418,9 +418,9 @@ def until_stopped(pictures: Iterable[PictureState]) -> Iterator[PictureState]:
 
 @contextmanager
 def _record_failures(*pictures: PictureState) -> Iterator[None]:
-    """Write down what goes wrong with a picture; what another would meet as well goes on up.
+    """Record what goes wrong with a picture; an error that another picture would meet as well is raised.
 
-    Of several it is not known whose fault it was: nothing is written down, and they are to be tried one by one.
+    Of several it is not known which was at fault: nothing is recorded, and they are to be tried one by one.
     """
     start = time.perf_counter()
     try:
