@@ -558,7 +558,7 @@ def test_the_same_bytes_under_another_part_are_told(
     assert json.loads(cli(*start, "--json")[1])["under_another_part"] == 1
     code, out, err = cli("trace", "SN1", "--db", db)
     assert (code, out) == (1, "")
-    told = f"no inspection of its own: '{NAME.format(1, 7)}' holds the very picture of inspection 1 (event 4 of"
+    told = f"not inspected again: '{NAME.format(1, 7)}' holds the very picture of inspection 1 (event 4 of"
     assert told in err
     assert "no inspection of its own" not in cli("trace", "SN0", "--db", db)[2]
     assert "no inspection of its own" not in cli("trace", "SN1", "--lot", "LOT8", "--db", db)[2]
