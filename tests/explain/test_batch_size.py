@@ -142,7 +142,7 @@ def test_bench_keeps_and_a_line_takes_and_records(cli: Run, folder: Path, kept: 
     usual = ["bench", folder, "--device", "cpu", "--threads", 1, "--rounds", 1]
     code, out, _ = cli(*usual)
     assert code == 0
-    assert "is as fast as any; now 8 (keep it with --keep, or say --bucket)" in out
+    assert "is as fast as any; now 8 (save it with --save, or say --batch-size)" in out
     assert not kept.exists()
     code, out, _ = cli(*usual, "--save", "--json")
     (chosen,) = json.loads(out)["chosen"]

@@ -34,6 +34,7 @@ from inspect_xai.verify.replay import ReplayOutcome, replay
 from inspect_xai.web.rendering import Archive, MissingPictureError
 from tests.conftest import Run
 from tests.support import hostile, spots
+from tests.support.desk import serving
 from tests.support.line import run
 
 PACKAGE = Path(decode.__file__).parent.parent
@@ -262,7 +263,7 @@ def db(bundle: Path, tmp_path: Path) -> str:
 
 
 def test_the_desk_shows_each_picture_as_the_line_decoded_it(db: str, tmp_path: Path) -> None:
-    with making.serving(db, ServeSettings(archive=(tmp_path / "in",))) as desk:
+    with serving(db, ServeSettings(archive=(tmp_path / "in",))) as desk:
         ada = desk.client("Ada")
         for number, limits, size in ((1, TWELVE_BIT, (32, 32)), (2, TURNED, (60, 40))):
             stored = desk.store.get(number)

@@ -170,7 +170,7 @@ def test_the_doctors_command_ends_with_one_code(cli: Run, premises: Premises, tm
     (tmp_path / "line.toml").write_text("lime = 1")
     code, out, _ = cli("doctor", "--settings", tmp_path / "line.toml")
     assert code == 1
-    assert "MEND  settings" in out
+    assert "FIX   settings" in out
     assert "lime is no setting" in out
 
 
