@@ -30,10 +30,11 @@ from numpy.typing import NDArray
 
 from benchmarks.real import SETS, RealPart, defective_parts, real_card, real_model, shared_folder
 from inspect_xai.explain.explainer import Explainer
-from inspect_xai.explain.faithfulness import in_window, order_of
 from inspect_xai.explain.window_scores import WindowScores
 from inspect_xai.intake.sources import read_picture
 from inspect_xai.maths import metrics, sise, tiles
+from inspect_xai.maths.sise import order_of
+from inspect_xai.maths.tiles import in_window
 from inspect_xai.model.build.build import build_bundle
 from inspect_xai.model.engine import Engine, MaskScores, Trace
 from inspect_xai.records import Baseline, Explanation, Method, PictureLimits, Tile

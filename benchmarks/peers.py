@@ -37,9 +37,9 @@ from benchmarks.engine import export_resnet
 from benchmarks.profiles import FAITHFUL, ask
 from benchmarks.real import SETS, defective_parts, real_card, real_model, shared_folder
 from inspect_xai.explain.explainer import Explainer
-from inspect_xai.explain.faithfulness import in_window
 from inspect_xai.intake.sources import read_picture
 from inspect_xai.maths import sise, tiles
+from inspect_xai.maths.tiles import in_window
 from inspect_xai.model.build.build import build_bundle
 from inspect_xai.model.bundle import load_bundle
 from inspect_xai.model.session import open_session

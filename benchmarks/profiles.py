@@ -31,10 +31,10 @@ from benchmarks.real import SETS, defective_parts, real_card, real_model, shared
 from inspect_xai.explain.batching import ScoreCoroutine
 from inspect_xai.explain.budget import OVERHEAD_PASSES, PassBudget, score_within
 from inspect_xai.explain.explainer import Explainer
-from inspect_xai.explain.faithfulness import in_window
 from inspect_xai.explain.settings import PROFILE_SHARE
 from inspect_xai.intake.sources import read_picture
 from inspect_xai.maths import metrics, sise, tiles
+from inspect_xai.maths.tiles import in_window
 from inspect_xai.model.build.build import build_bundle
 from inspect_xai.model.engine import Engine
 from inspect_xai.records import PictureLimits, Profile, SelectionRule

@@ -4,7 +4,7 @@ Shapes are written (rows, columns); a picture is uint8 (H, W) or RGB (H, W, 3); 
 """
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -462,26 +462,30 @@ class RecordedSettings:
     budget_s: float = 0.0  # likewise in seconds
 
 
+def no_ranks() -> NDArray[np.int32]:
+    """Return the ranks of an explanation that holds none."""
+    return np.empty((0, 0), np.int32)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
     """Where in the picture the class gets its score from, and how that was found out.
 
     Attributes:
         fused: The explanation map S, float32 (H, W) of the source picture, in [0, number of blocks], not rescaled.
-        rank: int32 (H, W): 0 is the first pixel to take when "the top k pixels" are wanted (method notes 5.3).
         block_maps: Normalized block maps by tensor name, float32 (H, W) of the source picture.
         tiles: What was explained window by window, with counts and block-resolution sums.
         passes: Forward passes spent: traces, baselines and masks.
         timings_ms: Milliseconds by step.
         notes: What a reader must know, as codes (for instance "low_score_spread").
         embedding: What the deepest block saw, as 16 numbers (maths/embedding.py); empty: the method did not look.
+        rank_pixels: Computes `rank`; a line drops it with the window maps that it holds.
     """
 
     status: Status
     settings: RecordedSettings
     prediction: Prediction
     fused: NDArray[np.float32]
-    rank: NDArray[np.int32]
     block_maps: Mapping[str, NDArray[np.float32]]
     tiles: tuple[TileExplanation, ...]
     regions: tuple[Region, ...]
@@ -491,6 +495,15 @@ class Explanation:
     notes: tuple[str, ...] = ()
     faithfulness: dict[str, float] = field(default_factory=dict)
     embedding: tuple[float, ...] = ()
+    rank_pixels: Callable[[], NDArray[np.int32]] = no_ranks
+
+    @property
+    def rank(self) -> NDArray[np.int32]:
+        """Rank of every pixel, int32 (H, W), computed on each access; empty where it was dropped.
+
+        0 is the first pixel to take when "the top k pixels" are wanted (method notes 5.3).
+        """
+        return self.rank_pixels()
 
     @property
     def duration_ms(self) -> float:

@@ -65,7 +65,6 @@ def explanation(rng: np.random.Generator, *, size: int = 16, sizes: tuple[int, .
         settings=RecordedSettings(Method.SISE, "crack", against="free"),
         prediction=Prediction((0.75, 0.25), "crack", 0.75, 0.5, tile=3),
         fused=fused,
-        rank=np.zeros((size, size), np.int32),
         block_maps={},
         tiles=(tile,),
         regions=(Region(1, 2, 3, 4, 10, 1.5, 0.75), Region(8, 9, 2, 2, 4, 0.5, 0.25)),

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inspect_xai.explain.faithfulness import in_window, order_of
 from inspect_xai.explain.request import explain
 from inspect_xai.explain.settings import ExplainSettings
 from inspect_xai.explain.window_scores import WindowScores, look
@@ -98,7 +97,7 @@ def open_scene(
     full = float(engine.predict(window[None])[0, target])
     seen, drop = None, None
     if truth is not None:
-        seen = in_window(truth, tile, engine.card.input, outside=0).astype(np.bool_)
+        seen = tiles.in_window(truth, tile, engine.card.input, outside=0).astype(np.bool_)
         drop = 0.0
         if seen.any():
             closed = picture_regions.around(seen, reach_px=_reach(seen, CLOSED_REACH))
@@ -136,7 +135,7 @@ def measure(engine: Engine, scene: Scene, explanation: Explanation, *, steps: in
             "near": float(near[rank == 0].all()),
             "aupro": metrics.aupro(rank, scene.truth),
         }
-    seen = order_of(in_window(rank, scene.tile, engine.card.input, outside=rank.size))
+    seen = sise.order_of(tiles.in_window(rank, scene.tile, engine.card.input, outside=rank.size))
     for fill in Baseline:
         hidden = sise.baseline_picture(scene.window, fill, mean=engine.mean_px)
         kept, *curves = _scores(
@@ -182,7 +181,7 @@ def measure_adcc(engine: Engine, scene: Scene, explanation: Explanation, setting
     """
     spec = engine.card.input
     hidden = sise.baseline_picture(scene.window, Baseline.MEAN, mean=engine.mean_px)
-    fused = in_window(explanation.fused, scene.tile, spec, outside=0).astype(np.float32)
+    fused = tiles.in_window(explanation.fused, scene.tile, spec, outside=0).astype(np.float32)
     shown = metrics.shown_through(scene.window, fused, fill=hidden)
     seen = look(engine, _as_taken(np.clip(np.rint(shown), 0, 255).astype(np.uint8), spec.channels))
     again = explain(engine, seen, settings, target=engine.card.labels[scene.target]).fused

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspect_xai.explain.budget import confidence
+from inspect_xai.explain.pixel_order import PixelOrder
 from inspect_xai.maths import metrics, sise, tiles
 from inspect_xai.model.engine import Engine
-from inspect_xai.records import Explanation, Fit, InputSpec, Status, Tile
+from inspect_xai.records import Explanation, Status
 
 REMOVED_SHARES = (0.05, 0.1, 0.2)
 """Of the window's pixels, taken away one after the other for the deletion number."""
@@ -37,7 +38,13 @@ class _Numbers:
 
 
 def measure_faithfulness(
-    engine: Engine, picture: NDArray[np.uint8], explanation: Explanation, *, target: int, against: int
+    engine: Engine,
+    picture: NDArray[np.uint8],
+    explanation: Explanation,
+    order: PixelOrder,
+    *,
+    target: int,
+    against: int,
 ) -> dict[str, float]:
     """Measure an explanation on the network that it explains.
 
@@ -45,6 +52,7 @@ def measure_faithfulness(
         engine: Of the model.
         picture: uint8 (H, W, C) in the network's channel order.
         explanation: Of that picture.
+        order: Of its pixels.
         target: Index of the class explained.
         against: Index of its rival, or `ALL_OTHERS`.
 
@@ -64,7 +72,7 @@ def measure_faithfulness(
     window = tiles.cut(picture, best.tile, engine.card.input)
     size = (window.shape[0], window.shape[1])
     fill = sise.baseline_picture(window, explanation.settings.baseline, mean=engine.mean_px)
-    rank = in_window(explanation.rank, best.tile, engine.card.input, outside=explanation.rank.size)
+    rank = order.in_window(best.tile, engine.card.input)
     blobs = -random_blobs(size, seed=zlib.crc32(np.ascontiguousarray(window).tobytes()))
     shown, hidden = (np.ascontiguousarray(np.moveaxis(each, -1, 0)) for each in (window, fill))
     planes = np.empty((PASSES, *shown.shape), np.float32)  # in the engine's order of axes: it copies nothing
@@ -91,9 +99,9 @@ def _taken_away(values: NDArray[np.generic]) -> Iterator[NDArray[np.bool_]]:
         values: (h, w) of anything that sorts, the smallest first.
     """
     kept, *removed = (metrics.share_of(values.size, share) for share in (metrics.KEPT_SHARE, *REMOVED_SHARES))
-    yield ~first_of(values, kept)
+    yield ~sise.k_smallest(values, kept)
     for count in removed:
-        yield first_of(values, count)
+        yield sise.k_smallest(values, count)
 
 
 def _numbers(full: float, said: NDArray[np.float64]) -> _Numbers:
@@ -111,54 +119,3 @@ def random_blobs(size: tuple[int, int], *, seed: int) -> NDArray[np.float32]:
     """
     coarse = np.random.default_rng(seed).random(_BLOBS, dtype=np.float32)
     return np.asarray(cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC), np.float32)
-
-
-def in_window(values: NDArray[np.generic], tile: Tile, spec: InputSpec, *, outside: int) -> NDArray[np.generic]:
-    """Cut a window out of something that belongs to the picture's pixels, as `tiles.cut` does with the picture.
-
-    Args:
-        values: (H, W).
-        tile: The window.
-        spec: What the network takes.
-        outside: What stands beyond the picture where the card pads with a color.
-
-    Returns:
-        (h, w) of the network's window; the nearest pixel's value where sizes differ, nothing is averaged.
-    """
-    rows, columns = (
-        start + ((np.arange(out) + 0.5) * given / out).astype(np.intp)
-        for start, given, out in ((tile.top_px, tile.height_px, spec.height), (tile.left_px, tile.width_px, spec.width))
-    )
-    height, width = values.shape
-    if spec.fit is not Fit.LETTERBOX:
-        return np.asarray(values[np.ix_(_mirrored(rows, height), _mirrored(columns, width))])
-    window = np.full((spec.height, spec.width), outside, values.dtype)
-    down, across = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
-    window[np.ix_(down, across)] = values[np.ix_(rows[down], columns[across])]
-    return window
-
-
-def _mirrored(places: NDArray[np.intp], length: int) -> NDArray[np.intp]:
-    """Places along an axis that is mirrored at its first and last pixel, as often as it takes (numpy's "reflect")."""
-    period = max(1, 2 * (length - 1))
-    within = places % period
-    return np.minimum(within, period - within) if length > 1 else np.zeros_like(places)
-
-
-def first_of(values: NDArray[np.generic], count: int) -> NDArray[np.bool_]:
-    """Mark the `count` smallest (h, w), ties in reading order: what `order_of` puts first, without sorting the rest."""
-    if count == 0:
-        return np.zeros(values.shape, np.bool_)
-    last = np.partition(values, count - 1, axis=None)[count - 1]
-    first = np.asarray(values < last, np.bool_)
-    missing = count - np.count_nonzero(first)
-    first.ravel()[np.flatnonzero(values == last)[:missing]] = True
-    return first
-
-
-def order_of(values: NDArray[np.generic]) -> NDArray[np.int32]:
-    """Make a rank map (h, w) of anything that sorts, smallest first; of a cut-out rank map, which has gaps and ties."""
-    order = sise.in_order(values.ravel())
-    rank = np.empty(values.size, dtype=np.int32)
-    rank[order] = np.arange(values.size, dtype=np.int32)
-    return rank.reshape(values.shape)

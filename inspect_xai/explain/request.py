@@ -13,10 +13,11 @@ from inspect_xai.explain.batching import StepTimer, WindowTask, run_together
 from inspect_xai.explain.block_maps import BlockMapsOnPicture
 from inspect_xai.explain.budget import PassBudget
 from inspect_xai.explain.faithfulness import measure_faithfulness
+from inspect_xai.explain.pixel_order import PixelOrder
 from inspect_xai.explain.settings import FEWEST_PASSES, MOST_SECONDS, PROFILE_SHARE, ExplainSettings
 from inspect_xai.explain.window import WindowMaps, explain_window
 from inspect_xai.explain.window_scores import WindowScores, cut_windows
-from inspect_xai.maths import regions, sise, tiles
+from inspect_xai.maths import regions, tiles
 from inspect_xai.model.bundle import check_from_outside
 from inspect_xai.model.engine import ALL_OTHERS, Engine
 from inspect_xai.model.session import cores_left_to_sessions
@@ -93,10 +94,10 @@ def explain_together(requests: Sequence[ExplainRequest]) -> list[Explanation]:
     jobs = [_ExplainJob(request) for request in requests]
     free = [job for job in jobs if job.settings.budget_s is None]
     windows = run_together(free[0].engine, (task for job in free for task in job.begin())) if free else []
-    in_order = iter(windows)
+    finished = iter(windows)
     return [
         job.finish(
-            list(islice(in_order, len(job.tasks)))
+            list(islice(finished, len(job.tasks)))
             if job.settings.budget_s is None
             else run_together(job.engine, job.begin(), at_once=1)
         )
@@ -173,14 +174,16 @@ class _ExplainJob:
             clock.add(task.clock)
         with clock.step("maps"):
             size = (self.look.picture.shape[0], self.look.picture.shape[1])
-            found = _join(results, self.look, self.recorded, size=size, engine=self.engine, timings_ms=clock.spent_ms)
+            explanation, order = _join(
+                results, self.look, self.recorded, size=size, engine=self.engine, timings_ms=clock.spent_ms
+            )
         if not self.settings.faithfulness:
-            return found
+            return explanation
         with clock.step("faithfulness"):
             measured = measure_faithfulness(
-                self.engine, self.look.picture, found, target=self.target, against=self.against
+                self.engine, self.look.picture, explanation, order, target=self.target, against=self.against
             )
-        return replace(found, faithfulness=measured)
+        return replace(explanation, faithfulness=measured)
 
 
 def _class_index(card: ModelCard, label: str) -> int:
@@ -199,30 +202,22 @@ def _join(
     size: tuple[int, int],
     engine: Engine,
     timings_ms: dict[str, float],
-) -> Explanation:
+) -> tuple[Explanation, PixelOrder]:
     """Put the maps of the explained windows back onto the picture."""
     spec = engine.card.input
     explained = tuple(window.explained for window in windows)
     placed = [window.tile for window in explained]
 
-    def on_picture(maps: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        return tiles.stitch(maps, placed, size)
-
-    fused = on_picture([window.fusion.fused for window in windows])
-    rank = sise.rank_map(
-        fused,
-        on_picture([window.fusion.before_last for window in windows]),
-        on_picture([window.fusion.deepest for window in windows]),
-    )
+    fused = tiles.stitch([window.fusion.fused for window in windows], placed, size)
+    order = PixelOrder(fused, [window.fusion for window in windows], placed)
     named = [end.tensor for end in engine.bundle.blocks if any(end.tensor in window.drawn for window in windows)]
     statuses = [window.explained.status for window in windows]
     status = next((s for s in (Status.EXPLAINED, Status.NOT_EXPLAINED) if s in statuses), Status.NO_EVIDENCE)
-    return Explanation(
+    explanation = Explanation(
         status=status,
         settings=settings,
         prediction=look.prediction,
         fused=fused,
-        rank=rank,
         block_maps=BlockMapsOnPicture(named, explained, window_hw=(spec.height, spec.width), picture_hw=size),
         tiles=explained,
         regions=regions.find_regions(fused),
@@ -231,7 +226,9 @@ def _join(
         timings_ms=timings_ms,
         notes=_notes(windows, fused, settings, engine),
         embedding=tuple(np.mean([w.embedding for w in windows], axis=0).tolist()),  # of no numbers: no numbers
+        rank_pixels=order.on_picture,
     )
+    return explanation, order
 
 
 def _leaves_out(windows: Sequence[WindowMaps], fused: NDArray[np.float32]) -> bool:
@@ -244,7 +241,7 @@ def _notes(
 ) -> tuple[str, ...]:
     """Say what a reader of the map must know (method notes, section 9)."""
     explained = [window.explained for window in windows if window.explained.status is Status.EXPLAINED]
-    support = float((fused > 0).mean())
+    support = regions.support_share(fused)
     found = {
         "only_the_middle": engine.card.input.fit is Fit.CENTER_CROP and _leaves_out(windows, fused),
         "ok_label_has_no_place": settings.target in engine.card.ok_labels,

@@ -88,9 +88,7 @@ def prepare_picture(engine: Engine, picture: NDArray[np.uint8]) -> PreparedPictu
     spec = engine.card.input
     seen = tiles.as_channels(picture, spec.channels)
     windows = tiles.windows((seen.shape[0], seen.shape[1]), spec)
-    is_one_plane = picture.ndim == 2 and spec.fit is not Fit.LETTERBOX  # whose edges have a color
-    source = picture[..., np.newaxis] if is_one_plane else seen
-    return PreparedPicture(seen, windows, cut_windows(source, windows[: engine.bucket], spec))
+    return PreparedPicture(seen, windows, cut_windows(seen, windows[: engine.bucket], spec))
 
 
 def score_windows(engine: Engine, prepared: PreparedPicture) -> NDArray[np.float32]:
@@ -142,11 +140,13 @@ def cut_windows(picture: NDArray[np.uint8], windows: Sequence[Tile], spec: Input
     """Cut windows (n, h, w, C) straight into the order of axes that the engine would copy them into.
 
     Args:
-        picture: (H, W, C); of a gray picture one plane (H, W, 1) is enough for all channels.
+        picture: (H, W, C), from `tiles.as_channels`.
         windows: Where they lie.
         spec: What the network takes.
     """
     planes = np.empty((len(windows), spec.depth, spec.height, spec.width), np.float32)
+    if picture.strides[2] == 0 and spec.fit is not Fit.LETTERBOX:  # one plane for all channels; edges have a color
+        picture = picture[..., :1]
     for into, tile in zip(planes, windows, strict=True):
         window = tiles.cut_pixels(picture, tile, spec)
         if window.shape[2] == 1:  # numbers are copied faster than pixels become numbers

@@ -40,7 +40,7 @@ from inspect_xai.intake.url_source import Source
 from inspect_xai.maths.metrics import ebpg
 from inspect_xai.model.engine import Engine
 from inspect_xai.policy import Policy
-from inspect_xai.records import Explanation, PictureLimits, PictureSignal
+from inspect_xai.records import Explanation, PictureLimits, PictureSignal, no_ranks
 from inspect_xai.settings import DEFAULT_PATTERN
 from inspect_xai.statistics.image_statistics import LEAST_SIDE, picture_statistics
 
@@ -349,7 +349,7 @@ class Examiner:
         explanations = explain_together([picture.request for picture in pictures if picture.request])
         for picture, explanation in zip(pictures, explanations, strict=True):
             measured = self._with_region_energy(explanation, picture)
-            picture.explanation = replace(measured, rank=np.empty((0, 0), np.int32), block_maps={})
+            picture.explanation = replace(measured, rank_pixels=no_ranks, block_maps={})
 
     def _with_region_energy(self, explanation: Explanation, picture: PictureState) -> Explanation:
         """Measure which share of the map's energy lies where the policy says that parts are inspected."""

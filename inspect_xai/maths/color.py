@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from inspect_xai.maths.regions import marked_pixels
 from inspect_xai.records import Region
 
+_CHUNK_PIXELS = 1 << 18  # of a large picture that are blended at a time
+
 
 def color_map(values: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Paint a map from black (0) over violet and orange to pale yellow (its largest value).
@@ -21,9 +23,7 @@ def color_map(values: NDArray[np.floating]) -> NDArray[np.uint8]:
     Returns:
         (H, W, 3) RGB.
     """
-    levels = np.rint(_shares(values) * 255).astype(np.uint8)
-    painted = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-    return np.asarray(painted, dtype=np.uint8)
+    return _painted(_shares(values, _largest(values)))
 
 
 def overlay(
@@ -42,9 +42,14 @@ def overlay(
     Returns:
         (H, W, 3) RGB; outlines are white in black, to be seen on any surface.
     """
-    photograph = np.repeat(picture[..., np.newaxis], 3, axis=2) if picture.ndim == 2 else picture
-    share = _shares(fused)[..., np.newaxis] * opacity
-    blended = np.rint(photograph * (1 - share) + color_map(fused) * share).astype(np.uint8)
+    blended = np.empty((*fused.shape, 3), np.uint8)
+    largest = _largest(fused)
+    rows = max(1, _CHUNK_PIXELS // max(1, fused.shape[1]))
+    for top in range(0, fused.shape[0], rows):
+        photograph, shares = picture[top : top + rows], _shares(fused[top : top + rows], largest)
+        share = shares[..., np.newaxis] * opacity
+        photograph = photograph[..., np.newaxis] if picture.ndim == 2 else photograph
+        blended[top : top + rows] = np.rint(photograph * (1 - share) + _painted(shares) * share)
     if regions:
         in_regions = np.zeros(fused.shape, dtype=np.uint8)
         marked = marked_pixels(fused.astype(np.float32))
@@ -60,6 +65,16 @@ def overlay(
     return blended
 
 
-def _shares(values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Values as shares of the largest; a map of zeros stays zeros."""
-    return values.astype(np.float64) / (float(values.max()) or 1.0)
+def _largest(values: NDArray[np.floating]) -> float:
+    """Return the largest value; of a map of zeros 1, so that its shares are zeros."""
+    return float(values.max()) or 1.0
+
+
+def _shares(values: NDArray[np.floating], largest: float) -> NDArray[np.float64]:
+    return values.astype(np.float64) / largest
+
+
+def _painted(shares: NDArray[np.float64]) -> NDArray[np.uint8]:
+    levels = np.rint(shares * 255).astype(np.uint8)
+    painted = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    return np.asarray(painted, dtype=np.uint8)

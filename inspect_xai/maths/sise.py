@@ -97,8 +97,10 @@ def otsu(values: ArrayLike) -> float:
     if levels.size == 0 or not (levels.min() >= 0 and levels.max() <= 1):
         spread = f"from {levels.min()} to {levels.max()}" if levels.size else "none"
         raise ExplanationError(f"Otsu's threshold was asked of values {spread}", expected="numbers from 0 to 1")
-    bins = np.maximum(np.ceil(levels * OTSU_BINS).astype(np.int64) - 1, 0)
-    counts = np.bincount(bins, minlength=OTSU_BINS)
+    counts = np.zeros(OTSU_BINS, np.int64)
+    for start in range(0, levels.size, _CHUNK_PIXELS):
+        bins = np.maximum(np.ceil(levels[start : start + _CHUNK_PIXELS] * OTSU_BINS).astype(np.int64) - 1, 0)
+        counts += np.bincount(bins, minlength=OTSU_BINS)
     # Whole numbers until the last step: splits inside a gap of the histogram must tie exactly, so that the first wins.
     below = np.cumsum(counts)[:-1]
     moment_below = np.cumsum(counts * np.arange(OTSU_BINS))
@@ -106,7 +108,7 @@ def otsu(values: ArrayLike) -> float:
     lever = (levels.size * moment_below - below * moment).astype(np.float64)
     pairs = (below * (levels.size - below)).astype(np.float64)
     variance = np.divide(lever**2, pairs, out=np.zeros_like(lever), where=pairs > 0)
-    split = int(variance.argmax()) if variance.max() > 0 else int(bins[0])
+    split = int(variance.argmax()) if variance.max() > 0 else int(counts.argmax())
     return (split + 1) / OTSU_BINS
 
 
@@ -459,7 +461,7 @@ def rank_map(
     # Outside the explained windows all is 0, and these pixels keep their order: sorting them would be most of the work.
     places = np.flatnonzero(~blank)
     keys = [-key.ravel()[places] for key in (fused, before_last, deepest)]
-    order = places[in_order(*keys)]
+    order = places[lexsort(*keys)]
     ahead = int(_before_zero(keys).sum())
     rank = np.empty(fused.size, dtype=np.int32)
     rank[order[:ahead]] = np.arange(ahead, dtype=np.int32)
@@ -472,7 +474,7 @@ def rank_map(
     return rank.reshape(fused.shape)
 
 
-def in_order(*keys: NDArray[Any]) -> NDArray[np.intp]:
+def lexsort(*keys: NDArray[Any]) -> NDArray[np.intp]:
     """Sort by several keys, the first before the second; what all have alike stays in its order.
 
     numpy's lexsort sorts by every key in turn, stably, which takes ten times as long as sorting once.
@@ -483,7 +485,7 @@ def in_order(*keys: NDArray[Any]) -> NDArray[np.intp]:
     Returns:
         (n,) indices, smallest first.
 
-    >>> in_order(np.array([2, 0, 2, 0]), np.array([1, 7, 0, 7])).tolist()
+    >>> lexsort(np.array([2, 0, 2, 0]), np.array([1, 7, 0, 7])).tolist()
     [1, 3, 2, 0]
     """
     first = _ordinal(keys[0]) << np.uint64(32)
@@ -527,6 +529,25 @@ def top_k(rank: NDArray[np.integer], k: int) -> NDArray[np.bool_]:
     if not 0 <= k <= rank.size:
         raise ValueError(f"{k} pixels were asked of a map with {rank.size}; expected 0 to {rank.size}")
     return np.asarray(rank < k)
+
+
+def k_smallest(values: NDArray[np.generic], count: int) -> NDArray[np.bool_]:
+    """Mark the `count` smallest (h, w), ties in reading order: what `order_of` puts first, without sorting the rest."""
+    if count == 0:
+        return np.zeros(values.shape, np.bool_)
+    last = np.partition(values, count - 1, axis=None)[count - 1]
+    first = np.asarray(values < last, np.bool_)
+    missing = count - np.count_nonzero(first)
+    first.ravel()[np.flatnonzero(values == last)[:missing]] = True
+    return first
+
+
+def order_of(values: NDArray[np.generic]) -> NDArray[np.int32]:
+    """Make a rank map (h, w) of anything that sorts, smallest first; of a cut-out rank map, which has gaps and ties."""
+    order = lexsort(values.ravel())
+    rank = np.empty(values.size, dtype=np.int32)
+    rank[order] = np.arange(values.size, dtype=np.int32)
+    return rank.reshape(values.shape)
 
 
 def baseline_picture(picture: NDArray[np.float32], kind: Baseline, *, mean: ArrayLike) -> NDArray[np.float32]:

@@ -19,7 +19,8 @@ from inspect_xai.records import Channels, Fit, InputSpec, Resize, Tile
 
 _MOST_RESIZED_PX = 1 << 26
 
-_BAND_PIXELS = 1 << 21  # whose sums are held at a time
+_BAND_PIXELS = 1 << 21  # averaged at a time; a larger window is laid onto the picture block by block
+_BLENDED_PIXELS = 1 << 18  # whose sums and weights are held at a time
 
 # A letterbox is made whole up to so many times the picture, and always up to so many pixels.
 _MOST_PADDED_SHARE, _MOST_PADDED_PX = 4, 1 << 24
@@ -33,7 +34,7 @@ def as_channels(picture: NDArray[np.uint8], channels: Channels) -> NDArray[np.ui
         channels: GRAY from RGB is 0.299 R + 0.587 G + 0.114 B; color from gray repeats it.
 
     Returns:
-        (H, W, 1) or (H, W, 3).
+        (H, W, 1) or (H, W, 3); of a gray picture the color channels are views of the same plane.
 
     Raises:
         PictureError: It is no such picture, or it is empty.
@@ -47,8 +48,9 @@ def as_channels(picture: NDArray[np.uint8], channels: Channels) -> NDArray[np.ui
     if channels is Channels.GRAY:
         gray = picture if is_gray else np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
         return gray[..., np.newaxis]
-    color = np.asarray(cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB), dtype=np.uint8) if is_gray else picture
-    return np.ascontiguousarray(color[..., ::-1] if channels is Channels.BGR else color)
+    if is_gray:
+        return np.broadcast_to(picture[..., np.newaxis], (*picture.shape, 3))
+    return np.ascontiguousarray(picture[..., ::-1] if channels is Channels.BGR else picture)
 
 
 def windows(size: tuple[int, int], spec: InputSpec) -> tuple[Tile, ...]:
@@ -289,6 +291,38 @@ def _averaged(window: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.ui
     return resized
 
 
+def in_window(values: NDArray[np.generic], tile: Tile, spec: InputSpec, *, outside: float) -> NDArray[np.generic]:
+    """Cut a window out of something that belongs to the picture's pixels, as `cut` does with the picture.
+
+    Args:
+        values: (H, W).
+        tile: The window.
+        spec: What the network takes.
+        outside: What stands beyond the picture where the card pads with a color.
+
+    Returns:
+        (h, w) of the network's window; the nearest pixel's value where sizes differ, nothing is averaged.
+    """
+    rows, columns = (
+        start + ((np.arange(out) + 0.5) * given / out).astype(np.intp)
+        for start, given, out in ((tile.top_px, tile.height_px, spec.height), (tile.left_px, tile.width_px, spec.width))
+    )
+    height, width = values.shape
+    if spec.fit is not Fit.LETTERBOX:
+        return np.asarray(values[np.ix_(_mirrored(rows, height), _mirrored(columns, width))])
+    window = np.full((spec.height, spec.width), outside, values.dtype)
+    down, across = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
+    window[np.ix_(down, across)] = values[np.ix_(rows[down], columns[across])]
+    return window
+
+
+def _mirrored(places: NDArray[np.intp], length: int) -> NDArray[np.intp]:
+    """Places along an axis that is mirrored at its first and last pixel, as often as it takes (numpy's "reflect")."""
+    period = max(1, 2 * (length - 1))
+    within = places % period
+    return np.minimum(within, period - within) if length > 1 else np.zeros_like(places)
+
+
 def stitch(maps: Sequence[NDArray[np.float32]], tiles: Sequence[Tile], size: tuple[int, int]) -> NDArray[np.float32]:
     """Lay the maps of windows back onto the picture they were cut from.
 
@@ -314,7 +348,7 @@ def stitch(maps: Sequence[NDArray[np.float32]], tiles: Sequence[Tile], size: tup
     first_column = max(0, min(tile.left_px for tile in tiles))
     last_column = min(size[1], max(tile.left_px + tile.width_px for tile in tiles))
     width = last_column - first_column
-    rows = max(1, _BAND_PIXELS // width)
+    rows = max(1, _BLENDED_PIXELS // width)
     for top in range(0, size[0], rows):
         bottom = min(top + rows, size[0])
         here = [
@@ -323,8 +357,13 @@ def stitch(maps: Sequence[NDArray[np.float32]], tiles: Sequence[Tile], size: tup
             if tile.top_px < bottom and tile.top_px + tile.height_px > top
         ]
         if here:
-            on_whole[top:bottom, first_column:last_column] = _band(here, top, first_column, (bottom - top, width))
+            _lay_band(on_whole[top:bottom, first_column:last_column], here, top, first_column)
     return on_whole
+
+
+def overlaps(tile: Tile, size: tuple[int, int]) -> bool:
+    """Tell whether a window has pixels in common with a picture of (H, W)."""
+    return -tile.height_px < tile.top_px < size[0] and -tile.width_px < tile.left_px < size[1]
 
 
 def _lay_alone(tile_map: NDArray[np.float32], tile: Tile, on_whole: NDArray[np.float32]) -> None:
@@ -337,10 +376,14 @@ def _lay_alone(tile_map: NDArray[np.float32], tile: Tile, on_whole: NDArray[np.f
         upsample_into(on_whole[rows, columns], tile_map, size, first=(in_window[0].start, in_window[1].start))
 
 
-def _band(
-    placed: Sequence[tuple[NDArray[np.float32], Tile]], top_px: int, left_px: int, size: tuple[int, int]
-) -> NDArray[np.float64]:
-    """Blend windows on one rectangle of the picture, in their order."""
+def _lay_band(
+    band: NDArray[np.float32], placed: Sequence[tuple[NDArray[np.float32], Tile]], top_px: int, left_px: int
+) -> None:
+    """Blend windows on one rectangle of the picture, in their order; what none covers is not even written to.
+
+    Memory that was never written takes no room, and most of a large picture's map is such.
+    """
+    size = band.shape[0], band.shape[1]
     total, weight = np.zeros(size), np.zeros(size)
     for tile_map, tile in placed:
         moved = Tile(tile.index, tile.top_px - top_px, tile.left_px - left_px, tile.height_px, tile.width_px)
@@ -349,8 +392,9 @@ def _band(
         ramp = np.outer(_ramp(tile.height_px)[in_window[0]], _ramp(tile.width_px)[in_window[1]])
         total[on_band] += _at_size(tile_map, tile)[in_window] * ramp
         weight[on_band] += ramp
-    np.divide(total, weight, out=total, where=weight > 0)
-    return total
+    covered = weight > 0
+    np.divide(total, weight, out=total, where=covered)
+    np.copyto(band, total, where=covered, casting="same_kind")
 
 
 def _overlap(tile: Tile, size: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:

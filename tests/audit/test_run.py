@@ -30,9 +30,9 @@ from inspect_xai.audit.sanity import check_sanity
 from inspect_xai.cli import app
 from inspect_xai.errors import NotFoundError, PictureError, SettingsError
 from inspect_xai.explain.explainer import Explainer
-from inspect_xai.explain.faithfulness import in_window
 from inspect_xai.files import read_frames
 from inspect_xai.maths import picture_regions, similarity, tiles
+from inspect_xai.maths.tiles import in_window
 from inspect_xai.model.build.build import build_bundle
 from inspect_xai.model.build.randomize import HEAD, randomized_copy, stages
 from inspect_xai.model.bundle import ModelBundle

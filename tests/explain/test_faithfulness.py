@@ -12,8 +12,9 @@ from sqlalchemy import text
 
 from benchmarks.support import stored
 from inspect_xai.explain.explainer import Explainer
-from inspect_xai.explain.faithfulness import PASSES, first_of, order_of, random_blobs
+from inspect_xai.explain.faithfulness import PASSES, random_blobs
 from inspect_xai.maths import metrics, sise
+from inspect_xai.maths.sise import k_smallest, order_of
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.records import Inspection, Method, Status
 from inspect_xai.reports import labels
@@ -129,8 +130,8 @@ def test_ties_and_gaps_make_a_whole_rank_map():
 def test_the_first_ones_are_those_that_a_whole_order_puts_first(values: list[list[float]]):
     given = np.array(values)
     for count in range(given.size + 1):
-        np.testing.assert_array_equal(first_of(given, count), order_of(given) < count)
-    assert first_of(np.array([[7, 3], [3, 90]]), 1).tolist() == [[False, True], [False, False]], "of ties the first"
+        np.testing.assert_array_equal(k_smallest(given, count), order_of(given) < count)
+    assert k_smallest(np.array([[7, 3], [3, 90]]), 1).tolist() == [[False, True], [False, False]], "of ties the first"
 
 
 def recorded(number: int, faithfulness: dict[str, float]) -> Inspection:
