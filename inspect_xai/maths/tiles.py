@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from inspect_xai import sparse
 from inspect_xai.errors import PictureError, SettingsError
 from inspect_xai.maths import resizing
 from inspect_xai.maths.resizing import Pixels
@@ -338,7 +339,7 @@ def stitch(maps: Sequence[NDArray[np.float32]], tiles: Sequence[Tile], size: tup
         (H, W); 0 where no given window lies, as around a center crop. A pixel that only one window covers has that
         window's value, unchanged.
     """
-    on_whole = np.zeros(size, np.float32)
+    on_whole: NDArray[np.float32] = sparse.zeros(size, np.float32)
     if not tiles:
         return on_whole
     if len(tiles) == 1:  # all of it is that window's

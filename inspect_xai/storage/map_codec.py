@@ -24,6 +24,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from inspect_xai import sparse
 from inspect_xai.errors import StoreError
 
 CODEC: Final = "ixm1"
@@ -174,7 +175,7 @@ def _on_steps(values: NDArray[np.float32], intervals: int) -> tuple[float, float
     step = (largest - smallest) / intervals
     if step == 0.0:
         return smallest, 0.0, np.zeros(values.shape, "<u2")
-    steps = np.zeros(values.shape, "<u2")
+    steps = sparse.zeros(values.shape, "<u2")
     flat, into = values.reshape(-1), steps.reshape(-1)
     for start in range(0, flat.size, _CHUNK_VALUES):
         part = np.s_[start : start + _CHUNK_VALUES]
@@ -214,7 +215,7 @@ def _packed(whole: NDArray[Any], form: int) -> bytes | memoryview:
     if whole.ndim != 2 or whole.size <= _CHUNK_VALUES:
         return _planes(_filtered(whole, form))
     rows, columns = whole.shape
-    planes = np.zeros((whole.dtype.itemsize, rows, columns), np.uint8)
+    planes = sparse.zeros((whole.dtype.itemsize, rows, columns), np.uint8)
     band = max(1, _CHUNK_VALUES // columns)
     for top in range(0, rows, band):
         above = min(top, 1)
