@@ -7,7 +7,6 @@ from itertools import pairwise
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from statsmodels.stats.multitest import multipletests
 
 from inspect_xai.audit.rows import AuditRow
 from inspect_xai.audit.run import CHANCE, Audit
@@ -340,10 +339,13 @@ def _chance_of(steps: NDArray[np.float64], *, seed: int) -> float:
 
 def _holm(chances: dict[Method, float]) -> dict[Method, float]:
     """Correct for having compared so many: the chance of one false finding among them stays what it says."""
-    if not chances:
-        return {}
-    corrected = multipletests(list(chances.values()), method="holm")[1]
-    return dict(zip(chances, map(float, corrected), strict=True))
+    corrected, floor = {}, 0.0
+    for still_tested, (method, chance) in zip(
+        range(len(chances), 0, -1), sorted(chances.items(), key=lambda item: item[1]), strict=True
+    ):
+        floor = max(floor, min(1.0, still_tested * chance))
+        corrected[method] = floor
+    return {method: corrected[method] for method in chances}
 
 
 def _values(rows: Sequence[AuditRow], methods: Sequence[Method], key: str) -> dict[Method, NDArray[np.float64]]:

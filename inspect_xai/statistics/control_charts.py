@@ -6,8 +6,7 @@ from enum import StrEnum
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom, fisher_exact, norm
-from statsmodels.stats.multitest import multipletests
+from scipy.stats import binom, false_discovery_control, fisher_exact, norm
 from statsmodels.stats.proportion import confint_proportions_2indep
 
 from inspect_xai.statistics.rates import CONFIDENCE
@@ -188,7 +187,7 @@ def pareto(
         _change(now, inspected, before=before, inspected_before=inspected_before, confidence=confidence)
         for now, before in pairs
     ]
-    adjusted = multipletests([p for *_, p in tested], method="fdr_bh")[1]
+    adjusted = false_discovery_control([p for *_, p in tested])  # of Benjamini and Hochberg
     defects = sum(now for now, _ in pairs)
     rows, running = [], 0
     for label, (now, before), (change, low, high, p), q in zip(labels, pairs, tested, adjusted, strict=True):

@@ -21,9 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import kolmogorov
-from scipy.stats import norm
+from scipy.stats import false_discovery_control, norm
 from scipy.stats import t as student
-from statsmodels.stats.multitest import multipletests
 
 from inspect_xai.errors import StudyError
 
@@ -217,7 +216,7 @@ def compare_day(
     if not found:
         return {}
     worst = [max(p_parts, p_days) for *_, p_parts, p_days in found.values()]
-    adjusted = multipletests(worst, method="fdr_bh")[1]
+    adjusted = false_discovery_control(worst)  # of Benjamini and Hochberg
     return {
         cell: Comparison(*numbers, p, float(q))
         for (cell, numbers), p, q in zip(found.items(), worst, adjusted, strict=True)
