@@ -1,4 +1,4 @@
-"""Files: folders replaced as a whole, TOML and CSV as people save them, tables as Parquet.
+"""Files: folders replaced as a whole, TOML and CSV as people save them, tables as Parquet, values as JSON.
 
 fastparquet is called here and nowhere else: it is no longer developed, and one day something takes its place. It and
 pandas are imported when they are used: a process that judges parts needs neither.
@@ -6,6 +6,7 @@ pandas are imported when they are used: a process that judges parts needs neithe
 
 import codecs
 import csv
+import dataclasses
 import io
 import os
 import shutil
@@ -13,8 +14,12 @@ import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import date
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,3 +137,24 @@ def read_frames(paths: Sequence[Path]) -> "list[pd.DataFrame]":
         with path.open("rb") as file:  # given a path, fastparquet leaves the file open
             frames.append(fastparquet.ParquetFile(file).to_pandas())
     return frames
+
+
+def json_form(value: Any) -> Any:
+    """Return the JSON form of a value that `json` does not know.
+
+    Raises:
+        TypeError: For a type no record holds.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"no JSON form for {type(value).__name__}")

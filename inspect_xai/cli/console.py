@@ -1,6 +1,5 @@
 """What every command shares: JSON for machines, a progress bar for people, options with one meaning."""
 
-import dataclasses
 import io
 import json
 import logging
@@ -8,20 +7,16 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date, datetime
-from enum import Enum
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from inspect_xai.errors import printable
-
-if TYPE_CHECKING:
-    pass
+from inspect_xai.files import json_form
 
 SettingsOption = Annotated[
     Path | None, typer.Option("--settings", help="TOML file with settings; or the variable INSPECT_XAI_SETTINGS.")
@@ -101,7 +96,7 @@ def echo(text: str = "", *, err: bool = False) -> None:
 
 def print_json(value: Any) -> None:
     """Print `value` as JSON; dataclasses, enums, times, paths and numpy numbers become plain values."""
-    print_text_of_json(json.dumps(value, default=plain, indent=2, ensure_ascii=False, allow_nan=False))
+    print_text_of_json(json.dumps(value, default=json_form, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def print_text_of_json(text: str) -> None:
@@ -111,27 +106,6 @@ def print_text_of_json(text: str) -> None:
     except UnicodeEncodeError:
         text = json.dumps(json.loads(text), indent=2 if "\n" in text else None)
     typer.echo(text)
-
-
-def plain(value: Any) -> Any:
-    """Return the JSON form of a value that `json` does not know.
-
-    Raises:
-        TypeError: For a type no record holds.
-    """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value)}
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    raise TypeError(f"no JSON form for {type(value).__name__}")
 
 
 @contextmanager

@@ -128,7 +128,7 @@ def alarms_of(
 
 
 def alerts_of(alarms: Sequence[Alarm], period: Period) -> list[Alert]:
-    """The alarms as they leave the house."""
+    """Write the alarms as they are sent."""
     return [
         Alert(each.alarm_id, each.topic, each.owner, each.text, period.title, *(*each.place, "", "")[:2])
         for each in alarms
@@ -159,7 +159,7 @@ def _found(numbers: Numbers, period: Period) -> Iterable[_Finding]:
 
 
 def _changes(numbers: Numbers, period: Period) -> Iterable[_Finding]:
-    """What the charts and the comparison with the period before show."""
+    """Yield the alarms of the charts and of the comparison with the period before."""
     for chart in numbers.charts:
         place = " ".join(chart.names) or "All stations"
         for point in chart.points:
@@ -227,12 +227,12 @@ def _told(name: str, count: int, share: float | None, share_before: float | None
 
 
 def parts(count: int) -> str:
-    """A count of parts with the right ending."""
+    """Return a count of parts with the right ending."""
     return f"{count} part{'' if count == 1 else 's'}"
 
 
 def estimate_in_words(estimate: Estimate) -> str:
-    """A corrected rate with its interval, or how many reviews it would take to tell one."""
+    """Write a corrected rate with its interval, or how many reviews are needed for one."""
     between = f"{100 * estimate.low:.2f} to {100 * estimate.high:.2f} %"
     if estimate.value is not None:
         return f"{100 * estimate.value:.2f} % ({between})"

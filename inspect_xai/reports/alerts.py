@@ -129,7 +129,7 @@ def _wanted(alerts: Sequence[Alert], rules: Sequence[AlertRule], channel: Channe
 
 
 def document_of(alert: Alert) -> dict[str, Any]:
-    """What a receiver gets, as JSON."""
+    """Return what a receiver gets, as JSON."""
     return {"schema_version": 1, "sender": f"inspect_xai {__version__}", **asdict(alert)}
 
 

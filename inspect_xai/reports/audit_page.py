@@ -6,13 +6,12 @@ OUT/audit.json    the same numbers
 
 import base64
 import json
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
@@ -27,7 +26,7 @@ from inspect_xai.intake.sources import read_picture
 from inspect_xai.maths import color
 from inspect_xai.maths.regions import find_regions
 from inspect_xai.records import Baseline, PictureLimits
-from inspect_xai.reports import labels
+from inspect_xai.reports import html, labels
 from inspect_xai.reports.charts import Priced, cost_chart
 
 SCHEMA_VERSION = 1
@@ -109,7 +108,7 @@ def write_audit(audit: Audit, report: AuditReport, *, command: str) -> WrittenAu
 
 def as_plain(audit: Audit, report: AuditReport) -> dict[str, Any]:
     """Return an audit's report as plain values: numbers, texts, lists and tables."""
-    found: dict[str, Any] = _plain(report)
+    found = asdict(report)
     found["confusion"] = [
         {"label": true, "predicted": said, "pictures": count} for (true, said), count in report.confusion.items()
     ]
@@ -126,16 +125,6 @@ def as_plain(audit: Audit, report: AuditReport) -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "made_with": audit.header, "rule": RULE} | found
 
 
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value
-
-
 def _put(path: Path, text: str) -> None:
     draft = path.with_name(path.name + ".part")
     draft.write_text(text, encoding="utf-8")
@@ -143,37 +132,36 @@ def _put(path: Path, text: str) -> None:
 
 
 def _render(audit: Audit, report: AuditReport, *, command: str) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     named = {metric.key: metric for metric in METRICS}
     cohorts, labeled = cohort_maps(audit), audit.labeled()
-    return environment.get_template("audit.html").render(
-        audit=audit,
-        report=report,
-        answers=ANSWERS,
-        rule=RULE,
-        gate=GATE,
-        fused=FUSED,
-        labels=[label for label in audit.header["labels"] if any(label in pair for pair in report.confusion)],
-        tables=[
-            (title, metrics, meaning) for title, keys, meaning in _TABLES if (metrics := _measured(report, keys, named))
-        ],
-        plot=_plot(report),
-        shown=[_show(audit, suspect, labeled.get(suspect.row.image)) for suspect in report.suspects],
-        cohorts=[(cohort, _cohort_picture(cohort)) for cohort in cohorts[:_MOST_COHORTS]],
-        more_cohorts=max(0, len(cohorts) - _MOST_COHORTS),
-        no_cause=labels.NO_CAUSE,
-        region=_REGIONS.get(audit.header["settings"]["region"], f"where {audit.header['settings']['region']} says"),
-        notes=_notes(audit),
-        command=command,
-        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        version=__version__,
-        settings=_made_with(audit),
+    return (
+        html.environment()
+        .get_template("audit.html")
+        .render(
+            audit=audit,
+            report=report,
+            answers=ANSWERS,
+            rule=RULE,
+            gate=GATE,
+            fused=FUSED,
+            labels=[label for label in audit.header["labels"] if any(label in pair for pair in report.confusion)],
+            tables=[
+                (title, metrics, meaning)
+                for title, keys, meaning in _TABLES
+                if (metrics := _measured(report, keys, named))
+            ],
+            plot=_plot(report),
+            shown=[_show(audit, suspect, labeled.get(suspect.row.image)) for suspect in report.suspects],
+            cohorts=[(cohort, _cohort_picture(cohort)) for cohort in cohorts[:_MOST_COHORTS]],
+            more_cohorts=max(0, len(cohorts) - _MOST_COHORTS),
+            no_cause=labels.NO_CAUSE,
+            region=_REGIONS.get(audit.header["settings"]["region"], f"where {audit.header['settings']['region']} says"),
+            notes=_notes(audit),
+            command=command,
+            written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            version=__version__,
+            settings=_made_with(audit),
+        )
     )
 
 

@@ -105,7 +105,7 @@ def calibrate(
 
 
 def calibration_from(content: Mapping[str, Any]) -> Calibration:
-    """A kept calibration again."""
+    """Return a stored calibration as an object."""
     curve = content["curve"]
     knots = None if curve is None else Isotonic(tuple(curve["raw"]), tuple(curve["calibrated"]))
     return Calibration(float(content["temperature"]), knots)

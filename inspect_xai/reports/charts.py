@@ -232,7 +232,7 @@ def _each(parts: Sequence[int], unit: str) -> str:
 
 
 def _dot(axes: "Axes", across: float, height: float, *, said: str, signal: bool = False) -> None:
-    """A point that says its numbers when a pointer rests on it."""
+    """Draw a point that shows its numbers when a pointer rests on it."""
     marker, size, face = ("D", 8, COLORS["bad"]) if signal else ("o", 5.5, COLORS["paper"])
     edge = COLORS["ink" if signal else "blue"]
     [dot] = axes.plot(across, height, marker, markersize=size, markerfacecolor=face, color=edge, clip_on=False)

@@ -125,7 +125,7 @@ def cohorts_of(
 
 
 def _gathered(figures: ReportQueries, key: CohortKey, period: Period, *, parts: int) -> maths.Cohort:
-    """What a cohort looked like in another period."""
+    """Return what a cohort looked like in another period."""
     size = _small(key.size)
     maps = figures.maps(key, *period.span, share=min(1.0, MOST_MAPS / parts)) if parts else ()
     return maths.gather((small for _, small in _pairs(maps, size)), size)

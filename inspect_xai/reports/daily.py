@@ -16,20 +16,18 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import jinja2
-
 from inspect_xai import __version__
 from inspect_xai.errors import NotFoundError, SettingsError
-from inspect_xai.files import replaced_folder
+from inspect_xai.files import json_form, replaced_folder
 from inspect_xai.policy import AlertRule
 from inspect_xai.records import Reason, Status, VerdictCode
-from inspect_xai.reports import charts, labels
+from inspect_xai.reports import charts, html, labels
 from inspect_xai.reports.alarms import DRIFT_WORDS, Alarm, alarms_of, alerts_of, estimate_in_words, summary_of, told
 from inspect_xai.reports.alerts import Alert
 from inspect_xai.reports.calibration import Expected, expected_of
@@ -176,7 +174,7 @@ def write_report(
             cards=cards,
             seen=seen,
         ),
-        "report.json": json.dumps(facts, default=_plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.json": json.dumps(facts, default=json_form, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
         "summary.txt": summary_of(numbers, alarms, period) + "\n",
     }
     with replaced_folder(report.page.parent) as work:
@@ -235,14 +233,6 @@ def _named(period: Period) -> dict[str, Any]:
     return {"first": period.first, "last": period.last, "shift": period.shift, "time_zone": period.zone.key}
 
 
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return {entry.name: getattr(value, entry.name) for entry in fields(value)}
-    if isinstance(value, date):
-        return value.isoformat()
-    raise TypeError(f"no JSON form for {type(value).__name__}")
-
-
 def _urgency(row: InspectionSummary) -> tuple[bool, float, int]:
     """Sort NG first, and the furthest over its threshold first; pictures without a score come before near misses."""
     return row.verdict != VerdictCode.NG, row.threshold - row.score, row.inspection_id
@@ -262,13 +252,7 @@ def _render(
     cards: Sequence[_Card],
     seen: _Seen,
 ) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = html.environment()
     environment.globals |= {
         "control_chart": charts.control_chart,
         "pareto_chart": charts.pareto_chart,
@@ -302,7 +286,7 @@ def _render(
 
 
 def _bar_unit(period: Period) -> str:
-    """What one bar stands for: so many that each can be read."""
+    """Return what one bar stands for, so that each bar can be read."""
     days = (period.last - period.first).days + 1
     return "hour" if days == 1 else "day" if days <= _MOST_BARS else "month"
 
@@ -327,7 +311,7 @@ def _odd_parts(store: Store, odd: Sequence[Odd]) -> list[tuple[Odd, str, str]]:
 
 
 def _proofs(store: Store, drift: Drift, period: Period, *, most: int = 6) -> list[_Proof]:
-    """The pictures of the first drift alarms; one that retention took is left out."""
+    """Return the pictures of the first drift alarms; one that retention deleted is left out."""
     found = []
     for at in told(drift, period)[:most]:
         evidence, pictures = drift.evidence[at], list[tuple[str, str]]()
@@ -348,7 +332,7 @@ def _proofs(store: Store, drift: Drift, period: Period, *, most: int = 6) -> lis
 
 
 def _cards(store: Store, flagged: Sequence[InspectionSummary], zone: ZoneInfo) -> list[_Card]:
-    """The parts shown: as many as their pictures leave the page light enough to be sent by mail."""
+    """Return the parts shown: as many as keep the page small enough for mail."""
     cards: list[_Card] = []
     weight = 0
     for row in flagged:

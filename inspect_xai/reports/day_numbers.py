@@ -282,7 +282,7 @@ def _grouped(cells: Iterable[_Cell], fields: tuple[str, ...]) -> dict[tuple[str,
 
 
 def _worst(lots: Iterable[Mix], *, most: int = 10) -> tuple[Mix, ...]:
-    """The lots with most flagged parts."""
+    """Return the lots with most flagged parts."""
     found = sorted(lots, key=lambda mix: (-(mix.ng + mix.unsure), mix.names))
     return tuple(mix for mix in found[:most] if mix.ng + mix.unsure)
 
@@ -296,7 +296,7 @@ def _run_times(figures: ReportQueries, period: Period, cells: Sequence[_Cell], *
 
 
 def _golden_in_words(golden: Mapping[str, Any] | None) -> str:
-    """What a model's golden set said when it was last held against it."""
+    """Return the result of a model's last check against its golden set."""
     if not golden:
         return "no golden set on record"
     at = str(golden.get("verified_at", ""))[:10]

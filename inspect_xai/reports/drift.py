@@ -170,7 +170,7 @@ def learn_days(days: Sequence[Day], *, rules: DriftRules) -> tuple[Learnt, int]:
 
 
 def to_plain(learnt: Learnt) -> dict[str, Any]:
-    """A baseline as plain values, to be stored."""
+    """Return a baseline as plain values, to be stored."""
     cells = [
         {"stratum": list(cell.stratum), "feature": cell.feature, "usual": learnt.usual[cell]}
         | dataclasses.asdict(dataclasses.replace(quiet, values=np.empty(0)))
@@ -185,7 +185,7 @@ def to_plain(learnt: Learnt) -> dict[str, Any]:
 
 
 def from_plain(content: Mapping[str, Any]) -> Learnt:
-    """A stored baseline again.
+    """Return a stored baseline as an object.
 
     Raises:
         SettingsError: It was stored by another version.
@@ -228,12 +228,12 @@ def leading(alarms: Sequence[Alarm]) -> list[Alarm]:
 
 
 def _told(cell: Cell) -> Cell:
-    """The cell as it is called in front of people: a component is called as its family."""
+    """Name a cell as people read it: a component bears the name of its family."""
     return cell._replace(feature=cell.feature.partition(" ")[0])
 
 
 def cells_of(day: Day, clouds: Clouds) -> dict[Cell, _Series]:
-    """The series of a day: of every shift by itself, and of all shifts of a station together."""
+    """Return the series of a day: of each shift, and of all shifts of a station together."""
     found: dict[Cell, _Series] = {}
     together: dict[Place, list[Watched]] = {}
     for (line, station, shift), watched in day.items():
@@ -292,7 +292,7 @@ def _features(stratum: Place, watched: Watched, clouds: Clouds) -> Iterable[tupl
 
 
 def _usual(history: Sequence[_Series]) -> int:
-    """The inspection in the middle of a cell's baseline; 0 where there is none."""
+    """Return the inspection in the middle of a cell's baseline; 0 where there is none."""
     ids, values = (np.concatenate(given) for given in zip(*((s.ids, s.values) for s in history), strict=True))
     known = np.isfinite(values)
     if not known.any():
@@ -301,7 +301,7 @@ def _usual(history: Sequence[_Series]) -> int:
 
 
 def _evidence(alarm: Alarm, series: _Series, learnt: Learnt) -> Evidence:
-    """The parts furthest the way the alarm points."""
+    """Return the parts furthest in the direction of the alarm."""
     known = np.isfinite(series.values)
     order = np.argsort(series.values[known] * (-1 if alarm.shift > 0 else 1), kind="stable")
     changed = series.ids[known][order][:_SHOWN]

@@ -23,7 +23,7 @@ class ShelvedReport:
 
 
 def reports_in(folder: Path, *, most: int = 60) -> list[ShelvedReport]:
-    """The newest reports; what is half written, of another kind or of an older version is left out."""
+    """List the newest reports; half-written ones, other files and older versions are left out."""
     if not folder.is_dir():
         return []
     names = sorted((path.name for path in folder.iterdir() if path.is_dir()), reverse=True)

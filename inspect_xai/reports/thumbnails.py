@@ -17,7 +17,7 @@ _JPEG_QUALITY = 82
 
 
 def pictures_of(stored: StoredInspection) -> tuple[str, str, str]:
-    """The picture and its overlay as data URIs, empty where the third says why there is none."""
+    """Return the picture and its overlay as data URIs; where they are empty the third value gives the reason."""
     explanation = stored.explanation
     picture, missing = archived(stored)
     overlay = ""

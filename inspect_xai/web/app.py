@@ -122,7 +122,7 @@ def _is_for_machines(connection: HTTPConnection) -> bool:
 
 
 def _fault(connection: HTTPConnection, status: int, key: str, detail: str = "") -> JSONResponse:
-    """An error as docs/reference/api.md promises it: its kind, and a sentence."""
+    """Return an error in the form of docs/reference/api.md: its kind, and a sentence."""
     words = site_of(connection).words(connection)
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
     return JSONResponse({"error": key, "message": detail or words(key)}, status_code=status, headers=headers)
@@ -171,7 +171,7 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 def _wrong_fields(error: Exception, sentence: str) -> str:
-    """The sentence with the parameters that were wrong and how; empty where it was not that."""
+    """Name the parameters that were wrong and how; empty for other errors."""
     if not isinstance(error, RequestValidationError):
         return ""
     # The last part of a place is the parameter's name; what was sent is not repeated.

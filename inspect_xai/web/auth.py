@@ -145,7 +145,7 @@ class Access:
         return bool(self.settings.proxy_header) and self.bearer(connection) is None
 
     def bearer(self, connection: HTTPConnection) -> str | None:
-        """The Bearer token of a request; None: it has none, so forms must prove where they come from."""
+        """Return the bearer token of a request; None: it has none, so its forms must carry a CSRF token."""
         scheme, _, token = connection.headers.get("authorization", "").partition(" ")
         return token.strip() if scheme.lower() == "bearer" else None
 
@@ -158,7 +158,7 @@ class Access:
         return self.is_open and 0 < len(name.strip()) <= MAX_NAME and name.isprintable()
 
     def session(self, connection: HTTPConnection) -> Session | None:
-        """The session of a request; None: the browser brings no cookie of ours. Looked up once per request."""
+        """Return the session of a request; None without its cookie. It is looked up once per request."""
         if _KEPT not in connection.scope:
             session_id = connection.cookies.get(self.cookie, "")
             # What stands there first serves the page that tells of a database that is away.
@@ -169,7 +169,7 @@ class Access:
         return session
 
     def visitor(self, connection: HTTPConnection) -> Session:
-        """A session for a browser that has none; nothing is written before somebody signs in."""
+        """Make a session for a browser that has none; it is stored only when somebody signs in."""
         session = connection.scope[_KEPT] = Session(secrets.token_urlsafe(32))
         return session
 
@@ -207,7 +207,7 @@ class Access:
         self._sessions.end_all()
 
     def forgery_token(self, session: Session) -> str:
-        """What a form of this session must bring along: another site knows the session's id as little as this."""
+        """Return the CSRF token of this session's forms: other sites know neither it nor the session's id."""
         return hmac.new(session.session_id.encode(), b"form", hashlib.sha256).hexdigest()
 
     def is_genuine(self, session: Session | None, token: str) -> bool:
@@ -215,7 +215,7 @@ class Access:
         return session is not None and hmac.compare_digest(self.forgery_token(session).encode(), token.encode())
 
     def client(self, connection: HTTPConnection) -> str:
-        """The address a request comes from; behind the proxy, the one the proxy saw."""
+        """Return the address that a request comes from; behind the proxy, the one that the proxy saw."""
         host = connection.client.host if connection.client else ""
         if self._is_proxy(host):
             return connection.headers.get("x-forwarded-for", host).rpartition(",")[2].strip() or host
@@ -285,12 +285,12 @@ def _person(entry: dict[str, str]) -> tuple[Person, str]:
 
 
 def digest_of(token: str) -> str:
-    """What is kept of a token. Tokens are long and random, so one round of sha256 is enough."""
+    """Hash a token for storage. Tokens are long and random, so one round of sha256 is enough."""
     return hashlib.sha256(token.strip().encode()).hexdigest()
 
 
 def new_token() -> str:
-    """A token nobody guesses, short enough for a badge's barcode."""
+    """Make a random token, short enough for a badge's barcode."""
     return secrets.token_urlsafe(18)
 
 

@@ -53,7 +53,7 @@ class Form:
     fields: dict[str, str]
 
     def get(self, name: str) -> str:
-        """A field's text without spaces around it; empty where it was not sent."""
+        """Return a field's text without spaces around it; empty where it was not sent."""
         return self.fields.get(name, "").strip()
 
 
@@ -132,7 +132,7 @@ class Site:
         self.desk.release(inspection_id, person)
 
     async def form(self, request: Request, role: Role) -> Form:
-        """A form, once it is known whose it is and that a page of ours sent it.
+        """Read a form after checking the person's role and the CSRF token.
 
         Raises:
             SignInNeededError: Nobody known sent it.
@@ -147,7 +147,7 @@ class Site:
         return Form(self.person(request, role), fields)
 
     def words(self, connection: HTTPConnection) -> Words:
-        """The texts in the language the reader chose, or else the browser asks for."""
+        """Return the texts in the language that the reader chose, or else the browser asks for."""
         session = self.access.session(connection)
         accepted = connection.headers.get("accept-language", "")
         language = session.language if session else ""
@@ -197,7 +197,7 @@ class Site:
 
 
 def without_verdict(summary: InspectionSummary) -> InspectionSummary:
-    """A line about an inspection of which nothing tells what the model said of it."""
+    """Return the summary of an inspection without anything that shows the model's verdict."""
     words = ("verdict", "reason", "label", "predicted_label", "explained_because", "explanation_status")
     numbers = ("score", "threshold", "predicted_score", "support_share", "duration_ms")
     said = ("review_decision", "reviewed_verdict")
@@ -206,18 +206,18 @@ def without_verdict(summary: InspectionSummary) -> InspectionSummary:
 
 
 def path_of(connection: HTTPConnection) -> str:
-    """The path of a request below the desk's own, as the routes name it."""
+    """Return the path of a request below the desk's base path, as the routes name it."""
     return str(connection.scope["path"]).removeprefix(site_of(connection).settings.path) or "/"
 
 
 def site_of(request: HTTPConnection) -> Site:
-    """The site a request is for."""
+    """Return the site that a request is for."""
     site: Site = request.app.state.site
     return site
 
 
 async def read_fields(request: Request) -> dict[str, str]:
-    """The fields of a form; the guard has limited its length already.
+    """Return the fields of a form; the middleware has limited its length already.
 
     Raises:
         RefusedError: It is no form.
@@ -243,7 +243,7 @@ def see(path: str, **query: Any) -> RedirectResponse:
 
 
 def local_path(path: str) -> str:
-    """A path on this site, whatever was given.
+    """Return a path on this site, whatever the input.
 
     >>> local_path("/queue?line=L1"), local_path("//evil.example/"), local_path("https://evil.example")
     ('/queue?line=L1', '/queue', '/queue')

@@ -25,7 +25,7 @@ class FormError(Exception):
 
 
 def filter_words(query: Mapping[str, str]) -> dict[str, str]:
-    """The filters in an address, as they stand in one again; what is no filter is left out."""
+    """Return the filters of an address as a query string; other parameters are left out."""
     kept = {name: query[name][:_MOST_TEXT] for name in FILTERS if name in query and query[name] != "*"}
     if query.get("older") in OLDER:
         kept["older"] = query["older"]
@@ -33,7 +33,7 @@ def filter_words(query: Mapping[str, str]) -> dict[str, str]:
 
 
 def filters_in(text: str) -> dict[str, str]:
-    """The filters in a query string that a form carried along."""
+    """Return the filters of a query string that a form carried along."""
     try:
         return filter_words(dict(parse_qsl(text, keep_blank_values=True, max_num_fields=20)))
     except ValueError:
@@ -41,7 +41,7 @@ def filters_in(text: str) -> dict[str, str]:
 
 
 def queue_filter(words: Mapping[str, str], now: datetime) -> QueueFilter:
-    """The filters as the store takes them."""
+    """Return the filters as the store takes them."""
     older = OLDER.get(words.get("older", ""))
     return QueueFilter(
         **{name: words[name] for name in FILTERS if name in words},
@@ -50,7 +50,7 @@ def queue_filter(words: Mapping[str, str], now: datetime) -> QueueFilter:
 
 
 def place_in(text: str) -> tuple[int, int] | None:
-    """The place in the queue that an address goes on from.
+    """Return the place in the queue from which an address continues.
 
     >>> place_in("3-1042"), place_in("x")
     ((3, 1042), None)
@@ -62,7 +62,7 @@ def place_in(text: str) -> tuple[int, int] | None:
 
 
 def number_in(text: str) -> int | None:
-    """A whole number of an id's size; None: it is none.
+    """Parse an id; None: it is no whole number of that size.
 
     >>> number_in("1042"), number_in("-1"), number_in("9" * 30)
     (1042, None, None)
@@ -112,7 +112,7 @@ def answer_in(
 
 
 def verdict_of(decision: Decision | str, said: VerdictCode | str) -> VerdictCode:
-    """What the part is, if a person says this about the model's verdict; an unsure model suspects a defect.
+    """Return the verdict that follows from a person's answer to the model's; an unsure model suspects a defect.
 
     >>> verdict_of(Decision.CONFIRM, VerdictCode.UNSURE), verdict_of(Decision.OVERTURN, VerdictCode.UNSURE)
     (<VerdictCode.NG: 'NG'>, <VerdictCode.OK: 'OK'>)
@@ -125,7 +125,7 @@ def verdict_of(decision: Decision | str, said: VerdictCode | str) -> VerdictCode
 
 
 def box_in(fields: Mapping[str, str], size: tuple[int, int]) -> tuple[int, int, int, int] | None:
-    """The box of a form: (top, left, height, width) in source pixels; None: none was drawn.
+    """Return the box of a form, (top, left, height, width) in source pixels; None: none was drawn.
 
     Raises:
         FormError: It is no box, or it reaches out of the picture.

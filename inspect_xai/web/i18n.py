@@ -12,13 +12,13 @@ LANGUAGES = {"en": "English", "de": "Deutsch"}
 
 @cache
 def catalog(language: str) -> dict[str, str]:
-    """The texts of a language by dotted key."""
+    """Return the texts of a language by dotted key."""
     document = tomllib.loads((files("inspect_xai.web") / "texts" / f"{language}.toml").read_text("utf-8"))
     return {f"{group}.{key}": text for group, texts in document.items() for key, text in texts.items()}
 
 
 def chosen_language(accepted: str, *, default: str) -> str:
-    """The language of an Accept-Language header that we have.
+    """Return the first language of an Accept-Language header that there are texts for.
 
     >>> chosen_language("fr;q=0.9, de-AT;q=0.8, en;q=0.1", default="en")
     'de'
@@ -42,7 +42,7 @@ class Words:
     zone: ZoneInfo
 
     def __call__(self, key: str, **values: object) -> str:
-        """The text under a key, its names filled in. A key that is not there is a fault of ours, hence a KeyError."""
+        """Return the text under a key with its names filled in; a missing key is a programming error (KeyError)."""
         text = catalog(self.language)[key]
         return text.format(**values) if values else text
 
@@ -51,7 +51,7 @@ class Words:
         return key in catalog(self.language)
 
     def percent(self, share: float) -> str:
-        """A probability as people say it; only what is certain is 0 % or 100 %."""
+        """Write a probability in percent; only what is certain is 0 % or 100 %."""
         text = f"{share * 100:.1f}".removesuffix(".0")
         if text == "100" and share < 1:
             text = ">99.9"
@@ -60,12 +60,12 @@ class Words:
         return (text.replace(".", ",") if self.language == "de" else text) + "\u00a0%"
 
     def decimal(self, value: float) -> str:
-        """A number with two decimals, as people of the language write it."""
+        """Write a number with two decimals, as the language does."""
         text = f"{value:.2f}"
         return text.replace(".", ",") if self.language == "de" else text
 
     def reason(self, code: str, meaning: str) -> str:
-        """What a reason code means: as the plant says it, or in the reader's language where it took over our list."""
+        """Return what a reason code means: in the plant's words, or the reader's language for default codes."""
         key = f"reason_code.{code}"
         is_ours = meaning in {catalog(language).get(key) for language in LANGUAGES}
         return self(key) if is_ours else meaning
@@ -76,7 +76,7 @@ class Words:
         return f"{local:%d.%m.%Y %H:%M:%S}" if self.language == "de" else f"{local:%Y-%m-%d %H:%M:%S}"
 
     def clock(self, moment: datetime) -> str:
-        """The time of day in the plant's zone."""
+        """Write the time of day in the plant's zone."""
         return f"{self._local(moment):%H:%M}"
 
     def _local(self, moment: datetime) -> datetime:

@@ -194,7 +194,7 @@ def _led_to(location: str, root: str) -> str:
 
 
 def _without_port(host: str) -> str:
-    """The name of a Host header.
+    """Return the host name of a Host header.
 
     >>> _without_port("[::1]:8080"), _without_port("desk.plant:80")
     ('[::1]', 'desk.plant')

@@ -52,7 +52,7 @@ class Archive:
         self._urls = [str(place).rstrip("/") + "/" for place in places if "://" in str(place)]
 
     def locate(self, archived_to: str) -> str:
-        """The file of a picture: a path, or a URL, where it is not known before reading whether it is there.
+        """Return the file of a picture: a path, or a URL, of which only reading shows whether it exists.
 
         Raises:
             MissingPictureError: There is none that may be shown.
@@ -104,7 +104,7 @@ class Archive:
             raise MissingPictureError("missing")
 
     def fault(self, inspection: StoredInspection) -> str:
-        """The key of the text why a picture cannot be shown; empty: as far as one sees without reading it, it can."""
+        """Return the key of the text why a picture cannot be shown; empty where nothing prevents it before reading."""
         try:
             self.check(inspection)
         except MissingPictureError as error:
@@ -112,7 +112,7 @@ class Archive:
         return "" if inspection.capture.height_px else "picture.reason_unreadable"
 
     def read(self, inspection: StoredInspection) -> NDArray[np.uint8]:
-        """The pixels of an inspection's picture as the line decoded them, uint8 (H, W) or RGB (H, W, 3).
+        """Return the pixels of an inspection's picture as the line decoded them, uint8 (H, W) or RGB (H, W, 3).
 
         Raises:
             MissingPictureError: There is none that may be shown.
@@ -156,7 +156,7 @@ class Kept:
         self._lock = Lock()
 
     def get(self, name: str, make: Callable[[], bytes]) -> bytes:
-        """The bytes under a name, made where they are not kept."""
+        """Return the bytes under a name; render them where they are not cached."""
         with self._lock:
             if name in self._kept:
                 self._kept.move_to_end(name)
@@ -187,7 +187,7 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A small version; small pictures stay as they are."""
+    """Return a small version; small pictures stay as they are."""
     scale = THUMBNAIL_PX / max(pixels.shape[:2])
     if scale >= 1:
         return pixels
@@ -196,14 +196,14 @@ def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def layer(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """A map to be laid over its picture: RGBA, transparent where the map is 0."""
+    """Render a map to be laid over its picture: RGBA, transparent where the map is 0."""
     share = values / (float(values.max()) or 1.0)
     alpha = np.rint(share * 255).astype(np.uint8)
     return np.dstack([color.color_map(values), alpha])
 
 
 def outlines(fused: NDArray[np.float32], regions: Sequence[Region]) -> bytes:
-    """The outlines of regions as SVG: a page that uses `#outlines` draws them thin however far one zooms in."""
+    """Draw the outlines of regions as SVG: a page that uses `#outlines` keeps them thin at any zoom."""
     height, width = fused.shape
     inside = np.zeros(fused.shape, np.uint8)
     marked = marked_pixels(fused)
@@ -232,7 +232,7 @@ def blocks_shown(explanation: StoredExplanation | None) -> tuple[str, ...]:
 
 
 def block_map(inspection: StoredInspection, tensor: str) -> NDArray[np.float32]:
-    """A block's map on the whole picture, (H, W), rebuilt from what was recorded.
+    """Rebuild a block's map on the whole picture, (H, W), from what was recorded.
 
     Raises:
         NotFoundError: No map of that block is stored.

@@ -141,7 +141,7 @@ def inspection(request: Request, person: Reader, inspection_id: InspectionId) ->
     responses=_FAULTS | {200: {"content": {"application/octet-stream": {}}, "description": "a .npy file"}},
 )
 def explanation_map(request: Request, person: Reader, inspection_id: InspectionId) -> Response:
-    """The explanation map, float32 (H, W) of the source picture, as a .npy file."""
+    """Return the explanation map, float32 (H, W) of the source picture, as a .npy file."""
     site_of(request).check_uncovered(person, inspection_id)
     explanation = site_of(request).store.get(inspection_id, maps=True).explanation
     if explanation is None or explanation.fused is None:
@@ -214,7 +214,7 @@ def queue(
     after: Annotated[str, Query(max_length=30)] = "",
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Queue:
-    """What waits for a person, most urgent first."""
+    """List what waits for a person, most urgent first."""
     site = site_of(request)
     desk = site.desk
     desk.take_in()
@@ -247,19 +247,19 @@ def part(request: Request, person: Reader, serial: Annotated[str, Path(max_lengt
 
 @router.get(f"{_V1}/models", responses=_FAULTS)
 def models(request: Request, _: Reader) -> list[StoredModel]:
-    """Registered models with card and approval, newest first."""
+    """List registered models with card and approval, newest first."""
     return site_of(request).store.registry.models()
 
 
 @router.get(f"{_V1}/reasons", responses=_FAULTS)
 def reasons(request: Request, _: Reader) -> dict[str, str]:
-    """The plant's reason codes and what they mean."""
+    """List the plant's reason codes and what they mean."""
     return site_of(request).store.reasons()
 
 
 @router.get(f"{_V1}/openapi.json", include_in_schema=False)
 def openapi(request: Request, _: Reader) -> JSONResponse:
-    """The description of this interface."""
+    """Return the description of this interface."""
     app = request.app
     if app.openapi_schema is None:
         found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=router.routes)
@@ -289,7 +289,7 @@ def ready(request: Request) -> Response:
 
 @router.get("/metrics", include_in_schema=False)
 def metrics(request: Request, _: Reader) -> PlainTextResponse:
-    """What was inspected, what it cost and what waits, for Prometheus."""
+    """Return what was inspected, what it cost and what waits, for Prometheus."""
     site = site_of(request)
     site.desk.take_in()
     return PlainTextResponse(

@@ -20,13 +20,13 @@ _ASK_AGAIN = "private, no-cache"
 
 @router.get("/picture.png")
 def picture(request: Request, inspection_id: InspectionId) -> Response:
-    """The picture as it was judged, decoded and written anew: no byte of the camera's file reaches the browser."""
+    """Return the picture as it was judged, encoded again: no byte of the camera's file reaches the browser."""
     return _drawn(request, inspection_id, "picture", lambda site, given: rendering.png(site.archive.read(given)))
 
 
 @router.get("/thumbnail.png")
 def thumbnail(request: Request, inspection_id: InspectionId) -> Response:
-    """The picture, small."""
+    """Return the picture, small."""
     return _drawn(
         request,
         inspection_id,
@@ -37,7 +37,7 @@ def thumbnail(request: Request, inspection_id: InspectionId) -> Response:
 
 @router.get("/map.png")
 def fused(request: Request, inspection_id: InspectionId) -> Response:
-    """The explanation map, to be laid over the picture."""
+    """Return the explanation map, to be laid over the picture."""
     return _drawn(
         request, inspection_id, "map", lambda site, _: rendering.png(rendering.layer(_map(site, inspection_id)[1]))
     )
@@ -56,7 +56,7 @@ def overlay(request: Request, inspection_id: InspectionId) -> Response:
 
 @router.get("/outlines.svg")
 def outlines(request: Request, inspection_id: InspectionId) -> Response:
-    """The outlines of the marked regions."""
+    """Return the outlines of the marked regions."""
 
     def draw(site: Site, _: StoredInspection) -> bytes:
         explanation, values = _map(site, inspection_id)
@@ -67,7 +67,7 @@ def outlines(request: Request, inspection_id: InspectionId) -> Response:
 
 @router.get("/block-{number}.png")
 def block(request: Request, inspection_id: InspectionId, number: Annotated[int, Path(ge=1, le=999)]) -> Response:
-    """The map of one block, counted from the shallowest, to be laid over the picture."""
+    """Return the map of one block, counted from the shallowest, to be laid over the picture."""
 
     def draw(site: Site, given: StoredInspection) -> bytes:
         blocks = rendering.blocks_shown(given.explanation)

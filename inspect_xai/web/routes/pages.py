@@ -323,7 +323,7 @@ def _to_next(site: Site, request: Request, form: Form, *, done: int | None = Non
 
 
 def _done(site: Site, request: Request, person: Person) -> StoredInspection | None:
-    """The inspection that the reader answered just now, to be named at the top of the next page."""
+    """Return the inspection that the reader just answered, to be named at the top of the next page."""
     done = forms.number_in(request.query_params.get("done", ""))
     found = site.store.get(done) if done else None
     is_mine = found and found.reviews and found.reviews[-1].reviewer == person.name and not found.reviews[-1].blind

@@ -124,7 +124,7 @@ def answered(request: Request, study_id: StudyId, form: Judging) -> Response:
 
 @router.get("/{study_id}/tasks/{task_id}/picture.png")
 def picture(request: Request, study_id: StudyId, task_id: Annotated[int, Path(ge=1, le=2**63 - 1)]) -> Response:
-    """The picture to be judged; its address names no part, so that nobody finds it in the queue or knows it again."""
+    """Return the picture to be judged; its address names no part, so that nobody recognizes it in the queue."""
     site = site_of(request)
     person = site.person(request, Role.OPERATOR)
     studies = Studies(site.store.database)
