@@ -73,7 +73,7 @@ class Alarm:
     """One thing to talk about.
 
     Attributes:
-        alarm_id: The same in every report that tells this alarm, whatever else was reviewed meanwhile.
+        alarm_id: The same in every report of this alarm, whatever else was reviewed meanwhile.
         topic: What it is about.
         text: The sentence.
         place: Line, station and shift, as far as it has them.
@@ -91,7 +91,7 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class _Finding:
-    """An alarm before it has a name: `about` tells it from others of its topic, with `when` as its time."""
+    """An alarm before it has a name: `about` and the time `when` distinguish it from others of its topic."""
 
     topic: Topic
     text: str
@@ -114,7 +114,7 @@ def alarms_of(
         numbers: Of the period.
         period: The report's.
         drift: Up to its last day.
-        rules: Of the policy: whose each alarm is.
+        rules: Of the policy: who owns each alarm.
         seen: Acknowledgments by alarm.
     """
     known = seen or {}
@@ -178,7 +178,7 @@ def _drifted(drift: Drift | None, period: Period) -> Iterable[_Finding]:
     """Alarms of the period's own days: one is raised once, not every night."""
     if drift is None:
         return
-    for each in (drift.alarms[at] for at in told(drift, period)):
+    for each in (drift.alarms[at] for at in reported(drift, period)):
         feature, way = each.cell.feature, "higher" if each.shift > 0 else "lower"
         lie, creep = f"elsewhere, mostly {way}", f"creeping {way}"
         if feature in TOGETHER:  # of many numbers together there is no higher
@@ -192,8 +192,8 @@ def _drifted(drift: Drift | None, period: Period) -> Iterable[_Finding]:
         yield _Finding(Topic.DRIFT, text, each.cell.stratum, about, str(drift.days[each.day]))
 
 
-def told(drift: Drift, period: Period) -> list[int]:
-    """Which alarms of a drift a report tells, by their index: those that its own days raised."""
+def reported(drift: Drift, period: Period) -> list[int]:
+    """Return the indices of the drift alarms that a report shows: those raised on its own days."""
     return [at for at, each in enumerate(drift.alarms) if drift.days[each.day] >= period.first]
 
 

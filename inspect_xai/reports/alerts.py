@@ -1,8 +1,8 @@
 """Alerts: a file in a folder, a signed webhook, an e-mail; each is sent once.
 
-The policy says who is told ([[alert]], docs/guides/quality-manager.md); the settings say how a channel is reached, with
-its secrets, since a policy is kept in the record for everybody to read. What was sent is written down after it was
-sent: after a crash in between it is sent again, under the same id, by which a receiver knows it.
+The policy says who is notified ([[alert]], docs/guides/quality-manager.md); the settings say how a channel is
+reached, with its secrets, since a policy is kept in the record for everybody to read. What was sent is recorded after
+it was sent: after a crash in between it is sent again under the same id, by which a receiver recognizes it.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ _TRY_AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One alarm as it leaves; the same alarm has the same id in every report that tells it."""
+    """One alarm as it is sent; it has the same id in every report that shows it."""
 
     alert_id: str
     topic: str
@@ -82,7 +82,7 @@ def send_alerts(
         alerts: Of a report.
         rules: Of the policy.
         outlets: How channels are reached.
-        pause: Waits so many seconds.
+        pause: Waits a number of seconds.
         exchange_s: Most seconds of one exchange with a server.
         channel_s: Most seconds of webhook and mail each, for all alerts together.
 
@@ -161,7 +161,7 @@ class _Tries:
     Args:
         exchange_s: Most seconds of one exchange.
         channel_s: Most seconds of all, from now.
-        pause: Waits so many seconds.
+        pause: Waits a number of seconds.
     """
 
     def __init__(self, exchange_s: float, channel_s: float, pause: Callable[[float], None]) -> None:
@@ -250,7 +250,7 @@ def _post(alerts: Sequence[Alert], outlets: Outlets, tries: "_Tries") -> None:
 
 
 def _address_of(webhook: str) -> "URL":
-    """Parse the webhook's URL; it may hold a password, which no message tells.
+    """Parse the webhook's URL; it may hold a password, which no message contains.
 
     Raises:
         AlertError: It is no http(s) URL.

@@ -68,7 +68,7 @@ _TABLES = (
 
 
 _REGIONS = {
-    "auto": "told from the background where the picture's edge shows one, else the whole picture",
+    "auto": "separated from the background where the picture's edge shows one, else the whole picture",
     "picture": "the whole picture",
 }
 

@@ -28,7 +28,7 @@ MOST_MAPS: Final = 500
 """Maps that a cohort is made of at the most, drawn by the pictures' hashes: more change nothing one could see."""
 
 LOW_SPREAD: Final = 0.05
-"""Below this spread of the masks' scores a map hardly tells places apart (the explanation's own note)."""
+"""Below this spread of the masks' scores a map hardly distinguishes places (the explanation's own note)."""
 
 _NOTHING: Final = np.empty((0, 0), dtype=np.float32)
 _LONGEST_PX: Final = 160  # of the pictures on the page, and of the maps that are added up

@@ -28,7 +28,7 @@ from inspect_xai.files import json_form, replaced_folder
 from inspect_xai.policy import AlertRule
 from inspect_xai.records import Reason, Status, VerdictCode
 from inspect_xai.reports import charts, html, labels
-from inspect_xai.reports.alarms import DRIFT_WORDS, Alarm, alarms_of, alerts_of, estimate_in_words, summary_of, told
+from inspect_xai.reports.alarms import DRIFT_WORDS, Alarm, alarms_of, alerts_of, estimate_in_words, reported, summary_of
 from inspect_xai.reports.alerts import Alert
 from inspect_xai.reports.calibration import Expected, expected_of
 from inspect_xai.reports.cohorts import CohortPicture, Odd, cohorts_of
@@ -55,7 +55,7 @@ _CODES = (VerdictCode.OK, VerdictCode.NG, VerdictCode.UNSURE)
 class Report:
     """What was written and what it counts; `flagged` parts are NG or UNSURE, `shown` of them are on the page.
 
-    `alerts` are its alarms as they may leave the house.
+    `alerts` are its alarms as they are sent.
     """
 
     page: Path
@@ -116,7 +116,7 @@ def write_report(
         time_zone: The plant's zone.
         thumbnails: Most flagged parts shown; fewer where their pictures would make the page heavy.
         shift: Only what was captured in this shift; no Parquet is written then, which holds whole days.
-        rules: Of the policy: whose each alarm is.
+        rules: Of the policy: who owns each alarm.
         window_ms: Time the line has for a part; 0: not known.
 
     Raises:
@@ -313,7 +313,7 @@ def _odd_parts(store: Store, odd: Sequence[Odd]) -> list[tuple[Odd, str, str]]:
 def _proofs(store: Store, drift: Drift, period: Period, *, most: int = 6) -> list[_Proof]:
     """Return the pictures of the first drift alarms; one that retention deleted is left out."""
     found = []
-    for at in told(drift, period)[:most]:
+    for at in reported(drift, period)[:most]:
         evidence, pictures = drift.evidence[at], list[tuple[str, str]]()
         named = [("usual in the baseline", evidence.usual), *(("most changed", each) for each in evidence.changed)]
         for caption, number in named:

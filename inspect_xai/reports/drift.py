@@ -128,8 +128,8 @@ def drift_of(
     ]
     alarms = leading(find_alarms(compared, learnt.quiet, rules=limits))
     evidence = [_evidence(alarm, series[alarm.day][alarm.cell], learnt) for alarm in alarms]
-    told = tuple(replace(alarm, cell=_told(alarm.cell)) for alarm in alarms)
-    return Drift(told, tuple(evidence), len(learnt.quiet), 0, watched, first, last, who)
+    named = tuple(replace(alarm, cell=_told(alarm.cell)) for alarm in alarms)
+    return Drift(named, tuple(evidence), len(learnt.quiet), 0, watched, first, last, who)
 
 
 def learn_from(
@@ -210,10 +210,10 @@ def from_plain(content: Mapping[str, Any]) -> Learnt:
 
 
 def leading(alarms: Sequence[Alarm]) -> list[Alarm]:
-    """Leave out what tells the same again.
+    """Leave out alarms that repeat another one.
 
     What moved at once is no creeping, though it drags the average along. And one cause moves many components, and the
-    numbers they are made of: those are told by name where they alarm by themselves by then, and else the component that
+    numbers they are made of: those are named where they alarm by themselves by then, and else the component that
     moved most stands for all.
     """
     kept: list[Alarm] = []

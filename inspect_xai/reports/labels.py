@@ -31,7 +31,7 @@ STATUSES: Final = {
 }
 
 NOTES: Final = {
-    "low_score_spread": "the masks score nearly alike, so the map hardly tells places apart",
+    "low_score_spread": "the masks score nearly alike, so the map hardly distinguishes places",
     "baseline_scores_class": "the picture scores for the label even with everything hidden; read the map with doubt",
     "tiny_support": "the map covers less than a thousandth of the picture",
     "wide_support": "the map covers most of the picture",

@@ -175,8 +175,8 @@ def _wrong_fields(error: Exception, sentence: str) -> str:
     if not isinstance(error, RequestValidationError):
         return ""
     # The last part of a place is the parameter's name; what was sent is not repeated.
-    told = [f"{each['loc'][-1] if each['loc'] else ''}: {each['msg']}" for each in error.errors()[:5]]
-    return f"{sentence} {'; '.join(told)}."
+    problems = [f"{each['loc'][-1] if each['loc'] else ''}: {each['msg']}" for each in error.errors()[:5]]
+    return f"{sentence} {'; '.join(problems)}."
 
 
 def _status_of(error: Exception) -> tuple[int, str]:

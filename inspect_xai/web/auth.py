@@ -4,7 +4,7 @@ A desk is run in one of three ways:
 
     open      nobody is listed: the desk listens on loopback only, and whoever sits there signs in by name
     people    a file lists names, roles and the sha256 of tokens: people sign in with theirs, scripts send it as Bearer
-    proxy     a sign-on proxy tells the name in a header, believed from its configured addresses alone
+    proxy     a sign-on proxy sends the name in a header, believed from its configured addresses alone
 
 A session is a browser; its forms carry a token that no other site can know.
 """
@@ -150,7 +150,7 @@ class Access:
         return token.strip() if scheme.lower() == "bearer" else None
 
     def person_of_token(self, token: str) -> Person | None:
-        """Whose token this is. Only digests are compared, so timing tells nothing about a token."""
+        """Return the person of a token. Only digests are compared, so timing reveals nothing about it."""
         return self._by_token.get(digest_of(token))
 
     def is_name_free_to_take(self, name: str) -> bool:
@@ -161,7 +161,7 @@ class Access:
         """Return the session of a request; None without its cookie. It is looked up once per request."""
         if _KEPT not in connection.scope:
             session_id = connection.cookies.get(self.cookie, "")
-            # What stands there first serves the page that tells of a database that is away.
+            # What stands there first serves the page that reports a database that is away.
             connection.scope[_KEPT] = Session(session_id) if _ID.fullmatch(session_id) else None
             if connection.scope[_KEPT] is not None:
                 connection.scope[_KEPT] = self._found(session_id)
@@ -174,7 +174,7 @@ class Access:
         return session
 
     def begin(self, person: str | None, *, like: Session | None = None) -> Session:
-        """Begin a session under a new id; `like` is the one it replaces, whose choices it keeps."""
+        """Begin a session under a new id; `like` is the one it replaces; its choices are kept."""
         like = like or Session("")
         session = Session(secrets.token_urlsafe(32), person, like.language, like.theme)
         self._sessions.begin(

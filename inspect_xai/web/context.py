@@ -79,7 +79,7 @@ class Site:
         self.wrong_tokens = Rate(_WRONG_TOKENS_PER_MINUTE, time.monotonic)
         self.archive = Archive(settings.archive)
         self.kept = Kept()
-        self.broken: dict[int, str] = {}  # inspections whose page failed, and how: the queue passes them over
+        self.broken: dict[int, str] = {}  # inspections whose page failed, and how: the queue skips them
         self._zone = ZoneInfo(settings.time_zone)
         self._templates = Environment(
             loader=PackageLoader("inspect_xai.web"),
@@ -115,7 +115,7 @@ class Site:
         return [without_verdict(each) if each.sha256 in pictures else each for each in found]
 
     def check_uncovered(self, person: Person, inspection_id: int) -> None:
-        """Refuse to tell what the model said where this person judges blind first.
+        """Refuse to show what the model said where this person judges blind first.
 
         Raises:
             RefusedError: They have to answer before.
@@ -234,7 +234,7 @@ async def read_fields(request: Request) -> dict[str, str]:
 
 
 def see(path: str, **query: Any) -> RedirectResponse:
-    """Send the browser to another page after a form, so that loading anew sends nothing twice.
+    """Send the browser to another page after a form, so that a reload sends nothing twice.
 
     The guard puts the desk's own path before `path`.
     """

@@ -147,7 +147,7 @@ class _TooLongError(Exception):
 
 
 class Rate:
-    """So many requests a minute per client, in a bucket that fills evenly.
+    """A limit of requests a minute per client, as a bucket that fills evenly.
 
     >>> now = 0.0
     >>> rate = Rate(2, lambda: now)

@@ -147,7 +147,7 @@ def _fetched(url: str, limits: PictureLimits) -> bytes:
 
 
 class Kept:
-    """The newest drawn pictures by name, up to so many bytes."""
+    """The newest rendered pictures by name, up to a number of bytes."""
 
     def __init__(self, most_bytes: int = _CACHE_BYTES) -> None:
         self._most = most_bytes

@@ -197,8 +197,8 @@ def add_review(
     outcome = site.desk.answer(answer, may_correct_others=person.may(Role.QUALITY))
     if isinstance(outcome, Conflict):
         serial = given.capture.part.serial
-        told = view_models.refusal(outcome, site.words(request), person=person.name, serial=serial)
-        return JSONResponse({"error": f"conflict.{outcome.kind}", "message": told.text}, status_code=409)
+        refusal = view_models.refusal(outcome, site.words(request), person=person.name, serial=serial)
+        return JSONResponse({"error": f"conflict.{outcome.kind}", "message": refusal.text}, status_code=409)
     document = ReviewOut(review_id=outcome.review_id, is_new=outcome.is_new).model_dump()
     return JSONResponse(document, status_code=201 if outcome.is_new else 200)
 
