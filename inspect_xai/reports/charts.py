@@ -32,7 +32,7 @@ COLORS: Final = {
     "doubt": "#e69f00",
     "bad": "#d55e00",
 }
-"""What each variable of templates/day.css stands for in light; the last four are Okabe and Ito's, safe for color blindness."""
+"""What each variable of templates/day.css stands for in light; the last four are Okabe and Ito's colors."""
 
 _MOST_NAME = 22  # characters of a label beside its bar
 _LINE_APART = 0.055  # of the height of a chart: names of two points nearer than that would touch
