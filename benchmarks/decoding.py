@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def surface(height: int, width: int) -> NDArray[np.uint8]:
-    """A surface with the noise of a camera, (H, W, 3)."""
+    """Return a surface with the noise of a camera, (H, W, 3)."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(60, 200, (height // 16, width // 16, 3), np.uint8)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)

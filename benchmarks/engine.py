@@ -111,7 +111,7 @@ def rendered_window(bundle: ModelBundle) -> np.ndarray:
 
 
 def defective_window(bundle: ModelBundle) -> np.ndarray:
-    """The deciding window of the first tile of the test split that has a defect and is judged right."""
+    """Return the deciding window of the first tile of the test split that has a defect and is judged right."""
     with Explainer(bundle, device="cpu", faithfulness=False) as explainer:
         for part in defective_parts(shared_folder(), "magnetic-tile", split="test"):
             look = explainer.look(read_picture(part.path, limits=PictureLimits()).pixels)
@@ -164,7 +164,7 @@ def nchw(window: np.ndarray) -> np.ndarray:
 
 
 def whole(name: str, bundle: ModelBundle, picture: np.ndarray, mu: float) -> None:
-    """A whole exact explanation against its passes at the bare rate plus one trace, in turn."""
+    """Return a whole exact explanation against its passes at the bare rate plus one trace, in turn."""
     with Explainer(bundle, device="cpu", mu=mu, bucket=BUCKET, faithfulness=False) as explainer:
         look = explainer.look(picture)
         engine = explainer.engine
@@ -196,7 +196,7 @@ def start_of_a_line(folder: Path) -> None:
 
 
 def in_turn(tasks: dict[str, Callable[[], object]], *, burst: float, rounds: int) -> dict[str, np.ndarray]:
-    """Calls per second of each task, one number a round; the first two rounds are thrown away."""
+    """Return calls per second of each task, one number a round; the first two rounds are discarded."""
     rates: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in range(rounds + 2):
         for name, task in tasks.items():

@@ -307,7 +307,7 @@ def names(scratch: Path, options: argparse.Namespace) -> None:
 
 @contextmanager
 def folder_of_names(count: int) -> Iterator[Path]:
-    """A folder in memory with so many files of the smallest picture.
+    """Make a folder in memory with a number of files of the smallest picture.
 
     No links to one file: moving one name would change the time of all others, and none would be at rest.
     """
@@ -521,7 +521,7 @@ def small_bundle(scratch: Path) -> Path:
 
 
 def part(rng: np.random.Generator, index: int) -> NDArray[np.uint8]:
-    """A gray surface (64, 64), every tenth with a bright square."""
+    """Return a gray surface (64, 64), every tenth with a bright square."""
     picture = rng.integers(90, 160, (64, 64), np.uint8)
     if index % 10 == 0:
         picture[20:34, 30:44] = 255

@@ -174,7 +174,7 @@ FAMILIES = {
 
 
 def peak_mb():
-    """The most memory this program has held. Not getrusage's ru_maxrss: that one starts at what the parent held."""
+    """Return this program's peak memory; getrusage's ru_maxrss would begin at what the parent held."""
     status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     (line,) = [line for line in status if line.startswith("VmHWM:")]
     return int(line.split()[1]) / 1024

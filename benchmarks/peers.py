@@ -311,7 +311,7 @@ def judge(cases: list[Case], methods: tuple[str, ...], store: Path) -> None:
 
 
 def peak_gflops(side: int = 2048, rounds: int = 6) -> float:
-    """The best rate of a float32 matrix product on this machine, numpy's or ONNX Runtime's, in GFLOP/s."""
+    """Return the best rate of a float32 matrix product on this machine, numpy's or ONNX Runtime's, in GFLOP/s."""
     one = np.random.default_rng(0).random((side, side), dtype=np.float32)
     square = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [side, side]) for name in "ab"]
     node = onnx.helper.make_node("MatMul", ["a", "a"], ["b"])
@@ -328,13 +328,13 @@ def peak_gflops(side: int = 2048, rounds: int = 6) -> float:
 
 
 def answers(cases: list[Case], method: str, store: Path) -> list[dict[str, object]]:
-    """What a method answered, of the windows that it answered."""
+    """Return what a method answered, of the windows that it answered."""
     paths = (kept(store, case, method) for case in cases)
     return [json.loads(path.read_text()) for path in paths if path.exists()]
 
 
 def table(cases: list[Case], methods: tuple[str, ...], store: Path, *, judged: bool) -> Iterator[str]:
-    """The table in Markdown, with what it was measured on above it."""
+    """Return the table in Markdown, with what it was measured on above it."""
     cores = len(os.sched_getaffinity(0))
     yield (
         f"Python {platform.python_version()}, numpy {np.__version__}, onnxruntime {onnxruntime.__version__}, "
@@ -377,7 +377,7 @@ def per_pass_ms(found: list[dict[str, object]]) -> float | None:
 
 
 def bars(cases: list[Case], store: Path) -> Iterator[str]:
-    """What was promised, window by window, as ratios of what was measured in the same turn."""
+    """Return what was promised, window by window, as ratios of what was measured in the same turn."""
     peak = float((store / "peak.json").read_text()) if (store / "peak.json").exists() else None
     for network in dict.fromkeys(case.network for case in cases):
         some = [case for case in cases if case.network == network]
@@ -402,7 +402,7 @@ def bars(cases: list[Case], store: Path) -> Iterator[str]:
 
 
 def share_of_peak(answer: dict[str, object], network: str, peak: float) -> float | None:
-    """What the network's own arithmetic makes of the machine's best rate, best time of the answer."""
+    """Return what the network's own arithmetic makes of the machine's best rate, best time of the answer."""
     seconds = answer["seconds"]
     return GFLOP[network] * int(answer["passes"]) / min(seconds) / peak if seconds else None  # type: ignore
 

@@ -84,7 +84,7 @@ def fill(keep: Path, *, parts: int) -> None:
 
 
 def read(keep: Path) -> Mapping[str, Watched]:
-    """What is watched of the parts of each pool, in the order of their numbers."""
+    """Return what is watched of the parts of each pool, in the order of their numbers."""
     found = {}
     for name in POOLS:
         with open_store(_url(keep, name)) as store:
@@ -97,7 +97,7 @@ def _url(keep: Path, name: str) -> str:
 
 
 def _bundle(keep: Path, *, wrong: bool) -> Path:
-    """The sample network; or with the mean and spread of ImageNet in its card, as if copied from another model's."""
+    """Build the sample network, or one with ImageNet's mean and spread in its card, as if copied."""
     bundle = keep / ("wrong.bundle" if wrong else "right.bundle")
     if not bundle.exists():
         card = (SAMPLE / "card.toml").read_text(encoding="utf-8")

@@ -234,7 +234,7 @@ def judged(
 def truth_of(
     explainer: Explainer, window: NDArray[np.float32], target: int, fusion: sise.Fusion, truth: NDArray[np.bool_]
 ) -> tuple[float, ...]:
-    """What the network and the mask of the defect say of a map: see FAITHFUL."""
+    """Return what the network and the mask of the defect say of a map: see FAITHFUL."""
     rank = sise.rank_map(fusion.fused, fusion.before_last, fusion.deepest)
     hidden = sise.baseline_picture(window, explainer.settings.baseline, mean=explainer.engine.mean_px)
     return ask(explainer.engine, window, target, fused=fusion.fused, rank=rank, hidden=hidden, truth=truth)

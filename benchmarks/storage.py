@@ -44,7 +44,7 @@ LIMIT_MS = 50.0
 
 
 def cascade(sums: list[NDArray[np.float32]], size: int) -> NDArray[np.float32]:
-    """A fused map as the method makes it, but with a quantile in the place of Otsu's threshold."""
+    """Return a fused map as the method makes it, but with a quantile in the place of Otsu's threshold."""
     maps = [cv2.resize(each, (size, size), interpolation=cv2.INTER_LINEAR) for each in sums]
     maps = [(each - each.min()) / max(float(np.ptp(each)), 1e-9) for each in maps]
     fused = maps[0]
@@ -54,7 +54,7 @@ def cascade(sums: list[NDArray[np.float32]], size: int) -> NDArray[np.float32]:
 
 
 def explanation(rng: np.random.Generator, *, size: int, sizes: tuple[int, ...]) -> Explanation:
-    """An explanation whose maps pack as a network's do."""
+    """Return an explanation whose maps pack as a network's do."""
     made = stored.explanation(rng, size=8, sizes=sizes)
     sums = [block.sums for block in made.tiles[0].blocks if block.sums is not None]
     return dataclasses.replace(made, fused=cascade(sums, size))
@@ -137,7 +137,7 @@ def fill(store: Store, number: int) -> None:
 
 @contextmanager
 def statements(store: Store) -> Iterator[list[tuple[str, Any]]]:
-    """The statements that run inside of the block."""
+    """Return the statements that run inside of the block."""
     seen: list[tuple[str, Any]] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
@@ -151,7 +151,7 @@ def statements(store: Store) -> Iterator[list[tuple[str, Any]]]:
 
 
 def print_plan(store: Store, run: Callable[[], object]) -> None:
-    """The database's plan of the longest statement of a query."""
+    """Return the database's plan of the longest statement of a query."""
     with statements(store) as seen:
         run()
     statement, parameters = max((each for each in seen if "SELECT" in each[0]), key=lambda each: len(each[0]))
@@ -163,7 +163,7 @@ def print_plan(store: Store, run: Callable[[], object]) -> None:
 
 
 def measure_queries(store: Store, number: int) -> None:
-    """The queries people wait for, with their plans."""
+    """Return the queries people wait for, with their plans."""
     desk, figures = Desk(store.database), ReportQueries(store.database)
     begun = time.perf_counter()
     taken = desk.take_in()

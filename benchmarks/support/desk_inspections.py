@@ -42,7 +42,7 @@ RUN = Run("run-desk", NOW, "CPUExecutionProvider", {"onnxruntime": "1"}, {"devic
 
 
 def surface(number: int, *, with_defect: bool, size: int = SIZE) -> NDArray[np.uint8]:
-    """A brushed surface, with a dark crack where a defect is wanted."""
+    """Return a brushed surface, with a dark crack where a defect is wanted."""
     rng = np.random.default_rng(number)
     noise = cv2.GaussianBlur(rng.normal(0, 1, (size, size)), (0, 0), sigmaX=6, sigmaY=0.6)
     picture = 128 + 60 * noise
@@ -54,7 +54,7 @@ def surface(number: int, *, with_defect: bool, size: int = SIZE) -> NDArray[np.u
 
 
 def explanation(picture: NDArray[np.uint8], *, target: str, scores: tuple[float, ...]) -> Explanation:
-    """An explanation whose evidence lies where the picture is darkest, in two blocks of one window."""
+    """Return an explanation whose evidence lies where the picture is darkest, in two blocks of one window."""
     size = (picture.shape[0], picture.shape[1])
     dark = cv2.GaussianBlur((picture < 60).astype(np.float32), (0, 0), sigmaX=3)
     sums = [cv2.resize(dark, (edge, edge), interpolation=cv2.INTER_AREA) for edge in (size[0] // 4, size[0] // 12)]
@@ -82,7 +82,7 @@ def explanation(picture: NDArray[np.uint8], *, target: str, scores: tuple[float,
 
 
 def inspection(archive: Path, number: int, code: VerdictCode = VerdictCode.NG, **changes: object) -> Inspection:
-    """The inspection of a picture that is written to the archive; `changes` are those of its part."""
+    """Return the inspection of a picture that is written to the archive; `changes` are those of its part."""
     score = {VerdictCode.NG: 0.93, VerdictCode.UNSURE: 0.44, VerdictCode.OK: 0.03}[code]
     reason = {
         VerdictCode.NG: Reason.DEFECT_OVER_THRESHOLD,
@@ -127,7 +127,7 @@ def inspection(archive: Path, number: int, code: VerdictCode = VerdictCode.NG, *
 
 
 def failed(archive: Path, number: int) -> Inspection:
-    """The inspection of a file that is no picture."""
+    """Return the inspection of a file that is no picture."""
     given = inspection(archive, number, VerdictCode.UNSURE)
     return replace(
         given,
@@ -140,7 +140,7 @@ def failed(archive: Path, number: int) -> Inspection:
 
 
 def prepared(store: Store) -> Store:
-    """A store in which `inspection` can be recorded."""
+    """Return a store in which `inspection` can be recorded."""
     store.registry.register_model(FINGERPRINT, CARD, registered_by="Ada")
     store.begin_run(RUN)
     return store

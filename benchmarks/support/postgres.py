@@ -15,7 +15,7 @@ import psycopg
 
 
 def programs() -> Path | None:
-    """The folder with initdb and pg_ctl of the newest version installed; None where there is no server."""
+    """Return the folder with initdb and pg_ctl of the newest version installed; None where there is no server."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parent.parent.name))
     if found:
         return found[-1].parent
@@ -31,7 +31,7 @@ class Cluster:
         self.port = port
 
     def create(self, *, template: str = "template1", tablespace: Path | None = None) -> str:
-        """A new database; with `tablespace` its files lie in that folder."""
+        """Make a database; with `tablespace` its files lie in that folder."""
         name = f"t{secrets.token_hex(6)}"
         with self._connected() as connection:
             where = ""
@@ -94,7 +94,7 @@ class Cluster:
 
 @contextmanager
 def cluster() -> Iterator[Cluster]:
-    """A server that lives as long as the block."""
+    """Run a server as long as the block."""
     with tempfile.TemporaryDirectory(prefix="inspect-xai-pg-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         if os.geteuid() == 0:

@@ -35,14 +35,14 @@ RUN = Run("run-1", NOON, "CPUExecutionProvider", {"onnxruntime": "1.31.1"}, {"de
 
 
 def prepared(store: Store) -> Store:
-    """A store in which `inspection` can be recorded."""
+    """Return a store in which `inspection` can be recorded."""
     store.registry.register_model(FINGERPRINT, CARD, registered_by="Ada")
     store.begin_run(RUN)
     return store
 
 
 def smooth(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
-    """A map like a network's: blobs on a floor of zeros (as after a ReLU), with texture."""
+    """Return a map like a network's: blobs on a floor of zeros (as after a ReLU), with texture."""
     row, column = np.mgrid[0:size, 0:size] / size
     total = 0.05 * rng.random((size, size))
     for _ in range(6):
@@ -77,7 +77,7 @@ def explanation(rng: np.random.Generator, *, size: int = 16, sizes: tuple[int, .
 
 
 def inspection(number: int, *, explained: Explanation | None = None, code: VerdictCode = VerdictCode.NG) -> Inspection:
-    """The inspection of picture `number`; an explained one if an explanation is given."""
+    """Return the inspection of picture `number`; an explained one if an explanation is given."""
     reason = Reason.CLEAR if code is VerdictCode.OK else Reason.DEFECT_OVER_THRESHOLD
     return Inspection(
         capture=Capture(
@@ -105,5 +105,5 @@ def inspection(number: int, *, explained: Explanation | None = None, code: Verdi
 
 
 def of_part(given: Inspection, sha256: str, **changes: object) -> Inspection:
-    """The same inspection of another picture of the same part."""
+    """Return the same inspection of another picture of the same part."""
     return dataclasses.replace(given, capture=dataclasses.replace(given.capture, sha256=sha256, **changes))

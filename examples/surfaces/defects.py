@@ -84,7 +84,7 @@ def _pit(rng: np.random.Generator, ground: Reflectance, center: Point, light: Po
 
 
 def _crack(rng: np.random.Generator, ground: Reflectance, center: Point, light: Point, strength: float) -> Reflectance:
-    """A dark, jagged line that branches and thins out, with a chipped, lighter edge here and there."""
+    """Draw a dark, jagged line that branches and thins out, with a chipped, lighter edge here and there."""
     size = ground.shape[:2]
     start = np.asarray(center, dtype=np.float64)
     heading = rng.uniform(0, 2 * np.pi)
@@ -123,7 +123,7 @@ _STAIN_COLORS = ((0.20, 0.38, 0.60), (0.44, 0.46, 0.48), (0.52, 0.43, 0.34), (0.
 
 
 def _stain(rng: np.random.Generator, ground: Reflectance, center: Point, _light: Point, strength: float) -> Reflectance:
-    """A dried-up liquid: irregular, soft within, with the darker rim it leaves where it stopped."""
+    """Draw a dried-up liquid: irregular, soft within, with the darker rim it leaves where it stopped."""
     size = ground.shape[:2]
     far, angle = distance(size, center)
     radius = rng.uniform(15, 36)
@@ -139,7 +139,7 @@ def _stain(rng: np.random.Generator, ground: Reflectance, center: Point, _light:
 
 
 def _dent(rng: np.random.Generator, ground: Reflectance, center: Point, light: Point, strength: float) -> Reflectance:
-    """A smooth hollow without a sharp edge: dark towards the lamp, light away from it, the surface itself unhurt."""
+    """Draw a smooth hollow without a sharp edge: dark towards the lamp, light away from it."""
     far, _ = distance(ground.shape[:2], center)
     radius = rng.uniform(14, 26)
     hollow = -np.exp(-((far / radius) ** 4)).astype(np.float32)

@@ -139,13 +139,13 @@ def _tile(rng: np.random.Generator, size: tuple[int, int], light: tuple[float, f
 
 
 def _fixture(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float32]:
-    """The blackened rail beside a metal part."""
+    """Draw the blackened rail beside a metal part."""
     shade = rng.uniform(0.09, 0.14) * (1 + 0.12 * grain(rng, size, 0.8) + 0.1 * clouds(rng, size, (60, 60)))
     return np.asarray(np.repeat(shade[..., None], 3, axis=2), dtype=np.float32)
 
 
 def _joint(rng: np.random.Generator, glaze: NDArray[np.float32], part: Field) -> NDArray[np.float32]:
-    """What lies beside a tile: sandy mortar some pixels wide, then the next tile."""
+    """Draw what lies beside a tile: sandy mortar some pixels wide, then the next tile."""
     size = part.shape
     outside = np.asarray(cv2.distanceTransform((part < 0.5).astype(np.uint8), cv2.DIST_L2, 5), dtype=np.float32)
     sand = rng.uniform(0.34, 0.5) * (1 + 0.09 * grain(rng, size, 0.9) + 0.05 * grain(rng, size, 3.0))

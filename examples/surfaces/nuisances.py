@@ -77,7 +77,7 @@ def _dust(rng: np.random.Generator, size: tuple[int, int]) -> Field:
 
 
 def _lint(rng: np.random.Generator, size: tuple[int, int]) -> Field:
-    """A short curled fibre, out of focus because it stands off the surface."""
+    """Draw a short curled fibre, out of focus because it stands off the surface."""
     turns = np.cumsum(rng.normal(0.12, 0.1, 24) * rng.choice([-1, 1])) + rng.uniform(0, 2 * np.pi)
     pace = rng.uniform(1.0, 1.6)
     start = np.array([rng.uniform(0.1, 0.9) * size[0], rng.uniform(0.1, 0.9) * size[1]])
@@ -87,7 +87,7 @@ def _lint(rng: np.random.Generator, size: tuple[int, int]) -> Field:
 
 
 def _oil(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float32]:
-    """A wiped film: broad, edgeless, a few per cent darker or lighter, with a breath of rainbow."""
+    """Draw a wiped film: broad, edgeless, a few per cent darker or lighter, with a breath of rainbow."""
     far, _ = distance(size, (rng.uniform(0, size[0]), rng.uniform(0, size[1])))
     film = step(far, rng.uniform(140, 240), 0.0) * (1 + 0.25 * clouds(rng, size, (80, 80)))
     hue = rng.uniform(0, 2 * np.pi) + np.array([0.0, 2.1, 4.2])
@@ -96,7 +96,7 @@ def _oil(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float32]
 
 
 def _part_mark(rng: np.random.Generator, size: tuple[int, int]) -> Field:
-    """A laser-written number or a dot code near a corner."""
+    """Draw a laser-written number or a dot code near a corner."""
     canvas = np.zeros((size[0] * 2, size[1] * 2), np.uint8)
     row = rng.choice([rng.uniform(48, 62), size[0] - rng.uniform(34, 48)])
     at = (int(2 * rng.uniform(36, size[1] - 110)), int(2 * row))

@@ -140,13 +140,13 @@ def _damaged(
 
 
 def _seen(reflectance: NDArray[np.float32], lit: Field) -> NDArray[np.float32]:
-    """What the lens throws on the sensor: float32 (H, W, 3)."""
+    """Return what the lens throws on the sensor: float32 (H, W, 3)."""
     seen = cv2.GaussianBlur(reflectance * lit[..., None], (0, 0), 0.65, borderType=cv2.BORDER_REFLECT)
     return np.asarray(seen, dtype=np.float32)
 
 
 def _exposed(rng: np.random.Generator, seen: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """What the sensor makes of it: shot noise that grows with light, clipped to 8 bits."""
+    """Return what the sensor makes of it: shot noise that grows with light, clipped to 8 bits."""
     spread = np.sqrt(0.00002 + 0.0001 * np.clip(seen[..., 1], 0, 1)) * np.float32(rng.uniform(0.6, 1.1))
     noise = spread * rng.standard_normal(seen.shape[:2], dtype=np.float32)
     return np.asarray(np.round(np.clip(seen + noise[..., None], 0, 1) * 255), dtype=np.uint8)

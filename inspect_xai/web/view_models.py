@@ -13,7 +13,6 @@ from inspect_xai.storage.review_queue_sql import QueueEntry
 from inspect_xai.web.i18n import Words
 from inspect_xai.web.rendering import Archive, blocks_shown, content_name
 
-OPACITIES: Final = tuple(range(0, 101, 10))
 _OPACITY: Final = 70
 
 

@@ -29,7 +29,7 @@ class Desk:
         self._visitors: list[Visitor] = []
 
     def client(self, name: str = "", *, token: str = "", headers: dict[str, str] | None = None) -> "Visitor":
-        """A browser without JavaScript, signed in if a name or token is given."""
+        """Open a browser without JavaScript, signed in if a name or token is given."""
         visitor = Visitor(self.base, headers or {})
         self._visitors.append(visitor)
         if name or token:
@@ -70,7 +70,7 @@ class Visitor:
         self.follow(response)
 
     def hidden(self, name: str) -> str:
-        """The value of a hidden field of the page seen last, of the judgment form first."""
+        """Return the value of a hidden field of the page seen last, of the judgment form first."""
         form = re.search(r'<form id="judge".*?</form>', self.page, re.DOTALL)
         for text in (form[0] if form else "", self.page):
             found = re.search(rf'name="{name}" value="([^"]*)"', text)

@@ -17,13 +17,13 @@ from PIL import Image
 
 
 def surface(seed: int = 0, *, size: tuple[int, int] = (40, 60)) -> NDArray[np.uint8]:
-    """A gray RGB surface (H, W, 3) that differs by seed."""
+    """Return a gray RGB surface (H, W, 3) that differs by seed."""
     rng = np.random.default_rng(seed)
     return np.repeat(rng.integers(90, 160, (*size, 1), np.uint8), 3, axis=2)
 
 
 def encoded(pixels: NDArray[np.generic], suffix: str = ".png") -> bytes:
-    """The pixels as a file's bytes; RGB order in."""
+    """Return the pixels as a file's bytes; RGB order in."""
     bgr = pixels[..., ::-1] if pixels.ndim == 3 else pixels
     done, data = cv2.imencode(suffix, np.ascontiguousarray(bgr))
     assert done
@@ -31,14 +31,14 @@ def encoded(pixels: NDArray[np.generic], suffix: str = ".png") -> bytes:
 
 
 def pillow(mode: str, form: str, **options: object) -> bytes:
-    """A surface written by another library than the one that reads it."""
+    """Return a surface written by another library than the one that reads it."""
     data = io.BytesIO()
     Image.fromarray(surface()).convert(mode).save(data, form, **options)
     return data.getvalue()
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """A few bytes whose header asks for any number of pixels."""
+    """Return a few bytes whose header asks for any number of pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
@@ -49,7 +49,7 @@ def png_claiming(width: int, height: int) -> bytes:
 
 
 def tiff_claiming(width: int, height: int) -> bytes:
-    """The same as TIFF, little endian, without pixels."""
+    """Return the same as TIFF, little endian, without pixels."""
     entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (262, 3, 1, 1)]
     return (
         b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(struct.pack("<HHII", *e) for e in entries) + b"\0" * 4
@@ -57,12 +57,12 @@ def tiff_claiming(width: int, height: int) -> bytes:
 
 
 def bmp_claiming(width: int, height: int) -> bytes:
-    """The same as BMP."""
+    """Return the same as BMP."""
     return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, *[0] * 6)
 
 
 def float_tiff() -> bytes:
-    """A TIFF of floats, one of them not a number."""
+    """Return a TIFF of floats, one of them not a number."""
     pixels = np.zeros((40, 60), np.float32)
     pixels[3, 4] = np.nan
     data = io.BytesIO()
@@ -76,7 +76,7 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def tiff_in_a_circle() -> bytes:
-    """A TIFF whose directory names itself as the next one."""
+    """Return a TIFF whose directory names itself as the next one."""
     data = bytearray(TIFF)
     (directory,) = struct.unpack_from("<I", data, 4)
     (entries,) = struct.unpack_from("<H", data, directory)
@@ -85,19 +85,19 @@ def tiff_in_a_circle() -> bytes:
 
 
 def lost_half(data: bytes) -> bytes:
-    """A JPEG whose first scan lost its second half, with the end marker that gateways and repair tools put there."""
+    """Return a JPEG whose first scan lost its second half, with the end marker that repair tools put there."""
     scan = data.find(b"\xff\xda")
     return data[: scan + (len(data) - scan) // 2] + b"\xff\xd9"
 
 
 def without_first_row(data: bytes) -> bytes:
-    """A JPEG with restart markers that lost what stands between the first two of them."""
+    """Return a JPEG with restart markers that lost what stands between the first two of them."""
     first, second = data.find(b"\xff\xd0"), data.find(b"\xff\xd1")
     return data[:first] + data[second:]
 
 
 def tiff_with(data: bytes, tag: int, value: int) -> bytes:
-    """A little endian TIFF whose tag has another value."""
+    """Return a little endian TIFF whose tag has another value."""
     changed = bytearray(data)
     (directory,) = struct.unpack_from("<I", data, 4)
     (entries,) = struct.unpack_from("<H", data, directory)
@@ -110,7 +110,7 @@ def tiff_with(data: bytes, tag: int, value: int) -> bytes:
 
 
 def tiff_of_two_sizes(first: int, second: int) -> bytes:
-    """A gray TIFF that gives width and height twice; libtiff takes the first, others the last."""
+    """Return a gray TIFF that gives width and height twice; libtiff takes the first, others the last."""
     packed = zlib.compress(bytes(first * first), 9)
     sides = [(256, 4, 1, first), (257, 4, 1, first)]
     rest = [(258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 146), (277, 3, 1, 1), (278, 4, 1, first)]
@@ -120,7 +120,7 @@ def tiff_of_two_sizes(first: int, second: int) -> bytes:
 
 
 def small_tiles() -> bytes:
-    """A TIFF of tiles of 16 x 16 pixels, the smallest the format knows."""
+    """Return a TIFF of tiles of 16 x 16 pixels, the smallest the format knows."""
     data = io.BytesIO()
     tifffile.imwrite(data, surface(37), tile=(16, 16), photometric="rgb")
     return data.getvalue()
@@ -262,7 +262,7 @@ def _link_to_itself(folder: Path) -> None:
 
 
 def _link_to_folder(folder: Path) -> None:
-    """A link out of the source that is named like a picture and leads to a folder with one."""
+    """Make a link out of the source that is named like a picture and leads to a folder with one."""
     (folder.parent / "elsewhere").mkdir()
     (folder.parent / "elsewhere" / "secret.png").write_bytes(encoded(surface(33)))
     (folder / "folder link.png").symlink_to(folder.parent / "elsewhere")
@@ -270,7 +270,7 @@ def _link_to_folder(folder: Path) -> None:
 
 
 def _sparse(folder: Path) -> None:
-    """A file that claims a terabyte and takes no room."""
+    """Make a file that claims a terabyte and takes no room."""
     with (folder / "terabyte.png").open("wb") as file:
         file.write(PNG)
         file.truncate(1 << 40)
@@ -287,7 +287,7 @@ def _sidecar_folder(folder: Path) -> None:
 
 
 def _sidecar_pipe(folder: Path) -> None:
-    """A pipe that nobody writes into: opened the usual way it would hold the line for ever."""
+    """Make a pipe that nobody writes into: opened the usual way it would hold the line for ever."""
     (folder / "sidecar pipe.png").write_bytes(encoded(surface(36)))
     os.mkfifo(folder / "sidecar pipe.json")
 

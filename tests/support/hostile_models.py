@@ -20,7 +20,7 @@ CARD = ModelCard("tiny", "1", ("pit", "free"), InputSpec(16, 16), ok_labels=("fr
 
 
 def tiny_model() -> onnx.ModelProto:
-    """A sound CNN: picture "x" (N, 3, 16, 16) -> Conv, Relu, MaxPool, Conv, Relu, pool, Gemm -> "z" (N, 2)."""
+    """Return a sound CNN: picture "x" (N, 3, 16, 16) -> Conv, Relu, MaxPool, Conv, Relu, pool, Gemm -> "z" (N, 2)."""
     rng = np.random.default_rng(0)
 
     def weight(name: str, *shape: int) -> TensorProto:

@@ -23,7 +23,7 @@ def write(path: Path, seed: int, spot_px: int = 0) -> Path:
 
 
 def explaining(ok_share: float, version: str = "1") -> Policy:
-    """The policy of a line without a policy file."""
+    """Return the policy of a line without a policy file."""
     return DefaultPolicy(version, ExplainRule(ok_share=ok_share))
 
 

@@ -12,7 +12,7 @@ CHUNK = 4
 
 
 def explanation_of(number: int) -> Explanation:
-    """The same for the same picture, whoever makes it."""
+    """Return the same for the same picture, whoever makes it."""
     return stored.explanation(np.random.default_rng(number))
 
 

@@ -87,7 +87,7 @@ def spot_bundle(folder: Path, *, fails_on_white: bool = False) -> Path:
 
 
 def part(seed: int, *, spot_px: int = 0) -> NDArray[np.uint8]:
-    """A gray surface (32, 32, 3) with a white square: none is OK, 5 px UNSURE, 10 px NG."""
+    """Return a gray surface (32, 32, 3) with a white square: none is OK, 5 px UNSURE, 10 px NG."""
     picture = hostile.surface(seed, size=(32, 32))
     picture[6 : 6 + spot_px, 18 : 18 + spot_px] = 255
     return picture

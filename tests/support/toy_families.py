@@ -24,7 +24,7 @@ class Toy(nn.Module):
         self.head = head
 
     def taps(self, picture: Tensor) -> list[Tensor]:
-        """The block ends, shallow to deep, each (N, C, h, w)."""
+        """Return the block ends, shallow to deep, each (N, C, h, w)."""
         tensors = [picture]
         for stage in self.stages:
             tensors.append(stage(tensors[-1]))

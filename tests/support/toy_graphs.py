@@ -29,7 +29,7 @@ def make_model(
     constants: dict[str, np.ndarray] | None = None,
     opset: int = 18,
 ) -> onnx.ModelProto:
-    """A float32 model; an output of shape None has one that is left to inference."""
+    """Return a float32 model; an output of shape None has one that is left to inference."""
     graph = helper.make_graph(
         list(nodes),
         "test",
@@ -42,7 +42,7 @@ def make_model(
 
 
 def with_outputs(model: onnx.ModelProto, shapes: dict[str, Sequence[int | str]]) -> onnx.ModelProto:
-    """The model with inner tensors as further outputs, checked."""
+    """Return the model with inner tensors as further outputs, checked."""
     model.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()
     )
@@ -92,7 +92,7 @@ NHWC_ENDS = ("block1/relu2:0", "block2/relu2:0", "block3/relu:0")
 
 
 def nhwc_model(*, softmax: bool = False, seed: int = 3) -> onnx.ModelProto:
-    """A channels-last network in the manner of tf2onnx: every Conv and MaxPool between Transpose nodes, rest in NHWC.
+    """Make a channels-last network as tf2onnx does: every Conv and MaxPool between Transpose nodes, rest in NHWC.
 
     Input "input:0" (N, 64, 64, 3); block ends `NHWC_ENDS`: Relu 6@32, 8@16 (behind an Add), 12@8; the head is
     ReduceMean over axes 1 and 2, MatMul, Add and, if asked for, Softmax; output "logits:0" or "softmax:0" (N, 5).
@@ -130,7 +130,7 @@ class _Pictures(quantization.CalibrationDataReader):
 
 
 def quantized(model: onnx.ModelProto, pictures: np.ndarray) -> onnx.ModelProto:
-    """The model in int8 as ONNX Runtime's static quantizer writes it: QuantizeLinear and DequantizeLinear around all.
+    """Quantize the model to int8 with ONNX Runtime's static quantizer: QuantizeLinear and DequantizeLinear around all.
 
     Args:
         model: A float model of opset 18 or later with one input.

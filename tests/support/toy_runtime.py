@@ -81,7 +81,7 @@ def _through_files(make: Callable[[Path, Path], None], given: onnx.ModelProto) -
 
 
 def unpadded_network() -> onnx.ModelProto:
-    """The same without padding, and so without the sum: Relu "r1" 8@30, "r2" 8@13, Concat "both" 12@6."""
+    """Return the same without padding, and so without the sum: Relu "r1" 8@30, "r2" 8@13, Concat "both" 12@6."""
     model = residual_network()
     nodes = [node for node in model.graph.node if node.op_type != "Add"]
     for node in nodes:
@@ -116,7 +116,7 @@ def in_operators(given: onnx.ModelProto | None = None) -> onnx.ModelProto:
 
 
 def optimized(given: onnx.ModelProto, level: ort.GraphOptimizationLevel) -> onnx.ModelProto:
-    """What an optimizing session writes down: FusedConv and the like."""
+    """Return what an optimizing session writes down: FusedConv and the like."""
 
     def make(before: Path, after: Path) -> None:
         options = ort.SessionOptions()

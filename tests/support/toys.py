@@ -38,7 +38,7 @@ class Family:
     pixels: bool = False  # fed with 0..255 in place of noise of unit variance
 
     def make(self) -> Toy:
-        """The module with its seeded weights, in evaluation mode."""
+        """Return the module with its seeded weights, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
             return _settle(self.build(), self.pictures(8, seed=7), seed=11)
 
@@ -183,7 +183,7 @@ def _exported(name: str, *, taps: bool, **options: Any) -> onnx.ModelProto:
 
 
 def toy_model(name: str, *, taps: bool = False, **options: Any) -> onnx.ModelProto:
-    """A fresh copy of a toy's ONNX graph; exported once per process.
+    """Return a fresh copy of a toy's ONNX graph; exported once per process.
 
     Args:
         name: A key of `TOYS`.
