@@ -338,7 +338,7 @@ def audit_model(
         threads: Of the network; default: all cores.
         on_step: Called with what is done ("measuring" or "sanity"), how many, and of how many.
     """
-    from inspect_xai.audit.conclusions import find
+    from inspect_xai.audit.conclusions import build_report
     from inspect_xai.audit.run import run_audit
     from inspect_xai.explain.explainer import Explainer
     from inspect_xai.reports.audit_page import write_audit
@@ -349,7 +349,7 @@ def audit_model(
             _make_known(keep_in, engine.bundle)  # a database that does not fit is refused now, not after hours
         measured = run_audit(engine, manifest, out, settings=settings, on_row=partial(on_step, "measuring"))
         sanity = _checked(engine, measured, settings, partial(on_step, "sanity"))
-    report = find(measured, sanity=sanity)
+    report = build_report(measured, sanity=sanity)
     command = _command(bundle, manifest, out, settings, file=settings_file)
     written = write_audit(measured, report, command=command)
     if keep_in is not None:

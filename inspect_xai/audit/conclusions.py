@@ -214,7 +214,7 @@ class CohortMap:
     mean: NDArray[np.float64]
 
 
-def find(audit: Audit, *, sanity: Sanity | None = None, most_suspects: int = 10) -> AuditReport:
+def build_report(audit: Audit, *, sanity: Sanity | None = None, most_suspects: int = 10) -> AuditReport:
     """Draw up an audit's report.
 
     Args:

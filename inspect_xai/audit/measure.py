@@ -48,7 +48,7 @@ NUMBERS = (
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scene:
+class MeasurementContext:
     """One picture ready to be measured on.
 
     Attributes:
@@ -72,7 +72,7 @@ class Scene:
     closed_drop: float | None
 
 
-def open_scene(
+def prepare_measurement(
     engine: Engine,
     look: WindowScores,
     *,
@@ -80,7 +80,7 @@ def open_scene(
     truth: NDArray[np.bool_] | None,
     part: NDArray[np.bool_],
     seed: int,
-) -> Scene:
+) -> MeasurementContext:
     """Cut out the window to measure in, and see what closing the defect does to the score.
 
     Args:
@@ -100,17 +100,19 @@ def open_scene(
         seen = tiles.in_window(truth, tile, engine.card.input, outside=0).astype(np.bool_)
         drop = 0.0
         if seen.any():
-            closed = picture_regions.around(seen, reach_px=_reach(seen, CLOSED_REACH))
+            closed = picture_regions.dilate(seen, reach_px=_reach(seen, CLOSED_REACH))
             drop = _drop_of_closing(engine, window, closed, target=target, full=full, seed=seed)
-    return Scene(window, tile, target, full, truth, seen, part, drop)
+    return MeasurementContext(window, tile, target, full, truth, seen, part, drop)
 
 
-def measure(engine: Engine, scene: Scene, explanation: Explanation, *, steps: int, seed: int) -> dict[str, float]:
+def measure(
+    engine: Engine, scene: MeasurementContext, explanation: Explanation, *, steps: int, seed: int
+) -> dict[str, float]:
     """Compute every number of one explanation.
 
     Args:
         engine: Of the model.
-        scene: From `open_scene`.
+        scene: From `prepare_measurement`.
         explanation: Of the scene's class.
         steps: Of the insertion and deletion curves.
         seed: Of the noise on removed pixels.
@@ -126,7 +128,7 @@ def measure(engine: Engine, scene: Scene, explanation: Explanation, *, steps: in
         "inside": picture_regions.share_inside(fused, scene.part),
     }
     if scene.truth is not None:
-        near = picture_regions.around(scene.truth, reach_px=_reach(scene.window, NEAR_REACH))
+        near = picture_regions.dilate(scene.truth, reach_px=_reach(scene.window, NEAR_REACH))
         numbers |= {
             "ebpg": metrics.ebpg(fused, scene.truth),
             "miou": metrics.iou(rank, scene.truth),
@@ -162,7 +164,9 @@ def measure(engine: Engine, scene: Scene, explanation: Explanation, *, steps: in
     return numbers
 
 
-def measure_adcc(engine: Engine, scene: Scene, explanation: Explanation, settings: ExplainSettings) -> dict[str, float]:
+def measure_adcc(
+    engine: Engine, scene: MeasurementContext, explanation: Explanation, settings: ExplainSettings
+) -> dict[str, float]:
     """Compute ADCC and its parts: is the map coherent, sparse, and does what it lets through keep the score?
 
     Costs one more explanation, of the window seen through its own map. What the map hides is the mean color: ADCC's
@@ -170,7 +174,7 @@ def measure_adcc(engine: Engine, scene: Scene, explanation: Explanation, setting
 
     Args:
         engine: Of the model.
-        scene: From `open_scene`.
+        scene: From `prepare_measurement`.
         explanation: Of the scene's class.
         settings: By which that was made.
 
@@ -202,10 +206,10 @@ def _as_taken(window: NDArray[np.uint8], channels: Channels) -> NDArray[np.uint8
             return window
 
 
-def _elsewhere_drop(engine: Engine, scene: Scene, rank: NDArray[np.int32], *, seed: int) -> float:
+def _elsewhere_drop(engine: Engine, scene: MeasurementContext, rank: NDArray[np.int32], *, seed: int) -> float:
     """Close the map's strongest pixels away from the defect: as many as the defect has, and a few at the least."""
     assert scene.truth_seen is not None  # noqa: S101  the caller looked
-    away = ~picture_regions.around(scene.truth_seen, reach_px=_reach(scene.window, NEAR_REACH))
+    away = ~picture_regions.dilate(scene.truth_seen, reach_px=_reach(scene.window, NEAR_REACH))
     count = max(int(scene.truth_seen.sum()), metrics.share_of(rank.size, ELSEWHERE_SHARE))
     places = np.flatnonzero(away.ravel())
     strongest = places[np.argsort(rank.ravel()[places])[:count]]

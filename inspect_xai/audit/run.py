@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspect_xai.audit.dataset import LabelledPicture, read_labeled, read_mask, read_truth, table_sha256
-from inspect_xai.audit.measure import measure, measure_adcc, open_scene
+from inspect_xai.audit.measure import measure, measure_adcc, prepare_measurement
 from inspect_xai.audit.rows import AuditRow, Measured, RowWriter, read_rows
 from inspect_xai.errors import InspectXaiError, SettingsError
 from inspect_xai.explain.request import explain
@@ -274,7 +274,7 @@ def _measure_picture(
             return row
         region = _region(settings.region, pixels, limits=settings.limits)
         target = engine.card.labels.index(labeled.label)
-        scene = open_scene(engine, seen, target=target, truth=truth, part=region, seed=settings.seed)
+        scene = prepare_measurement(engine, seen, target=target, truth=truth, part=region, seed=settings.seed)
         measured, maps = [], {}
         for how, found, seconds in _explain_all(engine, seen, labeled.label, settings):
             numbers = measure(engine, scene, found, steps=settings.steps, seed=settings.seed)

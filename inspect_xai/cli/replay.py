@@ -121,7 +121,7 @@ class _Models:
 
 
 def _replays(store: "Store", ids: Sequence[int], models: _Models, archive: Path | None) -> Iterator["Replay"]:
-    from inspect_xai.verify.replay import archived_picture, cannot
+    from inspect_xai.verify.replay import archived_picture, not_reproducible
 
     for number in ids:
         stored = store.get(number, maps=True)
@@ -132,7 +132,7 @@ def _replays(store: "Store", ids: Sequence[int], models: _Models, archive: Path 
             picture = archived_picture(stored, archive=archive)
         except PictureError as error:
             missing.append(f"the picture: {error}")
-        yield cannot(stored, *missing) if missing or model is None else model.replay(stored, picture)
+        yield not_reproducible(stored, *missing) if missing or model is None else model.replay(stored, picture)
 
 
 def _chosen_ids(store: "Store", settings: "Settings", on: datetime | None, sample: int | None, seed: int) -> list[int]:

@@ -1,12 +1,12 @@
 """The public door: an engine and default settings, which judge and explain pictures."""
 
 from pathlib import Path
-from types import TracebackType
-from typing import Self, Unpack
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inspect_xai.closing import Closing
 from inspect_xai.errors import SettingsError
 from inspect_xai.explain.batch_size import Origin, resolve_batch_size
 from inspect_xai.explain.request import explain
@@ -17,7 +17,7 @@ from inspect_xai.model.engine import Engine
 from inspect_xai.records import Explanation, ModelCard, PictureLimits, VerdictSpec
 
 
-class Explainer:
+class Explainer(Closing):
     """Judges and explains pictures with one model bundle; nothing of it can be changed once it is made.
 
     Example:
@@ -155,14 +155,6 @@ class Explainer:
     def close(self) -> None:
         """Free the engine's sessions."""
         self._engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _label(self, target: str | int) -> str:
         if isinstance(target, str):

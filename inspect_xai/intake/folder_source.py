@@ -25,9 +25,9 @@ from datetime import datetime
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
+from inspect_xai.closing import Closing
 from inspect_xai.errors import IntakeError, PictureError
 from inspect_xai.intake.identity import AMBIGUOUS, HASH_DIGITS, SHARED_BY, ambiguous, shared
 from inspect_xai.intake.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifests
@@ -56,7 +56,7 @@ _MAX_NAME_BYTES = 255
 _LISTINGS = 16  # kept at a time; lines walk folder by folder
 
 
-class FolderSource:
+class FolderSource(Closing):
     """A folder that cameras write into.
 
     Args:
@@ -213,14 +213,6 @@ class FolderSource:
             _prune(self._claims)
             self._lock.close()
             self._claims = self._lock = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _open_claims(self) -> tuple[Path, IO[str]]:
         """Make this line's folder for claims and lock its owner file, which the kernel unlocks when the line dies."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from inspect_xai.closing import Closing
 from inspect_xai.errors import IntakeError, PictureError, StoreError
 from inspect_xai.intake.decode import too_long
 from inspect_xai.intake.folder_source import FolderSource
@@ -23,7 +23,7 @@ from inspect_xai.storage.claims import Claims
 _LOOK_AHEAD = 1000  # names whose claims are looked up at once
 
 
-class UrlSource:
+class UrlSource(Closing):
     """A place that fsspec can list, read in place: memory://, file://, s3://bucket/folder.
 
     Nothing is moved. Several workers share it through claims in the database (`shared`), which also say what is
@@ -143,14 +143,6 @@ class UrlSource:
 
     def close(self) -> None:
         """Nothing is held open."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _claim_along_walk(self, shared: Claims, limit: int) -> list[Claim]:
         claims: list[Claim] = []

@@ -11,9 +11,9 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from inspect_xai.closing import Closing
 from inspect_xai.explain.explainer import Explainer
 from inspect_xai.explain.save import versions
 from inspect_xai.explain.settings import MOST_SECONDS
@@ -48,7 +48,7 @@ _DECODERS = 4
 _STRAYS_EVERY_S, _STRAYS_LOGGED = 60.0, 20
 
 
-class Line:
+class Line(Closing):
     """One bundle, one database, opened once; inspects chunk after chunk.
 
     Args:
@@ -194,14 +194,6 @@ class Line:
         """Free the engine and the database."""
         self._explainer.close()
         self._store.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _register(self, golden: Path | None, *, by: str) -> dict[str, Any] | None:
         """Register model and policy, and run the network once; returns what the golden set said, if there is one."""

@@ -59,7 +59,7 @@ def share_inside(fused: NDArray[np.floating], region: NDArray[np.bool_]) -> floa
     return float(fused.sum(dtype=np.float64, where=region) / total) if total > 0 else 0.0
 
 
-def around(truth: NDArray[np.bool_], *, reach_px: int) -> NDArray[np.bool_]:
+def dilate(truth: NDArray[np.bool_], *, reach_px: int) -> NDArray[np.bool_]:
     """Widen a mask (H, W) by so many pixels in every direction."""
     side = 2 * reach_px + 1
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))

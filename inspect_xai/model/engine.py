@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from inspect_xai.errors import BundleError, DeviceError, ExplanationError, UnsupportedModelError
+from inspect_xai.closing import Closing
+from inspect_xai.errors import BundleError, DeviceError, ExplanationError, InspectXaiError, UnsupportedModelError
 from inspect_xai.model.bundle import FROM_OUTSIDE, INT8_GRAPH, WEIGHTS, ModelBundle
 from inspect_xai.model.session import OutOfDeviceMemoryError, hold, open_session, physical_cores, run
 from inspect_xai.records import CellAxis, CellGrid, ModelCard, Scoring
@@ -62,7 +62,7 @@ class MaskScores:
     in_8_bits: bool = False
 
 
-class Engine:
+class Engine(Closing):
     """Runs one bundle on one device; sessions open on first use and are kept.
 
     Args:
@@ -103,6 +103,7 @@ class Engine:
         self.before_run: Callable[[], None] = _go_on
         self.threads = threads or physical_cores()
         self._memory_mb = memory_mb
+        self._closed = False
         self._sessions: dict[str, ort.InferenceSession] = {}
         self.device = self._choose_device(device)
         self.provider: str = self._session(self._predicting_graph).get_providers()[0]
@@ -354,16 +355,9 @@ class Engine:
                 self.score_masks(window, maps, baseline=window, grid=end.grid)
 
     def close(self) -> None:
-        """Drop all sessions and the memory they hold."""
+        """Drop all sessions and the memory they hold; from then on every run is refused."""
+        self._closed = True
         self._sessions.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _differences(
         self, features: dict[str, NDArray[np.float32]], *, target: int, against: int
@@ -414,6 +408,10 @@ class Engine:
         return INT8_GRAPH if max(height, width) <= self.int8_px else "score"
 
     def _session(self, graph: str) -> ort.InferenceSession:
+        if self._closed:
+            raise InspectXaiError(
+                f"the engine of {self.card.name} is closed", expected="an open one", remedy="call inside the with block"
+            )
         if graph not in self._sessions:
             # TensorRT takes no scatter with duplicate indices, which gradients of pooling need.
             device = self.device.replace("tensorrt", "cuda") if graph == "trace" else self.device

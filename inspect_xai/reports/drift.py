@@ -16,13 +16,13 @@ from inspect_xai.statistics.drift import (
     Alarm,
     Cell,
     DriftRules,
-    Quiet,
+    FeatureBaseline,
     Rule,
     compare_day,
     find_alarms,
     learn,
 )
-from inspect_xai.statistics.pca import Cloud, fit_cloud
+from inspect_xai.statistics.pca import PcaModel, fit_pca
 from inspect_xai.storage.quality_records import Baseline
 from inspect_xai.storage.report_queries import DRIFT_FEATURES, ReportQueries, Watched
 
@@ -42,7 +42,7 @@ _PARTS_PER_NUMBER: Final = 10  # of a family, until it is known where its number
 _LEAST_STATISTIC: Final = 1e-3  # a flat picture has no sharpness, and no logarithm of it
 
 Place = tuple[str, ...]
-Clouds = Mapping[tuple[Place, str], Cloud]
+Clouds = Mapping[tuple[Place, str], PcaModel]
 
 
 Day = Mapping[tuple[str, str, str], Watched]
@@ -84,12 +84,12 @@ class Drift:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Learnt:
+class DriftBaseline:
     """A baseline: per cell what is quiet and which part is usual, per station and family where its numbers lie."""
 
-    quiet: dict[Cell, Quiet]
+    quiet: dict[Cell, FeatureBaseline]
     usual: dict[Cell, int]
-    clouds: dict[tuple[Place, str], Cloud]
+    clouds: dict[tuple[Place, str], PcaModel]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,7 +134,7 @@ def drift_of(
 
 def learn_from(
     figures: ReportQueries, period: Period, *, first: date, last: date, rules: DriftRules | None = None
-) -> tuple[Learnt, int]:
+) -> tuple[DriftBaseline, int]:
     """Learn a baseline from quiet days.
 
     A shift with enough parts has cells of its own, so that its ways are not held against another's; a station whose
@@ -147,14 +147,14 @@ def learn_from(
     return learn_days(days, rules=rules or DriftRules())
 
 
-def learn_days(days: Sequence[Day], *, rules: DriftRules) -> tuple[Learnt, int]:
+def learn_days(days: Sequence[Day], *, rules: DriftRules) -> tuple[DriftBaseline, int]:
     """Learn from days, oldest first, what `learn_from` reads."""
     clouds = _clouds(days)
     history: dict[Cell, list[_Series]] = {}
     for day in days:
         for cell, series in cells_of(day, clouds).items():
             history.setdefault(cell, []).append(series)
-    quiet: dict[Cell, Quiet] = {}
+    quiet: dict[Cell, FeatureBaseline] = {}
     most = 0
     for cell, given in history.items():
         most = max(most, sum(int(np.isfinite(each.values).sum()) >= rules.fewest for each in given))
@@ -166,10 +166,10 @@ def learn_days(days: Sequence[Day], *, rules: DriftRules) -> tuple[Learnt, int]:
     kept = {
         cell: q for cell, q in quiet.items() if len(cell.stratum) > 2 or (cell.stratum, cell.feature) not in by_shift
     }
-    return Learnt(kept, {cell: _usual(history[cell]) for cell in kept}, clouds), most
+    return DriftBaseline(kept, {cell: _usual(history[cell]) for cell in kept}, clouds), most
 
 
-def to_plain(learnt: Learnt) -> dict[str, Any]:
+def to_plain(learnt: DriftBaseline) -> dict[str, Any]:
     """Return a baseline as plain values, to be stored."""
     cells = [
         {"stratum": list(cell.stratum), "feature": cell.feature, "usual": learnt.usual[cell]}
@@ -184,7 +184,7 @@ def to_plain(learnt: Learnt) -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "cells": cells, "clouds": clouds}
 
 
-def from_plain(content: Mapping[str, Any]) -> Learnt:
+def from_plain(content: Mapping[str, Any]) -> DriftBaseline:
     """Return a stored baseline as an object.
 
     Raises:
@@ -201,12 +201,12 @@ def from_plain(content: Mapping[str, Any]) -> Learnt:
         facts = dict(each)
         cell = Cell(tuple(facts.pop("stratum")), facts.pop("feature"))
         usual[cell] = int(facts.pop("usual"))
-        quiet[cell] = Quiet(**facts | {"values": np.array(facts["values"], dtype=np.float64)})
+        quiet[cell] = FeatureBaseline(**facts | {"values": np.array(facts["values"], dtype=np.float64)})
     clouds = {}
     for each in content["clouds"]:
         center = each["center"] if "center" in each else each["centre"]  # as 0.1 wrote it; codespell:ignore
-        clouds[tuple(each["place"]), each["family"]] = Cloud(np.array(center), np.array(each["axes"]))
-    return Learnt(quiet, usual, clouds)
+        clouds[tuple(each["place"]), each["family"]] = PcaModel(np.array(center), np.array(each["axes"]))
+    return DriftBaseline(quiet, usual, clouds)
 
 
 def leading(alarms: Sequence[Alarm]) -> list[Alarm]:
@@ -263,7 +263,7 @@ def _families(watched: Watched) -> dict[str, NDArray[np.floating]]:
     return {PICTURE: np.log(np.maximum(watched.values[:, columns], _LEAST_STATISTIC)), EMBEDDING: watched.embeddings}
 
 
-def _clouds(days: Iterable[Day]) -> dict[tuple[Place, str], Cloud]:
+def _clouds(days: Iterable[Day]) -> dict[tuple[Place, str], PcaModel]:
     """Where the numbers of each station lie; a station with few parts has no cloud."""
     gathered: dict[Place, list[Watched]] = {}
     for day in days:
@@ -273,7 +273,7 @@ def _clouds(days: Iterable[Day]) -> dict[tuple[Place, str], Cloud]:
     for place, parts in gathered.items():
         for family, numbers in _families(_all(parts)).items():
             known = numbers[np.isfinite(numbers).all(axis=1)]
-            cloud = fit_cloud(known) if len(known) >= _PARTS_PER_NUMBER * numbers.shape[1] else None
+            cloud = fit_pca(known) if len(known) >= _PARTS_PER_NUMBER * numbers.shape[1] else None
             if cloud is not None:
                 found[place, family] = cloud
     return found
@@ -300,7 +300,7 @@ def _usual(history: Sequence[_Series]) -> int:
     return int(ids[known][np.argmin(np.abs(values[known] - np.median(values[known])))])
 
 
-def _evidence(alarm: Alarm, series: _Series, learnt: Learnt) -> Evidence:
+def _evidence(alarm: Alarm, series: _Series, learnt: DriftBaseline) -> Evidence:
     """Return the parts furthest in the direction of the alarm."""
     known = np.isfinite(series.values)
     order = np.argsort(series.values[known] * (-1 if alarm.shift > 0 else 1), kind="stable")

@@ -80,7 +80,7 @@ class DriftRules:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Quiet:
+class FeatureBaseline:
     """A cell's baseline: what it looks like when nothing is wrong.
 
     Attributes:
@@ -149,7 +149,7 @@ class Alarm:
     q: float
 
 
-def learn(days: Sequence[ArrayLike], *, rules: DriftRules | None = None) -> Quiet:
+def learn(days: Sequence[ArrayLike], *, rules: DriftRules | None = None) -> FeatureBaseline:
     """Learn from quiet days what a feature looks like and how much its days differ.
 
     Args:
@@ -175,7 +175,7 @@ def learn(days: Sequence[ArrayLike], *, rules: DriftRules | None = None) -> Quie
     shifts = np.array([_shift(sample, whole) for sample in samples])
     moves = shifts - shifts.mean()
     memory = float(moves[1:] @ moves[:-1] / max(moves @ moves, _LEAST_SPREAD**2))
-    return Quiet(
+    return FeatureBaseline(
         whole,
         len(samples),
         float(distances.mean()),
@@ -186,7 +186,7 @@ def learn(days: Sequence[ArrayLike], *, rules: DriftRules | None = None) -> Quie
 
 
 def compare_day(
-    samples: Mapping[Cell, ArrayLike], quiet: Mapping[Cell, Quiet], *, rules: DriftRules | None = None
+    samples: Mapping[Cell, ArrayLike], quiet: Mapping[Cell, FeatureBaseline], *, rules: DriftRules | None = None
 ) -> dict[Cell, Comparison]:
     """Hold one day against the baseline, all cells at once.
 
@@ -224,7 +224,7 @@ def compare_day(
 
 
 def find_alarms(
-    days: Sequence[Mapping[Cell, Comparison]], quiet: Mapping[Cell, Quiet], *, rules: DriftRules | None = None
+    days: Sequence[Mapping[Cell, Comparison]], quiet: Mapping[Cell, FeatureBaseline], *, rules: DriftRules | None = None
 ) -> tuple[Alarm, ...]:
     """Walk through the days and raise an alarm where a change is large, lasting and unusual.
 
@@ -257,7 +257,9 @@ def _lasting(cell: Cell, series: Sequence[tuple[int, Comparison]], rules: DriftR
     ]
 
 
-def _creeping(cell: Cell, series: Sequence[tuple[int, Comparison]], usual: Quiet, rules: DriftRules) -> list[Alarm]:
+def _creeping(
+    cell: Cell, series: Sequence[tuple[int, Comparison]], usual: FeatureBaseline, rules: DriftRules
+) -> list[Alarm]:
     """EWMA of the daily shift; its own spread allows for days that resemble the day before."""
     keep = 1 - rules.weight
     inflated = (1 + usual.memory * keep) / (1 - usual.memory * keep)

@@ -18,7 +18,7 @@ _LEAST_VARIANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Cloud:
+class PcaModel:
     """Where parts usually lie.
 
     Attributes:
@@ -41,7 +41,7 @@ class Cloud:
         return np.asarray(np.sqrt((self.components(parts) ** 2).mean(axis=1)))
 
 
-def fit_cloud(parts: NDArray[np.floating]) -> Cloud | None:
+def fit_pca(parts: NDArray[np.floating]) -> PcaModel | None:
     """Learn where parts lie.
 
     Args:
@@ -60,4 +60,4 @@ def fit_cloud(parts: NDArray[np.floating]) -> Cloud | None:
     axes = directions[:, kept] / np.sqrt(variances[kept])
     # The sign of a direction is the library's whim: the largest entry is made positive.
     signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(len(kept))])
-    return Cloud(known.mean(axis=0), axes * signs)
+    return PcaModel(known.mean(axis=0), axes * signs)

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inspect_xai.closing import Closing
 from inspect_xai.errors import BundleError, ExplanationError, PictureError, SettingsError
 from inspect_xai.explain.budget import OVERHEAD_PASSES
 from inspect_xai.explain.explainer import Explainer
@@ -142,12 +142,12 @@ def _thresholds_of(stored: StoredInspection, card: ModelCard) -> VerdictSpec:
     return policy_from(plan).verdict_of(card, product=stored.capture.part.product, station=stored.capture.station)
 
 
-def cannot(stored: StoredInspection, *missing: str) -> Replay:
+def not_reproducible(stored: StoredInspection, *missing: str) -> Replay:
     """Return the answer where something is missing."""
     return Replay(stored.inspection_id, ReplayOutcome.CANNOT, missing=missing)
 
 
-class Replayer:
+class Replayer(Closing):
     """Recomputes inspections with one model, its sessions opened once.
 
     Args:
@@ -162,14 +162,6 @@ class Replayer:
     def __init__(self, bundle: ModelBundle | Path, *, device: str = "auto") -> None:
         self._explainer = Explainer(bundle, device=device)
         self.fingerprint = self._explainer.engine.bundle.fingerprint
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the engine."""
@@ -227,7 +219,9 @@ class Replayer:
         # The record holds no hash of a file without a picture in it, so the file may have been exchanged.
         said = failure.message if failure else "nothing"
         return replace(
-            cannot(stored, f"what failed then ({said}) does not fail now, and no hash tells whether the file changed"),
+            not_reproducible(
+                stored, f"what failed then ({said}) does not fail now, and no hash tells whether the file changed"
+            ),
             changed=changed,
         )
 

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from inspect_xai.audit.measure import measure, measure_adcc, open_scene
+from inspect_xai.audit.measure import measure, measure_adcc, prepare_measurement
 from inspect_xai.explain.explainer import Explainer
 from inspect_xai.maths import metrics, sise
 from inspect_xai.model.build.build import build_bundle
@@ -45,7 +45,7 @@ def test_adcc_is_that_of_the_window_seen_through_its_map(explainer_of, channels:
     with explainer_of(channels) as explainer:
         look = explainer.look(picture)
         label = look.prediction.label
-        scene = open_scene(
+        scene = prepare_measurement(
             explainer.engine, look, target=LABELS.index(label), truth=None, part=np.ones((64, 150), bool), seed=0
         )
         found = explainer.explain(look, target=label)
@@ -74,7 +74,7 @@ def test_the_window_has_an_aupro_of_its_own(explainer_of, picture):
         tile = look.tiles[int(np.argmax(look.scores[:, target]))]
         truth = np.zeros((64, 150), bool)
         truth[20:30, tile.left_px + 20 : tile.left_px + 30] = True
-        scene = open_scene(explainer.engine, look, target=target, truth=truth, part=~truth, seed=0)
+        scene = prepare_measurement(explainer.engine, look, target=target, truth=truth, part=~truth, seed=0)
         found = explainer.explain(look, target=LABELS[target])
         numbers = measure(explainer.engine, scene, found, steps=2, seed=0)
     window = found.rank[:, tile.left_px : tile.left_px + 64]

@@ -95,7 +95,7 @@ class TestPlantedShortcuts:
             assert all(row.is_right for row in audit.rows)
 
     def test_the_network_that_reads_the_mark_is_accused(self, audits: dict[str, Audit]):
-        report = conclusions.find(audits["cheat"])
+        report = conclusions.build_report(audits["cheat"])
 
         assert report.answer.answer == conclusions.NO
         assert report.answer.counted.count == 0
@@ -106,7 +106,7 @@ class TestPlantedShortcuts:
         assert sise_row.numbers["elsewhere_drop"] > 0.5, "closing what the map shows takes the score"
 
     def test_the_network_that_reads_the_pit_is_not(self, audits: dict[str, Audit]):
-        report = conclusions.find(audits["honest"])
+        report = conclusions.build_report(audits["honest"])
 
         assert report.answer.answer == conclusions.YES
         assert report.answer.counted.count == 6
@@ -115,7 +115,7 @@ class TestPlantedShortcuts:
 
     def test_numbers_tell_them_apart_and_beat_chance_only_for_the_honest_one(self, audits: dict[str, Audit]):
         cells = {
-            name: {method.method: method.cells for method in conclusions.find(audit).methods}
+            name: {method.method: method.cells for method in conclusions.build_report(audit).methods}
             for name, audit in audits.items()
         }
         honest, cheat = (cells[name][Method.SISE]["aupro"].average.mean for name in ("honest", "cheat"))
@@ -211,7 +211,7 @@ def color_bundle(folder: Path, weights: dict[str, np.ndarray], *, pooled: bool =
 def audited(bundle: ModelBundle, table: Path, out: Path) -> conclusions.AuditReport:
     settings = AuditSettings((Method.SISE,), Profile.QUICK, steps=2, limits=LIMITS)
     with Explainer(bundle, device="cpu", threads=1) as explainer:
-        return conclusions.find(run_audit(explainer.engine, table, out, settings=settings))
+        return conclusions.build_report(run_audit(explainer.engine, table, out, settings=settings))
 
 
 class TestRows:
@@ -254,7 +254,7 @@ class TestRows:
 
         assert audit.rows[0].error.startswith("PictureError")
         assert audit.rows[1].measured
-        report = conclusions.find(audit)
+        report = conclusions.build_report(audit)
         assert [image for image, _ in report.errors] == ["broken.png"]
         assert report.answer.answer == conclusions.UNDECIDED, "one part is too few to answer by"
 
@@ -580,7 +580,7 @@ class TestTables:
             AuditRow("f", "free", error="PictureError: gone"),
         ]
         header = {"labels": list(LABELS), "ok_labels": ["free"], "methods": ["sise"], "settings": {"seed": 0}}
-        report = conclusions.find(Audit(tmp_path, header, tuple(rows)))
+        report = conclusions.build_report(Audit(tmp_path, header, tuple(rows)))
         assert (report.escapes.count, report.escapes.denominator) == (1, 2)
         assert (report.overkill.count, report.overkill.denominator) == (1, 3)
         assert (report.unsure.count, report.right.count, report.right.denominator) == (1, 3, 5)
@@ -598,7 +598,7 @@ def test_shares_by_label_and_station_by_hand(tmp_path: Path):
         row("c", "crack", "", {"inside": 0.25, "border": 0.75}),
     )
     header = {"labels": ["pit", "crack"], "ok_labels": [], "methods": ["sise"], "settings": {"seed": 0}}
-    found = conclusions.find(Audit(tmp_path, header, rows)).shares
+    found = conclusions.build_report(Audit(tmp_path, header, rows)).shares
 
     assert [(each.kind, each.name, each.pictures) for each in found] == [
         ("label", "crack", 1),
@@ -777,7 +777,9 @@ def visible(page: str) -> str:
 
 class TestThePage:
     def test_the_answer_comes_first_and_with_its_rule(self, audits: dict[str, Audit]):
-        written = write_audit(audits["cheat"], conclusions.find(audits["cheat"]), command="inspect-xai audit cheat")
+        written = write_audit(
+            audits["cheat"], conclusions.build_report(audits["cheat"]), command="inspect-xai audit cheat"
+        )
         page = written.page.read_text()
         text = visible(page)
 
@@ -791,7 +793,7 @@ class TestThePage:
         assert len(page.encode()) < MOST_BYTES
 
     def test_nothing_is_loaded_from_anywhere(self, audits: dict[str, Audit]):
-        written = write_audit(audits["honest"], conclusions.find(audits["honest"]), command="again")
+        written = write_audit(audits["honest"], conclusions.build_report(audits["honest"]), command="again")
         page = written.page.read_text()
 
         assert "<script" not in page
@@ -799,7 +801,7 @@ class TestThePage:
         assert "http" not in page.replace("http-equiv", "")
 
     def test_the_numbers_say_what_the_page_says(self, audits: dict[str, Audit]):
-        report = conclusions.find(audits["honest"])
+        report = conclusions.build_report(audits["honest"])
         numbers = json.loads(write_audit(audits["honest"], report, command="again").numbers.read_text())
 
         assert numbers["answer"]["answer"] == "yes"
@@ -817,7 +819,7 @@ class TestThePage:
             audit = run_audit(explainer.engine, tmp_path / table.name, tmp_path / "out", settings=QUICK)
         for picture in tmp_path.glob("*.png"):
             picture.unlink()
-        text = visible(write_audit(audit, conclusions.find(audit), command="again").page.read_text())
+        text = visible(write_audit(audit, conclusions.build_report(audit), command="again").page.read_text())
 
         assert "the picture is not there any more" in text
 

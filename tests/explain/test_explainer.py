@@ -15,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from inspect_xai.errors import PictureError, SettingsError
+from inspect_xai.errors import InspectXaiError, PictureError, SettingsError
 from inspect_xai.explain.explainer import Explainer
 from inspect_xai.explain.save import save_explanation
 from inspect_xai.explain.window_scores import prepare_picture, score_windows
@@ -470,3 +470,11 @@ def test_nothing_but_an_explanation_is_ever_replaced(tmp_path: Path, toy_bundle)
         save_explanation(precious, explanation, picture=picture, bundle=bundle, verdict=look.verdict)
 
     assert (precious / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_closed_explainer_says_so(toy_bundle) -> None:  # type: ignore[no-untyped-def]
+    with Explainer(toy_bundle("resnet18"), device="cpu", threads=1) as explainer:
+        pass
+    explainer.close()
+    with pytest.raises(InspectXaiError, match="is closed"):
+        explainer.look(np.zeros((64, 64), np.uint8))

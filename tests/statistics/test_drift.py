@@ -15,7 +15,16 @@ from statsmodels.stats.multitest import multipletests
 
 from inspect_xai.errors import StudyError
 from inspect_xai.statistics import drift, map_cohorts
-from inspect_xai.statistics.drift import Cell, Comparison, DriftRules, Quiet, Rule, compare_day, find_alarms, learn
+from inspect_xai.statistics.drift import (
+    Cell,
+    Comparison,
+    DriftRules,
+    FeatureBaseline,
+    Rule,
+    compare_day,
+    find_alarms,
+    learn,
+)
 from inspect_xai.statistics.image_statistics import picture_statistics
 from inspect_xai.statistics.map_cohorts import compare_cohorts, deviation, gather, merge, outliers
 
@@ -107,7 +116,7 @@ class TestCompareDay:
 
     def test_shift_by_hand_counts_ties_half(self):
         """Of 3 baseline values today's 2 lies above one and beside one: (1 + 1/2) / 3 x 2 - 1 = 0."""
-        quiet = Quiet(np.array([1.0, 2.0, 3.0]), 10, -3.0, 0.5, 0.1, 0.0)
+        quiet = FeatureBaseline(np.array([1.0, 2.0, 3.0]), 10, -3.0, 0.5, 0.1, 0.0)
         rules = DriftRules(fewest=1)
         assert compare_day({CELL: [2.0]}, {CELL: quiet}, rules=rules)[CELL].shift == 0
         assert compare_day({CELL: [9.0]}, {CELL: quiet}, rules=rules)[CELL].shift == 1
@@ -138,7 +147,7 @@ class TestCompareDay:
         assert doubled == plain
 
 
-QUIET = Quiet(np.arange(3.0), 30, math.log(0.05), 0.3, 0.05, 0.0)
+QUIET = FeatureBaseline(np.arange(3.0), 30, math.log(0.05), 0.3, 0.05, 0.0)
 
 
 def series(*days: tuple[float, float]) -> list[dict[Cell, Comparison]]:

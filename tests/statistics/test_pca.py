@@ -7,7 +7,7 @@ from scipy.stats import ks_2samp
 
 from inspect_xai.reports.drift import leading
 from inspect_xai.statistics.drift import Alarm, Cell, Rule
-from inspect_xai.statistics.pca import fit_cloud
+from inspect_xai.statistics.pca import fit_pca
 
 PLACE = ("L1", "S1")
 
@@ -15,7 +15,7 @@ PLACE = ("L1", "S1")
 def test_a_square_by_hand() -> None:
     """Corners (+-2, +-1): variances 16/3 and 4/3, so a corner lies at (+-sqrt 3/2, +-sqrt 3/2)."""
     corners = np.array([[-2.0, -1.0], [-2.0, 1.0], [2.0, -1.0], [2.0, 1.0]])
-    cloud = fit_cloud(corners + 10)
+    cloud = fit_pca(corners + 10)
     assert cloud is not None
     assert cloud.center.tolist() == [10, 10]
     np.testing.assert_allclose(cloud.components(corners + 10), np.sign(corners) * np.sqrt(0.75), atol=1e-12)
@@ -24,7 +24,7 @@ def test_a_square_by_hand() -> None:
 
 def test_components_do_not_go_together_and_distances_are_mahalanobis(rng: np.random.Generator) -> None:
     parts = rng.normal(0, 1, (300, 5)) @ rng.normal(0, 1, (5, 5)) + 7
-    cloud = fit_cloud(parts)
+    cloud = fit_pca(parts)
     assert cloud is not None
     np.testing.assert_allclose(np.cov(cloud.components(parts), rowvar=False), np.eye(5), atol=1e-9)
     inverse = np.linalg.inv(np.cov(parts, rowvar=False))
@@ -35,17 +35,17 @@ def test_components_do_not_go_together_and_distances_are_mahalanobis(rng: np.ran
 def test_directions_without_scatter_are_left_out_and_a_point_is_no_cloud(rng: np.random.Generator) -> None:
     parts = rng.normal(0, 1, (50, 3))
     parts[:, 2] = 30.0
-    cloud = fit_cloud(parts)
+    cloud = fit_pca(parts)
     assert cloud is not None
     assert cloud.components(parts).shape == (50, 2)
-    assert fit_cloud(np.ones((9, 3))) is None
-    assert fit_cloud(np.array([[1.0, np.nan], [2.0, np.nan], [3.0, 1.0]])) is None
+    assert fit_pca(np.ones((9, 3))) is None
+    assert fit_pca(np.array([[1.0, np.nan], [2.0, np.nan], [3.0, 1.0]])) is None
 
 
 def test_a_part_without_numbers_has_no_place(rng: np.random.Generator) -> None:
     parts = rng.normal(0, 1, (50, 2))
     parts[3, 1] = np.nan
-    cloud = fit_cloud(parts)
+    cloud = fit_pca(parts)
     assert cloud is not None
     assert np.flatnonzero(np.isnan(cloud.distances(parts))).tolist() == [3]
 
@@ -55,7 +55,7 @@ def test_what_no_longer_goes_together_is_seen_though_each_number_hardly_moves(rn
     bright = rng.normal(0, 1, (2, 400))
     contrast = bright + rng.normal(0, 0.1, (2, 400)) + [[0.0], [0.3]]
     quiet, today = (np.column_stack(pair) for pair in zip(bright, contrast, strict=True))
-    cloud = fit_cloud(quiet)
+    cloud = fit_pca(quiet)
     assert cloud is not None
     alone = max(ks_2samp(quiet[:, n], today[:, n]).statistic for n in range(2))
     together = ks_2samp(cloud.components(quiet)[:, 1], cloud.components(today)[:, 1]).statistic

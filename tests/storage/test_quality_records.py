@@ -21,7 +21,7 @@ from inspect_xai.reports.period import Period
 from inspect_xai.settings import ServeSettings
 from inspect_xai.statistics.drift import Cell
 from inspect_xai.statistics.image_statistics import picture_statistics
-from inspect_xai.statistics.pca import fit_cloud
+from inspect_xai.statistics.pca import fit_pca
 from inspect_xai.storage.quality_records import QualityRecords
 from inspect_xai.storage.report_queries import ReportQueries
 from inspect_xai.storage.store import open_store
@@ -197,7 +197,7 @@ def test_an_embedding_is_the_same_everywhere_and_keeps_distances() -> None:
     rng = np.random.default_rng(1)
     near, far = rng.normal(0, 1, (200, 64, 1, 1)), rng.normal(1, 1, (50, 64, 1, 1))
     quiet, moved = (np.array([embed(each) for each in given]) for given in (near, far))
-    cloud = fit_cloud(quiet)
+    cloud = fit_pca(quiet)
     assert cloud is not None
     assert np.median(cloud.distances(quiet)) == pytest.approx(1, abs=0.1)
     assert (cloud.distances(moved) > 1).mean() > 0.9

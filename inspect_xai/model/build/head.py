@@ -31,7 +31,7 @@ _MADE_UP = 4
 _SAME = 1e-6  # of a score; float32 keeps no more
 
 
-class Rivalry(StrEnum):
+class ClassCoupling(StrEnum):
     """Whether the classes share one probability (softmax) or have one each (sigmoid)."""
 
     SHARED = "softmax"
@@ -46,7 +46,7 @@ class Head:
         scores: Tensor of the network that holds the class scores: logits, or probabilities where there are none.
         width: Numbers in it per picture.
         classes: Probabilities made of them: `width`, or 2 where there is a single logit.
-        rivalry: What the margin compares with.
+        coupling: What the margin compares with.
         are_logits: False: `scores` are probabilities already.
         own_probabilities: Tensor that holds the network's own probabilities; empty: they are made from `scores`.
         positive: Which of two labels a single score belongs to.
@@ -55,7 +55,7 @@ class Head:
     scores: str
     width: int
     classes: int
-    rivalry: Rivalry
+    coupling: ClassCoupling
     are_logits: bool = True
     own_probabilities: str = ""
     positive: int = 1
@@ -119,8 +119,8 @@ def _read_head(network: Network, card: ModelCard) -> Head:
             remedy='say activation = "none"',
         )
     shared = activation is Activation.SOFTMAX or classes > width
-    rivalry = Rivalry.SHARED if shared else Rivalry.INDEPENDENT
-    return Head(network.output, width, classes, rivalry, positive=_positive(card, width))
+    coupling = ClassCoupling.SHARED if shared else ClassCoupling.INDEPENDENT
+    return Head(network.output, width, classes, coupling, positive=_positive(card, width))
 
 
 def write_probabilities(head: Head, scores: Value, own: Value | None) -> tuple[Value, Value]:
@@ -140,12 +140,14 @@ def write_probabilities(head: Head, scores: Value, own: Value | None) -> tuple[V
     if head.are_logits:
         if own is not None:
             return own, scores
-        return (scores.then("Softmax", axis=1) if head.rivalry is Rivalry.SHARED else scores.then("Sigmoid")), scores
+        return (
+            scores.then("Softmax", axis=1) if head.coupling is ClassCoupling.SHARED else scores.then("Sigmoid")
+        ), scores
     probabilities = scores
     if head.classes > head.width:
         probabilities = scores.then("MatMul", head.sides) + np.maximum(-head.sides, 0)
     logits = _log(probabilities)
-    if head.rivalry is Rivalry.INDEPENDENT:
+    if head.coupling is ClassCoupling.INDEPENDENT:
         logits = logits - _log(1.0 - probabilities)
     return probabilities, logits
 
@@ -164,7 +166,7 @@ def write_margin(head: Head, logits: Value, *, probabilities: Value, target: Val
     chosen = _where(_is_negative(target), best, target)
     hot, rival = (_one_hot(index, head.classes) for index in (chosen, against))
     alone = _is_negative(against)
-    if head.rivalry is Rivalry.SHARED:
+    if head.coupling is ClassCoupling.SHARED:
         others = logits - hot * _FAR
         top = others.then("ReduceMax", [1], keepdims=1)
         shares = (others - top).then("Exp")
@@ -182,7 +184,7 @@ def _to_scores(head: Head, slope: Value, probabilities: Value) -> Value:
     """Carry d(margin)/d(logits) back to the scores tensor, where those are made from it here."""
     if not head.are_logits:
         slope = slope / probabilities.then("Max", _TINIEST)
-        if head.rivalry is Rivalry.INDEPENDENT:  # d log(p/(1-p)) / dp = 1 / (p (1-p))
+        if head.coupling is ClassCoupling.INDEPENDENT:  # d log(p/(1-p)) / dp = 1 / (p (1-p))
             slope = slope / (1.0 - probabilities).then("Max", _TINIEST)
     if head.classes > head.width:
         column = np.maximum(head.sides, 0) if head.are_logits else head.sides
@@ -226,7 +228,7 @@ def _head_with_probabilities(network: Network, card: ModelCard, *, last: str, so
         scores=source if last else network.output,
         width=width,
         classes=labels,
-        rivalry=Rivalry.SHARED if shared else Rivalry.INDEPENDENT,
+        coupling=ClassCoupling.SHARED if shared else ClassCoupling.INDEPENDENT,
         are_logits=bool(last),
         own_probabilities=network.output,
     )

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from inspect_xai.errors import CardError, UnsupportedModelError
-from inspect_xai.model.build.head import Head, Rivalry, read_head
+from inspect_xai.model.build.head import ClassCoupling, Head, read_head
 from inspect_xai.model.build.load_onnx import load_model
 from inspect_xai.model.build.normalize import Network, network_input, run_model, sample_pictures, working_form
 from inspect_xai.records import Activation, Channels, InputSpec, Layout, ModelCard, OutputSpec
@@ -226,7 +226,7 @@ def test_logits_are_found_behind_a_softmax_and_reshapes(tmp_path: Path) -> None:
 
     head = head_of(tail, tmp_path, labels=2, activation="none", shape=["N", 2])
 
-    assert head == Head("z", 2, 2, Rivalry.SHARED, are_logits=True, own_probabilities=head.own_probabilities)
+    assert head == Head("z", 2, 2, ClassCoupling.SHARED, are_logits=True, own_probabilities=head.own_probabilities)
     assert head.own_probabilities
 
 
@@ -242,7 +242,7 @@ def test_a_softmax_over_another_axis_is_no_activation_of_classes(tmp_path: Path)
     head = head_of(half, tmp_path, labels=2, activation="none", shape=["N", 2])
 
     assert not head.are_logits
-    assert head.rivalry is Rivalry.INDEPENDENT
+    assert head.coupling is ClassCoupling.INDEPENDENT
     with pytest.raises(UnsupportedModelError, match=r"does not depend on its input: .* score 1, 1"):
         head_of(ones, tmp_path, labels=2, activation="none", shape=["N", 2])
 
