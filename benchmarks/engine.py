@@ -178,13 +178,16 @@ def whole(name: str, bundle: ModelBundle, picture: np.ndarray, mu: float) -> Non
             began = time.perf_counter()
             explanation = explainer.explain(look, target=target)
             took = time.perf_counter() - began
-            ratios.append(took / (explanation.passes * bare + trace))
+            ratios.append(took / (explanation.forward_passes * bare + trace))
             shares.append(trace / took)
     print(
         f"{name:9} exact, mu {mu:.1f}        {np.median(ratios):7.3f} of passes at bare rate + trace  {spread(ratios)}"
         "  (bar 1.10)"
     )
-    print(f"{name:9} its trace            {100 * np.median(shares):7.1f} % of {explanation.passes} passes  (bar 2 %)")
+    print(
+        f"{name:9} its trace            {100 * np.median(shares):7.1f} % of {explanation.forward_passes} passes"
+        "  (bar 2 %)"
+    )
 
 
 def start_of_a_line(folder: Path) -> None:

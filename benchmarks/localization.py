@@ -195,7 +195,7 @@ def measured(explainer: Explainer, part: RealPart, options: argparse.Namespace) 
         found = explainer.explain(look, target=part.label, settings=replace(explainer.settings, method=method))
         seconds = time.perf_counter() - began
         numbers = numbers_of(explainer.engine, look, tile, found, truth=truth, target=target)
-        yield Row(part.label, part.part, method, numbers | {"passes": float(found.passes), "seconds": seconds})
+        yield Row(part.label, part.part, method, numbers | {"passes": float(found.forward_passes), "seconds": seconds})
 
 
 def numbers_of(

@@ -84,7 +84,7 @@ def run_child(what: str, folder: str, side: str = "0", mu: str = "0") -> None:
             label = explainer.card.labels[int(look.scores[look.prediction.tile].argmax())]
             ok = explainer.card.ok_labels
             # An OK label is explained in one window; a defect would be in every window that it reaches.
-            passes = explainer.explain(look, target=ok[0] if ok else label).passes
+            passes = explainer.explain(look, target=ok[0] if ok else label).forward_passes
     print(passes, peak_mb())
 
 

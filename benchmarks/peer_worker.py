@@ -30,7 +30,7 @@ def ours(name, model, bundle):
 
     def explain(pixels, tensor, target):
         found = explainer(pixels, target)
-        return found.fused, found.rank, found.passes
+        return found.fused, found.rank, found.forward_passes
 
     return explain, f"inspect-xai, onnxruntime {version('onnxruntime-gpu')}"
 

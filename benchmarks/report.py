@@ -117,7 +117,7 @@ def _fill_day(
     connection.executemany(
         "INSERT INTO inspection (id, capture_id, model_id, policy_id, run_id, inspected_at, recorded_at, model_status,"
         " verdict, reason, label, score, threshold, predicted_label, predicted_score, margin, worst_tile, scores,"
-        " explained_because, failure_kind, failure_message, duration_ms)"
+        " explain_reason, failure_kind, failure_message, duration_ms)"
         " VALUES (?,?,1,1,1,?,?,'approved',?,?,?,?,0.5,?,?,?,0,?,?,'','',?)",
         [
             (
@@ -141,8 +141,8 @@ def _fill_day(
     )
     explained = [row for row in rows if row[1] != "OK" or row[3]]
     connection.executemany(
-        "INSERT INTO explanation (id, inspection_id, status, method, target, against, mu, baseline, settings, passes,"
-        " provider, duration_ms, timings_ms, notes, faithfulness, support_share, fused_blob_id)"
+        "INSERT INTO explanation (id, inspection_id, status, method, target, contrast_label, mu, baseline, settings,"
+        " forward_passes, provider, duration_ms, timings_ms, notes, faithfulness, coverage, fused_blob_id)"
         " VALUES (?,?,'explained','sise',?,'',0.3,'mean',?,40,'CPUExecutionProvider',900,'{}','[]','{}',?,?)",
         [
             (n, n, label, '{"method":"sise","target":"x","baseline":"mean"}', 0.2 + 0.2 * score, n % _KINDS + 1)
@@ -158,7 +158,7 @@ def _fill_day(
         [(n, SIZE, SIZE) for n, *_ in explained],
     )
     connection.executemany(
-        "INSERT INTO review (inspection_id, reviewer, reviewed_at, decision, verdict, true_label, map_on_defect, blind,"
+        "INSERT INTO review (inspection_id, reviewer, reviewed_at, decision, verdict, true_label, map_rating, blind,"
         " note) VALUES (?,'ada',?,?,?,'','',0,'')",
         [
             (n, at, "overturn" if share < 0.05 else "confirm", _said(verdict, wrong=share < 0.05))

@@ -166,7 +166,7 @@ def measure_queries(store: Store, number: int) -> None:
     """Return the queries people wait for, with their plans."""
     desk, figures = Desk(store.database), ReportQueries(store.database)
     begun = time.perf_counter()
-    taken = desk.take_in()
+    taken = desk.enqueue_new()
     print(f"desk took in {taken} of {number} in {time.perf_counter() - begun:.1f} s")
     middle = stored.NOON + timedelta(days=number // PER_DAY // 2)
     day = (middle, middle + timedelta(days=1))

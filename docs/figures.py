@@ -195,7 +195,7 @@ def draw_grad_sise(picture: NDArray[np.uint8], coarse: Explanation, fine: Explan
     left, right = figure.subplots(1, 2)
     _overlay(left, picture, coarse.fused)
     _overlay(right, picture, fine.fused)
-    _titled((left, f"sise, {coarse.passes} passes"), (right, f"grad-sise, {fine.passes} passes"))
+    _titled((left, f"sise, {coarse.forward_passes} passes"), (right, f"grad-sise, {fine.forward_passes} passes"))
     _save(figure, "grad-sise.jpg")
 
 

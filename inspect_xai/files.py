@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inspect_xai.records import document_key
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -146,7 +148,7 @@ def json_form(value: Any) -> Any:
         TypeError: For a type no record holds.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value)}
+        return {document_key(entry.name): getattr(value, entry.name) for entry in dataclasses.fields(value)}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, date):

@@ -1,4 +1,4 @@
-"""The nouns of the house, one meaning each: frozen dataclasses and enums, no input or output.
+"""The domain's terms, one meaning each: frozen dataclasses and enums, no input or output.
 
 Shapes are written (rows, columns); a picture is uint8 (H, W) or RGB (H, W, 3); a map is float32 (H, W).
 """
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,39 @@ MAX_NAME_CHARS = 255
 """Most characters of a label, serial, lot or version: a database indexes them."""
 
 _JOINERS = "\u200c\u200d"  # inside words of Persian and Hindi, and inside emoji
+
+
+_DOCUMENT_KEYS: Final = {
+    "identity_source": "known_from",
+    "explain_reason": "explained_because",
+    "contrast_label": "against",
+    "forward_passes": "passes",
+    "coverage": "support_share",
+    "positive_channels": "positive",
+    "kept_channels": "kept",
+    "constant_channels": "constant",
+    "predicted_scores": "predicted",
+    "otsu_threshold": "otsu",
+    "clipped_share": "clipped",
+    "golden_result": "golden",
+    "map_rating": "map_on_defect",
+    "run_order": "place",
+}
+"""Keys of documents whose field or column has another name since schema 0015. They stay: the ledger's digests are taken
+of such documents, and other programs read them."""
+
+
+def document_key(name: str) -> str:
+    """Return the key under which documents (ledger, evidence, JSON) hold a field or column.
+
+    >>> document_key("forward_passes"), document_key("score")
+    ('passes', 'score')
+    """
+    return _DOCUMENT_KEYS.get(name, name)
+
+
+DOCUMENT_CONFIG: Final = {"alias_generator": document_key}
+"""Makes pydantic write a dataclass with the keys of `document_key`."""
 
 
 def is_printable(text: str) -> bool:
@@ -330,6 +363,8 @@ class Part:
 class Capture:
     """One picture of one part at one station. `sha256` is that of the file's bytes."""
 
+    __pydantic_config__: ClassVar = DOCUMENT_CONFIG
+
     sha256: str
     file_name: str  # path below the source, with forward slashes
     part: Part
@@ -343,24 +378,24 @@ class Capture:
     width_px: int = 0
     archived_to: str = ""  # where the file lies once it is recorded
     pixels_sha256: str = ""  # of the decoded pixels: equal for the same picture in another file format
-    known_from: str | None = None  # what told the part and the time: "sidecar", "path" or "file"
+    identity_source: str | None = None  # what told the part and the time: "sidecar", "path" or "file"
 
 
 @dataclass(frozen=True, slots=True)
-class PictureSignal:
+class ImageStatistics:
     """What the camera did, whatever the part; all on luma in gray levels 0 to 255.
 
     Attributes:
         brightness: Mean.
         contrast: Standard deviation.
-        clipped: Share of pixels at 0 or 255: under- or overexposed.
+        clipped_share: Share of pixels at 0 or 255: under- or overexposed.
         sharpness: Variance of the Laplacian: falls with defocus and dirt, rises with noise and texture.
         noise: Standard deviation of the noise; texture as fine as a pixel is taken for it.
     """
 
     brightness: float
     contrast: float
-    clipped: float
+    clipped_share: float
     sharpness: float
     noise: float
 
@@ -411,17 +446,17 @@ class BlockMap:
 
     tensor: str
     channels: int
-    positive: int  # channels with a positive alpha
-    kept: int  # masks the block map is made of
-    constant: int  # channels selected but without contrast, dropped before scoring
+    positive_channels: int  # channels with a positive alpha
+    kept_channels: int  # masks the block map is made of
+    constant_channels: int  # channels selected but without contrast, dropped before scoring
     beta: float  # largest alpha
     threshold: float  # alpha at or below this was not selected
     score_min: float
     score_max: float
-    otsu: float | None  # threshold its fusion mask used; None for the first block of the cascade and dropped blocks
+    otsu_threshold: float | None  # its fusion mask's; None for the first block of the cascade and dropped blocks
     note: str = ""  # "", "no_positive_evidence", "all_constant", "flat"
     sums: NDArray[np.float32] | None = None
-    predicted: int = 0  # of the kept masks, those whose score was predicted instead of given by a forward pass
+    predicted_scores: int = 0  # of the kept masks, those whose score was predicted instead of given by a forward pass
     grid: CellGrid | None = None
 
 
@@ -475,7 +510,7 @@ class Explanation:
         fused: The explanation map S, float32 (H, W) of the source picture, in [0, number of blocks], not rescaled.
         block_maps: Normalized block maps by tensor name, float32 (H, W) of the source picture.
         tiles: What was explained window by window, with counts and block-resolution sums.
-        passes: Forward passes spent: traces, baselines and masks.
+        forward_passes: Forward passes spent: traces, baselines and masks.
         timings_ms: Milliseconds by step.
         notes: What a reader must know, as codes (for instance "low_score_spread").
         embedding: What the deepest block saw, as 16 numbers (maths/embedding.py); empty: the method did not look.
@@ -489,7 +524,7 @@ class Explanation:
     block_maps: Mapping[str, NDArray[np.float32]]
     tiles: tuple[TileExplanation, ...]
     regions: tuple[Region, ...]
-    passes: int
+    forward_passes: int
     provider: str
     timings_ms: dict[str, float]
     notes: tuple[str, ...] = ()
@@ -542,10 +577,10 @@ class Inspection:
     verdict: Verdict
     prediction: Prediction | None  # None where the picture did not reach the network
     explanation: Explanation | None
-    explained_because: str = ""  # "ng", "unsure", "ok", "sample", "label", "overturned"; empty: not asked for
+    explain_reason: str = ""  # "ng", "unsure", "ok", "sample", "label", "overturned"; empty: not asked for
     failure: Failure | None = None
     duration_ms: float = 0.0
-    signal: PictureSignal | None = None  # None where the picture did not decode
+    image_statistics: ImageStatistics | None = None  # None where the picture did not decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -557,14 +592,14 @@ class Review:
     verdict: VerdictCode  # the person's own
     true_label: str = ""
     reason_code: str = ""
-    map_on_defect: str = ""  # "yes", "partly", "no"; empty: not said
+    map_rating: str = ""  # "yes", "partly", "no"; empty: not said
     blind: bool = False  # given before verdict and map were shown
     box: tuple[int, int, int, int] | None = None
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class StudyAnswer:
+class StudyRating:
     """One row of an attribute agreement study: what an appraiser said of a part in a trial; empty: not yet."""
 
     part: str

@@ -74,7 +74,7 @@ def explanation(picture: NDArray[np.uint8], *, target: str, scores: tuple[float,
         block_maps={},
         tiles=(TileExplanation(Tile(0, 0, 0, *size), Status.EXPLAINED, scores, blocks, 0.1, 0.8),),
         regions=find_regions(fused, most=4),
-        passes=14,
+        forward_passes=14,
         provider="CPUExecutionProvider",
         timings_ms={"masks": 20.0},
         faithfulness={"drop": 0.25},
@@ -121,7 +121,7 @@ def inspection(archive: Path, number: int, code: VerdictCode = VerdictCode.NG, *
         verdict=Verdict(code, reason, "crack", score, 0.5),
         prediction=Prediction(scores, LABELS[best], scores[best], 0.3),
         explanation=None if code is VerdictCode.OK else explanation(picture, target="crack", scores=scores),
-        explained_because="" if code is VerdictCode.OK else code.value.lower(),
+        explain_reason="" if code is VerdictCode.OK else code.value.lower(),
         duration_ms=40.0,
     )
 

@@ -68,7 +68,7 @@ def explanation(rng: np.random.Generator, *, size: int = 16, sizes: tuple[int, .
         block_maps={},
         tiles=(tile,),
         regions=(Region(1, 2, 3, 4, 10, 1.5, 0.75), Region(8, 9, 2, 2, 4, 0.5, 0.25)),
-        passes=14,
+        forward_passes=14,
         provider="CPUExecutionProvider",
         timings_ms={"trace": 1.5, "score": 20.25},
         notes=("low_score_spread",),
@@ -99,7 +99,7 @@ def inspection(number: int, *, explained: Explanation | None = None, code: Verdi
         verdict=Verdict(code, reason, "crack", 0.75, 0.5),
         prediction=Prediction((0.75, 0.25), "crack", 0.75, 0.5, tile=3),
         explanation=explained,
-        explained_because="ng" if explained else "",
+        explain_reason="ng" if explained else "",
         duration_ms=12.5,
     )
 

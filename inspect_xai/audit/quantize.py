@@ -178,7 +178,7 @@ def _measured(
     before, masks, agree = engine.int8_masks, 0, []
     for seen, truth in truths:
         found = explain(engine, seen, _settings(engine), target=truth.settings.target)
-        masks += sum(block.kept for tile in found.tiles for block in tile.blocks)
+        masks += sum(block.kept_channels for tile in found.tiles for block in tile.blocks)
         agree.append(_agreement(truth, found))
         advance()
     blocks = sum(max(end.height, end.width) <= engine.int8_px for end in engine.bundle.blocks)

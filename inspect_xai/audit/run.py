@@ -280,7 +280,9 @@ def _measure_picture(
             numbers = measure(engine, scene, found, steps=settings.steps, seed=settings.seed)
             if settings.adcc:
                 numbers |= measure_adcc(engine, scene, found, how)
-            measured.append(Measured(how.method, str(found.status), numbers, found.passes, seconds, found.notes))
+            measured.append(
+                Measured(how.method, str(found.status), numbers, found.forward_passes, seconds, found.notes)
+            )
             maps[str(how.method)] = _reduced(found.fused)
         map_file = f"maps/{number:06d}.npz"
         np.savez_compressed(out / map_file, allow_pickle=False, **maps)

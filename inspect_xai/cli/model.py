@@ -163,7 +163,7 @@ def approve(
 
     with store_of(load_settings(settings, db=db)) as store:
         registered = _registered(store, model)
-        if not (registered.golden or {}).get("holds") and not (without_golden and note):
+        if not (registered.golden_result or {}).get("holds") and not (without_golden and note):
             raise GoldenSetError(
                 f"{registered.name} {registered.version} has no golden result that holds",
                 remedy="inspect-xai model verify BUNDLE --db URL; or say --without-golden and why with --note",
@@ -243,7 +243,7 @@ def _print(model: "StoredModel", *, as_json: bool) -> None:
     if as_json:
         print_json(model)
         return
-    golden = model.golden
+    golden = model.golden_result
     result = "no golden result"
     if golden is not None:
         word = "holds" if golden["holds"] else "DOES NOT HOLD"

@@ -10,7 +10,7 @@ from inspect_xai.cli.command_group import Panel
 from inspect_xai.cli.console import ByOption, DatabaseOption, JsonOption, SettingsOption, echo, print_json
 
 if TYPE_CHECKING:
-    from inspect_xai.records import StudyAnswer
+    from inspect_xai.records import StudyRating
     from inspect_xai.statistics.agreement import Agreement, Kappa
     from inspect_xai.statistics.rates import Rate
     from inspect_xai.storage.store import Store
@@ -200,7 +200,7 @@ def _is_file(study: str) -> bool:
     return study.lower().endswith(".csv")
 
 
-def _on_desk(store: "Store", name: str) -> "list[StudyAnswer]":
+def _on_desk(store: "Store", name: str) -> "list[StudyRating]":
     from inspect_xai.storage.studies import Studies
 
     studies = Studies(store.database)

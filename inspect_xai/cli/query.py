@@ -112,7 +112,7 @@ def find(
             from inspect_xai.reports.inspection_json import inspection_json
 
             for row in inspections:
-                print_text_of_json(inspection_json(store.get(row.inspection_id)).model_dump_json())
+                print_text_of_json(inspection_json(store.get(row.inspection_id)).model_dump_json(by_alias=True))
             return
     if as_json:
         print_json(inspections)
@@ -252,7 +252,7 @@ def _steps(store: "Store", serial: str, lot: str | None, product: str | None) ->
                 "part": inspection.capture.part.serial,
                 "lot": inspection.capture.part.lot,
                 "product": inspection.capture.part.product,
-                "known_from": inspection.capture.known_from or "",
+                "known_from": inspection.capture.identity_source or "",
                 "captured_at": inspection.capture.captured_at.isoformat(),
                 "picture": inspection.capture.archived_to,
                 "picture_sha256": inspection.capture.sha256,

@@ -39,7 +39,7 @@ def show(
     if as_json:
         from inspect_xai.reports.inspection_json import inspection_json
 
-        print_text_of_json(inspection_json(found).model_dump_json(indent=2))
+        print_text_of_json(inspection_json(found).model_dump_json(indent=2, by_alias=True))
     else:
         _print(found)
 
@@ -52,7 +52,7 @@ def _print(found: "StoredInspection") -> None:
     echo(f"inspection {found.inspection_id}: {verdict.code} ({verdict.reason}: {labels.REASONS[verdict.reason]})")
     rows = {
         "part": f"{part.serial}  product {part.product or '-'}  lot {part.lot or '-'}"
-        + (f"  (from the {capture.known_from})" if capture.known_from else ""),
+        + (f"  (from the {capture.identity_source})" if capture.identity_source else ""),
         "captured": f"{capture.captured_at:%Y-%m-%d %H:%M:%S} UTC  line {capture.line or '-'}  "
         f"station {capture.station or '-'}  camera {capture.camera or '-'}  view {capture.view or '-'}  "
         f"shift {capture.shift or '-'}",
@@ -68,7 +68,7 @@ def _print(found: "StoredInspection") -> None:
         rows["model said"] = f"{best.label} {best.score:.4f}, {best.margin:.4f} ahead, in window {best.tile}"
     if found.failure:
         rows["failure"] = f"{found.failure.kind}: {found.failure.message}"
-    rows |= _explanation_rows(found.explanation, found.explained_because)
+    rows |= _explanation_rows(found.explanation, found.explain_reason)
     model, run = found.model, found.run
     rows["model"] = f"{model.name} {model.version}  {found.model_status}  {model.fingerprint}"
     if found.model_status != ModelStatus.APPROVED:
@@ -90,7 +90,8 @@ def _explanation_rows(explanation: "StoredExplanation | None", because: str) -> 
     rows = {
         "explained": f"{settings.method} for {settings.target}{rival} ({because}): {explanation.status}: "
         f"{labels.STATUSES[explanation.status]}",
-        "cost": f"{explanation.passes} passes, {explanation.duration_ms:.0f} ms, {explanation.map_bytes} bytes of maps",
+        "cost": f"{explanation.forward_passes} passes, {explanation.duration_ms:.0f} ms, "
+        f"{explanation.map_bytes} bytes of maps",
     }
     if faithful := labels.faithfulness_in_words(explanation.faithfulness):
         rows["faithful"] = f"{faithful} ({explanation.faithfulness['passes']:.0f} more passes)"

@@ -221,7 +221,7 @@ def _join(
         block_maps=BlockMapsOnPicture(named, explained, window_hw=(spec.height, spec.width), picture_hw=size),
         tiles=explained,
         regions=regions.find_regions(fused),
-        passes=sum(window.passes for window in windows),
+        forward_passes=sum(window.passes for window in windows),
         provider=engine.provider,
         timings_ms=timings_ms,
         notes=_notes(windows, fused, settings, engine),
@@ -245,7 +245,7 @@ def _notes(
     found = {
         "only_the_middle": engine.card.input.fit is Fit.CENTER_CROP and _leaves_out(windows, fused),
         "ok_label_has_no_place": settings.target in engine.card.ok_labels,
-        "scores_predicted": any(block.predicted for window in windows for block in window.explained.blocks),
+        "scores_predicted": any(block.predicted_scores for window in windows for block in window.explained.blocks),
         "low_score_spread": any(tile.score_spread < _FLAT_SPREAD for tile in explained),
         "baseline_scores_class": any(window.explained.baseline_score > _BASELINE_SCORES for window in windows),
         "tiny_support": bool(explained) and support < _SUPPORT_SHARE[0],

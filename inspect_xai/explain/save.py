@@ -19,7 +19,7 @@ from inspect_xai.errors import PictureError
 from inspect_xai.files import replaced_folder
 from inspect_xai.maths import color
 from inspect_xai.model.bundle import ModelBundle
-from inspect_xai.records import BlockMap, Explanation, PictureLimits, TileExplanation, Verdict
+from inspect_xai.records import BlockMap, Explanation, PictureLimits, TileExplanation, Verdict, document_key
 
 SCHEMA_VERSION = 1
 _DISTRIBUTIONS = ("onnxruntime-gpu", "onnx", "numpy", "opencv-python", "scipy")
@@ -116,7 +116,7 @@ def describe(explanation: Explanation, *, bundle: ModelBundle, verdict: Verdict)
             "score": verdict.score,
             "threshold": verdict.threshold,
         },
-        "passes": explanation.passes,
+        "passes": explanation.forward_passes,
         "duration_ms": explanation.duration_ms,
         "timings_ms": explanation.timings_ms,
         "faithfulness": explanation.faithfulness,
@@ -142,7 +142,7 @@ def _describe_tile(explained: TileExplanation, labels: tuple[str, ...]) -> dict[
 
 
 def _describe_block(block: BlockMap) -> dict[str, Any]:
-    return {name: getattr(block, name) for name in block.__slots__ if name not in ("sums", "grid")} | {
+    return {document_key(name): getattr(block, name) for name in block.__slots__ if name not in ("sums", "grid")} | {
         "grid": None if block.grid is None else asdict(block.grid),
         "height": None if block.sums is None else block.sums.shape[0],
         "width": None if block.sums is None else block.sums.shape[1],

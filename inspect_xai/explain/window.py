@@ -115,7 +115,7 @@ def explain_window(
         tile,
         status,
         tuple(float(p) for p in trace.probabilities),
-        tuple(replace(block, otsu=otsu.get(block.tensor)) for block in blocks),
+        tuple(replace(block, otsu_threshold=otsu.get(block.tensor)) for block in blocks),
         baseline_score,
         float(np.ptp(everything)) if len(everything) else 0.0,
     )
@@ -143,14 +143,14 @@ def _select(
     block = BlockMap(
         tensor=name,
         channels=len(features),
-        positive=selection.positive,
-        kept=len(varying),
-        constant=len(chosen) - len(varying),
+        positive_channels=selection.positive,
+        kept_channels=len(varying),
+        constant_channels=len(chosen) - len(varying),
         beta=selection.beta,
         threshold=selection.threshold,
         score_min=0.0,
         score_max=0.0,
-        otsu=None,
+        otsu_threshold=None,
         note=note,
         grid=grid,
     )
@@ -196,7 +196,7 @@ def _block_maps(
                 sums=sums,
                 score_min=float(said.min()),
                 score_max=float(said.max()),
-                predicted=int((~known).sum()),
+                predicted_scores=int((~known).sum()),
                 note="flat" if normalized is None else "",
             )
             if normalized is not None:

@@ -117,7 +117,7 @@ class Recorder:
             verdict=inspection.verdict.code if inspection else None,
             explained=picture.explanation is not None,
             failed=picture.error is not None,
-            passes=picture.explanation.passes if picture.explanation else 0,
+            passes=picture.explanation.forward_passes if picture.explanation else 0,
             recorded_for=recorded_for,
         )
 
@@ -156,7 +156,7 @@ class Recorder:
             width_px=picture.size_px[1],
             archived_to=archived_to,
             pixels_sha256=picture.pixels_sha256,
-            known_from=identity.known_from,
+            identity_source=identity.known_from,
         )
         return Inspection(
             capture=capture,
@@ -167,10 +167,10 @@ class Recorder:
             verdict=judgment.verdict if judgment else Verdict(VerdictCode.UNSURE, _reason(error), "", 0.0, 0.0),
             prediction=judgment.prediction if judgment else None,
             explanation=picture.explanation,
-            explained_because=picture.explain_reason,
+            explain_reason=picture.explain_reason,
             failure=Failure(type(error).__name__, str(error)[:_MAX_FAILURE_CHARS]) if error else None,
             duration_ms=picture.duration_ms,
-            signal=picture.statistics,
+            image_statistics=picture.statistics,
         )
 
     def _with_retries(self, call: Callable[[], T]) -> T:

@@ -40,7 +40,7 @@ from inspect_xai.intake.url_source import Source
 from inspect_xai.maths.metrics import ebpg
 from inspect_xai.model.engine import Engine
 from inspect_xai.policy import Policy
-from inspect_xai.records import Explanation, PictureLimits, PictureSignal, no_ranks
+from inspect_xai.records import Explanation, ImageStatistics, PictureLimits, no_ranks
 from inspect_xai.settings import DEFAULT_PATTERN
 from inspect_xai.statistics.image_statistics import LEAST_SIDE, picture_statistics
 
@@ -126,7 +126,7 @@ class PictureState:
     explanation: Explanation | None = None
     error: Exception | None = None
     duration_ms: float = 0.0
-    statistics: PictureSignal | None = None
+    statistics: ImageStatistics | None = None
 
     def log_fields(self) -> dict[str, object]:
         """Return what every log record about the picture carries, for logs that are searched by machines."""

@@ -390,6 +390,6 @@ def _models(cells: Iterable[_Cell], models: Mapping[str, StoredModel]) -> tuple[
         parts = _sum(mine)
         mean, longest = sum(cell.duration_ms for cell in mine) / parts, max(cell.longest_ms for cell in mine)
         known = models[fingerprint]
-        today = (known.status, known.status_by, _golden_in_words(known.golden))
+        today = (known.status, known.status_by, _golden_in_words(known.golden_result))
         found.append(ModelUse(name, version, fingerprint, status, *today, policy, provider, parts, mean, longest))
     return tuple(found)

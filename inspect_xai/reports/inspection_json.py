@@ -74,20 +74,20 @@ def inspection_json(inspection: StoredInspection) -> InspectionOut:
         explanation=ExplanationOut(
             status=explanation.status,
             settings=dataclasses.asdict(explanation.settings),
-            passes=explanation.passes,
+            passes=explanation.forward_passes,
             provider=explanation.provider,
             duration_ms=explanation.duration_ms,
             timings_ms=_finite(explanation.timings_ms),
             notes=explanation.notes,
             faithfulness=_finite(explanation.faithfulness),
-            support_share=explanation.support_share,
+            support_share=explanation.coverage,
             regions=explanation.regions,
             has_map=not explanation.maps_deleted,
             map_sha256=explanation.fused_sha256,
         )
         if explanation
         else None,
-        explained_because=inspection.explained_because,
+        explained_because=inspection.explain_reason,
         failure=inspection.failure,
         duration_ms=inspection.duration_ms,
         reviews=inspection.reviews,

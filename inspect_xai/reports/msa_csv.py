@@ -14,7 +14,7 @@ from typing import Final
 
 from inspect_xai.errors import StudyError
 from inspect_xai.files import read_table
-from inspect_xai.records import StudyAnswer
+from inspect_xai.records import StudyRating
 from inspect_xai.storage import studies
 from inspect_xai.storage.store import Store
 
@@ -22,7 +22,7 @@ COLUMNS: Final = ("part", "picture", "reference", "appraiser", "trial", "answer"
 _CHUNK: Final = 1000
 
 
-def create(store: Store, *, parts: int, appraisers: Sequence[str], trials: int, seed: int) -> list[StudyAnswer]:
+def create(store: Store, *, parts: int, appraisers: Sequence[str], trials: int, seed: int) -> list[StudyRating]:
     """Draw parts for a study from the record and write down who judges which when, as a study on the desk would.
 
     Raises:
@@ -30,13 +30,13 @@ def create(store: Store, *, parts: int, appraisers: Sequence[str], trials: int, 
     """
     chosen = studies.draw(store, parts=parts, seed=seed)
     return [
-        StudyAnswer(chosen[at].serial, chosen[at].archived_to, "", who, str(trial), "")
+        StudyRating(chosen[at].serial, chosen[at].archived_to, "", who, str(trial), "")
         for (who, trial), order in studies.orders(len(chosen), appraisers, trials=trials, seed=seed).items()
         for at in order
     ]
 
 
-def read_wide(file: Path) -> list[StudyAnswer]:
+def read_wide(file: Path) -> list[StudyRating]:
     """Read a table with a row per part: `part`, `reference`, then a column per appraiser and trial, named "Ada 1".
 
     Raises:
@@ -51,21 +51,21 @@ def read_wide(file: Path) -> list[StudyAnswer]:
             who, _, trial = column.rpartition(" ")
             if not who or not trial.isdecimal():
                 raise StudyError(f"{file} has a column {column!r}", expected='a name and a trial, like "Ada 1"')
-            answers.append(StudyAnswer(row["part"], row.get("picture", ""), row["reference"], who, trial, answer))
+            answers.append(StudyRating(row["part"], row.get("picture", ""), row["reference"], who, trial, answer))
     return answers
 
 
-def read(file: Path) -> list[StudyAnswer]:
+def read(file: Path) -> list[StudyRating]:
     """Read a study, one row per answer.
 
     Raises:
         StudyError: It is no such table.
     """
     needed = [name for name in COLUMNS if name != "picture"]
-    return [StudyAnswer(**{name: row.get(name, "") for name in COLUMNS}) for row in _rows(file, needed=needed)]
+    return [StudyRating(**{name: row.get(name, "") for name in COLUMNS}) for row in _rows(file, needed=needed)]
 
 
-def write(file: Path, answers: Iterable[StudyAnswer]) -> None:
+def write(file: Path, answers: Iterable[StudyRating]) -> None:
     """Write a study; what stands there stays, since it may hold answers.
 
     Raises:
@@ -80,7 +80,7 @@ def write(file: Path, answers: Iterable[StudyAnswer]) -> None:
         raise StudyError(f"{file} cannot be written: {error.strerror}", remedy="name another file") from error
 
 
-def with_model(answers: Sequence[StudyAnswer], store: Store) -> list[StudyAnswer]:
+def with_model(answers: Sequence[StudyRating], store: Store) -> list[StudyRating]:
     """Add the model as one more appraiser: its newest verdict on each part, once.
 
     Raises:
@@ -92,12 +92,12 @@ def with_model(answers: Sequence[StudyAnswer], store: Store) -> list[StudyAnswer
         found = [row for row in found if not first.picture or row.archived_to == first.picture] or found
         if not found:
             raise StudyError(f"part {part} was never inspected", remedy="leave it out, or analyze without the model")
-        added.append(StudyAnswer(part, first.picture, first.reference, studies.MODEL, "1", found[0].verdict))
+        added.append(StudyRating(part, first.picture, first.reference, studies.MODEL, "1", found[0].verdict))
     return [*answers, *added]
 
 
-def _first_of_each_part(answers: Iterable[StudyAnswer]) -> dict[str, StudyAnswer]:
-    found: dict[str, StudyAnswer] = {}
+def _first_of_each_part(answers: Iterable[StudyRating]) -> dict[str, StudyRating]:
+    found: dict[str, StudyRating] = {}
     for each in answers:
         found.setdefault(each.part, each)
     return found

@@ -15,7 +15,7 @@ from scipy.stats import t as student
 from statsmodels.stats.inter_rater import cohens_kappa, fleiss_kappa
 
 from inspect_xai.errors import StudyError
-from inspect_xai.records import StudyAnswer, VerdictCode
+from inspect_xai.records import StudyRating, VerdictCode
 from inspect_xai.statistics.rates import CONFIDENCE, Interval, Rate, rate
 
 
@@ -153,7 +153,7 @@ def attribute_agreement(
     )
 
 
-def analyze(answers: Sequence[StudyAnswer], *, defect: str = VerdictCode.NG, good: str = VerdictCode.OK) -> Agreement:
+def analyze(answers: Sequence[StudyRating], *, defect: str = VerdictCode.NG, good: str = VerdictCode.OK) -> Agreement:
     """Analyze a study given as rows: they become tables of parts by trials.
 
     Args:

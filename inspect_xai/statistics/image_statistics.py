@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from inspect_xai.records import PictureSignal
+from inspect_xai.records import ImageStatistics
 
 _NOISE_TAPS = np.array([1.0, -2.0, 1.0])
 """Along rows and columns: the difference of two Laplacians, blind to planes and edges, so that mostly noise is left."""
@@ -24,7 +24,7 @@ _MOST_PIXELS = 1 << 18
 _BAND_ROWS = 64
 
 
-def picture_statistics(picture: NDArray[np.uint8]) -> PictureSignal:
+def picture_statistics(picture: NDArray[np.uint8]) -> ImageStatistics:
     """Measure a picture's exposure, sharpness and noise.
 
     Args:
@@ -45,7 +45,7 @@ def picture_statistics(picture: NDArray[np.uint8]) -> PictureSignal:
         squared_bends += cv2.norm(laplacian, cv2.NORM_L2SQR)
         residues += cv2.norm(cv2.sepFilter2D(gray, cv2.CV_16S, _NOISE_TAPS, _NOISE_TAPS)[inner], cv2.NORM_L1)
     seen, grey_values, squares = (int(each) for each in _POWERS @ counts)  # whole numbers differ exactly
-    return PictureSignal(
+    return ImageStatistics(
         grey_values / seen,
         math.sqrt(seen * squares - grey_values**2) / seen,
         float(counts[0] + counts[255]) / seen,

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, select, update
 
 from inspect_xai.storage.database import Database
 from inspect_xai.storage.insert import upsert
-from inspect_xai.storage.tables import Claim, Model, Policy
+from inspect_xai.storage.tables import ClaimRow, Model, Policy
 
 _AT_ONCE = 200  # databases bound the number of parameters
 _MOST_NAME_BYTES = 1000  # of what is indexed
@@ -73,17 +73,17 @@ class Claims:
                 {
                     **self._work,
                     "file_name": _kept(name),
-                    "stamp": files[name],
+                    "file_version": files[name],
                     "owner": self._owner,
-                    "held_until": now + self._lease,
+                    "lease_expires_at": now + self._lease,
                 }
                 for name in sorted(taken)
             ]
             if rows:
-                statement = upsert(connection, Claim)
+                statement = upsert(connection, ClaimRow)
                 statement = statement.on_conflict_do_update(
                     index_elements=["source", "file_name", "model_id", "policy_id"],
-                    set_={name: statement.excluded[name] for name in ("stamp", "owner", "held_until")},
+                    set_={name: statement.excluded[name] for name in ("file_version", "owner", "lease_expires_at")},
                 )
                 connection.execute(statement, rows)
         return taken
@@ -91,8 +91,8 @@ class Claims:
     def renew(self) -> None:
         """Give a sign of life: all of this worker's claims hold for another lease."""
         with self._database.write() as connection:
-            held = update(Claim).where(*self._mine(), Claim.held_until.is_not(None))
-            connection.execute(held.values(held_until=self._database.clock() + self._lease))
+            held = update(ClaimRow).where(*self._mine(), ClaimRow.lease_expires_at.is_not(None))
+            connection.execute(held.values(lease_expires_at=self._database.clock() + self._lease))
 
     def recorded(self, names: Sequence[str]) -> None:
         """Say that files are recorded: nobody reads them again for this model and policy."""
@@ -101,22 +101,24 @@ class Claims:
         with self._database.write() as connection:
             for part in _parts([_kept(name) for name in names]):
                 connection.execute(
-                    update(Claim).where(*self._mine(), Claim.file_name.in_(part)).values(held_until=None)
+                    update(ClaimRow).where(*self._mine(), ClaimRow.file_name.in_(part)).values(lease_expires_at=None)
                 )
 
     def release(self) -> None:
         """Give back what is not recorded, for any worker to take."""
         with self._database.write() as connection:
-            connection.execute(delete(Claim).where(*self._mine(), Claim.held_until.is_not(None)))
+            connection.execute(delete(ClaimRow).where(*self._mine(), ClaimRow.lease_expires_at.is_not(None)))
 
     def _mine(self) -> list[ColumnElement[bool]]:
-        return [*self._here(), Claim.owner == self._owner]
+        return [*self._here(), ClaimRow.owner == self._owner]
 
     def _here(self) -> list[ColumnElement[bool]]:
-        return [getattr(Claim, name) == value for name, value in self._work.items()]
+        return [getattr(ClaimRow, name) == value for name, value in self._work.items()]
 
     def _rows(self, connection: Connection, names: Sequence[str]) -> Iterator[tuple[str, Row[Any]]]:
-        query = select(Claim.file_name, Claim.stamp, Claim.held_until).where(*self._here(), Claim.file_name.in_(names))
+        query = select(ClaimRow.file_name, ClaimRow.file_version, ClaimRow.lease_expires_at).where(
+            *self._here(), ClaimRow.file_name.in_(names)
+        )
         for row in connection.execute(query):
             yield row.file_name, row
 
@@ -130,7 +132,7 @@ def _kept(name: str) -> str:
 def _is_free(held: Row[Any] | None, stamp: str, now: datetime) -> bool:
     if held is None:
         return True
-    return bool(held.stamp != stamp if held.held_until is None else held.held_until <= now)
+    return bool(held.file_version != stamp if held.lease_expires_at is None else held.lease_expires_at <= now)
 
 
 def _parts(names: Sequence[str]) -> Iterator[Sequence[str]]:

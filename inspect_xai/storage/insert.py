@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Select, bindparam, insert, sel
 from sqlalchemy.dialects import postgresql, sqlite
 
 from inspect_xai.errors import StoreError
-from inspect_xai.records import Capture, Explanation, Inspection, PictureSignal
+from inspect_xai.records import Capture, Explanation, ImageStatistics, Inspection
 from inspect_xai.storage import tables
 from inspect_xai.storage.blob_store import BlobStore
 from inspect_xai.storage.ledger_documents import chunks
@@ -128,7 +128,7 @@ class Recorder:
         """Write the inspections with all that belongs to them, but those that stand there already."""
         key = ("capture_id", "model_id", "policy_id")
         rows = self._rows(inspections)
-        ids, made = get_or_create_all(self._connection, tables.Inspection, key, rows)
+        ids, made = get_or_create_all(self._connection, tables.InspectionRow, key, rows)
         recorded = []
         explained: list[tuple[int, Explanation, EncodedMaps]] = []
         signals: list[dict[str, Any]] = []
@@ -137,18 +137,18 @@ class Recorder:
             is_new = number in made
             made.discard(number)  # the same picture twice in a chunk is new once
             recorded.append(RecordedInspection(number, is_new))
-            if is_new and inspection.signal is not None:
-                signals.append({"inspection_id": number} | _signal_facts(inspection, inspection.signal))
+            if is_new and inspection.image_statistics is not None:
+                signals.append({"inspection_id": number} | _signal_facts(inspection, inspection.image_statistics))
             if is_new and inspection.explanation is not None and encoded is not None:
                 explained.append((number, inspection.explanation, encoded))
         if explained:
             self._explanations(explained)
-        _insert(self._connection, tables.PictureSignal, signals)
+        _insert(self._connection, tables.ImageStatisticsRow, signals)
         return recorded
 
     def _rows(self, inspections: Sequence[Inspection]) -> list[dict[str, Any]]:
         models = self._models({each.fingerprint for each in inspections})
-        runs = _ids(self._connection, tables.Run, ("run_id",), {_key(each.run_id) for each in inspections})
+        runs = _ids(self._connection, tables.RunRow, ("run_id",), {_key(each.run_id) for each in inspections})
         captures = self._captures([each.capture for each in inspections])
         versions = [{"version": each.policy_version, "registered_at": self._now} for each in inspections]
         policies, new = get_or_create_all(self._connection, tables.Policy, ("version",), versions)
@@ -178,12 +178,12 @@ class Recorder:
         rows = [{"product_id": products[_key(part.product)], "code": part.lot} for part in parts]
         lots, _ = made(tables.Lot, ("product_id", "code"), rows)
         rows = [{"lot_id": lots[_key(products[_key(part.product)], part.lot)], "serial": part.serial} for part in parts]
-        numbers, _ = made(tables.Part, ("lot_id", "serial"), rows)
+        numbers, _ = made(tables.PartRow, ("lot_id", "serial"), rows)
         rows = [
             {name: getattr(each, name) for name in _CAPTURE} | {"part_id": numbers[_key(row["lot_id"], row["serial"])]}
             for each, row in zip(captures, rows, strict=True)
         ]
-        return made(tables.Capture, ("sha256",), rows)[0]
+        return made(tables.CaptureRow, ("sha256",), rows)[0]
 
     def _explanations(self, explained: Sequence[tuple[int, Explanation, EncodedMaps]]) -> None:
         blobs = self._blobs({blob.sha256: blob for *_, encoded in explained for blob in encoded.all()})
@@ -191,8 +191,8 @@ class Recorder:
             _explanation_facts(explanation) | {"inspection_id": number, "fused_blob_id": blobs[encoded.fused.sha256]}
             for number, explanation, encoded in explained
         ]
-        _insert(self._connection, tables.Explanation, rows)
-        ids = _ids(self._connection, tables.Explanation, ("inspection_id",), [(number,) for number, *_ in explained])
+        _insert(self._connection, tables.ExplanationRow, rows)
+        ids = _ids(self._connection, tables.ExplanationRow, ("inspection_id",), [(number,) for number, *_ in explained])
         regions, windows, blocks = [], [], []
         for number, explanation, encoded in explained:
             explanation_id = ids[number,]
@@ -205,7 +205,7 @@ class Recorder:
             blocks += _block_rows(explanation_id, explanation, sums)
         _insert(self._connection, tables.ExplanationRegion, regions)
         _insert(self._connection, tables.ExplanationTile, windows)
-        _insert(self._connection, tables.BlockMap, blocks)
+        _insert(self._connection, tables.BlockMapRow, blocks)
 
     def _blobs(self, blobs: Mapping[str, Blob]) -> dict[str, int]:
         """The ids of map rows by hash, made where there are none, filled again where retention emptied them."""
@@ -264,14 +264,14 @@ def _facts(inspection: Inspection) -> dict[str, Any]:
         "margin": finite(prediction.margin) if prediction else None,
         "worst_tile": prediction.tile if prediction else None,
         "scores": [finite(score) for score in prediction.scores] if prediction else None,
-        "explained_because": inspection.explained_because,
+        "explain_reason": inspection.explain_reason,
         "failure_kind": failure.kind if failure else "",
         "failure_message": failure.message if failure else "",
         "duration_ms": float(inspection.duration_ms),
     }
 
 
-def _signal_facts(inspection: Inspection, signal: PictureSignal) -> dict[str, Any]:
+def _signal_facts(inspection: Inspection, signal: ImageStatistics) -> dict[str, Any]:
     seen = inspection.explanation.embedding if inspection.explanation else ()
     packed = np.asarray(seen, dtype="<f4")
     return dataclasses.asdict(signal) | {"embedding": packed.tobytes() if np.isfinite(packed).all() and seen else None}
@@ -285,17 +285,17 @@ def _explanation_facts(explanation: Explanation) -> dict[str, Any]:
         "status": explanation.status.value,
         "method": settings.method.value,
         "target": settings.target,
-        "against": settings.against,
+        "contrast_label": settings.against,
         "mu": float(settings.mu),
         "baseline": settings.baseline.value,
         "settings": dataclasses.asdict(settings),
-        "passes": int(explanation.passes),
+        "forward_passes": int(explanation.forward_passes),
         "provider": explanation.provider,
         "duration_ms": float(explanation.duration_ms),
         "timings_ms": numbers_in(explanation.timings_ms),
         "notes": list(explanation.notes),
         "faithfulness": measured,
-        "support_share": float(np.count_nonzero(explanation.fused > 0) / max(1, explanation.fused.size)),
+        "coverage": float(np.count_nonzero(explanation.fused > 0) / max(1, explanation.fused.size)),
         **{name: measured.get(name) for name in ("energy_in_roi", *FAITHFULNESS)},
         "faithfulness_passes": None if passes is None else int(passes),
     }
@@ -330,16 +330,16 @@ def _block_rows(
             "position": position,
             "tensor": block.tensor,
             "channels": int(block.channels),
-            "positive": int(block.positive),
-            "kept": int(block.kept),
-            "constant": int(block.constant),
+            "positive_channels": int(block.positive_channels),
+            "kept_channels": int(block.kept_channels),
+            "constant_channels": int(block.constant_channels),
             "beta": finite(block.beta),
             "threshold": finite(block.threshold),
             "score_min": finite(block.score_min),
             "score_max": finite(block.score_max),
-            "otsu": None if block.otsu is None else finite(block.otsu),
+            "otsu_threshold": None if block.otsu_threshold is None else finite(block.otsu_threshold),
             "note": block.note,
-            "predicted": int(block.predicted),
+            "predicted_scores": int(block.predicted_scores),
             "grid": None if block.grid is None else dataclasses.asdict(block.grid),
             "sums_blob_id": sums.get((row, position)),
         }

@@ -28,7 +28,7 @@ from inspect_xai.storage.ledger_documents import RowKey, digests, documents, for
 from inspect_xai.storage.ledger_rows import CHANGED_BY, Fetch
 from inspect_xai.storage.ledger_rows import Finding as Finding
 from inspect_xai.storage.ledger_rows import Progress as Progress
-from inspect_xai.storage.tables import LedgerEvent, Model, Review
+from inspect_xai.storage.tables import LedgerEvent, Model, ReviewRow
 from inspect_xai.storage.types import canonical
 
 GENESIS: Final = "0" * 64
@@ -274,7 +274,7 @@ def head(connection: Connection) -> str:
 def evidence(connection: Connection, inspection_ids: Collection[int]) -> dict[str, Any]:
     """Documents of inspections, their reviews and models, and the events that vouch for them (`Ledger.evidence`)."""
     found = {"inspection": documents(connection, "inspection", inspection_ids)}
-    answered = select(Review.id).where(Review.inspection_id.in_(inspection_ids))
+    answered = select(ReviewRow.id).where(ReviewRow.inspection_id.in_(inspection_ids))
     found["review"] = documents(connection, "review", connection.execute(answered).scalars().all())
     fingerprints = {document["model"] for document in found["inspection"].values()}
     judges = select(Model.id).where(Model.fingerprint.in_(fingerprints))

@@ -2,7 +2,9 @@
 
 A document leaves out what is NULL, and a count that a later revision added where it is 0. So the new column changes no
 document of the rows that were there before, and their digests still hold. What came late into a document
-(`former_of`) leaves the digests that were taken before vouching for the rest.
+(`former_of`) leaves the digests that were taken before vouching for the rest. Columns that got another name with
+revision 0015 keep their first one in a document (`records.document_key`, the only place that maps them), for the same
+reason; so do the kinds of rows below: an event of a study's rating calls it "study_answer".
 """
 
 import hashlib
@@ -15,6 +17,7 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import BindParameter, ColumnElement, Connection, Select, bindparam, select
 from sqlalchemy.orm import InstrumentedAttribute
 
+from inspect_xai.records import document_key
 from inspect_xai.storage import tables
 from inspect_xai.storage.types import UtcTime
 
@@ -27,17 +30,17 @@ _CHUNK: Final = 500  # databases bound the number of parameters of a statement
 
 # Kinds of rows an event can vouch for, by the name it calls them.
 VOUCHED: Final[dict[str, type[tables.Base]]] = {
-    "inspection": tables.Inspection,
-    "review": tables.Review,
+    "inspection": tables.InspectionRow,
+    "review": tables.ReviewRow,
     "model": tables.Model,
     "policy": tables.Policy,
     "retention_rule": tables.RetentionRule,
     "legal_hold": tables.LegalHold,
     "audit": tables.Audit,
     "reason_code": tables.ReasonCode,
-    "study": tables.Study,
-    "study_answer": tables.StudyAnswer,
-    "drift_baseline": tables.DriftBaseline,
+    "study": tables.StudyRow,
+    "study_answer": tables.StudyRatingRow,
+    "drift_baseline": tables.DriftBaselineRow,
     "alert_sent": tables.AlertSent,
 }
 
@@ -153,13 +156,13 @@ def chunks(ids: Iterable[Key]) -> list[list[Key]]:
 
 
 def _inspections(connection: Connection, ids: Sequence[int]) -> dict[int, Document]:
-    rows = _rows(connection, tables.Inspection, "id", ids)
+    rows = _rows(connection, tables.InspectionRow, "id", ids)
     captures = _captures(connection, _numbers(rows, "capture_id"))
     explanations = _explanations(connection, ids)
     signals = _signals(connection, ids)
     models = _names(connection, tables.Model, "fingerprint", _numbers(rows, "model_id"))
     policies = _names(connection, tables.Policy, "version", _numbers(rows, "policy_id"))
-    runs = _by_id(_rows(connection, tables.Run, "id", _numbers(rows, "run_id")))
+    runs = _by_id(_rows(connection, tables.RunRow, "id", _numbers(rows, "run_id")))
     for row in rows:
         row["capture"] = captures.get(row.pop("capture_id", 0))
         row["model"] = models.get(row.pop("model_id", 0))
@@ -173,7 +176,7 @@ def _inspections(connection: Connection, ids: Sequence[int]) -> dict[int, Docume
 
 
 def _captures(connection: Connection, ids: Collection[int]) -> dict[int, Document]:
-    rows = _by_id(_rows(connection, tables.Capture, "id", ids))
+    rows = _by_id(_rows(connection, tables.CaptureRow, "id", ids))
     for number, serial, lot, product in connection.execute(_asking_parts(), {"among": list(ids)}).all():
         document = rows[number]
         document["part"] = {"serial": serial, "lot": lot, "product": product}
@@ -188,25 +191,25 @@ def _captures(connection: Connection, ids: Collection[int]) -> dict[int, Documen
 
 @cache
 def _asking_parts() -> Select[tuple[int, str, str, str]]:
-    return parts_by(tables.Capture.id).where(_among(tables.Capture.id))
+    return parts_by(tables.CaptureRow.id).where(_among(tables.CaptureRow.id))
 
 
 def parts_by(column: InstrumentedAttribute[Key]) -> Select[tuple[Key, str, str, str]]:
     """Of captures a column, and serial, lot and product of the part they show."""
     return (
-        select(column, tables.Part.serial, tables.Lot.code, tables.Product.name)
-        .join(tables.Part, tables.Part.id == tables.Capture.part_id)
-        .join(tables.Lot, tables.Lot.id == tables.Part.lot_id)
+        select(column, tables.PartRow.serial, tables.Lot.code, tables.Product.name)
+        .join(tables.PartRow, tables.PartRow.id == tables.CaptureRow.part_id)
+        .join(tables.Lot, tables.Lot.id == tables.PartRow.lot_id)
         .join(tables.Product, tables.Product.id == tables.Lot.product_id)
     )
 
 
 def _explanations(connection: Connection, inspection_ids: Sequence[int]) -> dict[int, Document]:
-    rows = _rows(connection, tables.Explanation, "inspection_id", inspection_ids)
+    rows = _rows(connection, tables.ExplanationRow, "inspection_id", inspection_ids)
     ids = [row.pop("id") for row in rows]
     regions = _children(connection, tables.ExplanationRegion, ids)
     tiles = _children(connection, tables.ExplanationTile, ids)
-    blocks = _children(connection, tables.BlockMap, ids)
+    blocks = _children(connection, tables.BlockMapRow, ids)
     blob_ids = _numbers(rows, "fused_blob_id")
     blob_ids |= {block["sums_blob_id"] for each in blocks.values() for block in each if "sums_blob_id" in block}
     shas: dict[int, str] = {}
@@ -230,7 +233,7 @@ def _explanations(connection: Connection, inspection_ids: Sequence[int]) -> dict
 
 def _signals(connection: Connection, inspection_ids: Sequence[int]) -> dict[int, Document]:
     """Image statistics by inspection, and the embedding of an explained one as hexadecimal digits."""
-    rows = _rows(connection, tables.PictureSignal, "inspection_id", inspection_ids)
+    rows = _rows(connection, tables.ImageStatisticsRow, "inspection_id", inspection_ids)
     for row in rows:
         if "embedding" in row:
             row["embedding"] = bytes(row["embedding"]).hex()
@@ -253,7 +256,7 @@ def _told(
     connection: Connection, table: type[tables.Base], query: Select[Any], values: Mapping[str, Any]
 ) -> list[Document]:
     """The rows of a table that a query finds, without what is NULL."""
-    names = [column.name for column in table.__table__.columns]
+    names = [document_key(column.name) for column in table.__table__.columns]
     moments = [column.name for column in table.__table__.columns if isinstance(column.type, UtcTime)]
     found = []
     for row in connection.execute(query, values).all():

@@ -18,16 +18,16 @@ from sqlalchemy.exc import OperationalError
 from inspect_xai.errors import DatabaseAwayError, StoreError
 from inspect_xai.storage.ledger_documents import VOUCHED, RowKey, chunks, digests, key_of, keys_of
 from inspect_xai.storage.map_codec import described
-from inspect_xai.storage.review_reasons import BLIND_TIER, TIERS, State
+from inspect_xai.storage.review_reasons import BLIND_PRIORITY, PRIORITIES, State
 from inspect_xai.storage.tables import (
-    BlockMap,
-    Capture,
-    Explanation,
-    Inspection,
+    BlockMapRow,
+    CaptureRow,
+    ExplanationRow,
+    InspectionRow,
     MapBlob,
-    Review,
     ReviewCursor,
     ReviewQueueItem,
+    ReviewRow,
 )
 
 Progress = Callable[[str, int, int], None]
@@ -207,11 +207,11 @@ def _wrong_with_map(
 
 def _is_used_since(connection: Connection, blob_id: int, moment: datetime) -> bool:
     """Whether an explanation recorded after a moment uses a map: it was written again with it."""
-    in_part = exists().where(BlockMap.explanation_id == Explanation.id, BlockMap.sums_blob_id == blob_id)
+    in_part = exists().where(BlockMapRow.explanation_id == ExplanationRow.id, BlockMapRow.sums_blob_id == blob_id)
     used = (
-        select(Inspection.id)
-        .join(Explanation, Explanation.inspection_id == Inspection.id)
-        .where(Inspection.recorded_at >= moment, or_(Explanation.fused_blob_id == blob_id, in_part))
+        select(InspectionRow.id)
+        .join(ExplanationRow, ExplanationRow.inspection_id == InspectionRow.id)
+        .where(InspectionRow.recorded_at >= moment, or_(ExplanationRow.fused_blob_id == blob_id, in_part))
     )
     return connection.execute(used.limit(1)).first() is not None
 
@@ -219,10 +219,12 @@ def _is_used_since(connection: Connection, blob_id: int, moment: datetime) -> bo
 def of_pictures(connection: Connection, vouched: Vouched) -> Iterator[Finding]:
     """Marks of deleted pictures that no event of retention made, and deletions whose mark is gone."""
     gone = vouched.pictures_gone
-    places = select(Capture.id, Capture.archived_to, Capture.picture_deleted_at.is_not(None).label("is_marked"))
-    every = connection.execute(places if gone else places.where(Capture.picture_deleted_at.is_not(None)))
+    places = select(
+        CaptureRow.id, CaptureRow.archived_to, CaptureRow.picture_deleted_at.is_not(None).label("is_marked")
+    )
+    every = connection.execute(places if gone else places.where(CaptureRow.picture_deleted_at.is_not(None)))
     for chunk in chunks([row.id for row in every if row.is_marked or row.archived_to in gone]):
-        rows, broken = _tried(chunk, lambda some: _by_id(connection, Capture, some))
+        rows, broken = _tried(chunk, lambda some: _by_id(connection, CaptureRow, some))
         for number in chunk:
             if number in broken:
                 yield Finding(0, "changed", f"capture {number} cannot be read: {broken[number]}")
@@ -241,7 +243,7 @@ def of_pictures(connection: Connection, vouched: Vouched) -> Iterator[Finding]:
 
 def _was_there(connection: Connection, capture_id: int, moment: datetime) -> bool:
     """Whether a capture was recorded before a moment: its place in the archive may have been used again since."""
-    found = select(Inspection.id).where(Inspection.capture_id == capture_id, Inspection.recorded_at < moment)
+    found = select(InspectionRow.id).where(InspectionRow.capture_id == capture_id, InspectionRow.recorded_at < moment)
     return connection.execute(found.limit(1)).first() is not None
 
 
@@ -252,7 +254,7 @@ def of_desk(connection: Connection, newest_inspection: int) -> Iterator[Finding]
         connection: In a reading transaction.
         newest_inspection: The largest number an inspection ever had.
     """
-    seen = max(connection.execute(select(ReviewCursor.seen_id)).scalars(), default=0)
+    seen = max(connection.execute(select(ReviewCursor.last_enqueued_id)).scalars(), default=0)
     if seen > newest_inspection:
         yield Finding(0, "changed", f"the desk's mark stands at inspection {seen}, and there were {newest_inspection}")
     queries = {
@@ -265,38 +267,38 @@ def of_desk(connection: Connection, newest_inspection: int) -> Iterator[Finding]
 
 
 def _left_out(seen: int) -> Any:
-    """Inspections that the desk has looked at and must have taken in (`triage.take_in`)."""
-    flagged = or_(Inspection.verdict != "OK", Inspection.explained_because != "", Inspection.failure_kind != "")
-    is_there = exists().where(ReviewQueueItem.inspection_id == Inspection.id)
-    return select(Inspection.id).where(Inspection.id <= seen, flagged, ~is_there).order_by(Inspection.id)
+    """Inspections that the desk has looked at and must have taken in (`review_reasons.enqueue_new`)."""
+    flagged = or_(InspectionRow.verdict != "OK", InspectionRow.explain_reason != "", InspectionRow.failure_kind != "")
+    is_there = exists().where(ReviewQueueItem.inspection_id == InspectionRow.id)
+    return select(InspectionRow.id).where(InspectionRow.id <= seen, flagged, ~is_there).order_by(InspectionRow.id)
 
 
 def _false_items() -> Any:
     repeated = [
-        getattr(ReviewQueueItem, name) == getattr(Inspection, name) for name in ("verdict", "label", "inspected_at")
+        getattr(ReviewQueueItem, name) == getattr(InspectionRow, name) for name in ("verdict", "label", "inspected_at")
     ]
-    repeated += [getattr(ReviewQueueItem, name) == getattr(Capture, name) for name in ("line", "station", "shift")]
+    repeated += [getattr(ReviewQueueItem, name) == getattr(CaptureRow, name) for name in ("line", "station", "shift")]
     is_of_it = (
         exists()
-        .where(Inspection.id == ReviewQueueItem.inspection_id, Capture.id == Inspection.capture_id, *repeated)
+        .where(InspectionRow.id == ReviewQueueItem.inspection_id, CaptureRow.id == InspectionRow.capture_id, *repeated)
         .correlate(ReviewQueueItem)
     )
 
     def answered(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-        open_eyed = (Review.inspection_id == ReviewQueueItem.inspection_id) & (Review.blind == 0)
+        open_eyed = (ReviewRow.inspection_id == ReviewQueueItem.inspection_id) & (ReviewRow.blind == 0)
         return exists().where(open_eyed, *conditions).correlate(ReviewQueueItem)
 
-    tier = case({str(why): number for why, number in TIERS.items()}, value=ReviewQueueItem.why)
+    tier = case({str(why): number for why, number in PRIORITIES.items()}, value=ReviewQueueItem.reason)
     has_its_tier = or_(
-        ReviewQueueItem.tier == tier, and_(ReviewQueueItem.tier == BLIND_TIER, ReviewQueueItem.blind == 1)
+        ReviewQueueItem.priority == tier, and_(ReviewQueueItem.priority == BLIND_PRIORITY, ReviewQueueItem.blind == 1)
     )
     is_false = or_(
         ~is_of_it,
         ReviewQueueItem.state.not_in([str(state) for state in State]),
         (ReviewQueueItem.state == State.DONE) & ~answered(),
         *(
-            (person != "") & ~answered(Review.reviewer == person)
-            for person in (ReviewQueueItem.judged_by, ReviewQueueItem.second_by)
+            (person != "") & ~answered(ReviewRow.reviewer == person)
+            for person in (ReviewQueueItem.first_reviewer, ReviewQueueItem.second_reviewer)
         ),
         tier.is_(None),
         ~has_its_tier,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from sqlalchemy import func, select
 
 from inspect_xai.storage.database import Database
-from inspect_xai.storage.tables import Capture, Explanation, Inspection
+from inspect_xai.storage.tables import CaptureRow, ExplanationRow, InspectionRow
 
 
 class Group(NamedTuple):
@@ -66,25 +66,27 @@ class TotalsReader:
         """
         query = (
             select(
-                Capture.line,
-                Capture.station,
-                Inspection.verdict,
-                func.coalesce(Explanation.status, ""),
+                CaptureRow.line,
+                CaptureRow.station,
+                InspectionRow.verdict,
+                func.coalesce(ExplanationRow.status, ""),
                 func.count(),
-                func.count(func.nullif(Inspection.failure_kind, "")),
-                func.coalesce(func.sum(Explanation.passes), 0),
-                func.sum(Inspection.duration_ms),
-                func.coalesce(func.sum(Explanation.duration_ms), 0.0),
-                func.max(Inspection.inspected_at),
-                func.max(Inspection.id),
+                func.count(func.nullif(InspectionRow.failure_kind, "")),
+                func.coalesce(func.sum(ExplanationRow.forward_passes), 0),
+                func.sum(InspectionRow.duration_ms),
+                func.coalesce(func.sum(ExplanationRow.duration_ms), 0.0),
+                func.max(InspectionRow.inspected_at),
+                func.max(InspectionRow.id),
             )
-            .join(Capture, Capture.id == Inspection.capture_id)
-            .join(Explanation, Explanation.inspection_id == Inspection.id, isouter=True)
-            .group_by(Capture.line, Capture.station, Inspection.verdict, func.coalesce(Explanation.status, ""))
+            .join(CaptureRow, CaptureRow.id == InspectionRow.capture_id)
+            .join(ExplanationRow, ExplanationRow.inspection_id == InspectionRow.id, isouter=True)
+            .group_by(
+                CaptureRow.line, CaptureRow.station, InspectionRow.verdict, func.coalesce(ExplanationRow.status, "")
+            )
         )
         with self._lock:
             with self._database.read() as connection:
-                rows = connection.execute(query.where(Inspection.id > self._last_id)).all()
+                rows = connection.execute(query.where(InspectionRow.id > self._last_id)).all()
             before = self._totals
             inspections, failures, passes = before.inspections.copy(), before.failures.copy(), before.passes.copy()
             seconds, explaining_s, newest_at = dict(before.seconds), dict(before.explaining_s), before.newest_at

@@ -77,7 +77,7 @@ class ModelRegistry:
             facts = {"change": "registered again", "before": known.status, "by": registered_by}
             facts |= _of_files(bundle_sha256)
             values = _status(ModelStatus.CANDIDATE, by=registered_by, now=now)
-            values |= {"bundle_sha256": bundle_sha256, "golden": None}
+            values |= {"bundle_sha256": bundle_sha256, "golden_result": None}
             return _change_model(connection, fingerprint, values, facts=facts, now=now)
 
     def set_model_status(
@@ -110,7 +110,7 @@ class ModelRegistry:
             before = queries.model(connection, Model.fingerprint == fingerprint)
             values = _status(status, by=by, now=now)
             if golden is not None:
-                values["golden"] = dict(golden)
+                values["golden_result"] = dict(golden)
             if bundle_sha256 is not None:
                 before.check_files(bundle_sha256)
                 values["bundle_sha256"] = bundle_sha256

@@ -14,7 +14,7 @@ from inspect_xai.errors import StoreError
 from inspect_xai.storage import ledger
 from inspect_xai.storage.database import Database
 from inspect_xai.storage.ledger_documents import alert_key, chunks
-from inspect_xai.storage.tables import AlertSent, DriftBaseline
+from inspect_xai.storage.tables import AlertSent, DriftBaselineRow
 from inspect_xai.storage.types import canonical
 
 _ACKNOWLEDGED: Final = "alarm_acknowledged"
@@ -58,7 +58,7 @@ class QualityRecords:
         with self._database.write() as connection:
             now = self._database.clock()
             row = {"first_day": first.isoformat(), "last_day": last.isoformat(), "set_at": now, "set_by": by}
-            made = insert(DriftBaseline).values(**row, content=packed).returning(DriftBaseline.id)
+            made = insert(DriftBaselineRow).values(**row, content=packed).returning(DriftBaselineRow.id)
             number = connection.execute(made).scalar_one()
             facts = {"by": by, "cells": len(content.get("cells", ())), "bytes": len(packed)}
             made_rows = {"drift_baseline": [number]}
@@ -66,7 +66,7 @@ class QualityRecords:
 
     def baseline(self) -> Baseline | None:
         """The baseline that counts: the one set last; None: none was."""
-        query = select(DriftBaseline).order_by(DriftBaseline.id.desc()).limit(1)
+        query = select(DriftBaselineRow).order_by(DriftBaselineRow.id.desc()).limit(1)
         with self._database.read() as connection:
             row = connection.execute(query).first()
         if row is None:

@@ -20,17 +20,17 @@ from inspect_xai.storage import results, tables
 from inspect_xai.storage.ledger_documents import chunks
 from inspect_xai.storage.map_codec import decode
 from inspect_xai.storage.tables import (
-    Capture,
-    Explanation,
-    Inspection,
+    CaptureRow,
+    ExplanationRow,
+    InspectionRow,
     Lot,
     MapBlob,
     Model,
-    Part,
+    PartRow,
     Policy,
     Product,
-    Review,
-    Run,
+    ReviewRow,
+    RunRow,
 )
 
 FetchMap = Callable[[str], bytes]
@@ -38,7 +38,7 @@ FetchMap = Callable[[str], bytes]
 
 # Statements are made once: to make one, and to find it among those compiled before, costs more than to run it.
 _WANTED: Final[BindParameter[Any]] = bindparam("wanted", expanding=True)
-_NEWER = aliased(Review)
+_NEWER = aliased(ReviewRow)
 _REGION: Final = tuple(field.name for field in dataclasses.fields(records.Region))
 _REVIEW: Final = tuple(
     field.name
@@ -49,47 +49,47 @@ _REVIEW: Final = tuple(
 
 def _newest(said: Any) -> ColumnElement[Any]:
     """What the newest review of an inspection said; asked for row by row, which an index answers for a page of them."""
-    newest = select(said).where(_NEWER.inspection_id == Inspection.id).order_by(_NEWER.id.desc()).limit(1)
-    return func.coalesce(newest.correlate(Inspection).scalar_subquery(), "")
+    newest = select(said).where(_NEWER.inspection_id == InspectionRow.id).order_by(_NEWER.id.desc()).limit(1)
+    return func.coalesce(newest.correlate(InspectionRow).scalar_subquery(), "")
 
 
 _SUMMARY: dict[str, Any] = {
-    "inspection_id": Inspection.id,
-    "sha256": Capture.sha256,
-    "file_name": Capture.file_name,
-    "archived_to": Capture.archived_to,
-    "serial": Part.serial,
+    "inspection_id": InspectionRow.id,
+    "sha256": CaptureRow.sha256,
+    "file_name": CaptureRow.file_name,
+    "archived_to": CaptureRow.archived_to,
+    "serial": PartRow.serial,
     "product": Product.name,
     "lot": Lot.code,
-    "line": Capture.line,
-    "station": Capture.station,
-    "camera": Capture.camera,
-    "view": Capture.view,
-    "shift": Capture.shift,
-    "captured_at": Capture.captured_at,
-    "inspected_at": Inspection.inspected_at,
-    "verdict": Inspection.verdict,
-    "reason": Inspection.reason,
-    "label": Inspection.label,
-    "score": Inspection.score,
-    "threshold": Inspection.threshold,
-    "predicted_label": func.coalesce(Inspection.predicted_label, ""),
-    "predicted_score": func.coalesce(Inspection.predicted_score, 0.0),
+    "line": CaptureRow.line,
+    "station": CaptureRow.station,
+    "camera": CaptureRow.camera,
+    "view": CaptureRow.view,
+    "shift": CaptureRow.shift,
+    "captured_at": CaptureRow.captured_at,
+    "inspected_at": InspectionRow.inspected_at,
+    "verdict": InspectionRow.verdict,
+    "reason": InspectionRow.reason,
+    "label": InspectionRow.label,
+    "score": InspectionRow.score,
+    "threshold": InspectionRow.threshold,
+    "predicted_label": func.coalesce(InspectionRow.predicted_label, ""),
+    "predicted_score": func.coalesce(InspectionRow.predicted_score, 0.0),
     "fingerprint": Model.fingerprint,
     "model_name": Model.name,
     "model_version": Model.version,
-    "model_status": Inspection.model_status,
+    "model_status": InspectionRow.model_status,
     "policy_version": Policy.version,
-    "run_id": Run.run_id,
-    "provider": Run.provider,
-    "explained_because": Inspection.explained_because,
-    "explanation_status": func.coalesce(Explanation.status, ""),
-    "passes": func.coalesce(Explanation.passes, 0),
-    "support_share": func.coalesce(Explanation.support_share, 0.0),
-    **{name: getattr(Explanation, name) for name in results.FAITHFULNESS},
-    "failure_kind": Inspection.failure_kind,
-    "failure_message": Inspection.failure_message,
-    "duration_ms": Inspection.duration_ms,
+    "run_id": RunRow.run_id,
+    "provider": RunRow.provider,
+    "explained_because": InspectionRow.explain_reason,
+    "explanation_status": func.coalesce(ExplanationRow.status, ""),
+    "passes": func.coalesce(ExplanationRow.forward_passes, 0),
+    "support_share": func.coalesce(ExplanationRow.coverage, 0.0),
+    **{name: getattr(ExplanationRow, name) for name in results.FAITHFULNESS},
+    "failure_kind": InspectionRow.failure_kind,
+    "failure_message": InspectionRow.failure_message,
+    "duration_ms": InspectionRow.duration_ms,
     "review_decision": _newest(_NEWER.decision),
     "reviewed_verdict": _newest(_NEWER.verdict),
 }
@@ -100,22 +100,22 @@ def summaries() -> Select[Any]:
     """SELECT of what an `InspectionSummary` holds, to be narrowed by the caller."""
     return (
         select(*(column.label(name) for name, column in _SUMMARY.items()))
-        .select_from(Inspection)
-        .join(Capture, Capture.id == Inspection.capture_id)
-        .join(Part, Part.id == Capture.part_id)
-        .join(Lot, Lot.id == Part.lot_id)
+        .select_from(InspectionRow)
+        .join(CaptureRow, CaptureRow.id == InspectionRow.capture_id)
+        .join(PartRow, PartRow.id == CaptureRow.part_id)
+        .join(Lot, Lot.id == PartRow.lot_id)
         .join(Product, Product.id == Lot.product_id)
-        .join(Model, Model.id == Inspection.model_id)
-        .join(Policy, Policy.id == Inspection.policy_id)
-        .join(Run, Run.id == Inspection.run_id)
-        .outerjoin(Explanation, Explanation.inspection_id == Inspection.id)
+        .join(Model, Model.id == InspectionRow.model_id)
+        .join(Policy, Policy.id == InspectionRow.policy_id)
+        .join(RunRow, RunRow.id == InspectionRow.run_id)
+        .outerjoin(ExplanationRow, ExplanationRow.inspection_id == InspectionRow.id)
     )
 
 
 @cache
 def summaries_wanted() -> Select[Any]:
     """`summaries` of the inspections whose ids are given as `wanted`."""
-    return summaries().where(Inspection.id.in_(_WANTED))
+    return summaries().where(InspectionRow.id.in_(_WANTED))
 
 
 def summary(row: Row[Any]) -> results.InspectionSummary:
@@ -168,8 +168,8 @@ def region_near(row_px: Any, column_px: Any, radius_px: Any) -> ColumnElement[bo
     right = region.left_px + region.width_px / 2.0 - column_px
     return (
         select(region.position)
-        .where(region.explanation_id == Explanation.id, down * down + right * right <= radius_px * radius_px)
-        .correlate(Explanation)
+        .where(region.explanation_id == ExplanationRow.id, down * down + right * right <= radius_px * radius_px)
+        .correlate(ExplanationRow)
         .exists()
     )
 
@@ -177,15 +177,15 @@ def region_near(row_px: Any, column_px: Any, radius_px: Any) -> ColumnElement[bo
 def has_map(sha256: str) -> ColumnElement[bool]:
     """Whether one of the explanation's stored maps has this hash."""
     blob = select(MapBlob.id).where(MapBlob.sha256 == sha256).scalar_subquery()
-    block = select(tables.BlockMap.position).where(
-        tables.BlockMap.explanation_id == Explanation.id, tables.BlockMap.sums_blob_id == blob
+    block = select(tables.BlockMapRow.position).where(
+        tables.BlockMapRow.explanation_id == ExplanationRow.id, tables.BlockMapRow.sums_blob_id == blob
     )
-    return (Explanation.fused_blob_id == blob) | block.correlate(Explanation).exists()
+    return (ExplanationRow.fused_blob_id == blob) | block.correlate(ExplanationRow).exists()
 
 
 def runs_of_file(connection: Connection, sha256: str) -> list[int]:
     """Ids of the runs whose model file has this hash, or one that begins so. Lines are opened rarely: runs are few."""
-    rows = connection.execute(select(Run.id, Run.settings))
+    rows = connection.execute(select(RunRow.id, RunRow.settings))
     return [row.id for row in rows if sha256 and str(row.settings.get("model_sha256", "")).startswith(sha256)]
 
 
@@ -204,7 +204,7 @@ def inspections(
         raise NotFoundError(f"no inspection {missing}", remedy="list inspections with: inspect-xai find")
     captures = _captures(connection, {row["capture_id"] for row in rows.values()})
     models = {row.id: _model(row) for row in _by_id(connection, Model, {row["model_id"] for row in rows.values()})}
-    runs = {row.id: _run(row) for row in _by_id(connection, Run, {row["run_id"] for row in rows.values()})}
+    runs = {row.id: _run(row) for row in _by_id(connection, RunRow, {row["run_id"] for row in rows.values()})}
     explanations = _explanations(connection, ids, fetch)
     answers = _reviews(connection, ids)
     return [
@@ -221,7 +221,7 @@ def inspections(
             verdict=_verdict(facts),
             prediction=_prediction(facts),
             explanation=explanations.get(number),
-            explained_because=facts["explained_because"],
+            explain_reason=facts["explain_reason"],
             failure=records.Failure(facts["failure_kind"], facts["failure_message"]) if facts["failure_kind"] else None,
             duration_ms=facts["duration_ms"],
             reviews=tuple(answers[number]),
@@ -267,28 +267,28 @@ def _reviews(connection: Connection, inspection_ids: Collection[int]) -> dict[in
 
 @cache
 def _inspection_rows() -> Select[Any]:
-    query = select(Inspection.__table__, Policy.version).join(Policy, Policy.id == Inspection.policy_id)
-    return query.where(Inspection.id.in_(_WANTED))
+    query = select(InspectionRow.__table__, Policy.version).join(Policy, Policy.id == InspectionRow.policy_id)
+    return query.where(InspectionRow.id.in_(_WANTED))
 
 
 @cache
 def _review_rows() -> Select[Any]:
     return (
-        select(Review.__table__, func.coalesce(tables.ReasonCode.code, "").label("reason_code"))
-        .outerjoin_from(Review, tables.ReasonCode, tables.ReasonCode.id == Review.reason_code_id)
-        .where(Review.inspection_id.in_(_WANTED))
-        .order_by(Review.id)
+        select(ReviewRow.__table__, func.coalesce(tables.ReasonCode.code, "").label("reason_code"))
+        .outerjoin_from(ReviewRow, tables.ReasonCode, tables.ReasonCode.id == ReviewRow.reason_code_id)
+        .where(ReviewRow.inspection_id.in_(_WANTED))
+        .order_by(ReviewRow.id)
     )
 
 
 @cache
 def _capture_rows() -> Select[Any]:
     return (
-        select(Capture.__table__, Part.serial, Product.name.label("product"), Lot.code.label("lot"))
-        .join(Part, Part.id == Capture.part_id)
-        .join(Lot, Lot.id == Part.lot_id)
+        select(CaptureRow.__table__, PartRow.serial, Product.name.label("product"), Lot.code.label("lot"))
+        .join(PartRow, PartRow.id == CaptureRow.part_id)
+        .join(Lot, Lot.id == PartRow.lot_id)
         .join(Product, Product.id == Lot.product_id)
-        .where(Capture.id.in_(_WANTED))
+        .where(CaptureRow.id.in_(_WANTED))
     )
 
 
@@ -368,13 +368,13 @@ def _prediction(facts: Mapping[Any, Any]) -> records.Prediction | None:
 def _explanations(
     connection: Connection, inspection_ids: Collection[int], fetch: FetchMap | None
 ) -> dict[int, results.StoredExplanation]:
-    rows = _in_chunks(connection, _rows_by(Explanation.inspection_id), inspection_ids)
+    rows = _in_chunks(connection, _rows_by(ExplanationRow.inspection_id), inspection_ids)
     if not rows:
         return {}
     ids = [row.id for row in rows]
     regions = _children(connection, tables.ExplanationRegion, ids)
     windows = _children(connection, tables.ExplanationTile, ids)
-    blocks = _children(connection, tables.BlockMap, ids)
+    blocks = _children(connection, tables.BlockMapRow, ids)
     blob_ids = {row.fused_blob_id for row in rows}
     blob_ids |= {block.sums_blob_id for each in blocks.values() for block in each} - {None}
     maps = _Maps(connection, blob_ids, fetch)
@@ -384,12 +384,12 @@ def _explanations(
         found[row.inspection_id] = results.StoredExplanation(
             status=records.Status(row.status),
             settings=_settings(row.settings),
-            passes=row.passes,
+            forward_passes=row.forward_passes,
             provider=row.provider,
             timings_ms={name: _number(value) for name, value in row.timings_ms.items()},
             notes=tuple(row.notes),
             faithfulness={name: _number(value) for name, value in row.faithfulness.items()},
-            support_share=row.support_share,
+            coverage=row.coverage,
             regions=tuple(records.Region(*(getattr(each, name) for name in _REGION)) for each in regions[row.id]),
             tiles=tuple(_tile(each, blocks[row.id], maps) for each in windows[row.id]),
             fused=maps.get(row.fused_blob_id),
@@ -427,16 +427,16 @@ def _block(row: Row[Any], maps: "_Maps") -> records.BlockMap:
     return records.BlockMap(
         tensor=row.tensor,
         channels=row.channels,
-        positive=row.positive,
-        kept=row.kept,
-        constant=row.constant,
+        positive_channels=row.positive_channels,
+        kept_channels=row.kept_channels,
+        constant_channels=row.constant_channels,
         beta=_number(row.beta),
         threshold=_number(row.threshold),
         score_min=_number(row.score_min),
         score_max=_number(row.score_max),
-        otsu=row.otsu,
+        otsu_threshold=row.otsu_threshold,
         note=row.note,
-        predicted=row.predicted,
+        predicted_scores=row.predicted_scores,
         grid=None if row.grid is None else records.CellGrid.from_json(row.grid),
         sums=None if row.sums_blob_id is None else maps.get(row.sums_blob_id),
     )

@@ -18,20 +18,20 @@ from inspect_xai.storage.database import Database
 from inspect_xai.storage.map_codec import decode
 from inspect_xai.storage.results import InspectionSummary, StoredModel
 from inspect_xai.storage.tables import (
-    Capture,
-    Explanation,
+    CaptureRow,
     ExplanationRegion,
+    ExplanationRow,
     ExplanationTile,
-    Inspection,
+    ImageStatisticsRow,
+    InspectionRow,
     Lot,
     MapBlob,
     Model,
-    Part,
-    PictureSignal,
+    PartRow,
     Policy,
     Product,
-    Review,
-    Run,
+    ReviewRow,
+    RunRow,
 )
 
 AGES: Final = (timedelta(days=1), timedelta(days=3), timedelta(days=7))
@@ -58,7 +58,7 @@ holds, the map's share inside the region of interest, and how much more of the s
 with blobs of the same area."""
 
 EMBEDDING_SIZE: Final = 16
-"""Numbers of an embedding (maths/embedding.py makes them, `PictureSignal` keeps them)."""
+"""Numbers of an embedding (maths/embedding.py makes them, `ImageStatisticsRow` keeps them)."""
 
 _AT_A_TIME: Final = 64  # rows on their way from the database
 
@@ -158,12 +158,12 @@ class CohortKey:
 
 def _drawn(share: float) -> ColumnElement[bool]:
     """Whether a picture is among so many of all, drawn by its hash: the same ones every night."""
-    return Capture.sha256 < f"{int(share * 16**8):08x}"
+    return CaptureRow.sha256 < f"{int(share * 16**8):08x}"
 
 
-_NEWEST: Final = aliased(Review)
+_NEWEST: Final = aliased(ReviewRow)
 _OWN_COLUMNS: Final[dict[str, ColumnElement[Any]]] = {
-    "is_failed": case((Inspection.failure_kind != "", "yes"), else_=""),
+    "is_failed": case((InspectionRow.failure_kind != "", "yes"), else_=""),
     "review_decision": func.coalesce(_NEWEST.decision, ""),
     "reviewed_verdict": func.coalesce(_NEWEST.verdict, ""),
 }
@@ -176,22 +176,24 @@ def _fields(names: Sequence[str]) -> Select[Any]:
     """
     columns = {name: _OWN_COLUMNS[name] if name in _OWN_COLUMNS else queries.column(name) for name in names}
     query = select(*(column.label(name) for name, column in columns.items()))
-    query = query.select_from(Inspection).join(Capture, Capture.id == Inspection.capture_id)
+    query = query.select_from(InspectionRow).join(CaptureRow, CaptureRow.id == InspectionRow.capture_id)
     wanted = set(names)
     if wanted & {"serial", "lot", "product"}:
-        query = query.join(Part, Part.id == Capture.part_id)
+        query = query.join(PartRow, PartRow.id == CaptureRow.part_id)
     if wanted & {"lot", "product"}:
-        query = query.join(Lot, Lot.id == Part.lot_id).join(Product, Product.id == Lot.product_id)
+        query = query.join(Lot, Lot.id == PartRow.lot_id).join(Product, Product.id == Lot.product_id)
     if wanted & {"fingerprint", "model_name", "model_version"}:
-        query = query.join(Model, Model.id == Inspection.model_id)
+        query = query.join(Model, Model.id == InspectionRow.model_id)
     if "policy_version" in wanted:
-        query = query.join(Policy, Policy.id == Inspection.policy_id)
+        query = query.join(Policy, Policy.id == InspectionRow.policy_id)
     if wanted & {"run_id", "provider"}:
-        query = query.join(Run, Run.id == Inspection.run_id)
+        query = query.join(RunRow, RunRow.id == InspectionRow.run_id)
     if wanted & {"explanation_status", "passes", "support_share"}:
-        query = query.outerjoin(Explanation, Explanation.inspection_id == Inspection.id)
+        query = query.outerjoin(ExplanationRow, ExplanationRow.inspection_id == InspectionRow.id)
     if wanted & {"review_decision", "reviewed_verdict"}:
-        newest = select(func.max(Review.id)).where(Review.inspection_id == Inspection.id).correlate(Inspection)
+        newest = (
+            select(func.max(ReviewRow.id)).where(ReviewRow.inspection_id == InspectionRow.id).correlate(InspectionRow)
+        )
         query = query.outerjoin(_NEWEST, _NEWEST.id == newest.scalar_subquery())
     return query
 
@@ -210,14 +212,14 @@ class ReportQueries:
 
     def shifts(self) -> list[str]:
         """The names of all shifts that anything was ever captured in."""
-        query = select(Capture.shift).distinct().where(Capture.shift != "").order_by(Capture.shift)
+        query = select(CaptureRow.shift).distinct().where(CaptureRow.shift != "").order_by(CaptureRow.shift)
         with self._database.read() as connection:
             return list(connection.execute(query).scalars())
 
     def rows(self, start: datetime, end: datetime) -> list[InspectionSummary]:
         """The inspections themselves, oldest first: for a day, not for a year."""
         names = [each.name for each in dataclasses.fields(InspectionSummary)]
-        query = _fields(names).where(*self._during(start, end)).order_by(Capture.captured_at, Inspection.id)
+        query = _fields(names).where(*self._during(start, end)).order_by(CaptureRow.captured_at, InspectionRow.id)
         with self._database.read() as connection:
             return [InspectionSummary(*row) for row in connection.execute(query).all()]
 
@@ -228,7 +230,7 @@ class ReportQueries:
             >>> figures.tally(monday, tuesday, by=("station", "verdict"))  # doctest: +SKIP
             [Tally(group=("S3", "NG"), parts=12, duration_ms=900.5, longest_ms=120.0), ...]
         """
-        given = _fields(by).add_columns(Inspection.duration_ms.label("ms"))
+        given = _fields(by).add_columns(InspectionRow.duration_ms.label("ms"))
         inside = given.where(*self._during(start, end)).subquery("inside").c
         groups = [inside[name] for name in by]
         sums = (func.count(), func.sum(inside.ms), func.max(inside.ms))
@@ -249,36 +251,36 @@ class ReportQueries:
         """
         region = ExplanationRegion
         columns = (
-            Capture.line,
-            Capture.station,
-            Capture.shift,
-            Inspection.id,
-            PictureSignal.embedding,
-            Inspection.score,
-            Inspection.margin,
-            PictureSignal.brightness,
-            PictureSignal.contrast,
-            PictureSignal.sharpness,
-            PictureSignal.noise,
-            Explanation.support_share,
+            CaptureRow.line,
+            CaptureRow.station,
+            CaptureRow.shift,
+            InspectionRow.id,
+            ImageStatisticsRow.embedding,
+            InspectionRow.score,
+            InspectionRow.margin,
+            ImageStatisticsRow.brightness,
+            ImageStatisticsRow.contrast,
+            ImageStatisticsRow.sharpness,
+            ImageStatisticsRow.noise,
+            ExplanationRow.coverage,
             region.top_px + region.height_px / 2.0,
             region.left_px + region.width_px / 2.0,
             region.area_px,
             region.mass,
-            Explanation.energy_in_roi,
-            Explanation.deletion_percent_random - Explanation.deletion_percent,
+            ExplanationRow.energy_in_roi,
+            ExplanationRow.deletion_percent_random - ExplanationRow.deletion_percent,
         )
-        parts = (select(func.count()).select_from(Inspection).join(Capture, Capture.id == Inspection.capture_id)).where(
-            *self._during(start, end)
-        )
+        parts = (
+            select(func.count()).select_from(InspectionRow).join(CaptureRow, CaptureRow.id == InspectionRow.capture_id)
+        ).where(*self._during(start, end))
         query = (
             select(*columns)
-            .join(Capture, Capture.id == Inspection.capture_id)
-            .outerjoin(PictureSignal, PictureSignal.inspection_id == Inspection.id)
-            .outerjoin(Explanation, Explanation.inspection_id == Inspection.id)
-            .outerjoin(region, and_(region.explanation_id == Explanation.id, region.position == 0))
-            .where(*self._during(start, end), Inspection.failure_kind == "")
-            .order_by(Capture.captured_at, Inspection.id)
+            .join(CaptureRow, CaptureRow.id == InspectionRow.capture_id)
+            .outerjoin(ImageStatisticsRow, ImageStatisticsRow.inspection_id == InspectionRow.id)
+            .outerjoin(ExplanationRow, ExplanationRow.inspection_id == InspectionRow.id)
+            .outerjoin(region, and_(region.explanation_id == ExplanationRow.id, region.position == 0))
+            .where(*self._during(start, end), InspectionRow.failure_kind == "")
+            .order_by(CaptureRow.captured_at, InspectionRow.id)
         )
         found: dict[tuple[str, str, str], list[Any]] = {}
         with self._database.read() as connection:
@@ -294,11 +296,11 @@ class ReportQueries:
     ) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
         """What a model said of the parts it judged: probability of a defect (n,), and the verdicts (n,)."""
         query = (
-            select(Inspection.scores, Inspection.verdict)
-            .join(Capture, Capture.id == Inspection.capture_id)
-            .join(Model, Model.id == Inspection.model_id)
-            .where(*self._during(start, end), Model.fingerprint == model.fingerprint, Inspection.scores.is_not(None))
-            .order_by(Capture.captured_at, Inspection.id)
+            select(InspectionRow.scores, InspectionRow.verdict)
+            .join(CaptureRow, CaptureRow.id == InspectionRow.capture_id)
+            .join(Model, Model.id == InspectionRow.model_id)
+            .where(*self._during(start, end), Model.fingerprint == model.fingerprint, InspectionRow.scores.is_not(None))
+            .order_by(CaptureRow.captured_at, InspectionRow.id)
         )
         with self._database.read() as connection:
             rows = connection.execute(query).all()
@@ -308,16 +310,24 @@ class ReportQueries:
 
     def reviewed_scores(self, start: datetime, end: datetime, *, model: StoredModel) -> list[ReviewedScore]:
         """The same of the parts that a person called OK or NG, each with the chance it had to be reviewed."""
-        newest = select(func.max(Review.id)).where(Review.inspection_id == Inspection.id).correlate(Inspection)
+        newest = (
+            select(func.max(ReviewRow.id)).where(ReviewRow.inspection_id == InspectionRow.id).correlate(InspectionRow)
+        )
         query = (
-            select(Inspection.scores, Inspection.verdict, Inspection.explained_because, Review.verdict, Run.settings)
-            .join(Capture, Capture.id == Inspection.capture_id)
-            .join(Model, Model.id == Inspection.model_id)
-            .join(Run, Run.id == Inspection.run_id)
-            .join(Review, Review.id == newest.scalar_subquery())
-            .where(*self._during(start, end), Model.fingerprint == model.fingerprint, Inspection.scores.is_not(None))
-            .where(Review.decision != Decision.UNDECIDED, Review.verdict.in_((VerdictCode.OK, VerdictCode.NG)))
-            .order_by(Capture.captured_at, Inspection.id)
+            select(
+                InspectionRow.scores,
+                InspectionRow.verdict,
+                InspectionRow.explain_reason,
+                ReviewRow.verdict,
+                RunRow.settings,
+            )
+            .join(CaptureRow, CaptureRow.id == InspectionRow.capture_id)
+            .join(Model, Model.id == InspectionRow.model_id)
+            .join(RunRow, RunRow.id == InspectionRow.run_id)
+            .join(ReviewRow, ReviewRow.id == newest.scalar_subquery())
+            .where(*self._during(start, end), Model.fingerprint == model.fingerprint, InspectionRow.scores.is_not(None))
+            .where(ReviewRow.decision != Decision.UNDECIDED, ReviewRow.verdict.in_((VerdictCode.OK, VerdictCode.NG)))
+            .order_by(CaptureRow.captured_at, InspectionRow.id)
         )
         with self._database.read() as connection:
             rows = connection.execute(query).all()
@@ -331,31 +341,35 @@ class ReportQueries:
 
     def slower_than(self, start: datetime, end: datetime, *, window_ms: float) -> int:
         """How many inspections took longer than that."""
-        query = select(func.count()).select_from(Inspection).join(Capture, Capture.id == Inspection.capture_id)
+        query = (
+            select(func.count()).select_from(InspectionRow).join(CaptureRow, CaptureRow.id == InspectionRow.capture_id)
+        )
         with self._database.read() as connection:
-            found = connection.execute(query.where(*self._during(start, end), Inspection.duration_ms > window_ms))
+            found = connection.execute(query.where(*self._during(start, end), InspectionRow.duration_ms > window_ms))
             return int(found.scalar_one())
 
     def run_settings(self, run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """By which settings each run worked."""
-        query = select(Run.run_id, Run.settings).where(Run.run_id.in_(run_ids))
+        query = select(RunRow.run_id, RunRow.settings).where(RunRow.run_id.in_(run_ids))
         with self._database.read() as connection:
             return {row.run_id: dict(row.settings) for row in connection.execute(query)}
 
     def waiting(self, moment: datetime) -> Waiting:
         """Flagged parts captured before `moment` that have no answer today."""
-        answered = select(Review.id).where(Review.inspection_id == Inspection.id).correlate(Inspection).exists()
+        answered = (
+            select(ReviewRow.id).where(ReviewRow.inspection_id == InspectionRow.id).correlate(InspectionRow).exists()
+        )
         age_limits = [moment - age for age in AGES]
-        newer = [func.sum(case((Capture.captured_at >= limit, 1), else_=0)) for limit in age_limits]
+        newer = [func.sum(case((CaptureRow.captured_at >= limit, 1), else_=0)) for limit in age_limits]
         query = (
-            select(func.count(), func.min(Capture.captured_at), *newer)
-            .select_from(Inspection)
-            .join(Capture, Capture.id == Inspection.capture_id)
-            .where(Inspection.verdict.in_((VerdictCode.NG, VerdictCode.UNSURE)), Capture.captured_at < moment)
+            select(func.count(), func.min(CaptureRow.captured_at), *newer)
+            .select_from(InspectionRow)
+            .join(CaptureRow, CaptureRow.id == InspectionRow.capture_id)
+            .where(InspectionRow.verdict.in_((VerdictCode.NG, VerdictCode.UNSURE)), CaptureRow.captured_at < moment)
             .where(~answered)
         )
         if self._shift is not None:
-            query = query.where(Capture.shift == self._shift)
+            query = query.where(CaptureRow.shift == self._shift)
         with self._database.read() as connection:
             total, oldest, *counts = connection.execute(query).one()
         steps = [0, *(int(count or 0) for count in counts), int(total)]
@@ -365,7 +379,7 @@ class ReportQueries:
     def cohorts(self, start: datetime, end: datetime) -> list[tuple[CohortKey, int]]:
         """Which cohorts have stored maps of defects, and how many; the largest first."""
         names = [queries.column(name) for name in ("product", "line", "station", "view")]
-        keys = [*names, Explanation.target, Capture.height_px, Capture.width_px]
+        keys = [*names, ExplanationRow.target, CaptureRow.height_px, CaptureRow.width_px]
         query = self._explained(start, end, *keys, func.count()).group_by(*keys)
         with self._database.read() as connection:
             rows = connection.execute(query).all()
@@ -383,22 +397,22 @@ class ReportQueries:
         """
         spread = (
             select(func.min(ExplanationTile.score_spread))
-            .where(ExplanationTile.explanation_id == Explanation.id)
-            .correlate(Explanation)
+            .where(ExplanationTile.explanation_id == ExplanationRow.id)
+            .correlate(ExplanationRow)
             .scalar_subquery()
         )
-        columns = (Inspection.id, queries.column("serial"), Explanation.faithfulness, spread, MapBlob.sha256)
+        columns = (InspectionRow.id, queries.column("serial"), ExplanationRow.faithfulness, spread, MapBlob.sha256)
         query = self._explained(start, end, *columns).where(
             *(queries.column(name) == getattr(key, name) for name in ("product", "line", "station", "view")),
-            Explanation.target == key.label,
-            Capture.height_px == key.size[0],
-            Capture.width_px == key.size[1],
+            ExplanationRow.target == key.label,
+            CaptureRow.height_px == key.size[0],
+            CaptureRow.width_px == key.size[1],
         )
         if share < 1:
             query = query.where(_drawn(share))
         last = 0
         while True:  # page by page, so that no transaction stays open while the caller works
-            page = query.where(Inspection.id > last).order_by(Inspection.id).limit(_AT_A_TIME)
+            page = query.where(InspectionRow.id > last).order_by(InspectionRow.id).limit(_AT_A_TIME)
             with self._database.read() as connection:
                 rows = connection.execute(page.add_columns(MapBlob.data)).all()
             for row in rows:
@@ -415,19 +429,19 @@ class ReportQueries:
         return (
             queries.summaries()
             .with_only_columns(*columns, maintain_column_froms=True)
-            .join(MapBlob, MapBlob.id == Explanation.fused_blob_id)
+            .join(MapBlob, MapBlob.id == ExplanationRow.fused_blob_id)
             .where(
                 *self._during(start, end),
-                Inspection.verdict != VerdictCode.OK,
-                Explanation.status == Status.EXPLAINED,
+                InspectionRow.verdict != VerdictCode.OK,
+                ExplanationRow.status == Status.EXPLAINED,
                 MapBlob.deleted_at.is_(None),
             )
         )
 
     def _during(self, start: datetime, end: datetime) -> tuple[ColumnElement[bool], ...]:
-        inside = and_(Capture.captured_at >= start, Capture.captured_at < end)
+        inside = and_(CaptureRow.captured_at >= start, CaptureRow.captured_at < end)
         # Said of the inspection too: without statistics SQLite walks all inspections and looks each one's capture up.
-        captured = aliased(Capture)
+        captured = aliased(CaptureRow)
         span = select(captured.id).where(captured.captured_at >= start, captured.captured_at < end)
-        inside = and_(inside, Inspection.capture_id.in_(span))
-        return (inside,) if self._shift is None else (inside, Capture.shift == self._shift)
+        inside = and_(inside, InspectionRow.capture_id.in_(span))
+        return (inside,) if self._shift is None else (inside, CaptureRow.shift == self._shift)

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inspect_xai.errors import BundleError
 from inspect_xai.records import (
+    DOCUMENT_CONFIG,
     Capture,
     Failure,
     Prediction,
@@ -76,7 +77,7 @@ class StoredModel:
     registered_at: datetime
     registered_by: str
     card: dict[str, Any] = field(hash=False)
-    golden: dict[str, Any] | None = field(hash=False, default=None)
+    golden_result: dict[str, Any] | None = field(hash=False, default=None)
     calibration: dict[str, Any] | None = field(hash=False, default=None)
     bundle_sha256: str | None = None  # of all files of the registered bundle; None: registered before that was kept
 
@@ -105,7 +106,7 @@ class StoredExplanation:
         fused: The explanation map, float32 (H, W) of the source picture, off by at most 1/8,190 of its range; None
             where maps were not asked for or were deleted by retention.
         tiles: Windows with their blocks; `BlockMap.sums` is None where `fused` is, and for dropped blocks.
-        support_share: Share of the picture's pixels where the map is above 0.
+        coverage: Share of the picture's pixels where the map is above 0.
         fused_sha256: Of the stored fused map; `sums_sha256` of the stored sums, window by window.
         map_bytes: Bytes the maps take in the store.
         maps_deleted: Retention took the maps; the numbers stay.
@@ -113,12 +114,12 @@ class StoredExplanation:
 
     status: Status
     settings: RecordedSettings
-    passes: int
+    forward_passes: int
     provider: str
     timings_ms: dict[str, float]
     notes: tuple[str, ...]
     faithfulness: dict[str, float]
-    support_share: float
+    coverage: float
     regions: tuple[Region, ...]
     tiles: tuple[TileExplanation, ...]
     fused: NDArray[np.float32] | None
@@ -131,7 +132,9 @@ class StoredExplanation:
 
 @dataclass(frozen=True, slots=True)
 class StoredReview:
-    """One answer of a person; `superseded` tells that a later one corrects it."""
+    """One answer of a person; `superseded`: a later one corrects it."""
+
+    __pydantic_config__: ClassVar = DOCUMENT_CONFIG
 
     review_id: int
     inspection_id: int
@@ -141,7 +144,7 @@ class StoredReview:
     verdict: str
     true_label: str
     reason_code: str
-    map_on_defect: str
+    map_rating: str
     blind: bool
     box: tuple[int, int, int, int] | None
     note: str
@@ -165,7 +168,7 @@ class StoredInspection:
     verdict: Verdict
     prediction: Prediction | None
     explanation: StoredExplanation | None
-    explained_because: str
+    explain_reason: str
     failure: Failure | None
     duration_ms: float
     reviews: tuple[StoredReview, ...]

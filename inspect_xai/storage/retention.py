@@ -36,17 +36,17 @@ from inspect_xai.storage.insert import upsert
 from inspect_xai.storage.ledger_documents import chunks
 from inspect_xai.storage.studies import studied
 from inspect_xai.storage.tables import (
-    BlockMap,
-    Capture,
-    Explanation,
-    Inspection,
+    BlockMapRow,
+    CaptureRow,
+    ExplanationRow,
+    InspectionRow,
     LegalHold,
     Lot,
     MapBlob,
-    Part,
+    PartRow,
     Product,
     RetentionRule,
-    Review,
+    ReviewRow,
 )
 
 _CHUNK: Final = 200  # rows per transaction: a line that records meanwhile waits for no more
@@ -176,14 +176,14 @@ class Retention:
             Serial number and place of each, in the order they were recorded.
         """
         query = (
-            select(Part.serial, Capture.archived_to)
-            .select_from(Capture)
-            .join(Part, Part.id == Capture.part_id)
-            .join(Lot, Lot.id == Part.lot_id)
+            select(PartRow.serial, CaptureRow.archived_to)
+            .select_from(CaptureRow)
+            .join(PartRow, PartRow.id == CaptureRow.part_id)
+            .join(Lot, Lot.id == PartRow.lot_id)
             .join(Product, Product.id == Lot.product_id)
-            .where(or_(Capture.picture_deleted_at.is_not(None), Capture.picture_going_at.is_not(None)))
+            .where(or_(CaptureRow.picture_deleted_at.is_not(None), CaptureRow.picture_going_at.is_not(None)))
             .where(_is_held(LegalHold.id == hold_id))
-            .order_by(Capture.id)
+            .order_by(CaptureRow.id)
         )
         with self._database.read() as connection:
             return tuple((row.serial, row.archived_to) for row in connection.execute(query))
@@ -193,9 +193,9 @@ class Retention:
         with self._database.read() as connection:
             now = self._database.clock()
             limits = {kind: _expired(connection, kind, now) for kind in DataKind}
-            rows = connection.execute(_inspections(Inspection.id).where(limits[DataKind.ROW], ~_is_held())).scalars()
+            rows = connection.execute(_inspections(InspectionRow.id).where(limits[DataKind.ROW], ~_is_held())).scalars()
             blobs = connection.execute(_blobs(limits[DataKind.MAP])).all()
-            held = _inspections(Inspection.id).where(or_(*limits.values()), _is_held()).distinct()
+            held = _inspections(InspectionRow.id).where(or_(*limits.values()), _is_held()).distinct()
             return Plan(
                 pictures=tuple(
                     (row.id, row.archived_to) for row in connection.execute(_pictures(limits[DataKind.PICTURE]))
@@ -283,12 +283,12 @@ class Retention:
     def _at_the_same_place(self, capture_ids: Sequence[int]) -> tuple[dict[int, set[int]], int]:
         """Return the other captures whose picture lies where one of these does, and the newest capture of all."""
         with self._database.read() as connection:
-            own = select(Capture.archived_to).where(Capture.id.in_(capture_ids))
-            there = select(Capture.id, Capture.archived_to).where(
-                Capture.archived_to.in_(own), Capture.picture_deleted_at.is_(None)
+            own = select(CaptureRow.archived_to).where(CaptureRow.id.in_(capture_ids))
+            there = select(CaptureRow.id, CaptureRow.archived_to).where(
+                CaptureRow.archived_to.in_(own), CaptureRow.picture_deleted_at.is_(None)
             )
             places = {row.id: row.archived_to for row in connection.execute(there)}
-            newest = connection.execute(select(func.max(Capture.id))).scalar_one()
+            newest = connection.execute(select(func.max(CaptureRow.id))).scalar_one()
         sharing: dict[str, set[int]] = {}
         for number, place in places.items():
             sharing.setdefault(place, set()).add(number)
@@ -306,27 +306,27 @@ class Retention:
         with self._database.write() as connection:
             now = self._database.clock()
             is_due = _is_due(_expired(connection, DataKind.PICTURE, now))
-            due = _captures(is_due).where(Capture.id.in_([capture_id, *beside]))
+            due = _captures(is_due).where(CaptureRow.id.in_([capture_id, *beside]))
             places = {row.id: row.archived_to for row in connection.execute(due)}
             if len(places) <= len(beside):
                 return None
             place = places[capture_id]
-            later = select(Capture.id).where(Capture.id > newest, Capture.archived_to == place)
+            later = select(CaptureRow.id).where(CaptureRow.id > newest, CaptureRow.archived_to == place)
             if connection.execute(later).first():
                 return None
-            connection.execute(update(Capture).where(Capture.id == capture_id).values(picture_going_at=now))
-            files = select(Capture.sha256, Capture.pixels_sha256).where(Capture.id.in_([capture_id, *beside]))
+            connection.execute(update(CaptureRow).where(CaptureRow.id == capture_id).values(picture_going_at=now))
+            files = select(CaptureRow.sha256, CaptureRow.pixels_sha256).where(CaptureRow.id.in_([capture_id, *beside]))
             hashes = {row.sha256: row.pixels_sha256 for row in connection.execute(files)}
             return str(place), frozenset(hashes) if all(hashes.values()) else frozenset()
 
     def _record_deleted(self, places: Mapping[int, str], by: str, *, kept: Collection[int]) -> None:
         with self._database.write() as connection:
             now = self._database.clock()
-            connection.execute(update(Capture).where(Capture.id.in_(kept)).values(picture_going_at=None))
+            connection.execute(update(CaptureRow).where(CaptureRow.id.in_(kept)).values(picture_going_at=None))
             if not places:
                 return
             gone = {"picture_deleted_at": now, "picture_going_at": None}
-            connection.execute(update(Capture).where(Capture.id.in_(places)).values(**gone))
+            connection.execute(update(CaptureRow).where(CaptureRow.id.in_(places)).values(**gone))
             _remove_captures(connection, list(places))
             facts = {"pictures": sorted(places.values()), "by": by}
             ledger.append(connection, "retention", DataKind.PICTURE, facts=facts, now=now, made={})
@@ -344,14 +344,14 @@ class Retention:
     def _delete_rows(self, inspection_ids: Sequence[int], by: str) -> None:
         with self._database.write() as connection:
             now = self._database.clock()
-            query = _inspections(Inspection.id, Inspection.capture_id).where(
-                Inspection.id.in_(inspection_ids), _expired(connection, DataKind.ROW, now), ~_is_held()
+            query = _inspections(InspectionRow.id, InspectionRow.capture_id).where(
+                InspectionRow.id.in_(inspection_ids), _expired(connection, DataKind.ROW, now), ~_is_held()
             )
             due = {row.id: row.capture_id for row in connection.execute(query)}
-            answers = connection.execute(select(Review.id).where(Review.inspection_id.in_(due))).scalars().all()
+            answers = connection.execute(select(ReviewRow.id).where(ReviewRow.inspection_id.in_(due))).scalars().all()
             changed, said = studied(connection, due)
-            blob_ids = connection.execute(_maps_of(Explanation.inspection_id.in_(due))).scalars().all()
-            connection.execute(delete(Inspection).where(Inspection.id.in_(due)))
+            blob_ids = connection.execute(_maps_of(ExplanationRow.inspection_id.in_(due))).scalars().all()
+            connection.execute(delete(InspectionRow).where(InspectionRow.id.in_(due)))
             _remove_captures(connection, list(due.values()))
             names = _remove_blob_rows(connection, blob_ids)
             facts = {"inspections": len(due), "by": by}
@@ -395,10 +395,10 @@ class Retention:
 def _inspections(*columns: Any) -> Select[Any]:
     return (
         select(*columns)
-        .select_from(Inspection)
-        .join(Capture, Capture.id == Inspection.capture_id)
-        .join(Part, Part.id == Capture.part_id)
-        .join(Lot, Lot.id == Part.lot_id)
+        .select_from(InspectionRow)
+        .join(CaptureRow, CaptureRow.id == InspectionRow.capture_id)
+        .join(PartRow, PartRow.id == CaptureRow.part_id)
+        .join(Lot, Lot.id == PartRow.lot_id)
         .join(Product, Product.id == Lot.product_id)
     )
 
@@ -410,18 +410,18 @@ def _pictures(is_expired: ColumnElement[bool]) -> Select[Any]:
     goes when it is due for all of them.
     """
     is_due = _is_due(is_expired)
-    others = aliased(Capture)
+    others = aliased(CaptureRow)
     staying = select(others.archived_to).where(
-        others.picture_deleted_at.is_(None), others.id.not_in(_captures(is_due).with_only_columns(Capture.id))
+        others.picture_deleted_at.is_(None), others.id.not_in(_captures(is_due).with_only_columns(CaptureRow.id))
     )
-    return _captures(is_due).where(Capture.archived_to.not_in(staying)).order_by(Capture.id)
+    return _captures(is_due).where(CaptureRow.archived_to.not_in(staying)).order_by(CaptureRow.id)
 
 
 def _captures(condition: ColumnElement[bool]) -> Select[Any]:
     return (
-        select(Capture.id, Capture.archived_to)
-        .join(Part, Part.id == Capture.part_id)
-        .join(Lot, Lot.id == Part.lot_id)
+        select(CaptureRow.id, CaptureRow.archived_to)
+        .join(PartRow, PartRow.id == CaptureRow.part_id)
+        .join(Lot, Lot.id == PartRow.lot_id)
         .join(Product, Product.id == Lot.product_id)
         .where(condition)
     )
@@ -429,20 +429,20 @@ def _captures(condition: ColumnElement[bool]) -> Select[Any]:
 
 def _is_due(is_expired: ColumnElement[bool]) -> ColumnElement[bool]:
     """Whether a capture's picture may go. One without a place never was in the archive."""
-    return and_(Capture.archived_to != "", Capture.picture_deleted_at.is_(None), is_expired, ~_is_held())
+    return and_(CaptureRow.archived_to != "", CaptureRow.picture_deleted_at.is_(None), is_expired, ~_is_held())
 
 
 def _blobs(is_expired: ColumnElement[bool]) -> Select[Any]:
     """Maps that only explanations use whose maps are due."""
-    due = _inspections(Inspection.id).where(is_expired, ~_is_held())
-    others = Explanation.inspection_id.not_in(due)
-    used_whole = exists().where(Explanation.fused_blob_id == MapBlob.id, others)
+    due = _inspections(InspectionRow.id).where(is_expired, ~_is_held())
+    others = ExplanationRow.inspection_id.not_in(due)
+    used_whole = exists().where(ExplanationRow.fused_blob_id == MapBlob.id, others)
     used_in_part = exists().where(
-        BlockMap.sums_blob_id == MapBlob.id, BlockMap.explanation_id == Explanation.id, others
+        BlockMapRow.sums_blob_id == MapBlob.id, BlockMapRow.explanation_id == ExplanationRow.id, others
     )
     return (
         select(MapBlob.id, MapBlob.sha256, MapBlob.size_bytes)
-        .where(MapBlob.deleted_at.is_(None), MapBlob.id.in_(_maps_of(Explanation.inspection_id.in_(due))))
+        .where(MapBlob.deleted_at.is_(None), MapBlob.id.in_(_maps_of(ExplanationRow.inspection_id.in_(due))))
         .where(~used_whole, ~used_in_part)
         .order_by(MapBlob.id)
     )
@@ -450,8 +450,10 @@ def _blobs(is_expired: ColumnElement[bool]) -> Select[Any]:
 
 def _maps_of(which: ColumnElement[bool]) -> CompoundSelect[Any]:
     """Ids of all maps of these explanations."""
-    sums = select(BlockMap.sums_blob_id).join(Explanation, Explanation.id == BlockMap.explanation_id)
-    return union(select(Explanation.fused_blob_id).where(which), sums.where(which, BlockMap.sums_blob_id.is_not(None)))
+    sums = select(BlockMapRow.sums_blob_id).join(ExplanationRow, ExplanationRow.id == BlockMapRow.explanation_id)
+    return union(
+        select(ExplanationRow.fused_blob_id).where(which), sums.where(which, BlockMapRow.sums_blob_id.is_not(None))
+    )
 
 
 def _is_held(which: ColumnElement[bool] | None = None) -> ColumnElement[bool]:
@@ -464,7 +466,7 @@ def _is_held(which: ColumnElement[bool] | None = None) -> ColumnElement[bool]:
         LegalHold.released_at.is_(None) if which is None else which,
         fits(LegalHold.product, Product.name),
         fits(LegalHold.lot, Lot.code),
-        fits(LegalHold.serial, Part.serial),
+        fits(LegalHold.serial, PartRow.serial),
     )
 
 
@@ -483,26 +485,28 @@ def _expired(connection: Connection, kind: DataKind, now: datetime) -> ColumnEle
 def _is_before(kind: DataKind, limit: datetime) -> ColumnElement[bool]:
     """All clocks must agree that it is old: one camera that believes in 1970 must not cost a picture."""
     if kind is DataKind.PICTURE:
-        newer = exists().where(Inspection.capture_id == Capture.id, Inspection.recorded_at >= limit)
-        return (Capture.captured_at < limit) & ~newer.correlate(Capture)
-    return (Capture.captured_at < limit) & (Inspection.inspected_at < limit) & (Inspection.recorded_at < limit)
+        newer = exists().where(InspectionRow.capture_id == CaptureRow.id, InspectionRow.recorded_at >= limit)
+        return (CaptureRow.captured_at < limit) & ~newer.correlate(CaptureRow)
+    return (CaptureRow.captured_at < limit) & (InspectionRow.inspected_at < limit) & (InspectionRow.recorded_at < limit)
 
 
 def _remove_captures(connection: Connection, capture_ids: Sequence[int]) -> None:
     """Remove captures that nothing speaks of any more: no inspection, and no picture in the archive."""
-    has_inspection = exists().where(Inspection.capture_id == Capture.id)
-    is_empty = or_(Capture.archived_to == "", Capture.picture_deleted_at.is_not(None)) & ~has_inspection
-    gone = delete(Capture).where(Capture.id.in_(capture_ids), is_empty)
-    part_ids = connection.execute(gone.returning(Capture.part_id)).scalars().all()
-    connection.execute(delete(Part).where(Part.id.in_(part_ids), ~exists().where(Capture.part_id == Part.id)))
+    has_inspection = exists().where(InspectionRow.capture_id == CaptureRow.id)
+    is_empty = or_(CaptureRow.archived_to == "", CaptureRow.picture_deleted_at.is_not(None)) & ~has_inspection
+    gone = delete(CaptureRow).where(CaptureRow.id.in_(capture_ids), is_empty)
+    part_ids = connection.execute(gone.returning(CaptureRow.part_id)).scalars().all()
+    connection.execute(
+        delete(PartRow).where(PartRow.id.in_(part_ids), ~exists().where(CaptureRow.part_id == PartRow.id))
+    )
 
 
 def _remove_blob_rows(connection: Connection, blob_ids: Sequence[int]) -> list[str]:
     """Remove the rows of maps that no explanation uses any more; their names come back."""
     names: list[str] = []
     for chunk in chunks(blob_ids):
-        is_used = exists().where(Explanation.fused_blob_id == MapBlob.id)
-        is_used_in_part = exists().where(BlockMap.sums_blob_id == MapBlob.id)
+        is_used = exists().where(ExplanationRow.fused_blob_id == MapBlob.id)
+        is_used_in_part = exists().where(BlockMapRow.sums_blob_id == MapBlob.id)
         gone = delete(MapBlob).where(MapBlob.id.in_(chunk), ~is_used, ~is_used_in_part)
         names += connection.execute(gone.returning(MapBlob.sha256)).scalars().all()
     return names

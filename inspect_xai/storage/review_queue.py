@@ -22,8 +22,8 @@ from inspect_xai.storage.database import Database
 from inspect_xai.storage.insert import upsert
 from inspect_xai.storage.results import InspectionSummary, StoredInspection, StoredReview
 from inspect_xai.storage.review_queue_sql import Overview, QueueEntry, QueueFilter, QueueState
-from inspect_xai.storage.review_reasons import TIERS, State, Why, share_of, take_in
-from inspect_xai.storage.tables import Capture, Inspection, Lot, Part, ReviewCursor, ReviewQueueItem
+from inspect_xai.storage.review_reasons import PRIORITIES, ReviewReason, State, enqueue_new, share_of
+from inspect_xai.storage.tables import CaptureRow, InspectionRow, Lot, PartRow, ReviewCursor, ReviewQueueItem
 from inspect_xai.storage.types import Real, Whole
 
 _OVERVIEW_S: Final = 10.0  # how old the counts may be: they are looked at, not computed with
@@ -113,7 +113,7 @@ class Desk:
         self._blind_share = blind_share
         self._overview: tuple[float, Overview] | None = None
 
-    def take_in(self) -> int:
+    def enqueue_new(self) -> int:
         """Put on the desk what was recorded since the last look.
 
         Returns:
@@ -126,14 +126,14 @@ class Desk:
             if newest <= seen:
                 return added
             with self._database.write() as connection:
-                added += take_in(connection, blind_share=self._blind_share)
+                added += enqueue_new(connection, blind_share=self._blind_share)
 
     def queue(self, wanted: QueueFilter, *, after: tuple[int, int] | None = None, limit: int = 25) -> list[QueueEntry]:
         """What waits, most urgent first and then longest waiting first.
 
         Args:
             wanted: What of it.
-            after: (tier, inspection id) of the last entry seen.
+            after: (priority, inspection id) of the last entry seen.
             limit: At most so many.
         """
         with self._database.read() as connection:
@@ -252,7 +252,7 @@ class Desk:
 
     def recorded_after(self, inspection_id: int, *, limit: int = 100) -> list[InspectionSummary]:
         """Inspections in the order they were recorded, after one: for those who copy them elsewhere."""
-        query = queries.summaries().where(Inspection.id > inspection_id).order_by(Inspection.id).limit(limit)
+        query = queries.summaries().where(InspectionRow.id > inspection_id).order_by(InspectionRow.id).limit(limit)
         with self._database.read() as connection:
             return [queries.summary(row) for row in connection.execute(query)]
 
@@ -289,72 +289,72 @@ class Desk:
 
         A part is good where every model said OK to each of its pictures, and every answer that stands did so too.
         """
-        here = aliased(Capture)
+        here = aliased(CaptureRow)
         mine = (
             select(here.line, here.station, here.camera, here.view, Lot.product_id)
-            .select_from(Inspection)
-            .join(here, here.id == Inspection.capture_id)
-            .join(Part, Part.id == here.part_id)
-            .join(Lot, Lot.id == Part.lot_id)
-            .where(Inspection.id == inspection_id)
+            .select_from(InspectionRow)
+            .join(here, here.id == InspectionRow.capture_id)
+            .join(PartRow, PartRow.id == here.part_id)
+            .join(Lot, Lot.id == PartRow.lot_id)
+            .where(InspectionRow.id == inspection_id)
         )
         with self._database.read() as connection:
             place = connection.execute(mine).one_or_none()
             if place is None:
                 return None
             query = (
-                select(Inspection.id)
-                .join(Capture, Capture.id == Inspection.capture_id)
-                .join(Part, Part.id == Capture.part_id)
-                .join(Lot, Lot.id == Part.lot_id)
-                .where(Capture.line == place.line, Capture.station == place.station)
-                .where(Capture.camera == place.camera, Capture.view == place.view)
-                .where(Lot.product_id == place.product_id, Inspection.verdict == VerdictCode.OK)
-                .where(Inspection.id != inspection_id, ~review_queue_sql.waits_blind(), ~_is_faulted())
-                .where(Capture.archived_to != "", Capture.picture_deleted_at.is_(None))
-                .order_by(Capture.captured_at.desc())
+                select(InspectionRow.id)
+                .join(CaptureRow, CaptureRow.id == InspectionRow.capture_id)
+                .join(PartRow, PartRow.id == CaptureRow.part_id)
+                .join(Lot, Lot.id == PartRow.lot_id)
+                .where(CaptureRow.line == place.line, CaptureRow.station == place.station)
+                .where(CaptureRow.camera == place.camera, CaptureRow.view == place.view)
+                .where(Lot.product_id == place.product_id, InspectionRow.verdict == VerdictCode.OK)
+                .where(InspectionRow.id != inspection_id, ~review_queue_sql.waits_blind(), ~_is_faulted())
+                .where(CaptureRow.archived_to != "", CaptureRow.picture_deleted_at.is_(None))
+                .order_by(CaptureRow.captured_at.desc())
                 .limit(1)
             )
             return connection.execute(query).scalar()
 
     def _why_once_more(
         self, connection: Connection, answer: Answer, item: Row[Any], said: tuple[StoredReview, ...]
-    ) -> Why | None:
+    ) -> ReviewReason | None:
         """Why another person is wanted after this answer; None: it settles the matter."""
         is_undecided = answer.review.decision is Decision.UNDECIDED
-        if item.second_by or item.state == State.DONE:  # a third answer, or a correction
+        if item.second_reviewer or item.state == State.DONE:  # a third answer, or a correction
             return None
-        if item.judged_by:
-            first = next((each.verdict for each in reversed(said) if each.reviewer == item.judged_by), "")
+        if item.first_reviewer:
+            first = next((each.verdict for each in reversed(said) if each.reviewer == item.first_reviewer), "")
             disagrees = first not in (VerdictCode.UNSURE, answer.review.verdict)
-            return Why.DISPUTED if is_undecided or disagrees else None
-        query = select(Capture.sha256).join(Inspection, Inspection.capture_id == Capture.id)
-        sha256 = connection.execute(query.where(Inspection.id == answer.inspection_id)).scalar_one()
+            return ReviewReason.DISPUTED if is_undecided or disagrees else None
+        query = select(CaptureRow.sha256).join(InspectionRow, InspectionRow.capture_id == CaptureRow.id)
+        sha256 = connection.execute(query.where(InspectionRow.id == answer.inspection_id)).scalar_one()
         a_second_is_wanted = (
             is_undecided
-            or item.why == Why.DISAGREEMENT
+            or item.reason == ReviewReason.DISAGREEMENT
             or (item.verdict == VerdictCode.OK and answer.review.decision is Decision.OVERTURN)
             or share_of(sha256, "second") < self._second_share
         )
-        return Why.SECOND_LOOK if a_second_is_wanted else None
+        return ReviewReason.SECOND_LOOK if a_second_is_wanted else None
 
 
 @cache
 def _marks() -> Select[Any]:
     """Up to which inspection the desk has looked, and which is the newest."""
-    seen, newest = select(func.max(ReviewCursor.seen_id)), select(func.max(Inspection.id))
+    seen, newest = select(func.max(ReviewCursor.last_enqueued_id)), select(func.max(InspectionRow.id))
     return select(*(func.coalesce(each.scalar_subquery(), 0) for each in (seen, newest)))
 
 
 @cache
 def _history() -> Select[Any]:
-    here = aliased(Capture)
-    part = select(here.part_id).join(Inspection, Inspection.capture_id == here.id)
-    mine = part.where(Inspection.id == bindparam("number")).correlate(None).scalar_subquery()
+    here = aliased(CaptureRow)
+    part = select(here.part_id).join(InspectionRow, InspectionRow.capture_id == here.id)
+    mine = part.where(InspectionRow.id == bindparam("number")).correlate(None).scalar_subquery()
     return (
         queries.summaries()
-        .where(Capture.part_id == mine, Inspection.id != bindparam("number"))
-        .order_by(Inspection.inspected_at.desc(), Inspection.id.desc())
+        .where(CaptureRow.part_id == mine, InspectionRow.id != bindparam("number"))
+        .order_by(InspectionRow.inspected_at.desc(), InspectionRow.id.desc())
         .limit(bindparam("limit", type_=Whole))
     )
 
@@ -363,29 +363,31 @@ def _history() -> Select[Any]:
 def _similar() -> Select[Any]:
     """Lately inspected parts with a region of the same label near a pixel; made once, as in waiting.py."""
     lately = (
-        select(Inspection.id)
-        .where(Inspection.label == bindparam("label"), Inspection.id != bindparam("number"))
-        .order_by(Inspection.inspected_at.desc())
+        select(InspectionRow.id)
+        .where(InspectionRow.label == bindparam("label"), InspectionRow.id != bindparam("number"))
+        .order_by(InspectionRow.inspected_at.desc())
         .limit(_LATELY)
     )
     place = (bindparam(name, type_=Real) for name in ("row_px", "column_px", "radius_px"))
     return (
         queries.summaries()
         .where(
-            Inspection.id.in_(lately.subquery().select()), queries.region_near(*place), ~review_queue_sql.waits_blind()
+            InspectionRow.id.in_(lately.subquery().select()),
+            queries.region_near(*place),
+            ~review_queue_sql.waits_blind(),
         )
-        .where(Capture.line == bindparam("line"), Capture.station == bindparam("station"))
-        .where(Capture.camera == bindparam("camera"), Capture.view == bindparam("view"))
+        .where(CaptureRow.line == bindparam("line"), CaptureRow.station == bindparam("station"))
+        .where(CaptureRow.camera == bindparam("camera"), CaptureRow.view == bindparam("view"))
         .where(queries.column("product") == bindparam("product"))
-        .order_by(Inspection.inspected_at.desc())
+        .order_by(InspectionRow.inspected_at.desc())
         .limit(bindparam("limit", type_=Whole))
     )
 
 
 def _is_faulted() -> ColumnElement[bool]:
     """Whether a model or a person, in an answer that stands, said anything but OK of a picture of the same part."""
-    other, seen = aliased(Capture), aliased(Inspection)
-    review, later = aliased(tables.Review), aliased(tables.Review)
+    other, seen = aliased(CaptureRow), aliased(InspectionRow)
+    review, later = aliased(tables.ReviewRow), aliased(tables.ReviewRow)
     is_corrected = select(later.id).where(later.supersedes_id == review.id).correlate(review).exists()
     is_refused = (
         select(review.id)
@@ -396,8 +398,8 @@ def _is_faulted() -> ColumnElement[bool]:
     return (
         select(seen.id)
         .join(other, other.id == seen.capture_id)
-        .where(other.part_id == Capture.part_id, or_(seen.verdict != VerdictCode.OK, is_refused))
-        .correlate(Capture)
+        .where(other.part_id == CaptureRow.part_id, or_(seen.verdict != VerdictCode.OK, is_refused))
+        .correlate(CaptureRow)
         .exists()
     )
 
@@ -407,8 +409,8 @@ def _says_the_same(stands: StoredReview, review: Review) -> bool:
 
 
 def _under_key(connection: Connection, key: str) -> Row[Any] | None:
-    query = select(tables.Review.id, tables.Review.inspection_id, tables.Review.reviewer)
-    query = query.join(tables.ReviewRequestKey, tables.ReviewRequestKey.review_id == tables.Review.id)
+    query = select(tables.ReviewRow.id, tables.ReviewRow.inspection_id, tables.ReviewRow.reviewer)
+    query = query.join(tables.ReviewRequestKey, tables.ReviewRequestKey.review_id == tables.ReviewRow.id)
     return connection.execute(query.where(tables.ReviewRequestKey.key == key)).one_or_none()
 
 
@@ -443,10 +445,10 @@ def _conflict(
     if held is not None:
         return held
     is_open = item is not None and item.state == State.OPEN
-    if item is not None and is_open and person in (item.judged_by, item.second_by):
+    if item is not None and is_open and person in (item.first_reviewer, item.second_reviewer):
         return Conflict(ConflictKind.OWN, person, review=newest)
     has_looked = any(each.blind and each.reviewer == person for each in said)
-    is_covered = item is not None and is_open and bool(item.blind) and not item.judged_by and not has_looked
+    is_covered = item is not None and is_open and bool(item.blind) and not item.first_reviewer and not has_looked
     if answer.review.blind is not is_covered:
         return Conflict(ConflictKind.BLIND, person)
     if not is_open and newest is not None and newest.reviewer != person and not may_correct_others:
@@ -464,10 +466,14 @@ def _corrected(answer: Answer, said: tuple[StoredReview, ...], state: State, *, 
     return None
 
 
-def _put(connection: Connection, item: Row[Any], why: Why | None, person: str) -> None:
+def _put(connection: Connection, item: Row[Any], why: ReviewReason | None, person: str) -> None:
     """Write down who answered, and for what reason the item waits on; None: it is done."""
-    place = {"state": State.DONE} if why is None else {"state": State.OPEN, "tier": TIERS[why], "why": why}
-    who = {"second_by": person} if item.judged_by and why is not None else {"judged_by": item.judged_by or person}
+    place = {"state": State.DONE} if why is None else {"state": State.OPEN, "priority": PRIORITIES[why], "reason": why}
+    who = (
+        {"second_reviewer": person}
+        if item.first_reviewer and why is not None
+        else {"first_reviewer": item.first_reviewer or person}
+    )
     connection.execute(
         update(ReviewQueueItem)
         .where(ReviewQueueItem.inspection_id == item.inspection_id)

@@ -16,14 +16,14 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, Tuple, bindparam,
 
 from inspect_xai.storage import queries, tables
 from inspect_xai.storage.results import InspectionSummary
-from inspect_xai.storage.review_reasons import State, Why
-from inspect_xai.storage.tables import Inspection, ReviewQueueItem
+from inspect_xai.storage.review_reasons import ReviewReason, State
+from inspect_xai.storage.tables import InspectionRow, ReviewQueueItem
 from inspect_xai.storage.types import Whole
 
 BLIND: Final = "blind"
-"""The filter by `why` that finds what is judged blind; the true reason would tell the verdict."""
+"""The filter by `reason` that finds what is judged blind; the true reason would tell the verdict."""
 
-_TELLING: Final = ("verdict", "label", "why")
+_TELLING: Final = ("verdict", "label", "reason")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class QueueFilter:
     label: str | None = None
     verdict: str | None = None
     shift: str | None = None
-    why: str | None = None
+    reason: str | None = None
     inspected_before: datetime | None = None  # for "waiting longer than"
 
     @property
@@ -51,17 +51,17 @@ class QueueState:
 
     inspection_id: int
     state: State
-    tier: int
-    why: Why
+    priority: int
+    reason: ReviewReason
     claimed_by: str
     claimed_until: datetime | None
-    judged_by: str
-    second_by: str  # who gave a second answer that settled nothing
+    first_reviewer: str
+    second_reviewer: str  # who gave a second answer that settled nothing
     is_blind: bool  # whoever answers first does so before verdict and map are shown
 
     def is_own(self, person: str) -> bool:
         """Whether this person has answered already, so that another one is wanted."""
-        return person in (self.judged_by, self.second_by)
+        return person in (self.first_reviewer, self.second_reviewer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def entries(
     """A page of what waits, most urgent first and then longest waiting first."""
     values: dict[str, Any] = wanted.given | {"limit": limit}
     if after is not None:
-        values |= {"tier": after[0], "number": after[1]}
+        values |= {"priority": after[0], "number": after[1]}
     rows = connection.execute(_page(_shape(wanted), goes_on=after is not None), values).all()
     ids = [row.inspection_id for row in rows]
     found = connection.execute(queries.summaries_wanted(), {"wanted": ids}).all() if ids else []
@@ -106,7 +106,7 @@ def item(connection: Connection, inspection_id: int) -> Row[Any] | None:
 
 def neighbors(connection: Connection, here: QueueState, wanted: QueueFilter) -> tuple[int | None, int | None]:
     """The inspections before and after one in the queue."""
-    values = wanted.given | {"tier": here.tier, "number": here.inspection_id}
+    values = wanted.given | {"priority": here.priority, "number": here.inspection_id}
     before, after = (_beside(_shape(wanted), before=each) for each in (True, False))
     return connection.execute(before, values).scalar(), connection.execute(after, values).scalar()
 
@@ -117,8 +117,8 @@ def first_free(
     """The most urgent inspection that nobody else holds and that this person has not answered."""
     query = _waiting(_shape(wanted)).where(
         or_(ReviewQueueItem.claimed_by.in_(("", person)), ReviewQueueItem.claimed_until < now),
-        ReviewQueueItem.judged_by != person,
-        ReviewQueueItem.second_by != person,
+        ReviewQueueItem.first_reviewer != person,
+        ReviewQueueItem.second_reviewer != person,
         ReviewQueueItem.inspection_id.not_in(skipped),
     )
     found = connection.execute(query.with_only_columns(ReviewQueueItem.inspection_id).limit(1), wanted.given).scalar()
@@ -140,7 +140,7 @@ def total(connection: Connection) -> int:
 
 def counted(connection: Connection) -> Overview:
     """How much waits, counted row by row."""
-    names = ("why", "verdict", "label", "line", "station", "shift")
+    names = ("reason", "verdict", "label", "line", "station", "shift")
     columns = [getattr(ReviewQueueItem, name) for name in names]
     blind = case((is_blind(), 1), else_=0).label("is_blind")
     query = select(*columns, blind, func.count(), func.min(ReviewQueueItem.inspected_at)).where(
@@ -151,7 +151,7 @@ def counted(connection: Connection) -> Overview:
     for *values, covers, count, _ in rows:
         told = dict(zip(names, values, strict=True))
         if covers:  # what is judged blind is not given away by a count either
-            told = {name: value for name, value in told.items() if name not in _TELLING} | {"why": BLIND}
+            told = {name: value for name, value in told.items() if name not in _TELLING} | {"reason": BLIND}
         for name, value in told.items():
             counts[name][value] += count
     return Overview(
@@ -163,13 +163,15 @@ def counted(connection: Connection) -> Overview:
 
 def is_blind() -> ColumnElement[bool]:
     """Whether an item waits for an answer that is given before verdict and map are shown."""
-    return (ReviewQueueItem.blind == 1) & (ReviewQueueItem.judged_by == "") & (ReviewQueueItem.state == State.OPEN)
+    return (ReviewQueueItem.blind == 1) & (ReviewQueueItem.first_reviewer == "") & (ReviewQueueItem.state == State.OPEN)
 
 
 def waits_blind() -> ColumnElement[bool]:
     """Whether an inspection waits to be judged blind, so that no page about another one may speak of it."""
     return (
-        select(ReviewQueueItem.inspection_id).where(ReviewQueueItem.inspection_id == Inspection.id, is_blind()).exists()
+        select(ReviewQueueItem.inspection_id)
+        .where(ReviewQueueItem.inspection_id == InspectionRow.id, is_blind())
+        .exists()
     )
 
 
@@ -178,19 +180,19 @@ def _facts(row: Row[Any], now: datetime) -> dict[str, Any]:
     return {
         "inspection_id": row.inspection_id,
         "state": State(row.state),
-        "tier": row.tier,
-        "why": Why(row.why),
+        "priority": row.priority,
+        "reason": ReviewReason(row.reason),
         "claimed_by": row.claimed_by if is_held else "",
         "claimed_until": row.claimed_until if is_held else None,
-        "judged_by": row.judged_by,
-        "second_by": row.second_by,
-        "is_blind": bool(row.blind) and row.state == State.OPEN and not row.judged_by,
+        "first_reviewer": row.first_reviewer,
+        "second_reviewer": row.second_reviewer,
+        "is_blind": bool(row.blind) and row.state == State.OPEN and not row.first_reviewer,
     }
 
 
 def _shape(wanted: QueueFilter) -> tuple[str, ...]:
-    """Which values are asked for, and so which statement: `why` is no value where it means blind parts."""
-    return tuple(BLIND if (name, value) == ("why", BLIND) else name for name, value in wanted.given.items())
+    """Which values are asked for, and so which statement: `reason` is no value where it means blind parts."""
+    return tuple(BLIND if (name, value) == ("reason", BLIND) else name for name, value in wanted.given.items())
 
 
 @cache
@@ -229,10 +231,10 @@ def _item() -> Select[Any]:
 
 @cache
 def _covered() -> Select[Any]:
-    said = select(tables.Review.id).where(
-        tables.Review.inspection_id == ReviewQueueItem.inspection_id,
-        tables.Review.reviewer == bindparam("person"),
-        tables.Review.blind == 1,
+    said = select(tables.ReviewRow.id).where(
+        tables.ReviewRow.inspection_id == ReviewQueueItem.inspection_id,
+        tables.ReviewRow.reviewer == bindparam("person"),
+        tables.ReviewRow.blind == 1,
     )
     mine = ReviewQueueItem.inspection_id.in_(bindparam("wanted", expanding=True))
     return select(ReviewQueueItem.inspection_id).where(mine, is_blind(), ~said.correlate(ReviewQueueItem).exists())
@@ -244,7 +246,7 @@ def _total() -> Select[Any]:
 
 
 _BEFORE: Final = "inspected_before"
-_PLACE: Final = (ReviewQueueItem.tier, ReviewQueueItem.inspection_id)
+_PLACE: Final = (ReviewQueueItem.priority, ReviewQueueItem.inspection_id)
 
 
 def _place() -> Tuple:
@@ -253,4 +255,4 @@ def _place() -> Tuple:
 
 
 def _here() -> Tuple:
-    return tuple_(bindparam("tier", type_=Whole), bindparam("number", type_=Whole))
+    return tuple_(bindparam("priority", type_=Whole), bindparam("number", type_=Whole))

@@ -22,7 +22,7 @@ def append(
         NotFoundError: There is no such inspection.
         StoreError: The reason code is not in the list, or the earlier answer was corrected meanwhile.
     """
-    found = connection.execute(select(tables.Inspection.id).where(tables.Inspection.id == inspection_id)).first()
+    found = connection.execute(select(tables.InspectionRow.id).where(tables.InspectionRow.id == inspection_id)).first()
     if found is None:
         raise NotFoundError(f"no inspection {inspection_id}", remedy="list inspections with: inspect-xai find")
     if supersedes is not None:
@@ -39,7 +39,7 @@ def append(
         "blind": int(review.blind),
         "box": list(review.box) if review.box else None,
     }
-    number = connection.execute(insert(tables.Review).values(**row).returning(tables.Review.id)).scalar_one()
+    number = connection.execute(insert(tables.ReviewRow).values(**row).returning(tables.ReviewRow.id)).scalar_one()
     facts = {"review": number, "reviewer": review.reviewer, "decision": review.decision.value}
     ledger.append(connection, "review", str(inspection_id), facts=facts, now=now, made={"review": [number]})
     return next(each for each in queries.reviews(connection, inspection_id) if each.review_id == number)
@@ -52,13 +52,15 @@ def overturned_labels(database: Database, since: datetime) -> frozenset[str]:
         database: An open one.
         since: Reviewed at or after; an answer that was corrected later does not count.
     """
-    later = aliased(tables.Review)
+    later = aliased(tables.ReviewRow)
     query = (
-        select(tables.Inspection.label, tables.Review.true_label)
-        .join(tables.Review, tables.Review.inspection_id == tables.Inspection.id)
-        .outerjoin(later, later.supersedes_id == tables.Review.id)
+        select(tables.InspectionRow.label, tables.ReviewRow.true_label)
+        .join(tables.ReviewRow, tables.ReviewRow.inspection_id == tables.InspectionRow.id)
+        .outerjoin(later, later.supersedes_id == tables.ReviewRow.id)
         .where(
-            tables.Review.decision == Decision.OVERTURN.value, tables.Review.reviewed_at >= since, later.id.is_(None)
+            tables.ReviewRow.decision == Decision.OVERTURN.value,
+            tables.ReviewRow.reviewed_at >= since,
+            later.id.is_(None),
         )
         .distinct()
     )

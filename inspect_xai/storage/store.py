@@ -40,17 +40,17 @@ def _known() -> Select[tuple[str, int]]:
     model = select(tables.Model.id).where(tables.Model.fingerprint == bindparam("fingerprint")).scalar_subquery()
     policy = select(tables.Policy.id).where(tables.Policy.version == bindparam("version")).scalar_subquery()
     return (
-        select(tables.Capture.sha256, tables.Inspection.id)
-        .join(tables.Inspection, tables.Inspection.capture_id == tables.Capture.id)
+        select(tables.CaptureRow.sha256, tables.InspectionRow.id)
+        .join(tables.InspectionRow, tables.InspectionRow.capture_id == tables.CaptureRow.id)
         # A sum keeps SQLite from walking all that the model judged, as it did for more than a few pictures.
-        .where(tables.Inspection.model_id + 0 == model, tables.Inspection.policy_id + 0 == policy)
-        .where(tables.Capture.sha256.in_(bindparam("sha256s", expanding=True)))
+        .where(tables.InspectionRow.model_id + 0 == model, tables.InspectionRow.policy_id + 0 == policy)
+        .where(tables.CaptureRow.sha256.in_(bindparam("sha256s", expanding=True)))
     )
 
 
 @cache
 def _parts_of() -> Select[tuple[str, str, str, str]]:
-    sha256 = tables.Capture.sha256
+    sha256 = tables.CaptureRow.sha256
     return parts_by(sha256).where(sha256.in_(bindparam("sha256s", expanding=True)))
 
 
@@ -107,8 +107,8 @@ def was_used(url: str) -> bool:
     database = Database(open_engine(url, file=None if file is None else DatabaseFile(file)))
     try:
         with database.read() as connection:
-            return schema.has_table(connection, tables.Run.__tablename__) and bool(
-                connection.execute(select(exists(select(tables.Run.id)))).scalar()
+            return schema.has_table(connection, tables.RunRow.__tablename__) and bool(
+                connection.execute(select(exists(select(tables.RunRow.id)))).scalar()
             )
     finally:
         database.close()
@@ -146,7 +146,7 @@ class Store(AbstractContextManager["Store"]):
         facts = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
         with self.database.write() as connection:
             ledger.check_key(connection)  # before a picture is claimed, and not with the first one recorded
-            statement = upsert(connection, tables.Run).values(**facts)
+            statement = upsert(connection, tables.RunRow).values(**facts)
             connection.execute(statement.on_conflict_do_nothing(index_elements=["run_id"]))
 
     def record(self, inspections: Sequence[Inspection]) -> list[RecordedInspection]:
@@ -240,12 +240,12 @@ class Store(AbstractContextManager["Store"]):
             method: An explanation by another one does not count.
         """
         query = (
-            select(tables.Explanation.id)
-            .join(tables.Inspection, tables.Inspection.id == tables.Explanation.inspection_id)
-            .join(tables.Capture, tables.Capture.id == tables.Inspection.capture_id)
-            .join(tables.Model, tables.Model.id == tables.Inspection.model_id)
-            .where(tables.Capture.sha256 == sha256, tables.Model.fingerprint == fingerprint)
-            .where(tables.Explanation.method == method.value, tables.Explanation.status != Status.FAILED.value)
+            select(tables.ExplanationRow.id)
+            .join(tables.InspectionRow, tables.InspectionRow.id == tables.ExplanationRow.inspection_id)
+            .join(tables.CaptureRow, tables.CaptureRow.id == tables.InspectionRow.capture_id)
+            .join(tables.Model, tables.Model.id == tables.InspectionRow.model_id)
+            .where(tables.CaptureRow.sha256 == sha256, tables.Model.fingerprint == fingerprint)
+            .where(tables.ExplanationRow.method == method.value, tables.ExplanationRow.status != Status.FAILED.value)
         )
         with self.database.read() as connection:
             return connection.execute(query.limit(1)).first() is not None
@@ -271,7 +271,7 @@ class Store(AbstractContextManager["Store"]):
         moment = queries.column(by)
         query = queries.summaries().where(moment >= start, moment < end)
         with self.database.read() as connection:
-            rows = connection.execute(query.order_by(moment, tables.Inspection.id))
+            rows = connection.execute(query.order_by(moment, tables.InspectionRow.id))
             return [queries.summary(row) for row in rows]
 
     def stats(
@@ -341,14 +341,14 @@ class Store(AbstractContextManager["Store"]):
             query = query.where(queries.has_map(map_sha256))
         with self.database.read() as connection:
             if model_file is not None:
-                query = query.where(tables.Inspection.run_id.in_(queries.runs_of_file(connection, model_file)))
-            newest = query.order_by(queries.column(moment).desc(), tables.Inspection.id.desc()).limit(limit)
+                query = query.where(tables.InspectionRow.run_id.in_(queries.runs_of_file(connection, model_file)))
+            newest = query.order_by(queries.column(moment).desc(), tables.InspectionRow.id.desc()).limit(limit)
             return [queries.summary(row) for row in connection.execute(newest)]
 
     def inspection_ids(self) -> list[int]:
         """Ids of all inspections, oldest first: what a sample is drawn from."""
         with self.database.read() as connection:
-            return list(connection.execute(select(tables.Inspection.id).order_by(tables.Inspection.id)).scalars())
+            return list(connection.execute(select(tables.InspectionRow.id).order_by(tables.InspectionRow.id)).scalars())
 
     def parts_of(self, sha256s: Sequence[str]) -> dict[str, Part]:
         """Which part each of these pictures was recorded for."""
@@ -371,8 +371,15 @@ class Store(AbstractContextManager["Store"]):
 
     def archived(self) -> list[ArchivedPicture]:
         """Every picture that must lie in the archive: recorded there, and not deleted by retention."""
-        columns = (tables.Capture.id, tables.Capture.sha256, tables.Capture.archived_to, tables.Capture.height_px)
-        query = select(*columns).where(tables.Capture.archived_to != "", tables.Capture.picture_deleted_at.is_(None))
+        columns = (
+            tables.CaptureRow.id,
+            tables.CaptureRow.sha256,
+            tables.CaptureRow.archived_to,
+            tables.CaptureRow.height_px,
+        )
+        query = select(*columns).where(
+            tables.CaptureRow.archived_to != "", tables.CaptureRow.picture_deleted_at.is_(None)
+        )
         with self.database.read() as connection:
-            rows = connection.execute(query.order_by(tables.Capture.id))
+            rows = connection.execute(query.order_by(tables.CaptureRow.id))
             return [ArchivedPicture(row.id, row.sha256, row.archived_to, row.height_px > 0) for row in rows]

@@ -14,7 +14,7 @@ import numpy as np
 from sqlalchemy import Connection, Select, case, func, insert, select
 
 from inspect_xai.errors import NotFoundError, StudyError
-from inspect_xai.records import StudyAnswer, VerdictCode
+from inspect_xai.records import StudyRating, VerdictCode
 from inspect_xai.storage import ledger, queries, tables
 from inspect_xai.storage.database import Database
 from inspect_xai.storage.ledger_documents import chunks
@@ -164,15 +164,17 @@ class Studies:
         turns[_REFERENCE] = [int(at) for at in np.random.default_rng([seed, 2]).permutation(len(ids))]
         now = self._database.clock()
         with self._database.write() as connection:
-            if connection.execute(select(tables.Study.id).where(tables.Study.name == name)).first():
+            if connection.execute(select(tables.StudyRow.id).where(tables.StudyRow.name == name)).first():
                 raise StudyError(f"a study is called {name!r} already", remedy="give it another name")
             _check_inspections(connection, ids)
             study = {"name": name, "trials": trials, "seed": seed, "created_at": now, "created_by": by}
-            number = connection.execute(insert(tables.Study).values(**study).returning(tables.Study.id)).scalar_one()
+            number = connection.execute(
+                insert(tables.StudyRow).values(**study).returning(tables.StudyRow.id)
+            ).scalar_one()
             rows = [{"study_id": number, "position": at, "inspection_id": one} for at, one in enumerate(ids)]
             connection.execute(insert(StudyPart), rows)
             tasks = [
-                {"study_id": number, "appraiser": who, "trial": trial, "place": place, "part_position": at}
+                {"study_id": number, "appraiser": who, "trial": trial, "run_order": place, "part_position": at}
                 for (who, trial), order in turns.items()
                 for place, at in enumerate(order, 1)
             ]
@@ -184,8 +186,8 @@ class Studies:
     def all(self) -> list[Study]:
         """All studies, newest first."""
         with self._database.read() as connection:
-            ids = connection.execute(select(tables.Study.id).order_by(tables.Study.id.desc())).scalars().all()
-            return [_study(connection, tables.Study.id == number) for number in ids]
+            ids = connection.execute(select(tables.StudyRow.id).order_by(tables.StudyRow.id.desc())).scalars().all()
+            return [_study(connection, tables.StudyRow.id == number) for number in ids]
 
     def get(self, study: int | str) -> Study:
         """A study by id or name.
@@ -193,7 +195,7 @@ class Studies:
         Raises:
             NotFoundError: There is none.
         """
-        column: Any = tables.Study.name if isinstance(study, str) else tables.Study.id
+        column: Any = tables.StudyRow.name if isinstance(study, str) else tables.StudyRow.id
         with self._database.read() as connection:
             return _study(connection, column == study)
 
@@ -219,7 +221,7 @@ class Studies:
         query = (
             _tasks(StudyTask.study_id == study_id, StudyTask.appraiser == appraiser)
             .where(~_answered(StudyTask.id))
-            .order_by(StudyTask.trial, StudyTask.place)
+            .order_by(StudyTask.trial, StudyTask.run_order)
             .limit(1)
         )
         with self._database.read() as connection:
@@ -254,11 +256,11 @@ class Studies:
             raise StudyError("a reference that says UNSURE", expected="OK or NG; leave unclear parts out of the study")
         now = self._database.clock()
         with self._database.write() as connection:
-            said = select(tables.StudyAnswer.id).where(tables.StudyAnswer.task_id == task.task_id)
+            said = select(tables.StudyRatingRow.id).where(tables.StudyRatingRow.task_id == task.task_id)
             if not is_reference and connection.execute(said).first():
                 return False
             row = {"task_id": task.task_id, "verdict": verdict.value, "answered_by": by, "answered_at": now}
-            made = insert(tables.StudyAnswer).values(**row).returning(tables.StudyAnswer.id)
+            made = insert(tables.StudyRatingRow).values(**row).returning(tables.StudyRatingRow.id)
             number = connection.execute(made).scalar_one()
             facts = {
                 "by": by,
@@ -268,23 +270,25 @@ class Studies:
                 "inspection": task.inspection_id,
                 "verdict": verdict.value,
             }
-            name = connection.execute(select(tables.Study.name).where(tables.Study.id == task.study_id)).scalar_one()
+            name = connection.execute(
+                select(tables.StudyRow.name).where(tables.StudyRow.id == task.study_id)
+            ).scalar_one()
             ledger.append(connection, "study_answer", name, facts=facts, now=now, made={"study_answer": [number]})
         return True
 
-    def rows(self, study_id: int) -> list[StudyAnswer]:
+    def rows(self, study_id: int) -> list[StudyRating]:
         """The study as rows for its analysis, the model's at the end; what is not answered yet is empty."""
         with self._database.read() as connection:
             tasks = connection.execute(_told().where(StudyTask.study_id == study_id)).all()
             ids = dict.fromkeys(row.inspection_id for row in tasks)
-            query = queries.summaries().where(tables.Inspection.id.in_(ids))
+            query = queries.summaries().where(tables.InspectionRow.id.in_(ids))
             parts = {each.inspection_id: each for each in map(queries.summary, connection.execute(query))}
         names = _names(parts)
         reference = {row.inspection_id: row.said for row in tasks if (row.appraiser, row.trial) == _REFERENCE}
         asked = [(row.inspection_id, row.appraiser, row.trial, row.said) for row in tasks if row.trial]
         asked += [(number, MODEL, 1, parts[number].verdict) for number in sorted(parts)]
         return [
-            StudyAnswer(names[number], parts[number].archived_to, reference[number], who, str(trial), said)
+            StudyRating(names[number], parts[number].archived_to, reference[number], who, str(trial), said)
             for number, who, trial, said in asked
         ]
 
@@ -297,7 +301,7 @@ def studied(connection: Connection, inspection_ids: Collection[int]) -> tuple[li
         parts = select(StudyPart.study_id).where(StudyPart.inspection_id.in_(chunk))
         studies |= set(connection.execute(parts).scalars())
         is_part = (StudyPart.study_id == StudyTask.study_id) & (StudyPart.position == StudyTask.part_position)
-        said = select(tables.StudyAnswer.id).join(StudyTask, StudyTask.id == tables.StudyAnswer.task_id)
+        said = select(tables.StudyRatingRow.id).join(StudyTask, StudyTask.id == tables.StudyRatingRow.task_id)
         answers += connection.execute(said.join(StudyPart, is_part).where(StudyPart.inspection_id.in_(chunk))).scalars()
     return sorted(studies), sorted(answers)
 
@@ -309,14 +313,14 @@ def _names(parts: dict[int, InspectionSummary]) -> dict[int, str]:
 
 
 def _check_inspections(connection: Connection, ids: Sequence[int]) -> None:
-    found = set(connection.execute(select(tables.Inspection.id).where(tables.Inspection.id.in_(ids))).scalars())
+    found = set(connection.execute(select(tables.InspectionRow.id).where(tables.InspectionRow.id.in_(ids))).scalars())
     missing = [str(number) for number in ids if number not in found]
     if missing:
         raise NotFoundError(f"no inspection {', '.join(missing)}", remedy="list inspections with: inspect-xai find")
 
 
 def _study(connection: Connection, condition: Any) -> Study:
-    row = connection.execute(select(tables.Study.__table__).where(condition)).one_or_none()
+    row = connection.execute(select(tables.StudyRow.__table__).where(condition)).one_or_none()
     if row is None:
         raise NotFoundError("there is no such study", remedy="list studies with: inspect-xai msa list")
     first = select(StudyTask.appraiser, func.min(StudyTask.id)).where(
@@ -330,7 +334,7 @@ def _study(connection: Connection, condition: Any) -> Study:
 
 def _answered(task_id: Any) -> Any:
     """Whether a task has an answer."""
-    said = select(tables.StudyAnswer.id).where(tables.StudyAnswer.task_id == task_id)
+    said = select(tables.StudyRatingRow.id).where(tables.StudyRatingRow.task_id == task_id)
     return said.correlate(StudyTask).exists()
 
 
@@ -342,7 +346,7 @@ def _tasks(*conditions: Any) -> Select[Any]:
             StudyTask.study_id,
             StudyTask.appraiser,
             StudyTask.trial,
-            StudyTask.place,
+            StudyTask.run_order,
             parts,
             StudyPart.inspection_id,
         )
@@ -354,9 +358,9 @@ def _tasks(*conditions: Any) -> Select[Any]:
 def _told() -> Select[Any]:
     """Each task with its newest answer; of a trial there is only one."""
     said = (
-        select(tables.StudyAnswer.verdict)
-        .where(tables.StudyAnswer.task_id == StudyTask.id)
-        .order_by(tables.StudyAnswer.id.desc())
+        select(tables.StudyRatingRow.verdict)
+        .where(tables.StudyRatingRow.task_id == StudyTask.id)
+        .order_by(tables.StudyRatingRow.id.desc())
         .limit(1)
         .correlate(StudyTask)
         .scalar_subquery()

@@ -5,8 +5,8 @@
                                           |            |--< explanation_tile -< block_map >- map_blob
                                           |            `--> map_blob (the fused map)
                                           |--< review >- reason_code
-                                          |-- desk_item, picture_signal
-                                          `--< study_part >- study -< study_task -< study_answer
+                                          |-- review_queue_item, image_statistics
+                                          `--< study_part >- study -< study_task -< study_rating
 
 Every table has a whole-number `id`, or the ids of its parents with a position. Times are UTC. `sql/schema/` shows the
 DDL for both databases (`python -m inspect_xai.storage.schema` writes it); `sql/migrations/` is what makes it.
@@ -22,7 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from inspect_xai.records import Decision, ModelStatus, Status, VerdictCode
 from inspect_xai.storage.types import Bytes, Id, Json, Real, SafeText, UtcTime, Whole
 
-REVISION: Final = "0014"
+REVISION: Final = "0015"
 """The schema revision this build reads and writes: the newest file in sql/migrations/versions (a test compares)."""
 
 VERSION_TABLE: Final = "inspect_xai_version"  # Alembic's default name is taken where Prefect lives in the database
@@ -88,7 +88,7 @@ class Lot(Base):
     code: Mapped[str] = mapped_column(index=True)
 
 
-class Part(Base):
+class PartRow(Base):
     """One physical piece; the same serial in another lot is another piece."""
 
     __tablename__ = "part"
@@ -99,7 +99,7 @@ class Part(Base):
     serial: Mapped[str] = mapped_column(index=True)
 
 
-class Capture(Base):
+class CaptureRow(Base):
     """One picture; `sha256` is that of the file's bytes, `pixels_sha256` of what was decoded (empty: unknown)."""
 
     __tablename__ = "capture"
@@ -121,7 +121,9 @@ class Capture(Base):
     archived_to: Mapped[str]
     picture_deleted_at: Mapped[datetime | None]  # by retention
     picture_going_at: Mapped[datetime | None]  # retention began to delete it then: a hold placed later came too late
-    known_from: Mapped[str | None]  # what told the part: sidecar, path or file (its name alone); NULL: not written down
+    identity_source: Mapped[
+        str | None
+    ]  # what told the part: sidecar, path or file (its name alone); NULL: not written down
 
 
 class Model(Base):
@@ -140,7 +142,7 @@ class Model(Base):
     registered_by: Mapped[str]
     status_at: Mapped[datetime]
     status_by: Mapped[str]
-    golden: Mapped[dict[str, Any] | None]  # the result of the golden set the status rests on
+    golden_result: Mapped[dict[str, Any] | None]  # the result of the golden set the status rests on
     calibration: Mapped[dict[str, Any] | None]  # from its scores to probabilities of a defect, fitted on reviews
     bundle_sha256: Mapped[str | None]  # of all files of the bundle that was registered; NULL: from before it was kept
 
@@ -157,7 +159,7 @@ class Policy(Base):
     registered_at: Mapped[datetime]
 
 
-class Run(Base):
+class RunRow(Base):
     """One opening of a line: what judged the pictures recorded under it."""
 
     __tablename__ = "run"
@@ -171,7 +173,7 @@ class Run(Base):
     settings: Mapped[dict[str, Any]]
 
 
-class Inspection(Base):
+class InspectionRow(Base):
     """One capture judged by one model under one policy: what the network said, and what the line should do."""
 
     __tablename__ = "inspection"
@@ -201,32 +203,32 @@ class Inspection(Base):
     margin: Mapped[float | None]
     worst_tile: Mapped[int | None]
     scores: Mapped[list[Any] | None]
-    explained_because: Mapped[str]
+    explain_reason: Mapped[str]
     failure_kind: Mapped[str]  # empty: none
     failure_message: Mapped[str]
     duration_ms: Mapped[float]
 
 
-class PictureSignal(Base):
+class ImageStatisticsRow(Base):
     """What is watched for drift beside the verdict: image statistics, and of explained parts the embedding.
 
     `embedding` is a fixed projection of the last block's mean features, 16 numbers of float32, little endian.
     """
 
-    __tablename__ = "picture_signal"
+    __tablename__ = "image_statistics"
     __table_args__ = ({"sqlite_strict": True},)
 
     inspection_id: Mapped[int] = mapped_column(_parent("inspection.id", cascade=True), primary_key=True)
     brightness: Mapped[float]
     contrast: Mapped[float]
-    clipped: Mapped[float]
+    clipped_share: Mapped[float]
     sharpness: Mapped[float]
     noise: Mapped[float]
     embedding: Mapped[bytes | None]
 
 
 class MapBlob(Base):
-    """Encoded maps, each once (blobs.py); without `data` they lie at the blob store, or were deleted by retention."""
+    """Encoded maps, each once; without `data` they lie in the blob store, or retention deleted them."""
 
     __tablename__ = "map_blob"
     __table_args__ = ({"sqlite_strict": True},)
@@ -242,8 +244,8 @@ class MapBlob(Base):
     deleted_at: Mapped[datetime | None]
 
 
-class Explanation(Base):
-    """How an explanation map was made and what it is worth. `support_share` is the share of pixels above 0."""
+class ExplanationRow(Base):
+    """How an explanation map was made and what it is worth. `coverage` is the share of pixels above 0."""
 
     __tablename__ = "explanation"
     __table_args__ = (_one_of("status", Status), {"sqlite_strict": True})
@@ -253,17 +255,17 @@ class Explanation(Base):
     status: Mapped[str]
     method: Mapped[str]
     target: Mapped[str]
-    against: Mapped[str]
+    contrast_label: Mapped[str]
     mu: Mapped[float]
     baseline: Mapped[str]
     settings: Mapped[dict[str, Any]]  # all of them, also those without a column
-    passes: Mapped[int]
+    forward_passes: Mapped[int]
     provider: Mapped[str]
     duration_ms: Mapped[float]
     timings_ms: Mapped[dict[str, Any]]
     notes: Mapped[list[Any]]
     faithfulness: Mapped[dict[str, Any]]
-    support_share: Mapped[float]
+    coverage: Mapped[float]
     energy_in_roi: Mapped[float | None]  # faithfulness["energy_in_roi"], for reports in plain SQL; as the next seven
     drop_percent: Mapped[float | None]  # NULL: not measured (explain/faithfulness.py says what each is)
     drop_percent_random: Mapped[float | None]
@@ -271,7 +273,7 @@ class Explanation(Base):
     increase_percent_random: Mapped[float | None]
     deletion_percent: Mapped[float | None]
     deletion_percent_random: Mapped[float | None]
-    faithfulness_passes: Mapped[int | None]  # not among `passes`
+    faithfulness_passes: Mapped[int | None]  # not among `forward_passes`
     fused_blob_id: Mapped[int] = mapped_column(_parent("map_blob.id"), index=True)
 
 
@@ -311,7 +313,7 @@ class ExplanationTile(Base):
     score_spread: Mapped[float | None]
 
 
-class BlockMap(Base):
+class BlockMapRow(Base):
     """One convolutional block's share in one window, rebuilt from `sums_blob_id` (NULL: dropped, `note` says why)."""
 
     __tablename__ = "block_map"
@@ -329,16 +331,16 @@ class BlockMap(Base):
     position: Mapped[int] = mapped_column(primary_key=True)  # shallow to deep
     tensor: Mapped[str]
     channels: Mapped[int]
-    positive: Mapped[int]
-    kept: Mapped[int]
-    constant: Mapped[int]
+    positive_channels: Mapped[int]
+    kept_channels: Mapped[int]
+    constant_channels: Mapped[int]
     beta: Mapped[float | None]
     threshold: Mapped[float | None]
     score_min: Mapped[float | None]
     score_max: Mapped[float | None]
-    otsu: Mapped[float | None]
+    otsu_threshold: Mapped[float | None]
     note: Mapped[str]
-    predicted: Mapped[int] = mapped_column(server_default=text("0"))  # masks whose score no forward pass gave
+    predicted_scores: Mapped[int] = mapped_column(server_default=text("0"))  # masks whose score no forward pass gave
     grid: Mapped[dict[str, Any] | None]  # where its cells lie on the window; NULL: from edge to edge
     sums_blob_id: Mapped[int | None] = mapped_column(_parent("map_blob.id"), index=True)
 
@@ -354,7 +356,7 @@ class ReasonCode(Base):
     meaning: Mapped[str]
 
 
-class Review(Base):
+class ReviewRow(Base):
     """A person's answer. Triggers refuse UPDATE and DELETE; a correction is a new row that supersedes the old one."""
 
     __tablename__ = "review"
@@ -374,7 +376,7 @@ class Review(Base):
     verdict: Mapped[str]  # the person's own: OK, NG or UNSURE
     true_label: Mapped[str]
     reason_code_id: Mapped[int | None] = mapped_column(_parent("reason_code.id"))
-    map_on_defect: Mapped[str]  # "yes", "no", "partly"; empty: not said
+    map_rating: Mapped[str]  # "yes", "no", "partly"; empty: not said
     blind: Mapped[int]  # 1: given before verdict and map were shown
     box: Mapped[list[Any] | None]  # [top, left, height, width] in source pixels, where a person saw the defect
     note: Mapped[str]
@@ -386,18 +388,18 @@ class ReviewQueueItem(Base):
     What the desk filters by is repeated here, so that a page of the queue is one walk along one index.
     """
 
-    __tablename__ = "desk_item"
+    __tablename__ = "review_queue_item"
     __table_args__ = (
         _one_of("state", ("open", "done")),
-        Index(None, "state", "tier", "inspection_id"),
+        Index(None, "state", "priority", "inspection_id"),
         Index(None, "claimed_by"),
         {"sqlite_strict": True},
     )
 
     inspection_id: Mapped[int] = mapped_column(_parent("inspection.id", cascade=True), primary_key=True)
-    state: Mapped[str]  # open: an answer is wanted, a second one where `judged_by` stands; or done
-    tier: Mapped[int]  # 0 is the most urgent
-    why: Mapped[str]  # what put it there, as a code
+    state: Mapped[str]  # open: an answer is wanted, a second one where `first_reviewer` stands; or done
+    priority: Mapped[int]  # 0 is the most urgent
+    reason: Mapped[str]  # what put it there, as a code
     verdict: Mapped[str]
     label: Mapped[str]
     line: Mapped[str]
@@ -406,8 +408,8 @@ class ReviewQueueItem(Base):
     inspected_at: Mapped[datetime]
     claimed_by: Mapped[str]  # empty: nobody
     claimed_until: Mapped[datetime | None]
-    judged_by: Mapped[str]  # who answered first; nobody is the second inspector of their own answer
-    second_by: Mapped[str] = mapped_column(
+    first_reviewer: Mapped[str]  # who answered first; nobody is the second inspector of their own answer
+    second_reviewer: Mapped[str] = mapped_column(
         server_default=text("''")
     )  # who answered second, where a third person is wanted
     blind: Mapped[int] = mapped_column(server_default=text("0"))  # 1: judged before verdict and map are shown
@@ -416,30 +418,30 @@ class ReviewQueueItem(Base):
 class ReviewCursor(Base):
     """Up to which inspection the desk has looked: one row."""
 
-    __tablename__ = "desk_mark"
+    __tablename__ = "review_cursor"
     __table_args__ = ({"sqlite_strict": True},)
 
     id: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=False)
-    seen_id: Mapped[int]
+    last_enqueued_id: Mapped[int]
 
 
 class ReviewRequestKey(Base):
     """Under which key a review was sent in: sent again after a broken connection, it is the same review."""
 
-    __tablename__ = "desk_answer"
+    __tablename__ = "review_request_key"
     __table_args__ = ({"sqlite_strict": True},)
 
     key: Mapped[str] = mapped_column(primary_key=True)
     review_id: Mapped[int] = mapped_column(_parent("review.id", cascade=True), index=True)
 
 
-class DeskSession(Base):
+class WebSession(Base):
     """A browser that is signed in, or chose a language before: in the database, so that a restart ends no session.
 
     Only the sha256 of its id is kept: who reads the table cannot sit down in somebody's place.
     """
 
-    __tablename__ = "desk_session"
+    __tablename__ = "web_session"
     __table_args__ = (Index(None, "used_at"), {"sqlite_strict": True})
 
     id_sha256: Mapped[str] = mapped_column(primary_key=True)
@@ -450,7 +452,7 @@ class DeskSession(Base):
     skipped: Mapped[list[Any]]  # inspections the person left for later, newest last
 
 
-class Study(Base):
+class StudyRow(Base):
     """An attribute agreement study (AIAG MSA) on the desk: some parts, judged blind by several people several times."""
 
     __tablename__ = "study"
@@ -483,7 +485,7 @@ class StudyTask(Base):
         ForeignKeyConstraint(
             ["study_id", "part_position"], ["study_part.study_id", "study_part.position"], ondelete="CASCADE"
         ),
-        UniqueConstraint("study_id", "appraiser", "trial", "place"),
+        UniqueConstraint("study_id", "appraiser", "trial", "run_order"),
         {"sqlite_strict": True},
     )
 
@@ -491,14 +493,14 @@ class StudyTask(Base):
     study_id: Mapped[int]
     appraiser: Mapped[str]  # empty: the reference
     trial: Mapped[int]
-    place: Mapped[int]  # 1, 2, 3, ... in the order that was drawn
+    run_order: Mapped[int]  # 1, 2, 3, ... in the order that was drawn
     part_position: Mapped[int]
 
 
-class StudyAnswer(Base):
+class StudyRatingRow(Base):
     """What was said of a part in a study. Appended: of a trial the first answer counts, of the reference the last."""
 
-    __tablename__ = "study_answer"
+    __tablename__ = "study_rating"
     __table_args__ = (_one_of("verdict", VerdictCode), {"sqlite_strict": True})
 
     id: Mapped[int] = _id()
@@ -508,10 +510,10 @@ class StudyAnswer(Base):
     answered_at: Mapped[datetime]
 
 
-class Claim(Base):
+class ClaimRow(Base):
     """Who inspects a file of a URL source, for one model and policy: working state, no part of the record.
 
-    Without `held_until` the file is recorded; with another `stamp` (size and time of change) it is a new file.
+    Without `lease_expires_at` the file is recorded; with another `file_version` (size and time) it is new.
     """
 
     __tablename__ = "claim"
@@ -522,9 +524,9 @@ class Claim(Base):
     file_name: Mapped[str]
     model_id: Mapped[int] = mapped_column(_parent("model.id"))
     policy_id: Mapped[int] = mapped_column(_parent("policy.id"))
-    stamp: Mapped[str]
+    file_version: Mapped[str]
     owner: Mapped[str]
-    held_until: Mapped[datetime | None]
+    lease_expires_at: Mapped[datetime | None]
 
 
 class LedgerEvent(Base):
@@ -540,7 +542,7 @@ class LedgerEvent(Base):
     body: Mapped[str]  # canonical JSON as hashed: text on both databases, since JSONB would respell it
     previous_hash: Mapped[str]
     hash: Mapped[str] = mapped_column(unique=True)
-    signed_by: Mapped[str | None]  # a public key (`storage.keys`); NULL: not signed
+    signed_by: Mapped[str | None]  # a public key (`storage.signing_keys`); NULL: not signed
     signature: Mapped[str | None]  # of `hash`
 
 
@@ -593,7 +595,7 @@ class Audit(Base):
     numbers: Mapped[dict[str, Any]]
 
 
-class DriftBaseline(Base):
+class DriftBaselineRow(Base):
     """What every watched feature looked like in a quiet month, per line, station and shift; the newest counts.
 
     `content` is a zstd frame of JSON (`inspect_xai.reports.drift`); the ledger keeps who set it.

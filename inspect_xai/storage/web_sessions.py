@@ -9,7 +9,7 @@ from sqlalchemy import Select, bindparam, delete, select, update
 
 from inspect_xai.storage.database import Database
 from inspect_xai.storage.insert import upsert
-from inspect_xai.storage.tables import DeskSession
+from inspect_xai.storage.tables import WebSession
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,28 +51,28 @@ class Sessions:
         now = self._database.clock()
         row = {"person": person, "used_at": now, "language": language, "theme": theme, "skipped": []}
         with self._database.write() as connection:
-            ended = (DeskSession.used_at < now - self._idle) | (DeskSession.id_sha256 == instead_of)
-            connection.execute(delete(DeskSession).where(ended))
-            made = upsert(connection, DeskSession).values(id_sha256=id_sha256, **row)
+            ended = (WebSession.used_at < now - self._idle) | (WebSession.id_sha256 == instead_of)
+            connection.execute(delete(WebSession).where(ended))
+            made = upsert(connection, WebSession).values(id_sha256=id_sha256, **row)
             connection.execute(made.on_conflict_do_update(index_elements=["id_sha256"], set_=row))
 
     def change(self, id_sha256: str, **values: Any) -> None:
         """Keep what a browser chose."""
         with self._database.write() as connection:
-            connection.execute(update(DeskSession).where(DeskSession.id_sha256 == id_sha256).values(**values))
+            connection.execute(update(WebSession).where(WebSession.id_sha256 == id_sha256).values(**values))
 
     def end(self, id_sha256: str) -> None:
         """End a session: its cookie is worth nothing any more."""
         with self._database.write() as connection:
-            connection.execute(delete(DeskSession).where(DeskSession.id_sha256 == id_sha256))
+            connection.execute(delete(WebSession).where(WebSession.id_sha256 == id_sha256))
 
     def end_all(self) -> None:
         """Sign everybody out, whichever process of the desk they talk to."""
         with self._database.write() as connection:
-            connection.execute(delete(DeskSession))
+            connection.execute(delete(WebSession))
 
 
 @cache
 def _session() -> Select[Any]:
     """Made once: it is asked with every page."""
-    return select(DeskSession.__table__).where(DeskSession.id_sha256 == bindparam("wanted"))
+    return select(WebSession.__table__).where(WebSession.id_sha256 == bindparam("wanted"))

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from inspect_xai.errors import NotFoundError, PictureError
 from inspect_xai.intake.decode import decode_picture
 from inspect_xai.maths import color
+from inspect_xai.records import document_key
 from inspect_xai.storage.ledger import body_of
 from inspect_xai.storage.results import StoredInspection
 from inspect_xai.storage.signing_keys import pem_of
@@ -151,7 +152,7 @@ def result_of(stored: StoredInspection, files: Sequence[str] = ()) -> dict[str, 
             "verdict": _plain(stored.verdict),
             "prediction": _plain(stored.prediction),
             "explanation": _explanation(stored),
-            "explained_because": stored.explained_because,
+            "explained_because": stored.explain_reason,
             "failure": _plain(stored.failure),
             "model": _plain(model) | {"status_at_verdict": stored.model_status},
             "run": _plain(stored.run),
@@ -205,7 +206,7 @@ def _explanation(stored: StoredInspection) -> dict[str, Any] | None:
 def _plain(value: Any) -> Any:
     """Return a value as JSON takes it; what is no finite number is null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+        return {document_key(entry.name): _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

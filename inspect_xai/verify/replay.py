@@ -260,8 +260,8 @@ def _settings_of(stored: StoredExplanation) -> ExplainSettings:
 
 def _passes_of(tile: TileExplanation, stored: StoredExplanation) -> int:
     """Return the bound in passes that buys what one window's explanation cost; below the least it buys no fewer."""
-    scored = sum(block.kept - block.predicted for block in tile.blocks)
-    passes = OVERHEAD_PASSES + scored if scored else stored.passes // len(stored.tiles)
+    scored = sum(block.kept_channels - block.predicted_scores for block in tile.blocks)
+    passes = OVERHEAD_PASSES + scored if scored else stored.forward_passes // len(stored.tiles)
     return max(FEWEST_PASSES, passes)
 
 
@@ -290,7 +290,13 @@ def _put_together(parts: list[Explanation]) -> Explanation:
     fused = tiles.stitch(maps, [each.tile for each in placed], size)
     statuses = [part.status for part in parts]
     best = next((status for status in type(statuses[0]) if status in statuses), statuses[0])
-    return replace(parts[0], status=best, fused=fused, tiles=tuple(placed), passes=sum(part.passes for part in parts))
+    return replace(
+        parts[0],
+        status=best,
+        fused=fused,
+        tiles=tuple(placed),
+        forward_passes=sum(part.forward_passes for part in parts),
+    )
 
 
 def _answer(
@@ -349,9 +355,9 @@ def _of_explanation(
         yield Difference("explained windows", _as_text(sorted(told)), _as_text(sorted(came)))
     if stored.fused is None:
         share = float((now.fused > 0).mean())
-        off = abs(share - stored.support_share)
+        off = abs(share - stored.coverage)
         if off > _SUPPORT_TOLERANCE:
-            yield Difference("support share", f"{stored.support_share:.4f}", f"{share:.4f}", off, _SUPPORT_TOLERANCE)
+            yield Difference("support share", f"{stored.coverage:.4f}", f"{share:.4f}", off, _SUPPORT_TOLERANCE)
         return
     for index in told.keys() & came.keys():
         yield from _of_blocks(told[index], came[index])
@@ -371,7 +377,7 @@ def _of_blocks(told: TileExplanation, came: TileExplanation) -> Iterator[Differe
             continue
         off = sums_off(block.sums, found.sums)
         if off > SUMS_TOLERANCE:
-            was, came_out = (f"{each.kept} masks, {each.note or 'a map'}" for each in (block, found))
+            was, came_out = (f"{each.kept_channels} masks, {each.note or 'a map'}" for each in (block, found))
             yield Difference(what, was, came_out, None if off == float("inf") else off, SUMS_TOLERANCE)
 
 

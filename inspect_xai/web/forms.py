@@ -44,7 +44,7 @@ def queue_filter(words: Mapping[str, str], now: datetime) -> QueueFilter:
     """Return the filters as the store takes them."""
     older = OLDER.get(words.get("older", ""))
     return QueueFilter(
-        **{name: words[name] for name in FILTERS if name in words},
+        **{"reason" if name == "why" else name: words[name] for name in FILTERS if name in words},
         inspected_before=now - timedelta(hours=older) if older else None,
     )
 
@@ -104,7 +104,7 @@ def answer_in(
         verdict=verdict,
         true_label=label,
         reason_code=reason,
-        map_on_defect=on_defect if on_defect in ON_DEFECT and not blind else "",
+        map_rating=on_defect if on_defect in ON_DEFECT and not blind else "",
         blind=blind,
         box=box_in(fields, (inspection.capture.height_px, inspection.capture.width_px)),
         note=note,

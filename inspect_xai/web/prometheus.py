@@ -62,7 +62,7 @@ def _added_up(numbers: Mapping[Group, float], labels: tuple[str, ...]) -> dict[t
 
 def _gauges(totals: Totals, overview: Overview, broken: int) -> Iterator[Family]:
     waiting = GaugeMetricFamily("inspect_xai_queue_waiting", "Inspections that wait for a person.", labels=("why",))
-    for why, number in overview.counts["why"].items():
+    for why, number in overview.counts["reason"].items():
         waiting.add_metric((why,), number)
     yield waiting
     yield GaugeMetricFamily("inspect_xai_queue_broken", "Inspections passed over: their page failed.", value=broken)

@@ -147,7 +147,7 @@ def refusal(conflict: Conflict, words: Words, *, person: str, serial: str) -> Re
 
 def place_of(entry: QueueEntry) -> str:
     """Write a place in the queue as addresses hold it (`forms.place_in` reads it)."""
-    return f"{entry.tier}-{entry.inspection_id}"
+    return f"{entry.priority}-{entry.inspection_id}"
 
 
 def waited(moment: datetime, now: datetime) -> timedelta:

@@ -1,4 +1,4 @@
--- Tables and triggers on postgresql, revision 0014. Made by: python -m inspect_xai.storage.schema
+-- Tables and triggers on postgresql, revision 0015. Made by: python -m inspect_xai.storage.schema
 
 CREATE TABLE alert_sent (
     alert_id TEXT NOT NULL,
@@ -7,24 +7,6 @@ CREATE TABLE alert_sent (
     text TEXT NOT NULL,
     CONSTRAINT pk_alert_sent PRIMARY KEY (alert_id, channel)
 );
-
-CREATE TABLE desk_mark (
-    id BIGINT NOT NULL,
-    seen_id BIGINT NOT NULL,
-    CONSTRAINT pk_desk_mark PRIMARY KEY (id)
-);
-
-CREATE TABLE desk_session (
-    id_sha256 TEXT NOT NULL,
-    person TEXT NOT NULL,
-    used_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    language TEXT NOT NULL,
-    theme TEXT NOT NULL,
-    skipped JSONB NOT NULL,
-    CONSTRAINT pk_desk_session PRIMARY KEY (id_sha256)
-);
-
-CREATE INDEX ix_desk_session_used_at ON desk_session (used_at);
 
 CREATE TABLE drift_baseline (
     id BIGSERIAL NOT NULL,
@@ -92,7 +74,7 @@ CREATE TABLE model (
     registered_by TEXT NOT NULL,
     status_at TIMESTAMP WITH TIME ZONE NOT NULL,
     status_by TEXT NOT NULL,
-    golden JSONB,
+    golden_result JSONB,
     calibration JSONB,
     bundle_sha256 TEXT,
     CONSTRAINT pk_model PRIMARY KEY (id),
@@ -136,6 +118,12 @@ CREATE TABLE retention_rule (
     CONSTRAINT uq_retention_rule_product_name_data_kind UNIQUE (product_name, data_kind)
 );
 
+CREATE TABLE review_cursor (
+    id BIGINT NOT NULL,
+    last_enqueued_id BIGINT NOT NULL,
+    CONSTRAINT pk_review_cursor PRIMARY KEY (id)
+);
+
 CREATE TABLE run (
     id BIGSERIAL NOT NULL,
     run_id TEXT NOT NULL,
@@ -158,6 +146,18 @@ CREATE TABLE study (
     CONSTRAINT uq_study_name UNIQUE (name)
 );
 
+CREATE TABLE web_session (
+    id_sha256 TEXT NOT NULL,
+    person TEXT NOT NULL,
+    used_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    language TEXT NOT NULL,
+    theme TEXT NOT NULL,
+    skipped JSONB NOT NULL,
+    CONSTRAINT pk_web_session PRIMARY KEY (id_sha256)
+);
+
+CREATE INDEX ix_web_session_used_at ON web_session (used_at);
+
 CREATE TABLE audit (
     id BIGSERIAL NOT NULL,
     audit_id TEXT NOT NULL,
@@ -178,9 +178,9 @@ CREATE TABLE claim (
     file_name TEXT NOT NULL,
     model_id BIGINT NOT NULL,
     policy_id BIGINT NOT NULL,
-    stamp TEXT NOT NULL,
+    file_version TEXT NOT NULL,
     owner TEXT NOT NULL,
-    held_until TIMESTAMP WITH TIME ZONE,
+    lease_expires_at TIMESTAMP WITH TIME ZONE,
     CONSTRAINT pk_claim PRIMARY KEY (id),
     CONSTRAINT uq_claim_source_file_name_model_id_policy_id UNIQUE (source, file_name, model_id, policy_id),
     CONSTRAINT fk_claim_model_id FOREIGN KEY(model_id) REFERENCES model (id),
@@ -226,7 +226,7 @@ CREATE TABLE capture (
     archived_to TEXT NOT NULL,
     picture_deleted_at TIMESTAMP WITH TIME ZONE,
     picture_going_at TIMESTAMP WITH TIME ZONE,
-    known_from TEXT,
+    identity_source TEXT,
     CONSTRAINT pk_capture PRIMARY KEY (id),
     CONSTRAINT uq_capture_sha256 UNIQUE (sha256),
     CONSTRAINT fk_capture_part_id FOREIGN KEY(part_id) REFERENCES part (id)
@@ -257,7 +257,7 @@ CREATE TABLE inspection (
     margin DOUBLE PRECISION,
     worst_tile BIGINT,
     scores JSONB,
-    explained_because TEXT NOT NULL,
+    explain_reason TEXT NOT NULL,
     failure_kind TEXT NOT NULL,
     failure_message TEXT NOT NULL,
     duration_ms DOUBLE PRECISION NOT NULL,
@@ -280,48 +280,23 @@ CREATE INDEX ix_inspection_run_id ON inspection (run_id);
 
 CREATE INDEX ix_inspection_verdict_inspected_at ON inspection (verdict, inspected_at);
 
-CREATE TABLE desk_item (
-    inspection_id BIGINT NOT NULL,
-    state TEXT NOT NULL,
-    tier BIGINT NOT NULL,
-    why TEXT NOT NULL,
-    verdict TEXT NOT NULL,
-    label TEXT NOT NULL,
-    line TEXT NOT NULL,
-    station TEXT NOT NULL,
-    shift TEXT NOT NULL,
-    inspected_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    claimed_by TEXT NOT NULL,
-    claimed_until TIMESTAMP WITH TIME ZONE,
-    judged_by TEXT NOT NULL,
-    second_by TEXT DEFAULT '' NOT NULL,
-    blind BIGINT DEFAULT 0 NOT NULL,
-    CONSTRAINT pk_desk_item PRIMARY KEY (inspection_id),
-    CONSTRAINT ck_desk_item_state CHECK (state IN ('open', 'done')),
-    CONSTRAINT fk_desk_item_inspection_id FOREIGN KEY(inspection_id) REFERENCES inspection (id) ON DELETE CASCADE
-);
-
-CREATE INDEX ix_desk_item_claimed_by ON desk_item (claimed_by);
-
-CREATE INDEX ix_desk_item_state_tier_inspection_id ON desk_item (state, tier, inspection_id);
-
 CREATE TABLE explanation (
     id BIGSERIAL NOT NULL,
     inspection_id BIGINT NOT NULL,
     status TEXT NOT NULL,
     method TEXT NOT NULL,
     target TEXT NOT NULL,
-    against TEXT NOT NULL,
+    contrast_label TEXT NOT NULL,
     mu DOUBLE PRECISION NOT NULL,
     baseline TEXT NOT NULL,
     settings JSONB NOT NULL,
-    passes BIGINT NOT NULL,
+    forward_passes BIGINT NOT NULL,
     provider TEXT NOT NULL,
     duration_ms DOUBLE PRECISION NOT NULL,
     timings_ms JSONB NOT NULL,
     notes JSONB NOT NULL,
     faithfulness JSONB NOT NULL,
-    support_share DOUBLE PRECISION NOT NULL,
+    coverage DOUBLE PRECISION NOT NULL,
     energy_in_roi DOUBLE PRECISION,
     drop_percent DOUBLE PRECISION,
     drop_percent_random DOUBLE PRECISION,
@@ -340,16 +315,16 @@ CREATE TABLE explanation (
 
 CREATE INDEX ix_explanation_fused_blob_id ON explanation (fused_blob_id);
 
-CREATE TABLE picture_signal (
+CREATE TABLE image_statistics (
     inspection_id BIGINT NOT NULL,
     brightness DOUBLE PRECISION NOT NULL,
     contrast DOUBLE PRECISION NOT NULL,
-    clipped DOUBLE PRECISION NOT NULL,
+    clipped_share DOUBLE PRECISION NOT NULL,
     sharpness DOUBLE PRECISION NOT NULL,
     noise DOUBLE PRECISION NOT NULL,
     embedding BYTEA,
-    CONSTRAINT pk_picture_signal PRIMARY KEY (inspection_id),
-    CONSTRAINT fk_picture_signal_inspection_id FOREIGN KEY(inspection_id) REFERENCES inspection (id) ON DELETE CASCADE
+    CONSTRAINT pk_image_statistics PRIMARY KEY (inspection_id),
+    CONSTRAINT fk_image_statistics_inspection_id FOREIGN KEY(inspection_id) REFERENCES inspection (id) ON DELETE CASCADE
 );
 
 CREATE TABLE review (
@@ -362,7 +337,7 @@ CREATE TABLE review (
     verdict TEXT NOT NULL,
     true_label TEXT NOT NULL,
     reason_code_id BIGINT,
-    map_on_defect TEXT NOT NULL,
+    map_rating TEXT NOT NULL,
     blind BIGINT NOT NULL,
     box JSONB,
     note TEXT NOT NULL,
@@ -378,6 +353,31 @@ CREATE INDEX ix_review_inspection_id_reviewed_at ON review (inspection_id, revie
 
 CREATE INDEX ix_review_reviewed_at ON review (reviewed_at);
 
+CREATE TABLE review_queue_item (
+    inspection_id BIGINT NOT NULL,
+    state TEXT NOT NULL,
+    priority BIGINT NOT NULL,
+    reason TEXT NOT NULL,
+    verdict TEXT NOT NULL,
+    label TEXT NOT NULL,
+    line TEXT NOT NULL,
+    station TEXT NOT NULL,
+    shift TEXT NOT NULL,
+    inspected_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    claimed_by TEXT NOT NULL,
+    claimed_until TIMESTAMP WITH TIME ZONE,
+    first_reviewer TEXT NOT NULL,
+    second_reviewer TEXT DEFAULT '' NOT NULL,
+    blind BIGINT DEFAULT 0 NOT NULL,
+    CONSTRAINT pk_review_queue_item PRIMARY KEY (inspection_id),
+    CONSTRAINT ck_review_queue_item_state CHECK (state IN ('open', 'done')),
+    CONSTRAINT fk_review_queue_item_inspection_id FOREIGN KEY(inspection_id) REFERENCES inspection (id) ON DELETE CASCADE
+);
+
+CREATE INDEX ix_review_queue_item_claimed_by ON review_queue_item (claimed_by);
+
+CREATE INDEX ix_review_queue_item_state_priority_inspection_id ON review_queue_item (state, priority, inspection_id);
+
 CREATE TABLE study_part (
     study_id BIGINT NOT NULL,
     position BIGINT NOT NULL,
@@ -389,15 +389,6 @@ CREATE TABLE study_part (
 );
 
 CREATE INDEX ix_study_part_inspection_id ON study_part (inspection_id);
-
-CREATE TABLE desk_answer (
-    key TEXT NOT NULL,
-    review_id BIGINT NOT NULL,
-    CONSTRAINT pk_desk_answer PRIMARY KEY (key),
-    CONSTRAINT fk_desk_answer_review_id FOREIGN KEY(review_id) REFERENCES review (id) ON DELETE CASCADE
-);
-
-CREATE INDEX ix_desk_answer_review_id ON desk_answer (review_id);
 
 CREATE TABLE explanation_region (
     explanation_id BIGINT NOT NULL,
@@ -430,16 +421,25 @@ CREATE TABLE explanation_tile (
     CONSTRAINT fk_explanation_tile_explanation_id FOREIGN KEY(explanation_id) REFERENCES explanation (id) ON DELETE CASCADE
 );
 
+CREATE TABLE review_request_key (
+    key TEXT NOT NULL,
+    review_id BIGINT NOT NULL,
+    CONSTRAINT pk_review_request_key PRIMARY KEY (key),
+    CONSTRAINT fk_review_request_key_review_id FOREIGN KEY(review_id) REFERENCES review (id) ON DELETE CASCADE
+);
+
+CREATE INDEX ix_review_request_key_review_id ON review_request_key (review_id);
+
 CREATE TABLE study_task (
     id BIGSERIAL NOT NULL,
     study_id BIGINT NOT NULL,
     appraiser TEXT NOT NULL,
     trial BIGINT NOT NULL,
-    place BIGINT NOT NULL,
+    run_order BIGINT NOT NULL,
     part_position BIGINT NOT NULL,
     CONSTRAINT pk_study_task PRIMARY KEY (id),
     CONSTRAINT fk_study_task_study_id_part_position FOREIGN KEY(study_id, part_position) REFERENCES study_part (study_id, position) ON DELETE CASCADE,
-    CONSTRAINT uq_study_task_study_id_appraiser_trial_place UNIQUE (study_id, appraiser, trial, place)
+    CONSTRAINT uq_study_task_study_id_appraiser_trial_run_order UNIQUE (study_id, appraiser, trial, run_order)
 );
 
 CREATE TABLE block_map (
@@ -448,16 +448,16 @@ CREATE TABLE block_map (
     position BIGINT NOT NULL,
     tensor TEXT NOT NULL,
     channels BIGINT NOT NULL,
-    positive BIGINT NOT NULL,
-    kept BIGINT NOT NULL,
-    constant BIGINT NOT NULL,
+    positive_channels BIGINT NOT NULL,
+    kept_channels BIGINT NOT NULL,
+    constant_channels BIGINT NOT NULL,
     beta DOUBLE PRECISION,
     threshold DOUBLE PRECISION,
     score_min DOUBLE PRECISION,
     score_max DOUBLE PRECISION,
-    otsu DOUBLE PRECISION,
+    otsu_threshold DOUBLE PRECISION,
     note TEXT NOT NULL,
-    predicted BIGINT DEFAULT 0 NOT NULL,
+    predicted_scores BIGINT DEFAULT 0 NOT NULL,
     grid JSONB,
     sums_blob_id BIGINT,
     CONSTRAINT pk_block_map PRIMARY KEY (explanation_id, tile_position, position),
@@ -467,18 +467,18 @@ CREATE TABLE block_map (
 
 CREATE INDEX ix_block_map_sums_blob_id ON block_map (sums_blob_id);
 
-CREATE TABLE study_answer (
+CREATE TABLE study_rating (
     id BIGSERIAL NOT NULL,
     task_id BIGINT NOT NULL,
     verdict TEXT NOT NULL,
     answered_by TEXT NOT NULL,
     answered_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    CONSTRAINT pk_study_answer PRIMARY KEY (id),
-    CONSTRAINT ck_study_answer_verdict CHECK (verdict IN ('OK', 'NG', 'UNSURE')),
-    CONSTRAINT fk_study_answer_task_id FOREIGN KEY(task_id) REFERENCES study_task (id) ON DELETE CASCADE
+    CONSTRAINT pk_study_rating PRIMARY KEY (id),
+    CONSTRAINT ck_study_rating_verdict CHECK (verdict IN ('OK', 'NG', 'UNSURE')),
+    CONSTRAINT fk_study_rating_task_id FOREIGN KEY(task_id) REFERENCES study_task (id) ON DELETE CASCADE
 );
 
-CREATE INDEX ix_study_answer_task_id ON study_answer (task_id);
+CREATE INDEX ix_study_rating_task_id ON study_rating (task_id);
 
 -- Ledger and reviews are append-only. One statement per paragraph.
 CREATE OR REPLACE FUNCTION inspect_xai_append_only() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -1,4 +1,4 @@
--- Tables and triggers on sqlite, revision 0014. Made by: python -m inspect_xai.storage.schema
+-- Tables and triggers on sqlite, revision 0015. Made by: python -m inspect_xai.storage.schema
 
 CREATE TABLE alert_sent (
     alert_id TEXT NOT NULL,
@@ -8,26 +8,6 @@ CREATE TABLE alert_sent (
     CONSTRAINT pk_alert_sent PRIMARY KEY (alert_id, channel)
 )
  STRICT;
-
-CREATE TABLE desk_mark (
-    id INTEGER NOT NULL,
-    seen_id INTEGER NOT NULL,
-    CONSTRAINT pk_desk_mark PRIMARY KEY (id)
-)
- STRICT;
-
-CREATE TABLE desk_session (
-    id_sha256 TEXT NOT NULL,
-    person TEXT NOT NULL,
-    used_at TEXT NOT NULL,
-    language TEXT NOT NULL,
-    theme TEXT NOT NULL,
-    skipped TEXT NOT NULL,
-    CONSTRAINT pk_desk_session PRIMARY KEY (id_sha256)
-)
- STRICT;
-
-CREATE INDEX ix_desk_session_used_at ON desk_session (used_at);
 
 CREATE TABLE drift_baseline (
     id INTEGER NOT NULL,
@@ -99,7 +79,7 @@ CREATE TABLE model (
     registered_by TEXT NOT NULL,
     status_at TEXT NOT NULL,
     status_by TEXT NOT NULL,
-    golden TEXT,
+    golden_result TEXT,
     calibration TEXT,
     bundle_sha256 TEXT,
     CONSTRAINT pk_model PRIMARY KEY (id),
@@ -148,6 +128,13 @@ CREATE TABLE retention_rule (
 )
  STRICT;
 
+CREATE TABLE review_cursor (
+    id INTEGER NOT NULL,
+    last_enqueued_id INTEGER NOT NULL,
+    CONSTRAINT pk_review_cursor PRIMARY KEY (id)
+)
+ STRICT;
+
 CREATE TABLE run (
     id INTEGER NOT NULL,
     run_id TEXT NOT NULL,
@@ -172,6 +159,19 @@ CREATE TABLE study (
 )
  STRICT;
 
+CREATE TABLE web_session (
+    id_sha256 TEXT NOT NULL,
+    person TEXT NOT NULL,
+    used_at TEXT NOT NULL,
+    language TEXT NOT NULL,
+    theme TEXT NOT NULL,
+    skipped TEXT NOT NULL,
+    CONSTRAINT pk_web_session PRIMARY KEY (id_sha256)
+)
+ STRICT;
+
+CREATE INDEX ix_web_session_used_at ON web_session (used_at);
+
 CREATE TABLE audit (
     id INTEGER NOT NULL,
     audit_id TEXT NOT NULL,
@@ -193,9 +193,9 @@ CREATE TABLE claim (
     file_name TEXT NOT NULL,
     model_id INTEGER NOT NULL,
     policy_id INTEGER NOT NULL,
-    stamp TEXT NOT NULL,
+    file_version TEXT NOT NULL,
     owner TEXT NOT NULL,
-    held_until TEXT,
+    lease_expires_at TEXT,
     CONSTRAINT pk_claim PRIMARY KEY (id),
     CONSTRAINT uq_claim_source_file_name_model_id_policy_id UNIQUE (source, file_name, model_id, policy_id),
     CONSTRAINT fk_claim_model_id FOREIGN KEY(model_id) REFERENCES model (id),
@@ -244,7 +244,7 @@ CREATE TABLE capture (
     archived_to TEXT NOT NULL,
     picture_deleted_at TEXT,
     picture_going_at TEXT,
-    known_from TEXT,
+    identity_source TEXT,
     CONSTRAINT pk_capture PRIMARY KEY (id),
     CONSTRAINT uq_capture_sha256 UNIQUE (sha256),
     CONSTRAINT fk_capture_part_id FOREIGN KEY(part_id) REFERENCES part (id)
@@ -276,7 +276,7 @@ CREATE TABLE inspection (
     margin REAL,
     worst_tile INTEGER,
     scores TEXT,
-    explained_because TEXT NOT NULL,
+    explain_reason TEXT NOT NULL,
     failure_kind TEXT NOT NULL,
     failure_message TEXT NOT NULL,
     duration_ms REAL NOT NULL,
@@ -299,49 +299,23 @@ CREATE INDEX ix_inspection_run_id ON inspection (run_id);
 
 CREATE INDEX ix_inspection_verdict_inspected_at ON inspection (verdict, inspected_at);
 
-CREATE TABLE desk_item (
-    inspection_id INTEGER NOT NULL,
-    state TEXT NOT NULL,
-    tier INTEGER NOT NULL,
-    why TEXT NOT NULL,
-    verdict TEXT NOT NULL,
-    label TEXT NOT NULL,
-    line TEXT NOT NULL,
-    station TEXT NOT NULL,
-    shift TEXT NOT NULL,
-    inspected_at TEXT NOT NULL,
-    claimed_by TEXT NOT NULL,
-    claimed_until TEXT,
-    judged_by TEXT NOT NULL,
-    second_by TEXT DEFAULT '' NOT NULL,
-    blind INTEGER DEFAULT 0 NOT NULL,
-    CONSTRAINT pk_desk_item PRIMARY KEY (inspection_id),
-    CONSTRAINT ck_desk_item_state CHECK (state IN ('open', 'done')),
-    CONSTRAINT fk_desk_item_inspection_id FOREIGN KEY(inspection_id) REFERENCES inspection (id) ON DELETE CASCADE
-)
- STRICT;
-
-CREATE INDEX ix_desk_item_claimed_by ON desk_item (claimed_by);
-
-CREATE INDEX ix_desk_item_state_tier_inspection_id ON desk_item (state, tier, inspection_id);
-
 CREATE TABLE explanation (
     id INTEGER NOT NULL,
     inspection_id INTEGER NOT NULL,
     status TEXT NOT NULL,
     method TEXT NOT NULL,
     target TEXT NOT NULL,
-    against TEXT NOT NULL,
+    contrast_label TEXT NOT NULL,
     mu REAL NOT NULL,
     baseline TEXT NOT NULL,
     settings TEXT NOT NULL,
-    passes INTEGER NOT NULL,
+    forward_passes INTEGER NOT NULL,
     provider TEXT NOT NULL,
     duration_ms REAL NOT NULL,
     timings_ms TEXT NOT NULL,
     notes TEXT NOT NULL,
     faithfulness TEXT NOT NULL,
-    support_share REAL NOT NULL,
+    coverage REAL NOT NULL,
     energy_in_roi REAL,
     drop_percent REAL,
     drop_percent_random REAL,
@@ -361,16 +335,16 @@ CREATE TABLE explanation (
 
 CREATE INDEX ix_explanation_fused_blob_id ON explanation (fused_blob_id);
 
-CREATE TABLE picture_signal (
+CREATE TABLE image_statistics (
     inspection_id INTEGER NOT NULL,
     brightness REAL NOT NULL,
     contrast REAL NOT NULL,
-    clipped REAL NOT NULL,
+    clipped_share REAL NOT NULL,
     sharpness REAL NOT NULL,
     noise REAL NOT NULL,
     embedding BLOB,
-    CONSTRAINT pk_picture_signal PRIMARY KEY (inspection_id),
-    CONSTRAINT fk_picture_signal_inspection_id FOREIGN KEY(inspection_id) REFERENCES inspection (id) ON DELETE CASCADE
+    CONSTRAINT pk_image_statistics PRIMARY KEY (inspection_id),
+    CONSTRAINT fk_image_statistics_inspection_id FOREIGN KEY(inspection_id) REFERENCES inspection (id) ON DELETE CASCADE
 )
  STRICT;
 
@@ -384,7 +358,7 @@ CREATE TABLE review (
     verdict TEXT NOT NULL,
     true_label TEXT NOT NULL,
     reason_code_id INTEGER,
-    map_on_defect TEXT NOT NULL,
+    map_rating TEXT NOT NULL,
     blind INTEGER NOT NULL,
     box TEXT,
     note TEXT NOT NULL,
@@ -400,6 +374,32 @@ CREATE INDEX ix_review_inspection_id_reviewed_at ON review (inspection_id, revie
 
 CREATE INDEX ix_review_reviewed_at ON review (reviewed_at);
 
+CREATE TABLE review_queue_item (
+    inspection_id INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    verdict TEXT NOT NULL,
+    label TEXT NOT NULL,
+    line TEXT NOT NULL,
+    station TEXT NOT NULL,
+    shift TEXT NOT NULL,
+    inspected_at TEXT NOT NULL,
+    claimed_by TEXT NOT NULL,
+    claimed_until TEXT,
+    first_reviewer TEXT NOT NULL,
+    second_reviewer TEXT DEFAULT '' NOT NULL,
+    blind INTEGER DEFAULT 0 NOT NULL,
+    CONSTRAINT pk_review_queue_item PRIMARY KEY (inspection_id),
+    CONSTRAINT ck_review_queue_item_state CHECK (state IN ('open', 'done')),
+    CONSTRAINT fk_review_queue_item_inspection_id FOREIGN KEY(inspection_id) REFERENCES inspection (id) ON DELETE CASCADE
+)
+ STRICT;
+
+CREATE INDEX ix_review_queue_item_claimed_by ON review_queue_item (claimed_by);
+
+CREATE INDEX ix_review_queue_item_state_priority_inspection_id ON review_queue_item (state, priority, inspection_id);
+
 CREATE TABLE study_part (
     study_id INTEGER NOT NULL,
     position INTEGER NOT NULL,
@@ -412,16 +412,6 @@ CREATE TABLE study_part (
  STRICT;
 
 CREATE INDEX ix_study_part_inspection_id ON study_part (inspection_id);
-
-CREATE TABLE desk_answer (
-    "key" TEXT NOT NULL,
-    review_id INTEGER NOT NULL,
-    CONSTRAINT pk_desk_answer PRIMARY KEY ("key"),
-    CONSTRAINT fk_desk_answer_review_id FOREIGN KEY(review_id) REFERENCES review (id) ON DELETE CASCADE
-)
- STRICT;
-
-CREATE INDEX ix_desk_answer_review_id ON desk_answer (review_id);
 
 CREATE TABLE explanation_region (
     explanation_id INTEGER NOT NULL,
@@ -456,16 +446,26 @@ CREATE TABLE explanation_tile (
 )
  STRICT;
 
+CREATE TABLE review_request_key (
+    "key" TEXT NOT NULL,
+    review_id INTEGER NOT NULL,
+    CONSTRAINT pk_review_request_key PRIMARY KEY ("key"),
+    CONSTRAINT fk_review_request_key_review_id FOREIGN KEY(review_id) REFERENCES review (id) ON DELETE CASCADE
+)
+ STRICT;
+
+CREATE INDEX ix_review_request_key_review_id ON review_request_key (review_id);
+
 CREATE TABLE study_task (
     id INTEGER NOT NULL,
     study_id INTEGER NOT NULL,
     appraiser TEXT NOT NULL,
     trial INTEGER NOT NULL,
-    place INTEGER NOT NULL,
+    run_order INTEGER NOT NULL,
     part_position INTEGER NOT NULL,
     CONSTRAINT pk_study_task PRIMARY KEY (id),
     CONSTRAINT fk_study_task_study_id_part_position FOREIGN KEY(study_id, part_position) REFERENCES study_part (study_id, position) ON DELETE CASCADE,
-    CONSTRAINT uq_study_task_study_id_appraiser_trial_place UNIQUE (study_id, appraiser, trial, place)
+    CONSTRAINT uq_study_task_study_id_appraiser_trial_run_order UNIQUE (study_id, appraiser, trial, run_order)
 )
  STRICT;
 
@@ -475,16 +475,16 @@ CREATE TABLE block_map (
     position INTEGER NOT NULL,
     tensor TEXT NOT NULL,
     channels INTEGER NOT NULL,
-    positive INTEGER NOT NULL,
-    kept INTEGER NOT NULL,
-    constant INTEGER NOT NULL,
+    positive_channels INTEGER NOT NULL,
+    kept_channels INTEGER NOT NULL,
+    constant_channels INTEGER NOT NULL,
     beta REAL,
     threshold REAL,
     score_min REAL,
     score_max REAL,
-    otsu REAL,
+    otsu_threshold REAL,
     note TEXT NOT NULL,
-    predicted INTEGER DEFAULT 0 NOT NULL,
+    predicted_scores INTEGER DEFAULT 0 NOT NULL,
     grid TEXT,
     sums_blob_id INTEGER,
     CONSTRAINT pk_block_map PRIMARY KEY (explanation_id, tile_position, position),
@@ -495,19 +495,19 @@ CREATE TABLE block_map (
 
 CREATE INDEX ix_block_map_sums_blob_id ON block_map (sums_blob_id);
 
-CREATE TABLE study_answer (
+CREATE TABLE study_rating (
     id INTEGER NOT NULL,
     task_id INTEGER NOT NULL,
     verdict TEXT NOT NULL,
     answered_by TEXT NOT NULL,
     answered_at TEXT NOT NULL,
-    CONSTRAINT pk_study_answer PRIMARY KEY (id),
-    CONSTRAINT ck_study_answer_verdict CHECK (verdict IN ('OK', 'NG', 'UNSURE')),
-    CONSTRAINT fk_study_answer_task_id FOREIGN KEY(task_id) REFERENCES study_task (id) ON DELETE CASCADE
+    CONSTRAINT pk_study_rating PRIMARY KEY (id),
+    CONSTRAINT ck_study_rating_verdict CHECK (verdict IN ('OK', 'NG', 'UNSURE')),
+    CONSTRAINT fk_study_rating_task_id FOREIGN KEY(task_id) REFERENCES study_task (id) ON DELETE CASCADE
 )
  STRICT;
 
-CREATE INDEX ix_study_answer_task_id ON study_answer (task_id);
+CREATE INDEX ix_study_rating_task_id ON study_rating (task_id);
 
 -- Ledger and reviews are append-only. One statement per paragraph.
 CREATE TRIGGER IF NOT EXISTS ledger_event_no_update BEFORE UPDATE ON ledger_event

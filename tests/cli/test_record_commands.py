@@ -229,7 +229,7 @@ def test_a_line_refuses_a_model_that_does_not_reproduce_its_golden_set(cli: Run,
     assert "does not reproduce" in err
     with open_store(db) as store:
         [model] = store.registry.models()
-        assert (model.status, model.golden is not None and model.golden["holds"]) == ("candidate", False)
+        assert (model.status, model.golden_result is not None and model.golden_result["holds"]) == ("candidate", False)
         assert store.ledger.events(kind="model")[-1].facts["note"] == "refused at the start of a line"
     code, _, err = cli("model", "approve", shop, "--db", db)
     assert (code, "no golden result that holds" in err) == (14, True)

@@ -75,13 +75,17 @@ def picture_of(bundle: ModelBundle, seed: int, *, windows: int) -> NDArray[np.ui
 
 def assert_same(one: Explanation, other: Explanation) -> None:
     """Equal but for the rounding that the number of masks in a run makes; all that is counted is equal."""
-    assert (one.status, one.passes, one.notes) == (other.status, other.passes, other.notes)
+    assert (one.status, one.forward_passes, one.notes) == (other.status, other.forward_passes, other.notes)
     assert one.timings_ms.keys() == other.timings_ms.keys()
     np.testing.assert_allclose(one.fused, other.fused, atol=1e-6)
     for mine, theirs in zip(one.tiles, other.tiles, strict=True):
         assert (mine.tile, mine.status) == (theirs.tile, theirs.status)
         for block, same in zip(mine.blocks, theirs.blocks, strict=True):
-            assert (block.kept, block.predicted, block.note) == (same.kept, same.predicted, same.note)
+            assert (block.kept_channels, block.predicted_scores, block.note) == (
+                same.kept_channels,
+                same.predicted_scores,
+                same.note,
+            )
             if block.sums is not None:
                 np.testing.assert_allclose(block.sums, same.sums, rtol=1e-5, atol=1e-6)
 

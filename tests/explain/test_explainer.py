@@ -157,7 +157,7 @@ def compare_maps(mine: Explanation, theirs: ReferenceMap) -> float:
     """The same of an explanation and a reference made elsewhere."""
     assert mine.status is Status.EXPLAINED
     blocks = mine.tiles[0].blocks
-    assert [block.positive for block in blocks] == [int((alpha > 0).sum()) for alpha in theirs.alphas]
+    assert [block.positive_channels for block in blocks] == [int((alpha > 0).sum()) for alpha in theirs.alphas]
     assert list(mine.block_maps) == [b.tensor for b, ref in zip(blocks, theirs.blocks, strict=True) if ref is not None]
     pairs = zip(mine.block_maps.values(), (block for block in theirs.blocks if block is not None), strict=True)
     largest = max(float(np.abs(block - reference).max()) for block, reference in pairs)
@@ -233,7 +233,7 @@ def test_the_map_does_not_depend_on_the_bucket(toy_bundle) -> None:  # type: ign
 
     for other in maps[1:]:
         np.testing.assert_allclose(other.fused, maps[0].fused, atol=1e-5)
-        assert other.passes == maps[0].passes
+        assert other.forward_passes == maps[0].forward_passes
 
 
 def test_the_same_settings_give_the_same_bytes(toy_bundle) -> None:  # type: ignore[no-untyped-def]
@@ -253,8 +253,8 @@ def test_ada_sise_keeps_what_otsu_of_the_positive_alphas_keeps(toy_bundle) -> No
 
     assert ada.settings.method is Method.ADA_SISE
     for some, all_positive in zip(ada.tiles[0].blocks, every.tiles[0].blocks, strict=True):
-        assert 0 < some.kept + some.constant <= all_positive.positive
-    assert ada.passes < every.passes
+        assert 0 < some.kept_channels + some.constant_channels <= all_positive.positive_channels
+    assert ada.forward_passes < every.forward_passes
 
 
 def test_a_large_picture_is_explained_window_by_window_at_native_scale(toy_bundle) -> None:  # type: ignore[no-untyped-def]
@@ -350,10 +350,12 @@ def test_a_profile_keeps_to_its_share_of_the_passes(profile: str, share: float, 
         full = explainer(picture, target="pit")
         cheap = Explainer(explainer.engine.bundle, device="cpu", profile=profile)(picture, target="pit")
 
-    masks = sum(block.kept for block in full.tiles[0].blocks)
-    assert sum(block.kept for block in cheap.tiles[0].blocks) == masks, "every mask stays in the map"
-    assert cheap.passes == 2 + sum(block.kept - block.predicted for block in cheap.tiles[0].blocks)
-    assert cheap.passes <= max(16, share * full.passes)
+    masks = sum(block.kept_channels for block in full.tiles[0].blocks)
+    assert sum(block.kept_channels for block in cheap.tiles[0].blocks) == masks, "every mask stays in the map"
+    assert cheap.forward_passes == 2 + sum(
+        block.kept_channels - block.predicted_scores for block in cheap.tiles[0].blocks
+    )
+    assert cheap.forward_passes <= max(16, share * full.forward_passes)
     assert "scores_predicted" in cheap.notes
     assert "scores_predicted" not in full.notes
     assert np.corrcoef(cheap.fused.ravel(), full.fused.ravel())[0, 1] > 0.8
@@ -366,7 +368,7 @@ def test_a_bound_on_passes_is_kept_and_one_that_binds_nothing_changes_nothing(to
         Explainer(bundle, device="cpu", max_passes=bound)(picture, target="pit") for bound in (None, 20, 10_000)
     )
 
-    assert tight.passes == 20
+    assert tight.forward_passes == 20
     assert tight.settings.max_passes == 20
     assert np.array_equal(ample.fused, full.fused)
 
@@ -386,7 +388,7 @@ def test_a_bound_that_is_too_little_for_all_windows_goes_to_the_strongest(bound,
     assert len(flagged) > most
     assert {tile.tile.index for tile in explanation.tiles} == set(strongest[:most])
     assert "windows_left_out" in explanation.notes
-    assert explanation.passes <= 40
+    assert explanation.forward_passes <= 40
 
 
 def test_a_budget_in_seconds_ends_the_scoring_early(toy_bundle) -> None:  # type: ignore[no-untyped-def]
@@ -395,7 +397,7 @@ def test_a_budget_in_seconds_ends_the_scoring_early(toy_bundle) -> None:  # type
     hurried = Explainer(bundle, device="cpu", budget_s=1e-6)(picture, target="pit")
     at_leisure = Explainer(bundle, device="cpu", budget_s=1e6)(picture, target="pit")
 
-    assert hurried.passes == 2 + 16  # one look at the clock after the first round
+    assert hurried.forward_passes == 2 + 16  # one look at the clock after the first round
     assert "scores_predicted" in hurried.notes
     np.testing.assert_allclose(
         at_leisure.fused, Explainer(bundle, device="cpu")(picture, target="pit").fused, atol=1e-5

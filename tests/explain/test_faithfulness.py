@@ -20,7 +20,7 @@ from inspect_xai.records import Inspection, Method, Status
 from inspect_xai.reports import labels
 from inspect_xai.storage.report_queries import DRIFT_FEATURES, ReportQueries
 from inspect_xai.storage.review_queue import Desk
-from inspect_xai.storage.review_reasons import Why
+from inspect_xai.storage.review_reasons import ReviewReason
 from inspect_xai.storage.store import open_store
 from inspect_xai.web import view_models
 from inspect_xai.web.i18n import Words
@@ -85,7 +85,7 @@ def test_the_cost_is_counted_apart_and_can_be_saved(honest: ModelBundle):
         bare = explainer(pitted(), target="pit", settings=dataclasses.replace(explainer.settings, faithfulness=False))
 
     assert measured.faithfulness["passes"] == PASSES == 8
-    assert measured.passes == bare.passes
+    assert measured.forward_passes == bare.forward_passes
     assert "faithfulness" in measured.timings_ms
     assert bare.faithfulness == {}
     assert "faithfulness" not in bare.timings_ms
@@ -139,7 +139,7 @@ def recorded(number: int, faithfulness: dict[str, float]) -> Inspection:
         stored.explanation(np.random.default_rng(number)), faithfulness=faithfulness, notes=()
     )
     given = stored.inspection(number, explained=explained)
-    return dataclasses.replace(given, verdict=dataclasses.replace(given.verdict, score=0.99), explained_because="ng")
+    return dataclasses.replace(given, verdict=dataclasses.replace(given.verdict, score=0.99), explain_reason="ng")
 
 
 def numbers(drop: float, drop_random: float, deletion: float, deletion_random: float) -> dict[str, float]:
@@ -165,9 +165,9 @@ def test_numbers_are_columns_of_the_record_and_wait_on_the_desk(database_url: st
             overview = connection.execute(text("SELECT * FROM inspection_overview ORDER BY inspection_id")).mappings()
             overview = overview.all()
         found = ReportQueries(store.database).features(stored.NOON, stored.NOON + timedelta(days=1), most=100)
-        Desk(store.database).take_in()
+        Desk(store.database).enqueue_new()
         with store.database.read() as connection:
-            why = dict(connection.execute(text("SELECT inspection_id, why FROM desk_item")).tuples().all())
+            why = dict(connection.execute(text("SELECT inspection_id, reason FROM review_queue_item")).tuples().all())
 
     assert rows[1].deletion_percent == 5.5
     assert (rows[2].drop_percent, rows[2].deletion_percent_random) == (90, 80)
@@ -177,7 +177,7 @@ def test_numbers_are_columns_of_the_record_and_wait_on_the_desk(database_url: st
     assert overview[0]["deletion_percent"] == 5.5
     watched = [each.values[0, DRIFT_FEATURES.index("faithfulness_percent")] for each in found.values()]
     assert watched[1:] == [74.5, -0.25], "of the stations S1 and S2"
-    assert why == {1: Why.NG, 2: Why.WEAK_EXPLANATION, 3: Why.NG}
+    assert why == {1: ReviewReason.NG, 2: ReviewReason.WEAK_EXPLANATION, 3: ReviewReason.NG}
 
 
 def test_the_words_say_which_it_is():

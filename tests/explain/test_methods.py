@@ -129,7 +129,7 @@ class TestAgainstTorch:
         weights = np.exp(scores) / np.exp(scores).sum()
         found = explain(Method.SCORE_CAM)
         assert_same(found.fused, enlarged(np.einsum("k,khw->hw", weights, features[varying])))
-        assert found.passes == 1 + varying.sum()
+        assert found.forward_passes == 1 + varying.sum()
 
     def test_recipro_cam_asks_the_head_alone(self, explain, plain: Torch):
         features = plain.features[-1]
@@ -144,7 +144,7 @@ class TestAgainstTorch:
                 scores[row, column] = functional.softmax(plain.toy.head(masked), 1)[0, TARGET]
         found = explain(Method.RECIPRO_CAM)
         assert_same(found.fused, enlarged(scores - scores.min()))
-        assert found.passes == 1
+        assert found.forward_passes == 1
         assert f"head_passes_{side * side}" in found.notes
 
     def test_rise_accumulates_what_it_showed(self, explain, plain: Torch, picture: NDArray[np.uint8]):
@@ -153,7 +153,7 @@ class TestAgainstTorch:
         scores = plain.probabilities((masks[..., None] * picture).astype(np.float64))
         mean = np.einsum("k,khw->hw", scores, masks) / 98
         assert_same(found.fused, mean - mean.min())
-        assert found.passes == 99
+        assert found.forward_passes == 99
         assert "not_settled" in found.notes
 
     def test_occlusion_gives_each_pixel_the_mean_drop(self, explain, plain: Torch, picture: NDArray[np.uint8]):
@@ -167,7 +167,7 @@ class TestAgainstTorch:
                 drops[top : top + 8, left : left + 8] += full - plain.probabilities(hidden[None])[0]
                 times[top : top + 8, left : left + 8] += 1
         np.testing.assert_allclose(found.fused, np.maximum(drops / times, 0), atol=1e-5)
-        assert found.passes == 1 + 15 * 15
+        assert found.forward_passes == 1 + 15 * 15
 
 
 @pytest.mark.parametrize("method", RIVALS)
@@ -198,9 +198,9 @@ def test_the_same_settings_give_the_same_map(method: Method, explain, bundle: Mo
 
 @pytest.mark.parametrize("method", [Method.RISE, Method.OCCLUSION, Method.SCORE_CAM])
 def test_bounds_hold_for_methods_that_mask(method: Method, explain):
-    assert explain(method, max_passes=20).passes <= 20
+    assert explain(method, max_passes=20).forward_passes <= 20
     hurried = explain(method, budget_s=1e-6)
-    assert hurried.passes <= 1 + 16
+    assert hurried.forward_passes <= 1 + 16
     assert hurried.fused.any()
 
 

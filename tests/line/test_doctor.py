@@ -179,7 +179,7 @@ def test_bench_counts_the_passes_the_explainer_makes(bundle: Path, profile: Prof
     picture = spots.part(3, spot_px=10)
     report = bench(load_bundle(bundle), picture, device="cpu", threads=(1,), buckets=(2,), rounds=1)
     with Explainer(bundle, device="cpu", profile=profile) as explainer:
-        passes = explainer(picture).passes
+        passes = explainer(picture).forward_passes
     assert {each.profile: each.passes for each in report.expected}[profile] == passes
 
 

@@ -54,7 +54,7 @@ def record(store: Store, *, day: int, ok: int, ng: int, label: str = "crack", sa
         verdict = Verdict(code, each.verdict.reason, label, 0.75, 0.5)
         each = stored.of_part(each, f"{(day % 1000) * 1000 + n:064x}", captured_at=moment, station="S1", shift="EARLY")
         because = "sample" if n < sampled else ""
-        given.append(dataclasses.replace(each, verdict=verdict, inspected_at=moment, explained_because=because))
+        given.append(dataclasses.replace(each, verdict=verdict, inspected_at=moment, explain_reason=because))
     return [each.inspection_id for each in store.record(given)]
 
 
@@ -138,7 +138,7 @@ def test_the_share_drawn_is_that_of_the_run(store: Store) -> None:
     store.begin_run(Run("run-2", stored.NOON, "CPUExecutionProvider", {}, {"ok_share": 0.25}))
     for n in range(8):
         given = dataclasses.replace(stored.inspection(n, code=VerdictCode.OK), run_id="run-2")
-        [row] = store.record([dataclasses.replace(given, explained_because="sample" if n < 2 else "")])
+        [row] = store.record([dataclasses.replace(given, explain_reason="sample" if n < 2 else "")])
         if n < 2:
             store.review(row.inspection_id, Review("Ada", Decision.CONFIRM, VerdictCode.OK))
     rates = made(store).rates

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from benchmarks.support import stored
 from inspect_xai.cli import app
 from inspect_xai.errors import StudyError
-from inspect_xai.records import StudyAnswer, VerdictCode
+from inspect_xai.records import StudyRating, VerdictCode
 from inspect_xai.reports import msa_csv
 from inspect_xai.statistics.agreement import analyze
 from inspect_xai.storage import studies
@@ -85,7 +85,7 @@ def test_a_sheet_is_drawn_half_flagged_without_the_verdict_on_it(store: Store, t
 
 def test_the_model_is_an_appraiser_by_its_verdicts(store: Store, tmp_path: Path) -> None:
     rows = [
-        StudyAnswer(f"SN{n:05d}", "", "NG" if n in (1, 2, 3) else "OK", "Ada", "1", "NG" if n in (1, 2, 3) else "OK")
+        StudyRating(f"SN{n:05d}", "", "NG" if n in (1, 2, 3) else "OK", "Ada", "1", "NG" if n in (1, 2, 3) else "OK")
         for n in range(4)
     ]
     found = analyze(msa_csv.with_model(rows, store))
@@ -98,7 +98,7 @@ def test_the_model_is_an_appraiser_by_its_verdicts(store: Store, tmp_path: Path)
     assert run.exit_code == 1
     assert "model\n  effectiveness    3 of 4" in run.stdout
     with pytest.raises(StudyError, match="part SN99999 was never inspected"):
-        msa_csv.with_model([StudyAnswer("SN99999", "", "OK", "Ada", "1", "OK")], store)
+        msa_csv.with_model([StudyRating("SN99999", "", "OK", "Ada", "1", "OK")], store)
 
 
 @pytest.mark.parametrize(

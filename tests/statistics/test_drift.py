@@ -319,7 +319,7 @@ class TestPictureStatistics:
         assert dimmed.brightness == pytest.approx(0.7 * plain.brightness, rel=0.02)
         assert blurred.sharpness < 0.2 * plain.sharpness
         assert blurred.brightness == pytest.approx(plain.brightness, rel=0.02)
-        assert plain.clipped == 0 < glaring.clipped
+        assert plain.clipped_share == 0 < glaring.clipped_share
 
     @pytest.mark.parametrize("wrong", [np.zeros((5, 5)), np.zeros((2, 9), np.uint8), np.zeros(9, np.uint8)])
     def test_refuses_what_is_no_picture(self, wrong: np.ndarray):

@@ -13,14 +13,14 @@ from sqlalchemy import text
 from benchmarks.support import stored
 from benchmarks.support.stored import FINGERPRINT, NOON
 from inspect_xai.errors import NotFoundError, StoreError
-from inspect_xai.records import Decision, Inspection, ModelStatus, PictureSignal, Review, VerdictCode
+from inspect_xai.records import Decision, ImageStatistics, Inspection, ModelStatus, Review, VerdictCode
 from inspect_xai.storage import database, ledger, ledger_documents, schema
 from inspect_xai.storage.ledger import GENESIS, chained
 from inspect_xai.storage.store import Store, open_store
 from inspect_xai.storage.types import canonical
 from tests.support.tampering import kinds, tamper, without_triggers
 
-ANSWER = Review("Ada", Decision.OVERTURN, VerdictCode.OK, "free", map_on_defect="no", box=(1, 2, 3, 4), note="dust")
+ANSWER = Review("Ada", Decision.OVERTURN, VerdictCode.OK, "free", map_rating="no", box=(1, 2, 3, 4), note="dust")
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ TAMPERING = [
     ("UPDATE capture SET shift = 'night' WHERE id = 4", [(3, "changed")]),
     ("UPDATE part SET serial = 'other' WHERE serial = 'SN00002'", [(4, "changed")]),
     ("UPDATE explanation_region SET area_px = 11 WHERE explanation_id = 1 AND position = 0", [(2, "changed")]),
-    ("UPDATE block_map SET kept = 7 WHERE explanation_id = 2 AND position = 1", [(3, "changed")]),
+    ("UPDATE block_map SET kept_channels = 7 WHERE explanation_id = 2 AND position = 1", [(3, "changed")]),
     ("UPDATE model SET status = 'retired'", [(6, "changed")]),
     ("DELETE FROM explanation WHERE id = 1", [(2, "changed")]),
     ("DELETE FROM inspection WHERE id = 6", [(4, "missing")]),
@@ -143,8 +143,8 @@ def test_what_raw_sql_did_is_found(store: Store, database_url: str) -> None:
 
 def _watched(number: int, rng: np.random.Generator) -> Inspection:
     explained = dataclasses.replace(stored.explanation(rng), embedding=tuple(n / 8 for n in range(16)))
-    signal = PictureSignal(brightness=120.5, contrast=30.25, clipped=0.0, sharpness=80.0, noise=1.5)
-    return dataclasses.replace(stored.inspection(number, explained=explained), signal=signal)
+    signal = ImageStatistics(brightness=120.5, contrast=30.25, clipped_share=0.0, sharpness=80.0, noise=1.5)
+    return dataclasses.replace(stored.inspection(number, explained=explained), image_statistics=signal)
 
 
 def test_what_is_watched_for_drift_is_vouched_for(store: Store, database_url: str, rng: np.random.Generator) -> None:
@@ -160,15 +160,15 @@ def test_what_is_watched_for_drift_is_vouched_for(store: Store, database_url: st
         "embedding": np.arange(0, 2, 1 / 8, dtype="<f4").tobytes().hex(),
     }
     assert store.ledger.verify().holds
-    tamper(database_url, f"UPDATE picture_signal SET noise = 1 WHERE inspection_id = {row.inspection_id}")
+    tamper(database_url, f"UPDATE image_statistics SET noise = 1 WHERE inspection_id = {row.inspection_id}")
     assert kinds(store) == [(sequence, "changed")]
-    tamper(database_url, f"DELETE FROM picture_signal WHERE inspection_id = {row.inspection_id}")
+    tamper(database_url, f"DELETE FROM image_statistics WHERE inspection_id = {row.inspection_id}")
     assert kinds(store) == [(sequence, "changed")]
 
 
 def test_a_digest_from_before_signals_were_vouched_for_still_holds(store: Store, database_url: str) -> None:
     """Such a record has a signal that its digest knows nothing of."""
-    tamper(database_url, "INSERT INTO picture_signal VALUES (1, 120.5, 30.25, 0.0, 80.0, 1.5, NULL)")
+    tamper(database_url, "INSERT INTO image_statistics VALUES (1, 120.5, 30.25, 0.0, 80.0, 1.5, NULL)")
     assert store.ledger.verify().holds
     told = store.ledger.evidence([1])
     assert "signal" not in told["documents"]["inspection/1"]
@@ -281,7 +281,7 @@ def test_the_status_of_a_model_is_on_the_verdicts_it_gave(store: Store) -> None:
     assert store.get(recorded.inspection_id).model_status == "approved"
     assert store.get(1).model_status == "candidate"
     [model] = store.registry.models()
-    assert (model.status, model.status_by, model.golden) == ("approved", "Bob", {"worst": 0})
+    assert (model.status, model.status_by, model.golden_result) == ("approved", "Bob", {"worst": 0})
     with pytest.raises(NotFoundError):
         store.registry.set_model_status("0" * 64, ModelStatus.RETIRED, by="Bob")
 

@@ -21,19 +21,28 @@ from benchmarks.support.postgres import Cluster
 from benchmarks.support.stored import NOON
 from inspect_xai.records import Decision, Review, VerdictCode
 from inspect_xai.storage import database, ledger, schema
+from inspect_xai.storage.claims import Claims
 from inspect_xai.storage.ledger_documents import RowKey
 from inspect_xai.storage.quality_records import QualityRecords
 from inspect_xai.storage.retention import DataKind, Retention, Rule
-from inspect_xai.storage.review_queue import Answer, Desk
+from inspect_xai.storage.review_queue import Answer, AnswerAccepted, Desk
+from inspect_xai.storage.review_queue_sql import QueueFilter
+from inspect_xai.storage.review_reasons import ReviewReason
 from inspect_xai.storage.store import Store, open_store
 from inspect_xai.storage.studies import Studies
 from inspect_xai.storage.tables import VERSION_TABLE, Base
 from tests.support.tampering import kinds, tamper, without_triggers
 
-TODAY = Path(__file__).parents[1] / "reference" / "record_0010.sql.gz"
-"""A database by revision 0010, as `sqlite3.iterdump` tells it: six parts inspected by the `spots` line, three of them
-NG; the desk, an answer, two reasons, a study with two answers, a baseline, an alert, an audit, a hold, and retention
-that took five pictures and nine maps."""
+EARLIER = Path(__file__).parents[1] / "reference"
+"""Databases of earlier revisions, as `sqlite3.iterdump` writes them.
+
+0010: six parts inspected by the `spots` line, three of them NG; the desk, an answer, two reasons, a study with two
+answers, a baseline, an alert, an audit, a hold, and retention that took five pictures and nine maps.
+0014: four parts made in code, three of them NG with image statistics, block grids and predicted scores; an approved
+model, a row of each other kind, and retention that took one picture and three maps.
+"""
+
+ANSWER_OF_0014 = Review("Ada", Decision.OVERTURN, VerdictCode.OK, "free", reason_code="dust", map_rating="partly")
 
 
 class Calendar:
@@ -60,7 +69,7 @@ def store(database_url: str, rng: np.random.Generator) -> Iterator[Store]:
         opened.record([*inspections, stored.inspection(13, code=VerdictCode.OK)])
         opened.set_reason("dust", "Dust on the part")
         desk = Desk(opened.database)
-        assert desk.take_in() == 3
+        assert desk.enqueue_new() == 3
         said = Review("Ada", Decision.OVERTURN, VerdictCode.OK, "free", reason_code="dust")
         desk.answer(Answer(2, said, "key-1", None))
         studies = Studies(opened.database)
@@ -102,10 +111,10 @@ TAMPERING: list[tuple[str, list[tuple[int, str]]]] = [
     # studies
     ("UPDATE study SET seed = 7", [(5, "changed")]),
     ("UPDATE study_part SET inspection_id = 4 WHERE position = 1", [(5, "changed")]),
-    ("UPDATE study_task SET appraiser = 'Bob' WHERE appraiser = 'Ada' AND place = 1", [(5, "changed")]),
-    ("UPDATE study_answer SET verdict = 'OK'", [(6, "changed")]),
-    ("UPDATE study_answer SET answered_by = 'Bob'", [(6, "changed")]),
-    ("DELETE FROM study_answer", [(6, "missing")]),
+    ("UPDATE study_task SET appraiser = 'Bob' WHERE appraiser = 'Ada' AND run_order = 1", [(5, "changed")]),
+    ("UPDATE study_rating SET verdict = 'OK'", [(6, "changed")]),
+    ("UPDATE study_rating SET answered_by = 'Bob'", [(6, "changed")]),
+    ("DELETE FROM study_rating", [(6, "missing")]),
     # what is watched
     ("UPDATE drift_baseline SET content = decoded('00')", [(7, "changed")]),
     ("UPDATE drift_baseline SET last_day = '2026-11-21'", [(7, "changed")]),
@@ -117,15 +126,15 @@ TAMPERING: list[tuple[str, list[tuple[int, str]]]] = [
     ("UPDATE legal_hold SET lot = 'LOT2'", [(9, "changed")]),
     ("UPDATE retention_rule SET keep_days = 1 WHERE data_kind = 'map'", [(11, "changed")]),
     # the desk
-    ("DELETE FROM desk_item", [(0, "missing")] * 3),
-    ("UPDATE desk_mark SET seen_id = 999999", [(0, "changed")]),
-    ("UPDATE desk_item SET state = 'done' WHERE inspection_id = 3", [(0, "changed")]),
-    ("UPDATE desk_item SET judged_by = 'Bob' WHERE inspection_id = 3", [(0, "changed")]),
-    ("UPDATE desk_item SET second_by = 'Bob' WHERE inspection_id = 2", [(0, "changed")]),
-    ("UPDATE desk_item SET tier = 99 WHERE inspection_id = 3", [(0, "changed")]),
-    ("UPDATE desk_item SET why = 'x' WHERE inspection_id = 3", [(0, "changed")]),
-    ("UPDATE desk_item SET verdict = 'OK' WHERE inspection_id = 3", [(0, "changed")]),
-    ("UPDATE desk_item SET station = 'S9' WHERE inspection_id = 3", [(0, "changed")]),
+    ("DELETE FROM review_queue_item", [(0, "missing")] * 3),
+    ("UPDATE review_cursor SET last_enqueued_id = 999999", [(0, "changed")]),
+    ("UPDATE review_queue_item SET state = 'done' WHERE inspection_id = 3", [(0, "changed")]),
+    ("UPDATE review_queue_item SET first_reviewer = 'Bob' WHERE inspection_id = 3", [(0, "changed")]),
+    ("UPDATE review_queue_item SET second_reviewer = 'Bob' WHERE inspection_id = 2", [(0, "changed")]),
+    ("UPDATE review_queue_item SET priority = 99 WHERE inspection_id = 3", [(0, "changed")]),
+    ("UPDATE review_queue_item SET reason = 'x' WHERE inspection_id = 3", [(0, "changed")]),
+    ("UPDATE review_queue_item SET verdict = 'OK' WHERE inspection_id = 3", [(0, "changed")]),
+    ("UPDATE review_queue_item SET station = 'S9' WHERE inspection_id = 3", [(0, "changed")]),
     # what a row refers to: one finding for each row, and the rest is read
     ("DELETE FROM capture WHERE id = 4", [(2, "changed")]),
     ("UPDATE capture SET id = 99 WHERE id = 4", [(2, "changed")]),
@@ -188,7 +197,7 @@ REVOUCHED = [
     ("policy", 1, "UPDATE policy SET content = '{}'", 2),
     ("reason_code", 1, "UPDATE reason_code SET code = 'THEFT'", 3),
     ("study", 1, "UPDATE study SET seed = 7", 5),
-    ("study_answer", 1, "UPDATE study_answer SET verdict = 'OK'", 6),
+    ("study_answer", 1, "UPDATE study_rating SET verdict = 'OK'", 6),
     ("drift_baseline", 1, "UPDATE drift_baseline SET last_day = '2026-11-21'", 7),
     ("alert_sent", "folder/a/1", "UPDATE alert_sent SET text = 'x'", 8),
     ("model", 1, "UPDATE model SET status = 'approved'", 1),
@@ -232,7 +241,7 @@ def test_a_policy_gets_its_content_once(store: Store, database_url: str) -> None
 
 
 def test_only_retention_deletes(store: Store, database_url: str) -> None:
-    tamper(database_url, "DELETE FROM study_answer")
+    tamper(database_url, "DELETE FROM study_rating")
     engine = database.open_engine(database_url)
     with database.Database(engine).write() as connection:
         gone = {"study_answer": [1]}
@@ -281,32 +290,44 @@ def test_the_guide_says_of_every_table_whether_the_ledger_covers_it() -> None:
         assert len(by) > 50 or covered != "not seen", table  # with its reason
 
 
-# --- databases of the version before -----------------------------------------------------------------------------
+# --- databases of earlier revisions ------------------------------------------------------------------------------
 
 
-def of_today(file: Path) -> None:
+def restored(revision: str, file: Path) -> str:
     with closing(sqlite3.connect(file)) as made:
-        made.executescript(gzip.decompress(TODAY.read_bytes()).decode())
+        made.executescript(gzip.decompress((EARLIER / f"record_{revision}.sql.gz").read_bytes()).decode())
+    return f"sqlite:///{file}"
 
 
-def test_a_database_of_today_holds_after_the_migration(tmp_path: Path) -> None:
-    of_today(tmp_path / "today.db")
-    url = f"sqlite:///{tmp_path}/today.db"
-    _holds_after(url)
-
-
-@pytest.mark.postgres
-def test_a_database_of_today_holds_after_the_migration_on_postgresql(postgres_server: Cluster, tmp_path: Path) -> None:
-    of_today(tmp_path / "today.db")
-    url = postgres_server.create()
+def restored_on_postgres(revision: str, server: Cluster, file: Path) -> str:
+    restored(revision, file)
+    url = str(server.create())
     engine = database.open_engine(url)
     settings = schema.config()
     with engine.begin() as connection:
         settings.attributes["connection"] = connection
-        command.upgrade(settings, "0010")
-        _copy(tmp_path / "today.db", connection)
+        command.upgrade(settings, revision)
+        _copy(file, connection)
     engine.dispose()
-    _holds_after(url)
+    return url
+
+
+def test_a_database_of_0010_holds_after_the_migration(tmp_path: Path) -> None:
+    _holds_after_0010(restored("0010", tmp_path / "earlier.db"))
+
+
+@pytest.mark.postgres
+def test_a_database_of_0010_holds_after_the_migration_on_postgresql(postgres_server: Cluster, tmp_path: Path) -> None:
+    _holds_after_0010(restored_on_postgres("0010", postgres_server, tmp_path / "earlier.db"))
+
+
+def test_a_database_of_0014_holds_after_the_migration(tmp_path: Path) -> None:
+    _holds_after_0014(restored("0014", tmp_path / "earlier.db"))
+
+
+@pytest.mark.postgres
+def test_a_database_of_0014_holds_after_the_migration_on_postgresql(postgres_server: Cluster, tmp_path: Path) -> None:
+    _holds_after_0014(restored_on_postgres("0014", postgres_server, tmp_path / "earlier.db"))
 
 
 def _copy(file: Path, connection: Any) -> None:
@@ -321,6 +342,11 @@ def _copy(file: Path, connection: Any) -> None:
             for row in opened.execute(f"SELECT * FROM {table.name}"):
                 values = {name: _as_column(table.c[name].type, row[name]) for name in row.keys()}  # noqa: SIM118
                 connection.execute(table.insert().values(**values))
+            if "id" in table.c and table.c["id"].autoincrement is True:
+                newest = f"(SELECT coalesce(max(id), 0) + 1 FROM {table.name})"
+                connection.execute(
+                    text(f"SELECT setval(pg_get_serial_sequence('{table.name}', 'id'), {newest}, false)")
+                )
 
 
 def _as_column(kind: object, value: Any) -> Any:
@@ -331,7 +357,7 @@ def _as_column(kind: object, value: Any) -> Any:
     return datetime.fromisoformat(value) if isinstance(kind, TIMESTAMP) else value
 
 
-def _holds_after(url: str) -> None:
+def _holds_after_0010(url: str) -> None:
     assert schema.upgrade_schema(url) == "0010"
     with open_store(url, create=False) as store:
         report = store.ledger.verify()
@@ -343,16 +369,53 @@ def _holds_after(url: str) -> None:
         assert [note for note in report.notes if "taken as they were" in note]
         store.set_reason("glare", "A reflection on the part")
         assert store.ledger.verify().holds
-    tamper(url, "UPDATE study_answer SET verdict = 'UNSURE' WHERE id = 1")
+    tamper(url, "UPDATE study_rating SET verdict = 'UNSURE' WHERE id = 1")
     with open_store(url, create=False) as store:
         assert kinds(store) == [(17, "changed")]
 
 
+def _holds_after_0014(url: str) -> None:
+    """Every renamed column has its value, and digests taken under the names before still fit."""
+    assert schema.upgrade_schema(url) == "0014"
+    head = "6fa99cfcba4467d689f890633d5d6a48776de83bbe86eaf40c731336d4f8128f"
+    with open_store(url, create=False) as store:
+        report = store.ledger.verify(heads=[head])
+        assert (report.findings, report.events, report.rows, report.head) == ((), 17, 16, head)
+        found = store.get(2)
+        assert found.explanation is not None
+        block = found.explanation.tiles[0].blocks[0]
+        assert (block.positive_channels, block.kept_channels, block.constant_channels) == (12, 6, 1)
+        assert (block.predicted_scores, found.explanation.tiles[0].blocks[1].otsu_threshold) == (3, 0.4)
+        assert (found.capture.identity_source, found.explain_reason) == ("sidecar", "ng")
+        assert (found.explanation.forward_passes, found.explanation.settings.against) == (14, "free")
+        assert 0 < found.explanation.coverage < 1
+        assert found.reviews[0].map_rating == "partly"
+        assert found.model.golden_result == {"pictures": 4, "reproduced": True}
+        desk = Desk(store.database)
+        [entry] = desk.queue(QueueFilter(reason=ReviewReason.SECOND_LOOK))
+        assert (entry.inspection_id, entry.first_reviewer, entry.claimed_by) == (2, "Ada", "")
+        assert desk.enqueue_new() == 0
+        assert isinstance(desk.answer(Answer(2, ANSWER_OF_0014, "key-1", None)), AnswerAccepted)  # sent again
+        claims = Claims(
+            store.database, "memory://plant", fingerprint=stored.FINGERPRINT, policy_version="1", owner="two"
+        )
+        assert claims.take({"a.png": "12-34", "b.png": "5-6"}, most=2) == {"b.png"}  # a is recorded, the lease is over
+        studies = Studies(store.database)
+        task = studies.next_task(studies.get("first").study_id, "Ada")
+        assert task is not None
+        assert (task.place, studies.answer(task, VerdictCode.OK, by="Ada")) == (2, True)
+        store.set_reason("glare", "A reflection on the part")
+        assert store.ledger.verify().holds
+    tamper(url, "UPDATE image_statistics SET clipped_share = 0 WHERE inspection_id = 1")
+    with open_store(url, create=False) as store:
+        assert [each.what for each in store.ledger.verify().findings] == ["inspection 1 is not what event 4 recorded"]
+
+
 def test_a_state_that_hides_a_part_from_the_desk_is_a_finding(store: Store, database_url: str) -> None:
     unchecked = (
-        "ALTER TABLE desk_item DROP CONSTRAINT ck_desk_item_state"
+        "ALTER TABLE review_queue_item DROP CONSTRAINT ck_review_queue_item_state"
         if database_url.startswith("postgresql")
         else "PRAGMA ignore_check_constraints = ON"
     )
-    tamper(database_url, unchecked, "UPDATE desk_item SET state = 'x' WHERE inspection_id = 3")
+    tamper(database_url, unchecked, "UPDATE review_queue_item SET state = 'x' WHERE inspection_id = 3")
     assert kinds(store) == [(0, "changed")]

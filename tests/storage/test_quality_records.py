@@ -14,7 +14,7 @@ from benchmarks.support import stored
 from benchmarks.support.stored import NOON
 from inspect_xai.errors import NotFoundError, StudyError
 from inspect_xai.maths.embedding import SIZE, embed
-from inspect_xai.records import Decision, PictureSignal, Prediction, Review, Run, VerdictCode
+from inspect_xai.records import Decision, ImageStatistics, Prediction, Review, Run, VerdictCode
 from inspect_xai.reports.calibration import calibrate, calibration_from
 from inspect_xai.reports.drift import drift_of, from_plain, learn_from, to_plain
 from inspect_xai.reports.period import Period
@@ -58,8 +58,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> P
                 each = dataclasses.replace(
                     each,
                     run_id="run-2",
-                    explained_because="sample" if code is VerdictCode.OK else "ng",
-                    signal=PictureSignal(
+                    explain_reason="sample" if code is VerdictCode.OK else "ng",
+                    image_statistics=ImageStatistics(
                         rng.normal(usual - dimmed, 4), 30.0, 0.0, rng.normal(7, 1), rng.normal(2, 0.1)
                     ),
                     prediction=Prediction((chance, 1 - chance), "crack", chance, 0.8),

@@ -11,7 +11,7 @@ from sqlalchemy import event
 
 from benchmarks.support import stored
 from benchmarks.support.stored import NOON
-from inspect_xai.records import Decision, Failure, PictureSignal, Review, VerdictCode
+from inspect_xai.records import Decision, Failure, ImageStatistics, Review, VerdictCode
 from inspect_xai.storage.report_queries import DRIFT_FEATURES, CohortKey, ReportQueries, Tally
 from inspect_xai.storage.store import Store, open_store
 from tests.support import recorder
@@ -33,8 +33,8 @@ def store(database_url: str) -> Iterator[Store]:
             failure = Failure("PictureError", "truncated") if number == 5 else None
             if number == 1 and explained:
                 explained = dataclasses.replace(explained, embedding=tuple(map(float, range(16))))
-                signal = PictureSignal(120.0, 30.0, 0.0, 7.0, 2.0)
-                given = dataclasses.replace(given, explanation=explained, signal=signal)
+                signal = ImageStatistics(120.0, 30.0, 0.0, 7.0, 2.0)
+                given = dataclasses.replace(given, explanation=explained, image_statistics=signal)
             opened.record([dataclasses.replace(given, failure=failure, duration_ms=float(number))])
         opened.review(2, Review("Ada", Decision.OVERTURN, VerdictCode.OK))
         yield opened

@@ -90,7 +90,11 @@ def test_maps_go_and_numbers_stay(store: Store, clock: Calendar, maps_at: Path) 
     found = store.get(1, maps=True).explanation
     assert found is not None
     assert (found.fused, found.maps_deleted) == (None, True)
-    assert (found.regions, found.support_share, found.passes) == (before.regions, before.support_share, before.passes)
+    assert (found.regions, found.coverage, found.forward_passes) == (
+        before.regions,
+        before.coverage,
+        before.forward_passes,
+    )
     assert files(maps_at) == []
     assert store.ledger.events(kind="retention")[0].facts["by"] == "Ada"
     assert store.ledger.verify().holds

@@ -11,7 +11,7 @@ from benchmarks.support import desk_inspections as making
 from inspect_xai.records import Decision, Review, VerdictCode
 from inspect_xai.storage.review_queue import Answer, AnswerAccepted, Conflict, Desk
 from inspect_xai.storage.review_queue_sql import BLIND, QueueFilter
-from inspect_xai.storage.review_reasons import NEAR_THRESHOLD, State, Why, share_of, why_on_desk
+from inspect_xai.storage.review_reasons import NEAR_THRESHOLD, ReviewReason, State, share_of, why_on_desk
 from inspect_xai.storage.store import Store, open_store
 
 ALL = QueueFilter()
@@ -40,16 +40,16 @@ def beside(desk: Desk, inspection_id: int, wanted: QueueFilter) -> tuple[int | N
 
 def test_the_queue_is_walked_claimed_and_answered(store: Store) -> None:
     desk = Desk(store.database)
-    assert (desk.take_in(), desk.take_in()) == (5, 0)
+    assert (desk.enqueue_new(), desk.enqueue_new()) == (5, 0)
     waiting = desk.queue(ALL)
-    assert [(e.why, e.summary.inspection_id) for e in waiting] == [
+    assert [(e.reason, e.summary.inspection_id) for e in waiting] == [
         ("unsure", 1),
         ("unsure", 3),
         ("unsure", 5),
         ("ng", 2),
         ("ng", 4),
     ]
-    assert [e.summary.inspection_id for e in desk.queue(ALL, after=(waiting[1].tier, 3), limit=2)] == [5, 2]
+    assert [e.summary.inspection_id for e in desk.queue(ALL, after=(waiting[1].priority, 3), limit=2)] == [5, 2]
     assert beside(desk, 3, ALL) == (1, 5)
     assert beside(desk, 3, QueueFilter(verdict="NG")) == (None, 2)
     before = QueueFilter(inspected_before=waiting[0].summary.inspected_at)
@@ -78,7 +78,7 @@ def test_the_queue_is_walked_claimed_and_answered(store: Store) -> None:
 
 def test_answers_that_cross_are_refused_and_nothing_of_them_is_kept(store: Store) -> None:
     desk = Desk(store.database)
-    desk.take_in()
+    desk.enqueue_new()
     first = desk.answer(said(2, "Ada", Decision.CONFIRM))
     assert isinstance(first, AnswerAccepted)
     late = desk.answer(said(2, "Bert", Decision.CONFIRM))
@@ -97,7 +97,7 @@ def test_answers_that_cross_are_refused_and_nothing_of_them_is_kept(store: Store
 def test_a_claim_runs_out(store: Store) -> None:
     now = making.NOW
     desk = Desk(dataclasses.replace(store.database, clock=lambda: now), claim_s=60)
-    desk.take_in()
+    desk.enqueue_new()
     assert desk.claim_next("Ada", ALL) == 1
     now += timedelta(seconds=59)
     assert desk.claim_next("Bert", ALL) == 3
@@ -114,13 +114,13 @@ def test_a_claim_runs_out(store: Store) -> None:
 )
 def test_when_a_second_person_is_wanted(store: Store, second_share: float, decision: Decision, state: State) -> None:
     desk = Desk(store.database, second_share=second_share)
-    desk.take_in()
+    desk.enqueue_new()
     taken = desk.answer(said(2, "Ada", decision))
     assert isinstance(taken, AnswerAccepted)
     assert taken.state is state
     if state is State.OPEN:
-        assert desk.claim_next("Ada", QueueFilter(why=Why.SECOND_LOOK)) is None
-        assert desk.claim_next("Bert", QueueFilter(why=Why.SECOND_LOOK)) == 2
+        assert desk.claim_next("Ada", QueueFilter(reason=ReviewReason.SECOND_LOOK)) is None
+        assert desk.claim_next("Bert", QueueFilter(reason=ReviewReason.SECOND_LOOK)) == 2
         own = desk.answer(said(2, "Ada", Decision.CONFIRM, newest=taken.review_id))
         assert isinstance(own, Conflict)
         agreed = Decision.CONFIRM  # the first agreed too, or could not say
@@ -140,15 +140,15 @@ def test_when_a_second_person_is_wanted(store: Store, second_share: float, decis
 )
 def test_where_two_disagree_a_third_decides(store: Store, first: Decision, second: Decision) -> None:
     desk = Desk(store.database, second_share=1.0)
-    desk.take_in()
+    desk.enqueue_new()
     one = desk.answer(said(2, "Ada", first))
     assert isinstance(one, AnswerAccepted)
     two = desk.answer(said(2, "Bert", second, newest=one.review_id))
     assert isinstance(two, AnswerAccepted)
-    (entry,) = desk.queue(QueueFilter(why=Why.DISPUTED))
-    assert (two.state, entry.judged_by, entry.second_by) == (State.OPEN, "Ada", "Bert")
+    (entry,) = desk.queue(QueueFilter(reason=ReviewReason.DISPUTED))
+    assert (two.state, entry.first_reviewer, entry.second_reviewer) == (State.OPEN, "Ada", "Bert")
     for person in ("Ada", "Bert"):
-        assert desk.claim_next(person, QueueFilter(why=Why.DISPUTED)) is None
+        assert desk.claim_next(person, QueueFilter(reason=ReviewReason.DISPUTED)) is None
         own = desk.answer(said(2, person, Decision.CONFIRM, newest=two.review_id, key=f"once more {person}"))
         assert isinstance(own, Conflict)
         assert own.kind == "own"
@@ -160,13 +160,13 @@ def test_where_two_disagree_a_third_decides(store: Store, first: Decision, secon
 
 def test_blind_parts_stand_together_and_are_answered_blind_once(store: Store) -> None:
     desk = Desk(store.database, blind_share=1.0)
-    desk.take_in()
+    desk.enqueue_new()
     assert [(e.is_blind, e.summary.inspection_id) for e in desk.queue(ALL)] == [(True, n) for n in range(1, 6)]
-    for telling in ({"verdict": "NG"}, {"label": "crack"}, {"why": Why.UNSURE}):
+    for telling in ({"verdict": "NG"}, {"label": "crack"}, {"reason": ReviewReason.UNSURE}):
         assert desk.queue(QueueFilter(**telling)) == []  # type: ignore[arg-type]
-    assert len(desk.queue(QueueFilter(why=BLIND, line="L2"))) == 3
+    assert len(desk.queue(QueueFilter(reason=BLIND, line="L2"))) == 3
     counts = desk.overview().counts
-    assert (counts["why"], counts["verdict"], counts["line"]) == ({"blind": 5}, {}, {"L1": 2, "L2": 3})
+    assert (counts["reason"], counts["verdict"], counts["line"]) == ({"blind": 5}, {}, {"L1": 2, "L2": 3})
     assert desk.covered([1, 2, 6], "Ada") == {1, 2}
 
     early = desk.answer(said(1, "Ada", Decision.CONFIRM))
@@ -207,11 +207,11 @@ def test_similar_parts_a_good_part_and_what_was_recorded_since(store: Store, tmp
 
 def test_another_answer_under_the_same_key_is_a_conflict(store: Store) -> None:
     desk = Desk(store.database)
-    desk.take_in()
+    desk.enqueue_new()
     first = said(2, "Ada", Decision.CONFIRM, key="one key for all")
     assert isinstance(desk.answer(first), AnswerAccepted)
     assert isinstance(desk.answer(first), AnswerAccepted)
-    for changes in ({"note": "changed"}, {"box": (1, 2, 3, 4)}, {"map_on_defect": "no"}, {"true_label": "crack"}):
+    for changes in ({"note": "changed"}, {"box": (1, 2, 3, 4)}, {"map_rating": "no"}, {"true_label": "crack"}):
         again = desk.answer(dataclasses.replace(first, review=dataclasses.replace(first.review, **changes)))
         assert isinstance(again, Conflict)
         assert (again.kind, again.review) == ("changed", store.get(2).reviews[0])
@@ -260,20 +260,20 @@ def facts(**changes: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({}, Why.NG),
-        ({"has_failed": True, "verdict": "UNSURE"}, Why.FAILED),
-        ({"verdict": "UNSURE"}, Why.UNSURE),
-        ({"score": 0.5 + NEAR_THRESHOLD / 2}, Why.NEAR_THRESHOLD),
-        ({"score": 0.51 + NEAR_THRESHOLD}, Why.NG),
-        ({"explanation_status": "no_evidence"}, Why.WEAK_EXPLANATION),
-        ({"notes": ["low_score_spread"]}, Why.WEAK_EXPLANATION),
-        ({"energy_in_roi": 0.49}, Why.OUTSIDE_ROI),
-        ({"energy_in_roi": 0.5}, Why.NG),
-        ({"verdict": "OK", "is_sample": True}, Why.SAMPLE),
+        ({}, ReviewReason.NG),
+        ({"has_failed": True, "verdict": "UNSURE"}, ReviewReason.FAILED),
+        ({"verdict": "UNSURE"}, ReviewReason.UNSURE),
+        ({"score": 0.5 + NEAR_THRESHOLD / 2}, ReviewReason.NEAR_THRESHOLD),
+        ({"score": 0.51 + NEAR_THRESHOLD}, ReviewReason.NG),
+        ({"explanation_status": "no_evidence"}, ReviewReason.WEAK_EXPLANATION),
+        ({"notes": ["low_score_spread"]}, ReviewReason.WEAK_EXPLANATION),
+        ({"energy_in_roi": 0.49}, ReviewReason.OUTSIDE_ROI),
+        ({"energy_in_roi": 0.5}, ReviewReason.NG),
+        ({"verdict": "OK", "is_sample": True}, ReviewReason.SAMPLE),
         ({"verdict": "OK"}, None),
     ],
 )
-def test_what_puts_an_inspection_on_the_desk(changes: dict[str, object], why: Why | None) -> None:
+def test_what_puts_an_inspection_on_the_desk(changes: dict[str, object], why: ReviewReason | None) -> None:
     assert why_on_desk(**facts(**changes)) is why  # type: ignore[arg-type]
 
 

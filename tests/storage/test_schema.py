@@ -21,10 +21,11 @@ from sqlalchemy import inspect, text
 from benchmarks.support import stored
 from benchmarks.support.postgres import Cluster
 from inspect_xai.errors import SchemaError
+from inspect_xai.records import document_key
 from inspect_xai.storage import database, schema
 from inspect_xai.storage.review_queue import Desk
 from inspect_xai.storage.review_queue_sql import QueueFilter
-from inspect_xai.storage.review_reasons import TIERS, Why
+from inspect_xai.storage.review_reasons import PRIORITIES, ReviewReason
 from inspect_xai.storage.store import open_store
 from inspect_xai.storage.tables import REVISION, VERSION_TABLE, Base
 
@@ -77,6 +78,25 @@ def test_rows_of_an_older_revision_keep_their_digests(tmp_path: Path, rng: np.ra
         assert store.ledger.verify(heads=[head]).holds
 
 
+NEW_TABLES = {
+    "picture_signal": "image_statistics",
+    "desk_item": "review_queue_item",
+    "desk_mark": "review_cursor",
+    "desk_answer": "review_request_key",
+    "desk_session": "web_session",
+    "study_answer": "study_rating",
+}
+NEW_COLUMNS = {
+    "why": "reason",
+    "tier": "priority",
+    "judged_by": "first_reviewer",
+    "second_by": "second_reviewer",
+    "seen_id": "last_enqueued_id",
+    "stamp": "file_version",
+    "held_until": "lease_expires_at",
+} | {document_key(name): name for table in Base.metadata.sorted_tables for name in table.columns.keys()}  # noqa: SIM118
+
+
 def copied_to(older: Path, revision: str, store: Path) -> None:
     """A database of an older revision, with the rows that a store of today holds."""
     engine = database.open_engine(f"sqlite:///{older}")
@@ -90,14 +110,16 @@ def copied_to(older: Path, revision: str, store: Path) -> None:
         names = database_.execute("SELECT name FROM main.sqlite_master WHERE type = 'table'").fetchall()
         for (name,) in names:
             if name != VERSION_TABLE and not name.startswith("sqlite_"):
-                columns = ", ".join(row[1] for row in database_.execute(f"PRAGMA main.table_info({name})"))
-                database_.execute(f"INSERT INTO main.{name} ({columns}) SELECT {columns} FROM today.{name}")
+                columns = [row[1] for row in database_.execute(f"PRAGMA main.table_info({name})")]
+                today = ", ".join(NEW_COLUMNS.get(column, column) for column in columns)
+                source = f"SELECT {today} FROM today.{NEW_TABLES.get(name, name)}"
+                database_.execute(f"INSERT INTO main.{name} ({', '.join(columns)}) {source}")
 
 
 def test_the_queue_keeps_its_order_through_the_migration(tmp_path: Path, rng: np.random.Generator) -> None:
     with open_store(f"sqlite:///{tmp_path}/store.db") as store:
         stored.prepared(store).record([stored.inspection(1, explained=stored.explanation(rng))])
-        assert Desk(store.database).take_in() == 1
+        assert Desk(store.database).enqueue_new() == 1
     older = tmp_path / "older.db"
     copied_to(older, "0005", tmp_path / "store.db")
     with closing(sqlite3.connect(older)) as rows, rows:
@@ -105,7 +127,7 @@ def test_the_queue_keeps_its_order_through_the_migration(tmp_path: Path, rng: np
     assert schema.upgrade_schema(f"sqlite:///{older}") == "0005"
     with open_store(f"sqlite:///{older}") as store:
         (entry,) = Desk(store.database).queue(QueueFilter())
-    assert (entry.tier, entry.why) == (TIERS[Why.NG], Why.NG)
+    assert (entry.priority, entry.reason) == (PRIORITIES[ReviewReason.NG], ReviewReason.NG)
 
 
 def stamp(url: str, revision: str) -> None:

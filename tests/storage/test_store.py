@@ -42,14 +42,23 @@ def test_an_explained_inspection_comes_back_as_it_went_in(store: Store, rng: np.
     before, after = given.explanation, found.explanation
     assert before is not None
     assert after is not None
-    assert (after.settings, after.status, after.passes) == (before.settings, before.status, before.passes)
+    assert (after.settings, after.status, after.forward_passes) == (
+        before.settings,
+        before.status,
+        before.forward_passes,
+    )
     assert (after.regions, after.notes) == (before.regions, before.notes)
     assert (after.timings_ms, after.faithfulness) == (before.timings_ms, before.faithfulness)
-    assert after.support_share == np.mean(before.fused > 0)
+    assert after.coverage == np.mean(before.fused > 0)
     assert after.fused is not None
     assert np.abs(after.fused - before.fused).max() <= np.ptp(before.fused) / 8_190 * 1.001
     for was, came in zip(before.tiles[0].blocks, after.tiles[0].blocks, strict=True):
-        assert (came.tensor, came.kept, came.note, came.otsu) == (was.tensor, was.kept, was.note, was.otsu)
+        assert (came.tensor, came.kept_channels, came.note, came.otsu_threshold) == (
+            was.tensor,
+            was.kept_channels,
+            was.note,
+            was.otsu_threshold,
+        )
         if was.sums is None:
             assert came.sums is None
             assert math.isnan(came.beta)
@@ -63,7 +72,7 @@ def test_how_an_explanation_was_limited_comes_back(store: Store, rng: np.random.
     given = stored.explanation(rng)
     tile = given.tiles[0]
     grid = CellGrid(CellAxis(15.0, 4.0), CellAxis(7.5, 4.0))
-    blocks = (dataclasses.replace(tile.blocks[0], predicted=4, grid=grid), *tile.blocks[1:])
+    blocks = (dataclasses.replace(tile.blocks[0], predicted_scores=4, grid=grid), *tile.blocks[1:])
     settings = dataclasses.replace(given.settings, profile=Profile.QUICK, max_passes=40, budget_s=1.5)
     limited = dataclasses.replace(given, settings=settings, tiles=(dataclasses.replace(tile, blocks=blocks),))
     [recorded] = store.record([stored.inspection(1, explained=limited)])
@@ -71,7 +80,7 @@ def test_how_an_explanation_was_limited_comes_back(store: Store, rng: np.random.
     assert found is not None
     assert found.settings == settings
     assert isinstance(found.settings.profile, Profile)
-    assert [block.predicted for block in found.tiles[0].blocks] == [4, 0, 0]
+    assert [block.predicted_scores for block in found.tiles[0].blocks] == [4, 0, 0]
     assert [block.grid for block in found.tiles[0].blocks] == [grid, None, None]
     written = store.ledger.evidence([recorded.inspection_id])["documents"][f"inspection/{recorded.inspection_id}"]
     told = [block.get("predicted", "left out") for block in written["explanation"]["blocks"]]

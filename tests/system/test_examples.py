@@ -158,7 +158,7 @@ def test_the_truth_answers_flagged_parts_and_the_random_share(tmp_path: Path, sq
         for n, (code, _) in enumerate(kept):
             moment = stored.NOON + timedelta(days=n == 6)  # the last one is a day younger
             each = stored.of_part(stored.inspection(n, code=code), f"{n:064x}", captured_at=moment)
-            rows += store.record([dataclasses.replace(each, explained_because="sample" if n < 5 else "")])
+            rows += store.record([dataclasses.replace(each, explain_reason="sample" if n < 5 else "")])
         serials = [store.get(row.inspection_id).capture.part.serial for row in rows]
     truth = tmp_path / "truth.csv"
     truth.write_text("part,label\n" + "".join(f"{s},{label}\n" for s, (_, label) in zip(serials, kept, strict=True)))

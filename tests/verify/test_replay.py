@@ -181,7 +181,7 @@ def test_without_stored_maps_the_numbers_are_compared(
     result = replayer.replay(dataclasses.replace(stored, explanation=bare), archived_picture(stored))
     assert (result.outcome, result.agreement) == (ReplayOutcome.HOLDS, None)
     assert "retention deleted them" in result.missing[0]
-    other = dataclasses.replace(bare, support_share=bare.support_share + 0.2)
+    other = dataclasses.replace(bare, coverage=bare.coverage + 0.2)
     result = replayer.replay(dataclasses.replace(stored, explanation=other), archived_picture(stored))
     assert names(result) == ["support share"]
 
@@ -246,7 +246,7 @@ def test_a_time_budget_is_replayed_by_the_passes_it_bought(
     assert len(look.tiles) == 2
     assert len(stored.explanation.tiles) == (2 if "max_passes" in bound else 1)
     assert ("windows_left_out" in explanation.notes) == ("budget_s" in bound)
-    predicted = sum(block.predicted for tile in stored.explanation.tiles for block in tile.blocks)
+    predicted = sum(block.predicted_scores for tile in stored.explanation.tiles for block in tile.blocks)
     assert (predicted > 0) == (method is not Method.GRAD_CAM)
     result = replay(stored, data, toy, device="cpu")
     assert (result.outcome, result.differences) == (ReplayOutcome.HOLDS, ())

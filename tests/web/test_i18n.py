@@ -10,7 +10,7 @@ import pytest
 
 from inspect_xai.records import Reason, Status, VerdictCode
 from inspect_xai.storage.review_queue import ConflictKind
-from inspect_xai.storage.review_reasons import Why
+from inspect_xai.storage.review_reasons import ReviewReason
 from inspect_xai.web import i18n
 from inspect_xai.web.auth import Role
 from inspect_xai.web.i18n import LANGUAGES, Words, catalog, chosen_language
@@ -32,7 +32,7 @@ def test_languages_have_the_same_texts_with_the_same_names(language: str) -> Non
 
 def test_every_code_of_a_record_has_a_text() -> None:
     wanted = [f"reason.{code}" for code in Reason] + [f"verdict.{code}" for code in VerdictCode]
-    wanted += [f"why.{code}" for code in Why] + [f"conflict.{code}" for code in ConflictKind]
+    wanted += [f"why.{code}" for code in ReviewReason] + [f"conflict.{code}" for code in ConflictKind]
     wanted += [f"map.{code}" for code in Status if code is not Status.EXPLAINED] + [
         f"role.{role.code}" for role in Role
     ]

@@ -79,7 +79,7 @@ def test_an_operator_judges_the_whole_queue_without_javascript(opened: Open) -> 
     said = {number: desk.store.get(number).reviews for number in (1, 2, 3, 4)}
     assert all(len(reviews) == 1 and reviews[0].reviewer == "Ada" for reviews in said.values())
     assert (said[1][0].decision, said[1][0].verdict, said[1][0].true_label) == ("confirm", "NG", "crack")
-    assert said[1][0].map_on_defect == "yes"
+    assert said[1][0].map_rating == "yes"
     assert (said[3][0].decision, said[3][0].verdict, said[3][0].reason_code) == ("overturn", "OK", "DUST")
     assert said[3][0].box == (10, 20, 5, 6)
     assert (said[2][0].verdict, said[2][0].note) == ("UNSURE", "too dark\nto say")
@@ -653,7 +653,7 @@ def test_the_description_of_the_interface_names_every_route(opened: Open) -> Non
 def test_two_models_that_disagree_put_a_part_on_the_desk(opened: Open, tmp_path: Path) -> None:
     desk = opened(flagged=0, good=1)
     site = desk.app.state.site
-    site.desk.take_in()
+    site.desk.enqueue_new()
     assert site.desk.queue(QueueFilter()) == []
     other = dataclasses.replace(making.CARD, version="4")
     desk.store.registry.register_model("beef" * 16, other)
@@ -662,8 +662,8 @@ def test_two_models_that_disagree_put_a_part_on_the_desk(opened: Open, tmp_path:
         making.inspection(tmp_path / "archive", 1), capture=good.capture, fingerprint="beef" * 16
     )
     desk.store.record([disagreeing])
-    site.desk.take_in()
-    assert {(e.summary.model_version, e.why) for e in site.desk.queue(QueueFilter())} == {
+    site.desk.enqueue_new()
+    assert {(e.summary.model_version, e.reason) for e in site.desk.queue(QueueFilter())} == {
         ("3", "disagreement"),
         ("4", "disagreement"),
     }
@@ -693,7 +693,7 @@ def test_old_answers_are_not_asked_for_again(sqlite_template: Path, tmp_path: Pa
     with open_store(url) as store:
         store.review(1, Review("Ada", Decision.CONFIRM, VerdictCode.NG))
         desk = StoreDesk(store.database)
-        assert desk.take_in() == 2
+        assert desk.enqueue_new() == 2
         assert [entry.summary.inspection_id for entry in desk.queue(QueueFilter())] == [2]
         assert desk.overview().total == 1
         assert desk.overview().oldest_at == making.NOW - timedelta(minutes=14) + timedelta(seconds=1)

@@ -180,7 +180,7 @@ def test_sessions_end(sqlite_template: Path, tmp_path: Path) -> None:
         third = access.begin("Cleo")
         access.end_all()
         assert access.signed_in(asking(third.session_id)) is None
-        for nothing in ("", "x", "a" * 43, "'; DROP TABLE desk_session"):
+        for nothing in ("", "x", "a" * 43, "'; DROP TABLE web_session"):
             assert access.signed_in(asking(nothing)) is None
 
 
@@ -209,7 +209,7 @@ def test_a_restart_or_a_second_process_signs_nobody_out(sqlite_template: Path, t
         back = again.client()
         back.http.cookies.update(cookies)
         assert back.get("/queue").status_code == 200
-    rows = sqlite3.connect(tmp_path / "desk.db").execute("SELECT id_sha256 FROM desk_session").fetchall()
+    rows = sqlite3.connect(tmp_path / "desk.db").execute("SELECT id_sha256 FROM web_session").fetchall()
     assert not {cookies["inspect-xai"]} & {row[0] for row in rows}  # who reads the table cannot sit down
 
 
@@ -233,7 +233,7 @@ def test_visitors_leave_no_trace_before_they_sign_in(sqlite_template: Path, tmp_
             served.client().get("/signin")
         scripts = served.client(headers={"Authorization": "Bearer token of Vera"})
         scripts.get("/queue")
-    count = sqlite3.connect(tmp_path / "desk.db").execute("SELECT count(*) FROM desk_session").fetchone()
+    count = sqlite3.connect(tmp_path / "desk.db").execute("SELECT count(*) FROM web_session").fetchone()
     assert count == (0,)
 
 

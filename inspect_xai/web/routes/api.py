@@ -217,21 +217,21 @@ def queue(
     """List what waits for a person, most urgent first."""
     site = site_of(request)
     desk = site.desk
-    desk.take_in()
+    desk.enqueue_new()
     wanted = QueueFilter(line=line, station=station, label=label, verdict=verdict)
     found = desk.queue(wanted, after=forms.place_in(after), limit=limit)
     covered = site.covered(person, [each.inspection_id for each in found if each.is_blind])
     items = [
         QueueItem(
             inspection=without_verdict(each.summary) if each.inspection_id in covered else each.summary,
-            why=BLIND if each.inspection_id in covered else each.why,
+            why=BLIND if each.inspection_id in covered else each.reason,
             claimed_by=each.claimed_by,
             claimed_until=each.claimed_until,
-            judged_by=each.judged_by,
+            judged_by=each.first_reviewer,
         )
         for each in found
     ]
-    last = f"{found[-1].tier}-{found[-1].inspection_id}" if len(found) == limit else None
+    last = f"{found[-1].priority}-{found[-1].inspection_id}" if len(found) == limit else None
     return Queue(waiting=desk.overview().total, items=items, after=last)
 
 
@@ -291,7 +291,7 @@ def ready(request: Request) -> Response:
 def metrics(request: Request, _: Reader) -> PlainTextResponse:
     """Return what was inspected, what it cost and what waits, for Prometheus."""
     site = site_of(request)
-    site.desk.take_in()
+    site.desk.enqueue_new()
     return PlainTextResponse(
         exposition(site.totals.now(), site.desk.overview(), broken=len(site.broken)), media_type=CONTENT_TYPE
     )

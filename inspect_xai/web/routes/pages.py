@@ -120,7 +120,7 @@ def queue(request: Request) -> Response:
     site = site_of(request)
     person = site.person(request)
     words = forms.filter_words(request.query_params)
-    site.desk.take_in()
+    site.desk.enqueue_new()
     after = forms.place_in(request.query_params.get("after", ""))
     entries = site.desk.queue(forms.queue_filter(words, datetime.now(UTC)), after=after, limit=PAGE_LENGTH + 1)
     last = entries[PAGE_LENGTH - 1] if len(entries) > PAGE_LENGTH else None
@@ -298,14 +298,14 @@ def _stage(entry: QueueState | None, person: Person, *, is_covered: bool) -> vie
         return view_models.Stage.HELD
     if entry.is_blind:
         return view_models.Stage.BLIND if is_covered else view_models.Stage.REVEAL
-    if entry.second_by:
+    if entry.second_reviewer:
         return view_models.Stage.THIRD
-    return view_models.Stage.SECOND if entry.judged_by else view_models.Stage.FIRST
+    return view_models.Stage.SECOND if entry.first_reviewer else view_models.Stage.FIRST
 
 
 def _to_next(site: Site, request: Request, form: Form, *, done: int | None = None) -> Response:
     query = forms.filters_in(form.get("back"))
-    site.desk.take_in()
+    site.desk.enqueue_new()
     wanted = forms.queue_filter(query, datetime.now(UTC))
     session = site.access.session(request)
     skipped = session.skipped if session else ()
