@@ -11,6 +11,7 @@ chain head that was anchored or printed elsewhere before (`anchors`).
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,8 @@ from inspect_xai.storage.ledger_rows import Finding as Finding
 from inspect_xai.storage.ledger_rows import Progress as Progress
 from inspect_xai.storage.tables import LedgerEvent, Model, ReviewRow
 from inspect_xai.storage.types import canonical
+
+_LOGGER = logging.getLogger(__name__)
 
 GENESIS: Final = "0" * 64
 """What stands for the hash before the first event."""
@@ -233,37 +236,33 @@ def chained(previous_hash: str, body: str) -> str:
     return hashlib.sha256((previous_hash + body).encode()).hexdigest()
 
 
-def body_of(event: Event) -> str:
-    """The body of an event as it was hashed."""
-    return canonical(
-        {
-            "id": event.sequence,
-            "occurred_at": _told(event.occurred_at),
-            "kind": event.kind,
-            "subject": event.subject,
-            "facts": event.facts,
-            "rows": event.rows,
-        }
-    )
-
-
 def events(
     connection: Connection, *, after: int = 0, kind: str | None = None, subject: str | None = None
 ) -> Iterator[Event]:
-    """Events after one, in the order of the chain, as their bodies tell them."""
-    query = select(LedgerEvent.__table__).where(LedgerEvent.id > after).order_by(LedgerEvent.id)
+    """Read the events after one from their bodies, in the order of the chain; one that is broken is logged."""
+    query = _as_stored().where(LedgerEvent.id > after)
     if kind is not None:
         query = query.where(LedgerEvent.kind == kind)
     if subject is not None:
         query = query.where(LedgerEvent.subject == subject)
     for row in connection.execute(query.execution_options(yield_per=200)):
-        yield _event(row, json.loads(row.body))
+        try:
+            yield _event(row, _spoken(row.body))
+        except (ValueError, TypeError, KeyError):
+            _LOGGER.warning("event %d of the ledger cannot be read: run inspect-xai ledger verify", row.id)
 
 
 def vouching(connection: Connection, names: Collection[str]) -> list[Event]:
     """The events that speak of these rows, given as "kind/id"."""
     wanted = set(names)
     return [event for event in events(connection) if not wanted.isdisjoint(event.rows)]
+
+
+def chain(connection: Connection, *, after: int) -> list[dict[str, Any]]:
+    """Return the events after one as they are hashed and signed, whatever their bodies say."""
+    names = ("id", "body", "previous_hash", "hash", "signed_by", "signature")
+    query = select(*(LedgerEvent.__table__.columns[name] for name in names)).where(LedgerEvent.id > after)
+    return [dict(row) for row in connection.execute(query.order_by(LedgerEvent.id)).mappings()]
 
 
 def head(connection: Connection) -> str:
@@ -499,8 +498,8 @@ def _event(row: Row[Any], body: Mapping[str, Any]) -> Event:
         occurred_at=datetime.fromisoformat(body["occurred_at"]),
         kind=body["kind"],
         subject=body["subject"],
-        facts=body["facts"],
-        rows=body["rows"],
+        facts=dict(body["facts"]),
+        rows=dict(body["rows"]),
         previous_hash=row.previous_hash,
         hash=row.hash,
         signed_by=row.signed_by or "",
@@ -623,6 +622,11 @@ class Ledger:
         """Events of the ledger in the order of the chain."""
         with self._database.read() as connection:
             return list(events(connection, after=after, kind=kind, subject=subject))
+
+    def chain(self, *, after: int = 0) -> list[dict[str, Any]]:
+        """Return the events after one as they are hashed and signed, whatever their bodies say."""
+        with self._database.read() as connection:
+            return chain(connection, after=after)
 
     def evidence(self, inspection_ids: Sequence[int]) -> dict[str, Any]:
         """What the record says of these inspections, as JSON, with the events that vouch for it and the chain head.

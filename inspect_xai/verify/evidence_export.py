@@ -32,7 +32,6 @@ from inspect_xai.errors import NotFoundError, PictureError
 from inspect_xai.intake.decode import decode_picture
 from inspect_xai.maths import color
 from inspect_xai.records import document_key
-from inspect_xai.storage.ledger import body_of
 from inspect_xai.storage.results import StoredInspection
 from inspect_xai.storage.signing_keys import pem_of
 from inspect_xai.storage.store import Store
@@ -103,13 +102,17 @@ def export_evidence(store: Store, inspection_ids: Sequence[int], *, out: Path, a
         missing += lost
         files[f"results/{number}.json"] = _readable(result_of(stored, sorted(own)))
     first = min((event["sequence"] for event in told["events"]), default=1)
-    events = store.ledger.events(after=first - 1)
-    chain = [
-        {"body": body_of(event), "previous_hash": event.previous_hash, "hash": event.hash}
-        | ({"signed_by": event.signed_by, "signature": event.signature} if event.signed_by else {})
-        for event in events
-    ]
-    signers = {event.signed_by for event in events if event.signed_by}
+    chain = store.ledger.chain(after=first - 1)
+    readable = {event.sequence for event in store.ledger.events(after=first - 1)}
+    numbers = [line.pop("id") for line in chain]
+    missing += [f"event {n} of the ledger: what it says cannot be read" for n in numbers if n not in readable]
+    recorded = {name for event in told["events"] for name in event["rows"]}
+    unvouched = told["documents"].keys() - recorded
+    missing += [f"an event for {name}: none that can be read recorded it" for name in sorted(unvouched)]
+    for line in chain:
+        if not line["signed_by"]:
+            del line["signed_by"], line["signature"]
+    signers = {line["signed_by"] for line in chain if "signed_by" in line}
     files |= {f"public_keys/{key[:16]}.pem": pem_of(key).encode() for key in signers}
     head = chain[-1]["hash"] if chain else told["head"]
     files["chain.jsonl"] = "".join(f"{canonical(line)}\n" for line in chain).encode()

@@ -3,8 +3,10 @@
 import dataclasses
 import hashlib
 import json
+import zipfile
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from inspect_xai.storage import database, ledger, ledger_documents, schema
 from inspect_xai.storage.ledger import GENESIS, chained
 from inspect_xai.storage.store import Store, open_store
 from inspect_xai.storage.types import canonical
+from inspect_xai.verify.evidence_export import export_evidence
 from tests.support.tampering import kinds, tamper, without_triggers
 
 ANSWER = Review("Ada", Decision.OVERTURN, VerdictCode.OK, "free", map_rating="no", box=(1, 2, 3, 4), note="dust")
@@ -342,3 +345,27 @@ def test_an_audit_stands_beside_its_model(store: Store) -> None:
 def test_triggers_are_in_the_ddl_people_read() -> None:
     assert "ledger_event_no_update" in schema.ddl("sqlite")
     assert "ledger_event_no_change" in schema.ddl("postgresql")
+
+
+def test_broken_events_stop_neither_the_list_nor_the_evidence(
+    store: Store, database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = ["UPDATE ledger_event SET body = '[' WHERE id = 3", "UPDATE ledger_event SET body = '{}' WHERE id = 6"]
+    if database_url.startswith("sqlite"):
+        broken.append("UPDATE ledger_event SET occurred_at = 'then' WHERE id = 4")
+    tamper(database_url, *broken)
+    assert [event.sequence for event in store.ledger.events()] == [1, 2, 4, 5]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"event {number} of the ledger cannot be read: run inspect-xai ledger verify" for number in (3, 6)
+    ]
+    made = export_evidence(store, [1, 3], out=tmp_path / "evidence.zip")
+    said = [line for line in made.missing if "picture" not in line]
+    assert said == [
+        "event 3 of the ledger: what it says cannot be read",
+        "event 6 of the ledger: what it says cannot be read",
+        "an event for inspection/3: none that can be read recorded it",
+    ]
+    with zipfile.ZipFile(made.path) as files:
+        chain = [json.loads(line) for line in files.read("chain.jsonl").splitlines()]
+    assert [line["body"] for line in chain][2::3] == ["[", "{}"]
+    assert chain[-1]["hash"] == store.ledger.head()
