@@ -83,7 +83,7 @@ class Layout(StrEnum):
 
 
 class Fit(StrEnum):
-    """How a picture of another size than the network's input is fed."""
+    """Ways to feed a picture of another size than the network's input."""
 
     TILE = "tile"
     STRETCH = "stretch"
@@ -107,7 +107,7 @@ class Resize(StrEnum):
 
 
 class Activation(StrEnum):
-    """What turns the graph's output into probabilities; NONE: it puts out probabilities already."""
+    """The function from the graph's output to probabilities; NONE: it puts out probabilities already."""
 
     SOFTMAX = "softmax"
     SIGMOID = "sigmoid"
@@ -115,7 +115,7 @@ class Activation(StrEnum):
 
 
 class Baseline(StrEnum):
-    """What stands where a mask hides the picture (method notes 4.2)."""
+    """The fill of masked pixels (method notes 4.2)."""
 
     BLACK = "black"
     MEAN = "mean"
@@ -151,7 +151,7 @@ class Method(StrEnum):
 
 
 class Profile(StrEnum):
-    """How many of the masks get a forward pass of their own; the others' scores are predicted from those."""
+    """The share of masks scored by a forward pass; the other scores are predicted from those."""
 
     EXACT = "exact"  # all of them
     FAST = "fast"  # a quarter of what mu = 0 would take
@@ -159,14 +159,14 @@ class Profile(StrEnum):
 
 
 class Scoring(StrEnum):
-    """What the network computes with while it scores masked pictures; verdicts and gradients are always float."""
+    """The arithmetic for scoring masked pictures; verdicts and gradients are always float."""
 
     FLOAT = "float"
-    INT8 = "int8"  # of the blocks whose maps `bundle quantize` found to bear it
+    INT8 = "int8"  # for the blocks that `bundle quantize` found precise enough
 
 
 class VerdictCode(StrEnum):
-    """What the line should do with the part."""
+    """The line's decision about the part."""
 
     OK = "OK"
     NG = "NG"
@@ -174,7 +174,7 @@ class VerdictCode(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a verdict came out as it did."""
+    """The rule behind a verdict."""
 
     DEFECT_OVER_THRESHOLD = "DEFECT_OVER_THRESHOLD"
     DEFECT_NEAR_THRESHOLD = "DEFECT_NEAR_THRESHOLD"
@@ -187,7 +187,7 @@ class Reason(StrEnum):
 
 
 class Status(StrEnum):
-    """What became of an explanation; every code but EXPLAINED comes with an all-zero map, never with noise."""
+    """The outcome of an explanation; every code but EXPLAINED comes with an all-zero map, never with noise."""
 
     EXPLAINED = "explained"
     NO_EVIDENCE = "no_evidence"  # no channel of any block argues for the class
@@ -196,7 +196,7 @@ class Status(StrEnum):
 
 
 class Decision(StrEnum):
-    """What a person says of a verdict."""
+    """A person's decision about a verdict."""
 
     CONFIRM = "confirm"
     OVERTURN = "overturn"
@@ -204,7 +204,7 @@ class Decision(StrEnum):
 
 
 class ModelStatus(StrEnum):
-    """What a model may be used for: only an approved one judges parts without a mark on its verdicts."""
+    """Approval of a model: verdicts of any but an approved one are marked."""
 
     CANDIDATE = "candidate"
     APPROVED = "approved"
@@ -212,7 +212,7 @@ class ModelStatus(StrEnum):
 
 
 class SelectionRule(StrEnum):
-    """Which channels become masks: a fixed share of the strongest (mu) or Otsu's split (ada)."""
+    """The rule for choosing channels as masks: a fixed share of the strongest (mu) or Otsu's split (ada)."""
 
     MU = "mu"
     ADA = "ada"
@@ -220,7 +220,7 @@ class SelectionRule(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """How a picture becomes the network's input: (pixel / scale - mean) / std per channel, in the network's order.
+    """Preprocessing of a picture: (pixel / scale - mean) / std per channel, in the network's order.
 
     `pad_color` is 0 to 255 per channel and empty where the mean is meant. `resize_short` is the length in pixels that
     the picture's shorter side gets before the middle is cut out; 0: the middle is cut out first, then resized.
@@ -249,7 +249,7 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """What the network's output means; `positive_label`: which of two labels a single score belongs to."""
+    """Meaning of the network's output; `positive_label`: the one of two labels that a single score belongs to."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
 
@@ -260,7 +260,7 @@ class OutputSpec:
 
 @dataclass(frozen=True, slots=True)
 class VerdictSpec:
-    """From probabilities to a verdict: NG at or above the label's threshold, UNSURE within the margin below it."""
+    """Thresholds of the verdict: NG at or above the label's threshold, UNSURE within the margin below it."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
 
@@ -275,7 +275,7 @@ class VerdictSpec:
 
 @dataclass(frozen=True, slots=True)
 class ExplainSpec:
-    """How a verdict is explained unless a command says otherwise; no `blocks`: they are found in the graph."""
+    """Default explanation settings of a model; without `blocks` they are found in the graph."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
 
@@ -290,7 +290,7 @@ class ExplainSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What a model is, how it is fed and what its output means."""
+    """Identity, input, output and defaults of a model."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
 
@@ -312,7 +312,7 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class CellAxis:
-    """Where the cells of a feature map lie along one axis of the window: cell i at `first_px + i * step_px`.
+    """Positions of a feature map's cells along one axis of the window: cell i at `first_px + i * step_px`.
 
     Pixels count from the center of the window's first pixel, which is 0. Unpadded layers move the first cell inwards.
     """
@@ -323,15 +323,15 @@ class CellAxis:
 
 @dataclass(frozen=True, slots=True)
 class CellGrid:
-    """Where the cells of a feature map lie on the window."""
+    """Positions of a feature map's cells on the window."""
 
     rows: CellAxis
     columns: CellAxis
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Mapping[str, float]]) -> "CellGrid":
+    def from_json(cls, document: Mapping[str, Mapping[str, float]]) -> "CellGrid":
         """Read what `dataclasses.asdict` made of a grid."""
-        return cls(CellAxis(**told["rows"]), CellAxis(**told["columns"]))
+        return cls(CellAxis(**document["rows"]), CellAxis(**document["columns"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,12 +378,12 @@ class Capture:
     width_px: int = 0
     archived_to: str = ""  # where the file lies once it is recorded
     pixels_sha256: str = ""  # of the decoded pixels: equal for the same picture in another file format
-    identity_source: str | None = None  # what told the part and the time: "sidecar", "path" or "file"
+    identity_source: str | None = None  # source of part and time: "sidecar", "path" or "file"
 
 
 @dataclass(frozen=True, slots=True)
 class ImageStatistics:
-    """What the camera did, whatever the part; all on luma in gray levels 0 to 255.
+    """Statistics of a picture that depend on the camera; all on luma in gray levels 0 to 255.
 
     Attributes:
         brightness: Mean.
@@ -402,7 +402,7 @@ class ImageStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the network said of its worst window. `scores` has one probability per label, in the card's order."""
+    """The network's output for the worst window. `scores` has one probability per label, in the card's order."""
 
     scores: tuple[float, ...]
     label: str  # the most probable label
@@ -413,7 +413,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the line should do; kept beside the prediction so that a later threshold never rewrites it."""
+    """The line's verdict, stored beside the prediction so that a later threshold never rewrites it."""
 
     code: VerdictCode
     reason: Reason
@@ -485,7 +485,7 @@ class TileExplanation:
 
 @dataclass(frozen=True, slots=True)
 class RecordedSettings:
-    """How an explanation was made, as it is recorded: the same settings on the same bundle give the same map."""
+    """Recorded settings of an explanation: the same settings on the same bundle give the same map."""
 
     method: Method
     target: str
@@ -504,7 +504,7 @@ def no_ranks() -> NDArray[np.int32]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
-    """Where in the picture the class gets its score from, and how that was found out.
+    """An explanation map with its windows, settings and cost.
 
     Attributes:
         fused: The explanation map S, float32 (H, W) of the source picture, in [0, number of blocks], not rescaled.
@@ -548,7 +548,7 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a capture could not be judged or explained."""
+    """An error that kept a capture from being judged or explained."""
 
     kind: str  # name of the error class
     message: str
@@ -619,7 +619,7 @@ _HEADER_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class PictureLimits:
-    """What a picture may be, and how its file becomes pixels: nothing is decoded without them.
+    """Limits and decoding options of pictures: nothing is decoded without them.
 
     They come from the settings (`Settings.line.limits`) or from what was recorded with a result (`recorded`).
 

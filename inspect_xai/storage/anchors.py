@@ -1,6 +1,6 @@
 """Anchors: heads of the ledger's chain, kept where the database's owner cannot write.
 
-A place is a local file whose name ends in ".jsonl" (an anchor is a line that is appended), a folder, or a URL that
+A place is a local file with the suffix ".jsonl" (an anchor is a line that is appended), a folder, or a URL that
 fsspec knows (an anchor is an object of its own: let the bucket's retention or object lock keep it). An anchor:
 
     {"anchored_at":"2026-11-23T02:15:00.000000+00:00","events":120,"head":"9f..","signature":"..","signed_by":".."}
@@ -27,7 +27,7 @@ _REMEDY: Final = "see that the place of the anchors is there and can be reached,
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """Which hash the chain ended in at a moment, and after how many events. Without a key the last two are empty."""
+    """The chain's head at a moment and the number of events up to it. Without a key the last two fields are empty."""
 
     anchored_at: datetime
     events: int
@@ -37,7 +37,7 @@ class Anchor:
 
     @property
     def words(self) -> str:
-        """What is signed."""
+        """The text that is signed."""
         moment = self.anchored_at.astimezone(UTC).isoformat(timespec="microseconds")
         return canonical({"anchored_at": moment, "events": self.events, "head": self.head})
 
@@ -49,7 +49,7 @@ class Anchor:
 
 @dataclass(frozen=True, slots=True)
 class Anchors:
-    """What a place holds, oldest first; `broken` names what in it is no anchor."""
+    """The anchors at a place, oldest first; `broken` names the entries that are no anchors."""
 
     place: str
     found: tuple[Anchor, ...]
@@ -79,7 +79,7 @@ def write(place: str, anchor: Anchor) -> None:
 
 
 def read(place: str) -> Anchors:
-    """All anchors of a place; one that is not there holds none.
+    """Read all anchors of a place; one that does not exist has none.
 
     Raises:
         DatabaseAwayError: It cannot be read.
@@ -112,7 +112,7 @@ def _append(file: Path, data: bytes) -> None:
 
 
 def _lines(place: str) -> Iterator[tuple[str, str]]:
-    """What should be an anchor each, with what to call it."""
+    """Yield each entry that should be an anchor, with its name."""
     if _is_file(place):
         if Path(place).exists():
             lines = Path(place).read_text(encoding="utf-8", errors="replace").splitlines()

@@ -20,7 +20,7 @@ _REMEDY = "see that the blob store is there, writable and has room; then do it a
 
 
 class BlobStore:
-    """Where encoded maps lie when they do not lie in the database.
+    """Storage of encoded maps outside of the database.
 
     Args:
         url: A folder, or a URL that fsspec knows ("s3://bucket/maps").
@@ -66,7 +66,7 @@ class BlobStore:
             self.put(sha256, data)
 
     def get(self, sha256: str) -> bytes:
-        """The bytes of a blob.
+        """Return the bytes of a blob.
 
         Raises:
             StoreError: There is none under that name.
@@ -89,7 +89,7 @@ class BlobStore:
             raise DatabaseAwayError(f"the blob store {self.url} deletes nothing: {error}", remedy=_REMEDY) from error
 
     def names(self) -> Iterator[tuple[str, datetime]]:
-        """All blobs, with the time each was last written."""
+        """List all blobs with the time each was last written."""
         for place in self._files.find(self._root):
             name = place.rpartition("/")[2]
             if name.endswith(_SUFFIX):

@@ -1,4 +1,4 @@
-"""Files of a URL source shared out among workers: who has claimed which, until when, and which are recorded."""
+"""Claims on files of a URL source, shared among workers: owner, lease, and which files are recorded."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +10,9 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, select, update
 
 from inspect_xai.storage.database import Database
 from inspect_xai.storage.insert import upsert
+from inspect_xai.storage.ledger_documents import chunks
 from inspect_xai.storage.tables import ClaimRow, Model, Policy
 
-_AT_ONCE = 200  # databases bound the number of parameters
 _MOST_NAME_BYTES = 1000  # of what is indexed
 
 
@@ -20,7 +20,7 @@ class Claims:
     """One worker's claims on the files of a source, for one model and policy.
 
     A claim holds for `lease_s` and is renewed while its worker lives; after that any worker may take the file over. It
-    spares work and decides nothing: what is recorded once is the database's own rule. Leases are told by the workers'
+    spares work and decides nothing: what is recorded once is the database's own rule. Leases follow the workers'
     clocks, which must agree to within a lease.
 
     Args:
@@ -66,7 +66,7 @@ class Claims:
         with self._database.write() as connection:
             now = self._database.clock()
             kept = [_kept(name) for name in files]
-            held = {name: row for part in _parts(kept) for name, row in self._rows(connection, part)}
+            held = {name: row for part in chunks(kept) for name, row in self._rows(connection, part)}
             free = (name for name, stamp in files.items() if _is_free(held.get(_kept(name)), stamp, now))
             taken = set(islice(free, most))
             rows = [
@@ -99,7 +99,7 @@ class Claims:
         if not names:
             return
         with self._database.write() as connection:
-            for part in _parts([_kept(name) for name in names]):
+            for part in chunks(_kept(name) for name in names):
                 connection.execute(
                     update(ClaimRow).where(*self._mine(), ClaimRow.file_name.in_(part)).values(lease_expires_at=None)
                 )
@@ -133,8 +133,3 @@ def _is_free(held: Row[Any] | None, stamp: str, now: datetime) -> bool:
     if held is None:
         return True
     return bool(held.file_version != stamp if held.lease_expires_at is None else held.lease_expires_at <= now)
-
-
-def _parts(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(names), _AT_ONCE):
-        yield names[start : start + _AT_ONCE]

@@ -1,4 +1,4 @@
-"""Connections: one engine per store, set up so that several processes can write, and faults told in our own errors.
+"""Connections: one engine per store, set up for several writing processes, with faults translated to our own errors.
 
 SQLite: write-ahead log, and every writing transaction begins with BEGIN IMMEDIATE. With a plain BEGIN two processes
 that read first and write later fail with "database is locked" whatever the timeout: neither can be given the lock.
@@ -27,7 +27,7 @@ _READING: Final = {"inspect_xai_reading": True}
 # pictures in another order would lock each other out. A chunk takes milliseconds. The number only has to be our own.
 _WRITER_LOCK: Final = 0x1_5BEC7_0A1
 _READ_ONLY: Final = "it is read-only"
-# SQLSTATEs of PostgreSQL that no other try mends and no other row fares better with.
+# SQLSTATEs of PostgreSQL that neither another try nor another row avoids.
 _LASTING: Final = {"53100": "its disk is full", "25006": _READ_ONLY, "57P04": "it was dropped"}
 # Beginnings of SQLSTATEs after which the same may work later: no connection, rolled back for another's sake, short of
 # memory or connections, a lock or a time limit, shut down or starting, trouble of the system below it.
@@ -37,7 +37,7 @@ _REFUSED: Final = ("22", "23", "54")
 
 
 class DatabaseFile:
-    """One SQLite file from its opening on: it is never made anew, and no file that took its place is used.
+    """One SQLite file from its opening on: it is never created again, and no file that replaced it is used.
 
     Where this account may not write, it is read: beside a write-ahead log that somebody else keeps, else as it lies.
 
@@ -57,7 +57,7 @@ class DatabaseFile:
         Raises:
             StoreError: If it is gone, was replaced, or cannot be read without the right to write.
         """
-        self._check_identity()  # before it is opened: to be told "unable to open" helps nobody
+        self._check_identity()  # before it is opened: "unable to open" alone helps nobody
         how = "mode=rw"
         if self.is_read_only:
             has_log = self._has_log()
@@ -142,7 +142,7 @@ class DatabaseFile:
 
 
 def _may_write(file: Path) -> bool:
-    """Whether this account may write the file and what SQLite keeps beside it."""
+    """Return whether this account may write the file and what SQLite keeps beside it."""
 
     def may(path: Path) -> bool:
         return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
@@ -151,7 +151,7 @@ def _may_write(file: Path) -> bool:
 
 
 def open_engine(url: str, *, file: DatabaseFile | None = None) -> Engine:
-    """An engine for `url`, set up for this package.
+    """Create an engine for `url`, configured for this package.
 
     Args:
         url: The database.
@@ -186,7 +186,7 @@ def open_engine(url: str, *, file: DatabaseFile | None = None) -> Engine:
 
 
 def parsed(url: str) -> URL:
-    """The URL with its driver filled in: sqlite:///path or postgresql://user@host/name.
+    """Parse a URL, sqlite:///path or postgresql://user@host/name, and fill in its driver.
 
     Raises:
         SettingsError: It is neither. The message never holds a part of a password.
@@ -233,7 +233,7 @@ def _unreadable(url: str) -> str:
 
 
 def redact_url(url: str) -> str:
-    """The URL as it may be printed: without passwords."""
+    """Return the URL without its passwords, for printing."""
     return _redacted(make_url(url))
 
 
@@ -246,7 +246,7 @@ Clock = Callable[[], datetime]
 
 
 def utc_now() -> datetime:
-    """The wall clock, in UTC."""
+    """Return the current time in UTC."""
     return datetime.now(UTC)
 
 
@@ -312,7 +312,7 @@ class Database:
 
 @contextmanager
 def translate_errors(engine: Engine) -> Iterator[None]:
-    """Turn what a driver raises into our errors, saying which of them another try can mend."""
+    """Turn what a driver raises into our errors, with a class of their own for those that another try may avoid."""
     place = _redacted(engine.url)
     try:
         yield
@@ -334,7 +334,7 @@ def translate_errors(engine: Engine) -> Iterator[None]:
 
 
 def _is_away(error: DBAPIError) -> bool:
-    """Whether the same may work later. A failure to connect has no SQLSTATE; SQLite's other faults are told before."""
+    """Return whether a retry may work. A failure to connect has no SQLSTATE; SQLite's others come before."""
     sqlstate = getattr(error.orig, "sqlstate", None)
     return sqlstate.startswith(_AWAY) if sqlstate else isinstance(error, OperationalError)
 
@@ -358,7 +358,7 @@ def _lasting(error: BaseException | None) -> str:
 
 
 def sqlite_file(url: str) -> Path | None:
-    """The file of an SQLite URL; None for a database server."""
+    """Return the file of an SQLite URL; None for a database server."""
     address = parsed(url)
     return Path(address.database or "") if address.get_backend_name() == "sqlite" else None
 

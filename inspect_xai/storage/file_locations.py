@@ -1,4 +1,4 @@
-"""Recorded places of files: a local path, or a URL. What a camera named a file decides nothing but its name.
+"""Recorded places of files: local paths or URLs, taken literally whatever a camera named a file.
 
 fsspec's own parser reads more into a name than stands there: it takes "a.png::b.png" for a chain of URLs and opens or
 deletes a.png. So a local path never gets there, and of a URL the parser sees scheme and host alone.
@@ -63,7 +63,7 @@ def _opened(url: str) -> tuple[Any, str]:
 
 
 def read_bytes(place: str, most_bytes: int) -> bytes:
-    """Return the first bytes of a file, at most so many.
+    """Return the first `most_bytes` bytes of a file.
 
     Raises:
         ValueError: As `filesystem_of`.

@@ -1,4 +1,4 @@
-"""How inspections become rows. Maps are encoded before the transaction, so that it stays short."""
+"""Writing inspections as rows. Maps are encoded before the transaction, so that it stays short."""
 
 import dataclasses
 import math
@@ -49,12 +49,12 @@ def encoded_maps(explanation: Explanation) -> EncodedMaps:
 
 
 def upsert(connection: Connection, table: type[tables.Base]) -> sqlite.Insert | postgresql.Insert:
-    """An INSERT that knows ON CONFLICT; both databases spell it alike."""
+    """Return an INSERT that takes ON CONFLICT, which both databases support."""
     return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
 
 
 def get_or_create(connection: Connection, table: Any, key: Mapping[str, Any], /, **others: Any) -> tuple[int, bool]:
-    """The id of the row with this unique key, made if there was none; and whether it was made."""
+    """Return the id of the row with this unique key, inserted if absent, and whether it was inserted."""
     ids, made = get_or_create_all(connection, table, tuple(key), [{**key, **others}])
     number = ids[_key(*key.values())]
     return number, number in made
@@ -63,10 +63,10 @@ def get_or_create(connection: Connection, table: Any, key: Mapping[str, Any], /,
 def get_or_create_all(
     connection: Connection, table: type[tables.Base], key: Sequence[str], rows: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[Key, int], set[int]]:
-    """The ids of rows by their unique keys; those that were not there are made.
+    """Return the ids of rows by their unique keys; insert those that are absent.
 
     To be called while writing (`Database.write`), when no other writer is beside us. So asking first is safe, and
-    plain INSERTs do: SQLAlchemy compiles one with ON CONFLICT anew each time, which took most of recording.
+    plain INSERTs do: SQLAlchemy compiles one with ON CONFLICT again each time, which took most of recording.
 
     Args:
         connection: In a writing transaction.
@@ -103,7 +103,7 @@ def _ids(connection: Connection, table: type[tables.Base], key: Sequence[str], k
 
 @lru_cache(maxsize=32)
 def _asking_ids(table: type[tables.Base], key: tuple[str, ...]) -> Select[Any]:
-    """Making such a statement takes longer than running it."""
+    """Build the statement once: building it takes longer than running it."""
     columns = table.__table__.columns
     named = [columns[name] for name in key]
     told: ColumnElement[Any] = named[0] if len(named) == 1 else tuple_(*named)
@@ -208,7 +208,7 @@ class Recorder:
         _insert(self._connection, tables.BlockMapRow, blocks)
 
     def _blobs(self, blobs: Mapping[str, Blob]) -> dict[str, int]:
-        """The ids of map rows by hash, made where there are none, filled again where retention emptied them."""
+        """Return the ids of map rows by hash; insert absent ones, fill again those that retention emptied."""
         is_here = self._blob_store is None
         known: dict[str, int] = {}
         kept: set[str] = set()
@@ -241,12 +241,12 @@ class Recorder:
 
 
 def numbers_in(values: Mapping[str, float]) -> dict[str, float | None]:
-    """Numbers as JSON takes them: None stands for NaN and infinities."""
+    """Return numbers as JSON takes them: None for NaN and infinities."""
     return {name: finite(value) for name, value in values.items()}
 
 
 def finite(value: float) -> float | None:
-    """A number as a column takes it: None stands for NaN and infinities."""
+    """Return a number as a column takes it: None for NaN and infinities."""
     return float(value) if math.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""The ledger: append-only events in a hash chain, each vouching for the rows it speaks of.
+"""The ledger: append-only events in a hash chain, each with the digests of the rows it concerns.
 
     hash(n) = sha256(hash(n - 1) + body(n))        body = canonical JSON: id, occurred_at, kind, subject, facts, rows
 
@@ -66,7 +66,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class LedgerReport:
-    """What `verify` saw. `head` is the hash of the last event: note it down outside of the database."""
+    """The result of `verify`. `head` is the hash of the last event: note it down outside of the database."""
 
     events: int
     rows: int
@@ -126,7 +126,7 @@ def append(
 
 
 def check_key(connection: Connection) -> str | None:
-    """The public key that signed the newest event; None: it is not signed.
+    """Return the public key that signed the newest event; None: it is not signed.
 
     Raises:
         StoreError: Events are signed, and the key set here is not the one that signed last, or none is set.
@@ -151,7 +151,7 @@ def check_key(connection: Connection) -> str | None:
 
 
 def begin_key(connection: Connection, signer: signing_keys.Signer, *, now: datetime, before: str = "") -> str:
-    """Tell, signed by itself, with which key events are signed from now on; `before`: a key that was lost."""
+    """Append an event that names the new key and is signed by it; `before`: a key that was lost."""
     facts = {"change": "begun", "public_key": signer.public_key} | ({"lost": before} if before else {})
     return _written(connection, KEY, signer.public_key, facts=facts, rows={}, now=now, signer=signer)
 
@@ -177,7 +177,7 @@ def rotate_key(connection: Connection, new: signing_keys.Signer, *, by: str, now
 
 
 def adopt(connection: Connection, *, now: datetime) -> int:
-    """Vouch for the rows that were recorded before events vouched for their kind; how many there were."""
+    """Vouch for the rows recorded before events vouched for their kind; return their number."""
     made = {kind: list(keys_of(connection, kind)) for kind in COVERED_LATE}
     count = sum(map(len, made.values()))
     if count:
@@ -186,14 +186,14 @@ def adopt(connection: Connection, *, now: datetime) -> int:
 
 
 def newest(connection: Connection) -> tuple[int, str]:
-    """Number and hash of the last event."""
+    """Return number and hash of the last event."""
     query = select(LedgerEvent.id, LedgerEvent.hash).order_by(LedgerEvent.id.desc()).limit(1)
     last = connection.execute(query).first()
     return (last.id, last.hash) if last else (0, GENESIS)
 
 
 def hash_at(connection: Connection, number: int) -> str | None:
-    """The hash of an event; None: there is none of that number."""
+    """Return the hash of an event; None: no event has that number."""
     return connection.execute(select(LedgerEvent.hash).where(LedgerEvent.id == number)).scalar()
 
 
@@ -228,7 +228,7 @@ def _written(
 
 
 def chained(previous_hash: str, body: str) -> str:
-    """The hash of an event, from the one before it and its own body.
+    """Compute the hash of an event from the hash before it and its own body.
 
     >>> chained("0" * 64, "{}")[:8]
     '5508d2b7'
@@ -253,7 +253,7 @@ def events(
 
 
 def vouching(connection: Connection, names: Collection[str]) -> list[Event]:
-    """The events that speak of these rows, given as "kind/id"."""
+    """Return the events that vouch for these rows, named as "kind/id"."""
     wanted = set(names)
     return [event for event in events(connection) if not wanted.isdisjoint(event.rows)]
 
@@ -266,12 +266,12 @@ def chain(connection: Connection, *, after: int) -> list[dict[str, Any]]:
 
 
 def head(connection: Connection) -> str:
-    """The hash of the last event."""
+    """Return the hash of the last event."""
     return newest(connection)[1]
 
 
 def evidence(connection: Connection, inspection_ids: Collection[int]) -> dict[str, Any]:
-    """Documents of inspections, their reviews and models, and the events that vouch for them (`Ledger.evidence`)."""
+    """Return documents of inspections, reviews and models with the events that vouch for them (`Ledger.evidence`)."""
     found = {"inspection": documents(connection, "inspection", inspection_ids)}
     answered = select(ReviewRow.id).where(ReviewRow.inspection_id.in_(inspection_ids))
     found["review"] = documents(connection, "review", connection.execute(answered).scalars().all())
@@ -312,7 +312,7 @@ def verify(
             key that signed is believed.
         anchors: What was anchored elsewhere; each anchor must fit.
         fetch: Reads a map from the blob store by its sha256; None: maps there are not read.
-        on_progress: Is told what is looked at, how many are done, and of how many.
+        on_progress: Gets what is checked, how many are done, and of how many.
     """
     walk = _Walk(public_keys, {each.events for each in anchors.found} if anchors else ())
     total = connection.execute(select(func.count()).select_from(LedgerEvent)).scalar_one()
@@ -355,7 +355,7 @@ def verify(
 
 
 class _Trust:
-    """Which keys may sign the next event; without given ones the first that signs is believed."""
+    """The keys that may sign the next event; without given ones the first that signs is trusted."""
 
     def __init__(self, pinned: Collection[str]) -> None:
         self.pinned = frozenset(pinned)
@@ -366,7 +366,7 @@ class _Trust:
         self.strangers: dict[str, int] = {}  # keys that signed before the first given one did
 
     def judge(self, row: Row[Any], facts: Mapping[str, Any]) -> Iterator[Finding]:
-        """What is wrong with the signature of the next event."""
+        """Check the signature of the next event."""
         key, signature = str(row.signed_by or ""), str(row.signature or "")
         if not key and not signature:
             if self.since:
@@ -391,7 +391,7 @@ class _Trust:
             self.known.add(str(facts.get("public_key")))
 
     def lacking(self) -> list[Finding]:
-        """What is wrong where keys were given and none of them signed."""
+        """Report that keys were given and none of them signed."""
         if not self.pinned or self.since:
             return []
         named = f"; signed is by {', '.join(key[:16] for key in self.strangers)}" if self.strangers else ""
@@ -437,7 +437,7 @@ class _Walk:
 
 
 def _held_against(anchors: Anchors, walk: _Walk) -> tuple[list[Anchor], list[Finding]]:
-    """The anchors that fit the chain, and what is wrong with the others."""
+    """Compare anchors with the chain: return those that fit, and findings about the others."""
     findings = [Finding(0, "changed", f"{name} at {anchors.place} is no anchor") for name in anchors.broken]
     if not anchors.found:
         findings.append(Finding(0, "missing", f"there are no anchors at {anchors.place}"))
@@ -455,7 +455,7 @@ def _held_against(anchors: Anchors, walk: _Walk) -> tuple[list[Anchor], list[Fin
 
 
 def _of_event(row: Row[Any], spoken: Mapping[str, Any], moment: datetime | None) -> Iterator[Finding]:
-    """What is wrong with one event by itself."""
+    """Check one event by itself: its hash, and its columns against its body."""
     if chained(str(row.previous_hash), str(row.body)) != row.hash:
         yield Finding(row.id, "changed", f"event {row.id} does not hash to what it says")
         return
@@ -466,7 +466,7 @@ def _of_event(row: Row[Any], spoken: Mapping[str, Any], moment: datetime | None)
 
 
 def _as_stored() -> Any:
-    """All events in their order, with times as the driver gives them: one that is none must not end the walk."""
+    """Select all events in order, with times as the driver gives them: an invalid one must not end the check."""
     columns = [
         type_coerce(column, NullType()).label(column.name) if column.name == "occurred_at" else column
         for column in LedgerEvent.__table__.columns
@@ -475,7 +475,7 @@ def _as_stored() -> Any:
 
 
 def _moment(value: object) -> datetime | None:
-    """The time of an event as the driver gave it; None: it is none."""
+    """Parse the time of an event as the driver gave it; None: it is no time."""
     try:
         moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
         return moment.astimezone(UTC)
@@ -484,7 +484,7 @@ def _moment(value: object) -> datetime | None:
 
 
 def _spoken(body: object) -> dict[str, Any]:
-    """The document of a body; empty for one that was written over, which its hash has told already."""
+    """Parse the document of a body; empty where it was overwritten, which the hash shows anyway."""
     try:
         document = json.loads(str(body))
     except (ValueError, RecursionError):
@@ -537,7 +537,7 @@ class Ledger:
             public_keys: Keys that events must be signed with, and those that these keys brought in.
             anchored_at: The place of the anchors, which must fit; empty: they are not looked at.
             blobs: Read the maps in the blob store too.
-            on_progress: Is told what is looked at ("events", "rows", "maps"), how many are done, and of how many.
+            on_progress: Gets what is checked ("events", "rows", "maps"), how many are done, and of how many.
 
         Raises:
             DatabaseAwayError: The database, the anchors or the blob store cannot be read.
@@ -584,7 +584,7 @@ class Ledger:
         return anchor
 
     def signed_by(self) -> str:
-        """The public key that signed the newest event; empty: it is not signed.
+        """Return the public key that signed the newest event; empty: it is not signed.
 
         Raises:
             StoreError: It is signed, and the key set here is not that one, or none is set.
@@ -614,7 +614,7 @@ class Ledger:
         return signer.public_key
 
     def head(self) -> str:
-        """The hash of the last event: what to print or send elsewhere, so that the chain cannot be rewritten unseen."""
+        """Return the hash of the last event: kept elsewhere, it shows whether the chain was rewritten."""
         with self._database.read() as connection:
             return head(connection)
 
@@ -629,7 +629,7 @@ class Ledger:
             return chain(connection, after=after)
 
     def evidence(self, inspection_ids: Sequence[int]) -> dict[str, Any]:
-        """What the record says of these inspections, as JSON, with the events that vouch for it and the chain head.
+        """Return the documents of these inspections, the events that vouch for them and the chain head, as JSON.
 
         A reader can check it without us: the sha256 of each document, spelled canonically (sorted keys, no spaces),
         stands in the `rows` of an event, and that of `previous_hash` and the event's body is its `hash`.

@@ -1,4 +1,4 @@
-"""Rows as plain documents: what the ledger's digests are taken of, and what evidence is exported as.
+"""Rows as plain documents, the form for the ledger's digests and for exported evidence.
 
 A document leaves out what is NULL, and a count that a later revision added where it is 0. So the new column changes no
 document of the rows that were there before, and their digests still hold. What came late into a document
@@ -51,7 +51,7 @@ _ALERT: Final = "alert_sent"
 
 
 def digests(connection: Connection, kind: str, ids: Collection[RowKey], *, former: bool = False) -> dict[RowKey, str]:
-    """sha256 of the documents of these rows, or of their `former` ones; a row that is not there is left out."""
+    """Return the sha256 of these rows' documents, or of their `former` ones; absent rows are left out."""
     found = documents(connection, kind, ids)
     if former:
         found = {number: former_of(kind, document) for number, document in found.items()}
@@ -60,7 +60,7 @@ def digests(connection: Connection, kind: str, ids: Collection[RowKey], *, forme
 
 
 def former_of(kind: str, document: Document) -> Document:
-    """A document as an earlier event may have hashed it, rightly.
+    """Return a document in the form that an earlier event may have hashed.
 
     An inspection's held nothing of what is watched for drift; a policy's nothing of its content, when a verdict named
     its version first.
@@ -70,7 +70,7 @@ def former_of(kind: str, document: Document) -> Document:
 
 
 def keys_of(connection: Connection, kind: str) -> Iterator[RowKey]:
-    """What names each row of a kind that is there."""
+    """Yield the key of each row of a kind."""
     columns = VOUCHED[kind].__table__.columns
     if kind == _ALERT:
         for channel, alert_id in connection.execute(select(columns["channel"], columns["alert_id"])):
@@ -80,12 +80,12 @@ def keys_of(connection: Connection, kind: str) -> Iterator[RowKey]:
 
 
 def alert_key(channel: str, alert_id: str) -> str:
-    """What names an alert that was sent; no channel has a slash in its name."""
+    """Return the key of a sent alert; no channel has a slash in its name."""
     return f"{channel}/{alert_id}"
 
 
 def key_of(kind: str, words: str) -> RowKey | None:
-    """What names a row, out of an event's "kind/key"; None: nothing that names one."""
+    """Parse a row's key from an event's "kind/key"; None: it is no key."""
     if kind == _ALERT:
         return words
     return int(words) if words.isascii() and words.isdecimal() and len(words) < _MOST_DIGITS else None
@@ -106,7 +106,7 @@ def _spelled(document: Document, runs: dict[int, str]) -> bytes:
 
 
 def documents(connection: Connection, kind: str, ids: Collection[RowKey]) -> dict[RowKey, Document]:
-    """The documents of these rows by id. That of an inspection holds all that belongs to it but the reviews.
+    """Return the documents of these rows by id; an inspection's holds all that belongs to it but the reviews.
 
     What a row refers to and is not there is left out or None: no digest was ever taken of such a document.
     """
@@ -129,7 +129,7 @@ def _numbered(connection: Connection, kind: str, ids: Sequence[int]) -> dict[int
 
 
 def _add_tasks(connection: Connection, studies: Mapping[int, Document]) -> None:
-    """Put the parts of studies into their documents, and who judges which of them at which place of a trial."""
+    """Add the parts of studies to their documents, and each appraiser's order of them in each trial."""
     for name, table in (("parts", tables.StudyPart), ("tasks", tables.StudyTask)):
         for document in studies.values():
             document[name] = []
@@ -195,12 +195,9 @@ def _asking_parts() -> Select[tuple[int, str, str, str]]:
 
 
 def parts_by(column: InstrumentedAttribute[Key]) -> Select[tuple[Key, str, str, str]]:
-    """Of captures a column, and serial, lot and product of the part they show."""
-    return (
-        select(column, tables.PartRow.serial, tables.Lot.code, tables.Product.name)
-        .join(tables.PartRow, tables.PartRow.id == tables.CaptureRow.part_id)
-        .join(tables.Lot, tables.Lot.id == tables.PartRow.lot_id)
-        .join(tables.Product, tables.Product.id == tables.Lot.product_id)
+    """Select a column of captures with serial, lot and product of the part they show."""
+    return tables.join_parts(
+        select(column, tables.PartRow.serial, tables.Lot.code, tables.Product.name).select_from(tables.CaptureRow)
     )
 
 
@@ -248,14 +245,14 @@ def _children(connection: Connection, table: type[tables.Base], ids: Collection[
 
 
 def _rows(connection: Connection, table: type[tables.Base], name: str, ids: Collection[int]) -> list[Document]:
-    """The rows in which a column holds one of these numbers, in the order of their keys."""
+    """Read the rows in which a column holds one of these numbers, in the order of their keys."""
     return _told(connection, table, _asking_rows(table, name), {"among": list(ids)})
 
 
 def _told(
     connection: Connection, table: type[tables.Base], query: Select[Any], values: Mapping[str, Any]
 ) -> list[Document]:
-    """The rows of a table that a query finds, without what is NULL."""
+    """Run a query for rows of a table; what is NULL is left out."""
     names = [document_key(column.name) for column in table.__table__.columns]
     moments = [column.name for column in table.__table__.columns if isinstance(column.type, UtcTime)]
     found = []
@@ -270,7 +267,7 @@ def _told(
 
 @cache
 def _asking_rows(table: type[tables.Base], name: str) -> Select[Any]:
-    """Making such a statement takes longer than running it."""
+    """Build the statement once: building it takes longer than running it."""
     order = table.__table__.primary_key.columns
     return select(table.__table__).where(_among(_column(table, name))).order_by(*order)
 
@@ -299,7 +296,7 @@ def _column(table: type[tables.Base], name: str) -> ColumnElement[Any]:
 
 
 def _among(column: Any) -> ColumnElement[bool]:
-    """Whether a column holds one of the numbers, written out: 500 parameters take the driver longer than the rows."""
+    """Return whether a column holds one of the numbers, as literals: 500 parameters take longer than the rows."""
     wanted: BindParameter[Any] = bindparam("among", expanding=True, literal_execute=True)
     found: ColumnElement[bool] = column.in_(wanted)
     return found

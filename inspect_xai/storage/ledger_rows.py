@@ -1,8 +1,8 @@
-"""Are the rows what the ledger's events say? One finding for a row, and whatever is wrong with it, the next is read.
+"""Compare rows with the ledger's events: at most one finding for a row, and the check always goes on to the next.
 
 Rows that never change are held against the first digest that an event gave of them, those that may change against the
 last one. What needs no digest is held against what is recorded anyway: maps against their own sha256, marks of
-deletion against what retention told the ledger, the desk's queue against the inspections and answers.
+deletion against what retention recorded in the ledger, the desk's queue against the inspections and answers.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ CHANGED_BY: Final[Mapping[str, frozenset[str]]] = {
     "reason_code": frozenset({"reason"}),
     "study": frozenset({"retention"}),  # its parts go with their inspections
 }
-"""Which events may say anew what a row is; a row of another kind never changes."""
+"""Events that may record another state of a row; a row of another kind never changes."""
 
 DELETED_BY: Final = "retention"
 _NEVER_AGAIN: Final = ("inspection", "review")  # the id of a deleted one is never given to another
@@ -63,7 +63,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Vouched:
-    """What the events say of rows, as they are read one after the other."""
+    """The rows that the events vouch for, collected as they are read in order."""
 
     rows: dict[str, dict[RowKey, tuple[int, str | None]]] = field(default_factory=lambda: defaultdict(dict))
     former: dict[RowKey, str] = field(default_factory=dict)  # digests of policies before they had a content
@@ -71,7 +71,7 @@ class Vouched:
     pictures_gone: dict[str, set[datetime]] = field(default_factory=lambda: defaultdict(set))
 
     def hear(self, sequence: int, kind: str, moment: datetime | None, body: Mapping[str, Any]) -> Iterator[Finding]:
-        """Take in what one event says; what it must not say is a finding."""
+        """Take in the rows that one event vouches for; what it may not vouch for is a finding."""
         facts, rows = body.get("facts"), body.get("rows")
         if kind == DELETED_BY and isinstance(facts, dict) and moment is not None:
             for name, gone in (("maps", self.maps_gone), ("pictures", self.pictures_gone)):
@@ -116,7 +116,7 @@ class Vouched:
 
 
 def of_rows(connection: Connection, vouched: Vouched, on_progress: Progress) -> Iterator[Finding]:
-    """Rows that are not what the events that count say, that are gone, or that no event speaks of."""
+    """Find rows that differ from what the events recorded, that are gone, or that no event vouches for."""
     total, done = sum(len(vouched.rows[kind]) for kind in VOUCHED), 0
     for kind in VOUCHED:
         known = vouched.rows[kind]
@@ -148,13 +148,13 @@ def _of_chunk(
 
 
 def of_maps(connection: Connection, vouched: Vouched, fetch: Fetch | None, on_progress: Progress) -> Iterator[Finding]:
-    """Maps whose bytes are not those their sha256 names, and marks of deletion that no event made.
+    """Find maps that do not hash to their sha256, and marks of deletion that no event recorded.
 
     Args:
         connection: In a reading transaction.
         vouched: What the events say.
         fetch: Reads a map from the blob store by its sha256; None: maps there are not read.
-        on_progress: Is told how far it is.
+        on_progress: Gets how many maps are done, and of how many.
     """
     ids = list(connection.execute(select(MapBlob.id).order_by(MapBlob.id)).scalars())
     for start in range(0, len(ids), _MAPS_AT_ONCE):
@@ -171,7 +171,7 @@ def of_maps(connection: Connection, vouched: Vouched, fetch: Fetch | None, on_pr
 
 
 def maps_elsewhere(connection: Connection) -> int:
-    """How many maps lie in a blob store."""
+    """Count the maps that lie in a blob store."""
     there = select(func.count()).where(MapBlob.data.is_(None), MapBlob.deleted_at.is_(None))
     return connection.execute(there).scalar_one()
 
@@ -206,7 +206,7 @@ def _wrong_with_map(
 
 
 def _is_used_since(connection: Connection, blob_id: int, moment: datetime) -> bool:
-    """Whether an explanation recorded after a moment uses a map: it was written again with it."""
+    """Return whether an explanation recorded after a moment uses a map: it was written again with it."""
     in_part = exists().where(BlockMapRow.explanation_id == ExplanationRow.id, BlockMapRow.sums_blob_id == blob_id)
     used = (
         select(InspectionRow.id)
@@ -217,7 +217,7 @@ def _is_used_since(connection: Connection, blob_id: int, moment: datetime) -> bo
 
 
 def of_pictures(connection: Connection, vouched: Vouched) -> Iterator[Finding]:
-    """Marks of deleted pictures that no event of retention made, and deletions whose mark is gone."""
+    """Find marks of deleted pictures that no retention event recorded, and deletions without their mark."""
     gone = vouched.pictures_gone
     places = select(
         CaptureRow.id, CaptureRow.archived_to, CaptureRow.picture_deleted_at.is_not(None).label("is_marked")
@@ -242,13 +242,13 @@ def of_pictures(connection: Connection, vouched: Vouched) -> Iterator[Finding]:
 
 
 def _was_there(connection: Connection, capture_id: int, moment: datetime) -> bool:
-    """Whether a capture was recorded before a moment: its place in the archive may have been used again since."""
+    """Return whether a capture was recorded before a moment; its place may have been used again since."""
     found = select(InspectionRow.id).where(InspectionRow.capture_id == capture_id, InspectionRow.recorded_at < moment)
     return connection.execute(found.limit(1)).first() is not None
 
 
 def of_desk(connection: Connection, newest_inspection: int) -> Iterator[Finding]:
-    """What the queue says that cannot be so: by the inspections it was made of, and by the answers.
+    """Find entries of the review queue that contradict the inspections or the answers.
 
     Args:
         connection: In a reading transaction.
@@ -267,7 +267,7 @@ def of_desk(connection: Connection, newest_inspection: int) -> Iterator[Finding]
 
 
 def _left_out(seen: int) -> Any:
-    """Inspections that the desk has looked at and must have taken in (`review_reasons.enqueue_new`)."""
+    """Select flagged inspections that should be in the queue and are not (`review_reasons.enqueue_new`)."""
     flagged = or_(InspectionRow.verdict != "OK", InspectionRow.explain_reason != "", InspectionRow.failure_kind != "")
     is_there = exists().where(ReviewQueueItem.inspection_id == InspectionRow.id)
     return select(InspectionRow.id).where(InspectionRow.id <= seen, flagged, ~is_there).order_by(InspectionRow.id)
@@ -314,7 +314,7 @@ def _by_id(connection: Connection, table: Any, ids: Sequence[int]) -> dict[int, 
 def _tried(
     keys: Sequence[Key], read: Callable[[list[Key]], Mapping[Key, Value]]
 ) -> tuple[dict[Key, Value], dict[Key, str]]:
-    """What is read of some rows; where one of them cannot be read, one by one, and what is wrong with each."""
+    """Read rows together; where one cannot be read, one by one, with the fault of each."""
     if not keys:
         return {}, {}
     try:

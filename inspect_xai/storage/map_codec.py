@@ -40,7 +40,7 @@ _MOST_BYTES: Final = 1 << 31  # a header that claims more is a broken one
 
 
 class Precision(StrEnum):
-    """How true a stored map is."""
+    """The precision of a stored map."""
 
     EXACT = "exact"
     STEPS16 = "steps16"
@@ -66,7 +66,7 @@ class Blob:
 
 
 def encode(array: NDArray[Any], *, precision: Precision = Precision.EXACT) -> Blob:
-    """Make a map small.
+    """Compress a map.
 
     Args:
         array: Any shape; float32, float16 or uint16. On steps: float32 and finite.
@@ -94,7 +94,7 @@ def encode(array: NDArray[Any], *, precision: Precision = Precision.EXACT) -> Bl
 
 
 def decode(data: bytes, *, sha256: str = "") -> NDArray[Any]:
-    """The map again, in the shape and type it had.
+    """Decode a map in the shape and type it had.
 
     Args:
         data: What `encode` made.
@@ -112,7 +112,7 @@ def decode(data: bytes, *, sha256: str = "") -> NDArray[Any]:
 
 
 def described(data: bytes) -> dict[str, Any]:
-    """What a blob's own head says of it, as its row does: codec, dtype, precision, shape and size in bytes.
+    """Read codec, dtype, precision, shape and size in bytes from a blob's own header.
 
     Raises:
         StoreError: The bytes are no blob.
@@ -211,7 +211,7 @@ def _bends(differences: NDArray[Any]) -> NDArray[Any]:
 
 
 def _packed(whole: NDArray[Any], form: int) -> bytes | memoryview:
-    """The byte planes of one form; of a large map made so many rows at a time, each from itself and the one above."""
+    """Return the byte planes of one form; a large map is processed in bands, each with the row above it."""
     if whole.ndim != 2 or whole.size <= _CHUNK_VALUES:
         return _planes(_filtered(whole, form))
     rows, columns = whole.shape
@@ -225,5 +225,5 @@ def _packed(whole: NDArray[Any], form: int) -> bytes | memoryview:
 
 
 def _planes(whole: NDArray[Any]) -> bytes:
-    """All low bytes, then all next ones, ...: the slow-changing high bytes then pack to almost nothing."""
+    """Group all low bytes, then all next ones, ...: the slow-changing high bytes then pack to almost nothing."""
     return whole.reshape(-1).view(np.uint8).reshape(-1, whole.dtype.itemsize).T.tobytes()

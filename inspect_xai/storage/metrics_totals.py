@@ -13,7 +13,7 @@ from inspect_xai.storage.tables import CaptureRow, ExplanationRow, InspectionRow
 
 
 class Group(NamedTuple):
-    """What is counted apart; `explained` is the explanation's status, empty where there is none."""
+    """A group of inspections; `explained` is the explanation's status, empty where there is none."""
 
     line: str
     station: str
@@ -45,7 +45,7 @@ class Totals:
 class TotalsReader:
     """Adds up what was recorded since it was asked last.
 
-    Rows that retention deletes stay counted until the process starts anew, as a monitor expects of a counter. Writers
+    Rows that retention deletes stay counted until the process restarts, as a monitor expects of a counter. Writers
     take turns (`Database.write`), so that no row appears below one that was counted.
 
     Args:

@@ -1,4 +1,4 @@
-"""Models, policies and audits: what may judge parts, by which rules, and how well it did on labeled pictures."""
+"""The register of models, policies and audits."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -131,7 +131,7 @@ class ModelRegistry:
             return _change_model(connection, fingerprint, values, facts=facts, now=self._database.clock())
 
     def model(self, fingerprint: str) -> StoredModel:
-        """The registered model with this fingerprint, or beginning of one.
+        """Return the registered model with this fingerprint, or beginning of one.
 
         Raises:
             NotFoundError: None has it, or more than one begins so.
@@ -146,7 +146,7 @@ class ModelRegistry:
             return queries.model(connection, Model.id == (found[0] if found else 0))
 
     def models(self) -> list[StoredModel]:
-        """All registered models, newest first."""
+        """List all registered models, newest first."""
         with self._database.read() as connection:
             return queries.models(connection)
 
@@ -218,5 +218,5 @@ def _change_model(
 
 
 def _of_files(bundle_sha256: str | None) -> dict[str, str]:
-    """What an event says of a bundle's files, where they are known."""
+    """Return what an event records of a bundle's files, where they are known."""
     return {} if bundle_sha256 is None else {"bundle_sha256": bundle_sha256}

@@ -1,4 +1,4 @@
-"""What the quality department writes down: baselines, calibrations, who saw which alarm, which alerts went out."""
+"""Records of the quality department: drift baselines, acknowledged alarms, alerts sent."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ class Acknowledgment:
 
 
 class QualityRecords:
-    """What the quality department wrote down. Each call is one transaction.
+    """The records of the quality department. Each call is one transaction.
 
     Args:
         database: An open one; it is not closed here.
@@ -65,7 +65,7 @@ class QualityRecords:
             ledger.append(connection, "drift_baseline", f"{first}/{last}", facts=facts, now=now, made=made_rows)
 
     def baseline(self) -> Baseline | None:
-        """The baseline that counts: the one set last; None: none was."""
+        """Return the baseline in force, which is the one set last; None: none was set."""
         query = select(DriftBaselineRow).order_by(DriftBaselineRow.id.desc()).limit(1)
         with self._database.read() as connection:
             row = connection.execute(query).first()
@@ -91,7 +91,7 @@ class QualityRecords:
         return Acknowledgment(alarm_id, by, now, note)
 
     def acknowledged(self) -> dict[str, Acknowledgment]:
-        """The newest acknowledgment of each alarm that has one."""
+        """Return the newest acknowledgment of each alarm that has one."""
         with self._database.read() as connection:
             return {
                 event.subject: Acknowledgment(
@@ -101,7 +101,7 @@ class QualityRecords:
             }
 
     def alerts_sent(self, channel: str, alert_ids: Collection[str]) -> set[str]:
-        """Which of these alerts went out on a channel."""
+        """Return those of these alerts that were sent on a channel."""
         found: set[str] = set()
         with self._database.read() as connection:
             for chunk in chunks(alert_ids):

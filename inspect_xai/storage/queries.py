@@ -1,4 +1,4 @@
-"""How rows become records again; each function is called inside the store's transaction."""
+"""Reading rows as records; each function is called inside the store's transaction."""
 
 import dataclasses
 import math
@@ -48,7 +48,7 @@ _REVIEW: Final = tuple(
 
 
 def _newest(said: Any) -> ColumnElement[Any]:
-    """What the newest review of an inspection said; asked for row by row, which an index answers for a page of them."""
+    """Select a column of an inspection's newest review; row by row, which an index answers for a page."""
     newest = select(said).where(_NEWER.inspection_id == InspectionRow.id).order_by(_NEWER.id.desc()).limit(1)
     return func.coalesce(newest.correlate(InspectionRow).scalar_subquery(), "")
 
@@ -98,13 +98,9 @@ _SUMMARY: dict[str, Any] = {
 @cache
 def summaries() -> Select[Any]:
     """SELECT of what an `InspectionSummary` holds, to be narrowed by the caller."""
+    query = select(*(column.label(name) for name, column in _SUMMARY.items())).select_from(InspectionRow)
     return (
-        select(*(column.label(name) for name, column in _SUMMARY.items()))
-        .select_from(InspectionRow)
-        .join(CaptureRow, CaptureRow.id == InspectionRow.capture_id)
-        .join(PartRow, PartRow.id == CaptureRow.part_id)
-        .join(Lot, Lot.id == PartRow.lot_id)
-        .join(Product, Product.id == Lot.product_id)
+        tables.join_parts(query.join(CaptureRow, CaptureRow.id == InspectionRow.capture_id))
         .join(Model, Model.id == InspectionRow.model_id)
         .join(Policy, Policy.id == InspectionRow.policy_id)
         .join(RunRow, RunRow.id == InspectionRow.run_id)
@@ -124,7 +120,7 @@ def summary(row: Row[Any]) -> results.InspectionSummary:
 
 
 def column(name: str) -> ColumnElement[Any] | InstrumentedAttribute[Any]:
-    """The column behind a field of `InspectionSummary`."""
+    """Return the column behind a field of `InspectionSummary`."""
     found: ColumnElement[Any] | InstrumentedAttribute[Any] = _SUMMARY[name]
     return found
 
@@ -132,7 +128,7 @@ def column(name: str) -> ColumnElement[Any] | InstrumentedAttribute[Any]:
 def stats(
     connection: Connection, start: datetime, end: datetime, *, by: Sequence[str], moment: str
 ) -> list[results.Stats]:
-    """Sums by the given fields of a summary, over the inspections with start <= moment < end."""
+    """Sum by fields of a summary over the inspections with start <= moment < end."""
     inside = summaries().where(column(moment) >= start, column(moment) < end).subquery("inside").c
     verdict, said = inside.verdict, inside.reviewed_verdict
 
@@ -162,7 +158,7 @@ def stats(
 
 
 def region_near(row_px: Any, column_px: Any, radius_px: Any) -> ColumnElement[bool]:
-    """Whether the explanation has a region whose middle lies within the radius of that pixel."""
+    """Return whether the explanation has a region with its middle within the radius of that pixel."""
     region = tables.ExplanationRegion
     down = region.top_px + region.height_px / 2.0 - row_px
     right = region.left_px + region.width_px / 2.0 - column_px
@@ -175,7 +171,7 @@ def region_near(row_px: Any, column_px: Any, radius_px: Any) -> ColumnElement[bo
 
 
 def has_map(sha256: str) -> ColumnElement[bool]:
-    """Whether one of the explanation's stored maps has this hash."""
+    """Return whether one of the explanation's stored maps has this hash."""
     blob = select(MapBlob.id).where(MapBlob.sha256 == sha256).scalar_subquery()
     block = select(tables.BlockMapRow.position).where(
         tables.BlockMapRow.explanation_id == ExplanationRow.id, tables.BlockMapRow.sums_blob_id == blob
@@ -184,7 +180,7 @@ def has_map(sha256: str) -> ColumnElement[bool]:
 
 
 def runs_of_file(connection: Connection, sha256: str) -> list[int]:
-    """Ids of the runs whose model file has this hash, or one that begins so. Lines are opened rarely: runs are few."""
+    """Return ids of the runs of a model file, by its hash or the hash's beginning; runs are few."""
     rows = connection.execute(select(RunRow.id, RunRow.settings))
     return [row.id for row in rows if sha256 and str(row.settings.get("model_sha256", "")).startswith(sha256)]
 
@@ -243,13 +239,13 @@ def model(connection: Connection, condition: ColumnElement[bool]) -> results.Sto
 
 
 def models(connection: Connection) -> list[results.StoredModel]:
-    """All registered models, newest first."""
+    """List all registered models, newest first."""
     rows = connection.execute(select(Model.__table__).order_by(Model.registered_at.desc(), Model.id.desc()))
     return [_model(row) for row in rows]
 
 
 def reviews(connection: Connection, inspection_id: int) -> tuple[results.StoredReview, ...]:
-    """All answers about one inspection, oldest first."""
+    """Return all answers about one inspection, oldest first."""
     return tuple(_reviews(connection, [inspection_id])[inspection_id])
 
 
@@ -283,18 +279,14 @@ def _review_rows() -> Select[Any]:
 
 @cache
 def _capture_rows() -> Select[Any]:
-    return (
-        select(CaptureRow.__table__, PartRow.serial, Product.name.label("product"), Lot.code.label("lot"))
-        .join(PartRow, PartRow.id == CaptureRow.part_id)
-        .join(Lot, Lot.id == PartRow.lot_id)
-        .join(Product, Product.id == Lot.product_id)
-        .where(CaptureRow.id.in_(_WANTED))
-    )
+    columns = (PartRow.serial, Product.name.label("product"), Lot.code.label("lot"))
+    query = select(CaptureRow.__table__, *columns).select_from(CaptureRow)
+    return tables.join_parts(query).where(CaptureRow.id.in_(_WANTED))
 
 
 @cache
 def _rows_by(column: InstrumentedAttribute[Any]) -> Select[Any]:
-    """All rows of a column's table with one of the values in it, in the order of their primary key."""
+    """Select rows by the values of a column, in the order of their primary key."""
     table = column.class_.__table__
     return select(table).where(column.in_(_WANTED)).order_by(*table.primary_key.columns)
 
@@ -326,7 +318,7 @@ def _model(row: Row[Any]) -> results.StoredModel:
 
 
 def _captures(connection: Connection, ids: Collection[int]) -> dict[int, tuple[records.Capture, datetime | None]]:
-    """Captures by id, and when retention deleted their pictures."""
+    """Read captures by id, and when retention deleted their pictures."""
     names = [field.name for field in dataclasses.fields(records.Capture) if field.name != "part"]
     return {
         row.id: (
@@ -467,7 +459,7 @@ def _settings(document: Mapping[str, Any]) -> records.RecordedSettings:
 
 
 def _whole(value: Any) -> Any:
-    """A sum as Python counts: PostgreSQL adds whole numbers up to a Decimal."""
+    """Convert a sum to int: PostgreSQL adds whole numbers up to a Decimal."""
     return int(value) if isinstance(value, Decimal) else value
 
 

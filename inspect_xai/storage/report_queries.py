@@ -1,4 +1,4 @@
-"""Numbers for reports, added up by the database: a year of inspections costs no more memory than a day."""
+"""Aggregates for reports, computed by the database: a year of inspections costs no more memory than a day."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -121,7 +121,7 @@ def _chance_of_defect(scores: Sequence[Sequence[float | None]], model: StoredMod
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Watched:
-    """What is watched of some parts.
+    """Features of parts that are watched for drift.
 
     Attributes:
         ids: (n,) of their inspections.
@@ -157,7 +157,7 @@ class CohortKey:
 
 
 def _drawn(share: float) -> ColumnElement[bool]:
-    """Whether a picture is among so many of all, drawn by its hash: the same ones every night."""
+    """Return whether a picture is in a sample of this share, drawn by its hash: the same ones every night."""
     return CaptureRow.sha256 < f"{int(share * 16**8):08x}"
 
 
@@ -211,13 +211,13 @@ class ReportQueries:
         self._shift = shift
 
     def shifts(self) -> list[str]:
-        """The names of all shifts that anything was ever captured in."""
+        """Return the names of all shifts with a capture."""
         query = select(CaptureRow.shift).distinct().where(CaptureRow.shift != "").order_by(CaptureRow.shift)
         with self._database.read() as connection:
             return list(connection.execute(query).scalars())
 
     def rows(self, start: datetime, end: datetime) -> list[InspectionSummary]:
-        """The inspections themselves, oldest first: for a day, not for a year."""
+        """Return the inspections themselves, oldest first: for a day, not for a year."""
         names = [each.name for each in dataclasses.fields(InspectionSummary)]
         query = _fields(names).where(*self._during(start, end)).order_by(CaptureRow.captured_at, InspectionRow.id)
         with self._database.read() as connection:
@@ -242,12 +242,12 @@ class ReportQueries:
             ]
 
     def features(self, start: datetime, end: datetime, *, most: int) -> dict[tuple[str, str, str], Watched]:
-        """What is watched of the parts of each line, station and shift.
+        """Return the features watched for drift, by line, station and shift.
 
         Args:
             start: First moment of capture.
             end: First moment after.
-            most: About so many parts in all: of more, those with the lowest hashes, which favors no kind.
+            most: Approximate limit of parts; of more, those with the lowest hashes, which favors no kind.
         """
         region = ExplanationRegion
         columns = (
@@ -294,7 +294,7 @@ class ReportQueries:
     def defect_scores(
         self, start: datetime, end: datetime, *, model: StoredModel
     ) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
-        """What a model said of the parts it judged: probability of a defect (n,), and the verdicts (n,)."""
+        """Return a model's probability of a defect (n,) and verdict (n,) for each part it judged."""
         query = (
             select(InspectionRow.scores, InspectionRow.verdict)
             .join(CaptureRow, CaptureRow.id == InspectionRow.capture_id)
@@ -309,7 +309,7 @@ class ReportQueries:
         )
 
     def reviewed_scores(self, start: datetime, end: datetime, *, model: StoredModel) -> list[ReviewedScore]:
-        """The same of the parts that a person called OK or NG, each with the chance it had to be reviewed."""
+        """Return the scores of parts that a person called OK or NG, with the chance each had to be reviewed."""
         newest = (
             select(func.max(ReviewRow.id)).where(ReviewRow.inspection_id == InspectionRow.id).correlate(InspectionRow)
         )
@@ -340,7 +340,7 @@ class ReportQueries:
         return found
 
     def slower_than(self, start: datetime, end: datetime, *, window_ms: float) -> int:
-        """How many inspections took longer than that."""
+        """Count the inspections that took longer than `window_ms`."""
         query = (
             select(func.count()).select_from(InspectionRow).join(CaptureRow, CaptureRow.id == InspectionRow.capture_id)
         )
@@ -355,7 +355,7 @@ class ReportQueries:
             return {row.run_id: dict(row.settings) for row in connection.execute(query)}
 
     def waiting(self, moment: datetime) -> Waiting:
-        """Flagged parts captured before `moment` that have no answer today."""
+        """Count flagged parts captured before `moment` that have no answer yet."""
         answered = (
             select(ReviewRow.id).where(ReviewRow.inspection_id == InspectionRow.id).correlate(InspectionRow).exists()
         )
@@ -377,7 +377,7 @@ class ReportQueries:
         return Waiting(int(total), ages, oldest)
 
     def cohorts(self, start: datetime, end: datetime) -> list[tuple[CohortKey, int]]:
-        """Which cohorts have stored maps of defects, and how many; the largest first."""
+        """Count the stored maps of defects by cohort, the largest first."""
         names = [queries.column(name) for name in ("product", "line", "station", "view")]
         keys = [*names, ExplanationRow.target, CaptureRow.height_px, CaptureRow.width_px]
         query = self._explained(start, end, *keys, func.count()).group_by(*keys)
@@ -387,7 +387,7 @@ class ReportQueries:
         return sorted(found, key=lambda each: (-each[1], *dataclasses.astuple(each[0])))
 
     def maps(self, key: CohortKey, start: datetime, end: datetime, *, share: float = 1.0) -> Iterator[StoredMap]:
-        """The maps of one cohort one after the other, in the order of their ids; never more than a few in memory.
+        """Yield the maps of one cohort in the order of their ids, with only a few in memory.
 
         Args:
             key: The cohort.

@@ -1,4 +1,4 @@
-"""What the store hands out: frozen values that know nothing of a database."""
+"""Results of the store: frozen values without a connection to the database."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,7 +58,7 @@ class ArchivedPicture:
 
 @dataclass(frozen=True, slots=True)
 class RecordedInspection:
-    """Under which id an inspection stands, and whether it was written now or stood there already."""
+    """The id of a recorded inspection, and whether it was written now or existed already."""
 
     inspection_id: int
     is_new: bool
@@ -93,7 +93,7 @@ class StoredModel:
             f"the files of the bundle of {self.name} {self.version} are not those that were registered: "
             f"together they hash to {bundle_sha256[:16]}",
             expected=f"{self.bundle_sha256[:16]}, which is {self.status}" if self.bundle_sha256 else "",
-            remedy="copy the registered bundle here again; if it was built anew on purpose, register and approve it "
+            remedy="copy the registered bundle here again; if it was built again on purpose, register and approve it "
             "again: inspect-xai model register BUNDLE --db URL, inspect-xai model approve BUNDLE --db URL",
         )
 
@@ -225,7 +225,7 @@ class InspectionSummary:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What happened to one group of inspections. `escapes` and `overkill` count what people answered, no estimate."""
+    """Counts of one group of inspections. `escapes` and `overkill` count what people answered, no estimate."""
 
     group: tuple[str, ...]
     inspections: int

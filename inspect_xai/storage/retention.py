@@ -1,4 +1,4 @@
-"""Retention: what may go by rules per product and kind of data, what must not by legal holds, what went in the ledger.
+"""Retention: deletion by rules per product and kind of data, legal holds, and records of it in the ledger.
 
 Three kinds of data: the picture's file, the explanation's maps, the rows. When maps or pictures go, the numbers stay.
 When rows go, their reviews go with them, and the ledger keeps that they went and the digests they had. The product
@@ -47,6 +47,7 @@ from inspect_xai.storage.tables import (
     Product,
     RetentionRule,
     ReviewRow,
+    join_parts,
 )
 
 _CHUNK: Final = 200  # rows per transaction: a line that records meanwhile waits for no more
@@ -54,7 +55,7 @@ MOST_DAYS: Final = 36_500  # a hundred years; a date that many days back can sti
 
 
 class DataKind(StrEnum):
-    """What a rule speaks of."""
+    """The kind of data a rule covers."""
 
     PICTURE = "picture"
     MAP = "map"
@@ -85,7 +86,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What retention would delete now."""
+    """The data that retention would delete now."""
 
     pictures: tuple[tuple[int, str], ...]  # capture id and where the picture lies
     blob_ids: tuple[int, ...]
@@ -129,7 +130,7 @@ class Retention:
             ledger.append(connection, "rule", rule.product, facts=told, now=now, made={"retention_rule": [number]})
 
     def rules(self) -> list[Rule]:
-        """All rules."""
+        """Return all rules."""
         query = select(RetentionRule.product_name, RetentionRule.data_kind, RetentionRule.keep_days)
         with self._database.read() as connection:
             rows = connection.execute(query.order_by(RetentionRule.product_name, RetentionRule.data_kind))
@@ -138,7 +139,7 @@ class Retention:
     def place_hold(self, *, reason: str, by: str, product: str = "", lot: str = "", serial: str = "") -> int:
         """Keep everything of these parts until the hold is released; its id comes back.
 
-        What it came too late for, `pictures_lost` tells.
+        `pictures_lost` lists what it came too late for.
         """
         with self._database.write() as connection:
             now = self._database.clock()
@@ -161,7 +162,7 @@ class Retention:
             return True
 
     def holds(self) -> list[Hold]:
-        """The holds that stand."""
+        """Return the holds that stand."""
         query = select(LegalHold.__table__).where(LegalHold.released_at.is_(None)).order_by(LegalHold.id)
         with self._database.read() as connection:
             return [
@@ -176,11 +177,7 @@ class Retention:
             Serial number and place of each, in the order they were recorded.
         """
         query = (
-            select(PartRow.serial, CaptureRow.archived_to)
-            .select_from(CaptureRow)
-            .join(PartRow, PartRow.id == CaptureRow.part_id)
-            .join(Lot, Lot.id == PartRow.lot_id)
-            .join(Product, Product.id == Lot.product_id)
+            join_parts(select(PartRow.serial, CaptureRow.archived_to).select_from(CaptureRow))
             .where(or_(CaptureRow.picture_deleted_at.is_not(None), CaptureRow.picture_going_at.is_not(None)))
             .where(_is_held(LegalHold.id == hold_id))
             .order_by(CaptureRow.id)
@@ -189,7 +186,7 @@ class Retention:
             return tuple((row.serial, row.archived_to) for row in connection.execute(query))
 
     def plan(self) -> Plan:
-        """The dry run: what `carry_out` would delete now. Changes nothing."""
+        """Return what `execute` would delete now; change nothing."""
         with self._database.read() as connection:
             now = self._database.clock()
             limits = {kind: _expired(connection, kind, now) for kind in DataKind}
@@ -281,7 +278,7 @@ class Retention:
         return list(kept.values())
 
     def _at_the_same_place(self, capture_ids: Sequence[int]) -> tuple[dict[int, set[int]], int]:
-        """Return the other captures whose picture lies where one of these does, and the newest capture of all."""
+        """Return the other captures with the same place as one of these, and the newest capture of all."""
         with self._database.read() as connection:
             own = select(CaptureRow.archived_to).where(CaptureRow.id.in_(capture_ids))
             there = select(CaptureRow.id, CaptureRow.archived_to).where(
@@ -381,8 +378,7 @@ class Retention:
         if self._database.blobs is None:
             return removed
         needed = select(MapBlob.sha256).where(MapBlob.deleted_at.is_(None))
-        for start in range(0, len(sha256s), 500):
-            chunk = sha256s[start : start + 500]
+        for chunk in chunks(sha256s):
             with self._database.write() as connection:
                 kept = set(connection.execute(needed.where(MapBlob.sha256.in_(chunk))).scalars())
                 for name in chunk:
@@ -393,18 +389,12 @@ class Retention:
 
 
 def _inspections(*columns: Any) -> Select[Any]:
-    return (
-        select(*columns)
-        .select_from(InspectionRow)
-        .join(CaptureRow, CaptureRow.id == InspectionRow.capture_id)
-        .join(PartRow, PartRow.id == CaptureRow.part_id)
-        .join(Lot, Lot.id == PartRow.lot_id)
-        .join(Product, Product.id == Lot.product_id)
-    )
+    query = select(*columns).select_from(InspectionRow)
+    return join_parts(query.join(CaptureRow, CaptureRow.id == InspectionRow.capture_id))
 
 
 def _pictures(is_expired: ColumnElement[bool]) -> Select[Any]:
-    """Captures whose picture is due.
+    """Select captures with a picture that is due.
 
     A name that was written again, of a source read in place, leaves several captures with one place: what lies there
     goes when it is due for all of them.
@@ -418,22 +408,16 @@ def _pictures(is_expired: ColumnElement[bool]) -> Select[Any]:
 
 
 def _captures(condition: ColumnElement[bool]) -> Select[Any]:
-    return (
-        select(CaptureRow.id, CaptureRow.archived_to)
-        .join(PartRow, PartRow.id == CaptureRow.part_id)
-        .join(Lot, Lot.id == PartRow.lot_id)
-        .join(Product, Product.id == Lot.product_id)
-        .where(condition)
-    )
+    return join_parts(select(CaptureRow.id, CaptureRow.archived_to).select_from(CaptureRow)).where(condition)
 
 
 def _is_due(is_expired: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Whether a capture's picture may go. One without a place never was in the archive."""
+    """Return whether a capture's picture may go. One without a place never was in the archive."""
     return and_(CaptureRow.archived_to != "", CaptureRow.picture_deleted_at.is_(None), is_expired, ~_is_held())
 
 
 def _blobs(is_expired: ColumnElement[bool]) -> Select[Any]:
-    """Maps that only explanations use whose maps are due."""
+    """Select maps used only by explanations that are due."""
     due = _inspections(InspectionRow.id).where(is_expired, ~_is_held())
     others = ExplanationRow.inspection_id.not_in(due)
     used_whole = exists().where(ExplanationRow.fused_blob_id == MapBlob.id, others)
@@ -457,7 +441,7 @@ def _maps_of(which: ColumnElement[bool]) -> CompoundSelect[Any]:
 
 
 def _is_held(which: ColumnElement[bool] | None = None) -> ColumnElement[bool]:
-    """Whether a hold that stands, or the one that `which` names, keeps the part."""
+    """Return whether a hold that stands, or the one that `which` names, keeps the part."""
 
     def fits(held: Any, own: Any) -> ColumnElement[bool]:
         return or_(held == "", held == own)
@@ -471,7 +455,7 @@ def _is_held(which: ColumnElement[bool] | None = None) -> ColumnElement[bool]:
 
 
 def _expired(connection: Connection, kind: DataKind, now: datetime) -> ColumnElement[bool]:
-    """Whether a rule allows to delete this kind of data of an inspection or, for pictures, of a capture."""
+    """Return whether a rule allows to delete this kind of data of an inspection or, for pictures, of a capture."""
     query = select(RetentionRule.product_name, RetentionRule.keep_days).where(RetentionRule.data_kind == kind.value)
     limits = {
         row.product_name: now - timedelta(days=min(row.keep_days, MOST_DAYS)) for row in connection.execute(query)
@@ -483,7 +467,7 @@ def _expired(connection: Connection, kind: DataKind, now: datetime) -> ColumnEle
 
 
 def _is_before(kind: DataKind, limit: datetime) -> ColumnElement[bool]:
-    """All clocks must agree that it is old: one camera that believes in 1970 must not cost a picture."""
+    """Require that all clocks call it old: a camera with its clock at 1970 must not cost a picture."""
     if kind is DataKind.PICTURE:
         newer = exists().where(InspectionRow.capture_id == CaptureRow.id, InspectionRow.recorded_at >= limit)
         return (CaptureRow.captured_at < limit) & ~newer.correlate(CaptureRow)

@@ -1,4 +1,4 @@
-"""The review desk: which inspections wait for a person, who holds one at the moment, and what they answered.
+"""The review queue: inspections that wait for a person, claims on them, and answers.
 
 The queue is working state (`tables.ReviewQueueItem`), filled from the inspections; answers are part of the record.
 """
@@ -32,7 +32,7 @@ _LATELY: Final = 300  # inspections of a label that are searched for similar one
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a person says about an inspection, and what they knew when they said it.
+    """A person's answer about an inspection, with the newest review they knew.
 
     Attributes:
         key: Names this answer: the same key twice is one review.
@@ -46,7 +46,7 @@ class Answer:
 
 
 class ConflictKind(StrEnum):
-    """Why an answer or a claim was not taken."""
+    """The reason an answer or a claim was refused."""
 
     CLAIMED = "claimed"  # somebody else holds it
     JUDGED = "judged"  # somebody answered meanwhile
@@ -58,7 +58,7 @@ class ConflictKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """Why an answer or a claim was not taken, with the person and, where there is one, their answer."""
+    """A refused answer or claim: the reason, the person and, where there is one, their answer."""
 
     kind: ConflictKind
     person: str
@@ -68,7 +68,7 @@ class Conflict:
 
 @dataclass(frozen=True, slots=True)
 class AnswerAccepted:
-    """Under which id an answer stands, and whether it was written now or stood there already."""
+    """The id of an accepted answer, and whether it was written now or existed already."""
 
     review_id: int
     is_new: bool
@@ -129,18 +129,18 @@ class Desk:
                 added += enqueue_new(connection, blind_share=self._blind_share)
 
     def queue(self, wanted: QueueFilter, *, after: tuple[int, int] | None = None, limit: int = 25) -> list[QueueEntry]:
-        """What waits, most urgent first and then longest waiting first.
+        """Return a page of the queue, most urgent first and then longest waiting first.
 
         Args:
             wanted: What of it.
             after: (priority, inspection id) of the last entry seen.
-            limit: At most so many.
+            limit: Maximum number of entries.
         """
         with self._database.read() as connection:
             return review_queue_sql.entries(connection, wanted, after=after, limit=limit, now=self._database.clock())
 
     def overview(self) -> Overview:
-        """How much waits. The total is of this moment, the rest may be some seconds old: it is counted row by row."""
+        """Count what waits. The total is current, the rest may be some seconds old: it is counted row by row."""
         with self._database.read() as connection:
             total = review_queue_sql.total(connection)
             if self._overview is None or time.monotonic() - self._overview[0] > _OVERVIEW_S:
@@ -148,7 +148,7 @@ class Desk:
         return dataclasses.replace(self._overview[1], total=total)
 
     def seen(self, inspection_id: int, person: str, wanted: QueueFilter) -> QueuePosition:
-        """Where an inspection stands on the desk, for somebody who looks at it on their way through the queue."""
+        """Return an inspection's state and its neighbors in a person's view of the queue."""
         with self._database.read() as connection:
             row = review_queue_sql.item(connection, inspection_id)
             if row is None:
@@ -159,7 +159,7 @@ class Desk:
         return QueuePosition(here, before, after, is_covered=is_covered)
 
     def covered(self, inspection_ids: Collection[int], person: str) -> frozenset[int]:
-        """Which of these this person must not see the verdict of: they are judged blind, and the person has not yet."""
+        """Return those that this person has yet to judge blind, and so must not see the verdict of."""
         if not inspection_ids:
             return frozenset()
         with self._database.read() as connection:
@@ -257,7 +257,7 @@ class Desk:
             return [queries.summary(row) for row in connection.execute(query)]
 
     def history_of(self, inspection_id: int, *, limit: int = 8) -> list[InspectionSummary]:
-        """What else was inspected of the same part, newest first."""
+        """Return the other inspections of the same part, newest first."""
         values = {"number": inspection_id, "limit": limit}
         with self._database.read() as connection:
             return [queries.summary(row) for row in connection.execute(_history(), values)]
@@ -285,7 +285,7 @@ class Desk:
             return [queries.summary(row) for row in connection.execute(_similar(), values)]
 
     def good_part_like(self, inspection_id: int) -> int | None:
-        """The newest inspection of a good part of the same product, from the same station, camera and view.
+        """Return the newest inspection of a good part of the same product, station, camera and view.
 
         A part is good where every model said OK to each of its pictures, and every answer that stands did so too.
         """
@@ -320,7 +320,7 @@ class Desk:
     def _why_once_more(
         self, connection: Connection, answer: Answer, item: Row[Any], said: tuple[StoredReview, ...]
     ) -> ReviewReason | None:
-        """Why another person is wanted after this answer; None: it settles the matter."""
+        """Return the reason for asking another person after this answer; None: it settles the matter."""
         is_undecided = answer.review.decision is Decision.UNDECIDED
         if item.second_reviewer or item.state == State.DONE:  # a third answer, or a correction
             return None
@@ -341,7 +341,7 @@ class Desk:
 
 @cache
 def _marks() -> Select[Any]:
-    """Up to which inspection the desk has looked, and which is the newest."""
+    """Select the last inspection that was enqueued or passed over, and the newest."""
     seen, newest = select(func.max(ReviewCursor.last_enqueued_id)), select(func.max(InspectionRow.id))
     return select(*(func.coalesce(each.scalar_subquery(), 0) for each in (seen, newest)))
 
@@ -361,7 +361,7 @@ def _history() -> Select[Any]:
 
 @cache
 def _similar() -> Select[Any]:
-    """Lately inspected parts with a region of the same label near a pixel; made once, as in waiting.py."""
+    """Lately inspected parts with a region of the same label near a pixel; built once, as in review_queue_sql.py."""
     lately = (
         select(InspectionRow.id)
         .where(InspectionRow.label == bindparam("label"), InspectionRow.id != bindparam("number"))
@@ -385,7 +385,7 @@ def _similar() -> Select[Any]:
 
 
 def _is_faulted() -> ColumnElement[bool]:
-    """Whether a model or a person, in an answer that stands, said anything but OK of a picture of the same part."""
+    """Return whether any model, or any answer that stands, said other than OK of a picture of the part."""
     other, seen = aliased(CaptureRow), aliased(InspectionRow)
     review, later = aliased(tables.ReviewRow), aliased(tables.ReviewRow)
     is_corrected = select(later.id).where(later.supersedes_id == review.id).correlate(review).exists()
@@ -457,7 +457,7 @@ def _conflict(
 
 
 def _corrected(answer: Answer, said: tuple[StoredReview, ...], state: State, *, may_correct_others: bool) -> int | None:
-    """The answer that this one corrects; None where it is a first answer or that of a second person."""
+    """Return the answer that this one corrects; None for a first answer or that of a second person."""
     if answer.review.blind or state is State.OPEN:
         return None
     for review in reversed(said):

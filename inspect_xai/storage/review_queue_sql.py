@@ -1,4 +1,4 @@
-"""What waits on the review desk: filters, entries, counts, and the statements that find them.
+"""SQL of the review queue: filters, entries and counts.
 
 Statements are made once per kind of question and given their values when they are asked: to make one, and to find it
 among those that were compiled before, costs more than to run it.
@@ -21,14 +21,14 @@ from inspect_xai.storage.tables import InspectionRow, ReviewQueueItem
 from inspect_xai.storage.types import Whole
 
 BLIND: Final = "blind"
-"""The filter by `reason` that finds what is judged blind; the true reason would tell the verdict."""
+"""The filter by `reason` that finds what is judged blind; the true reason would reveal the verdict."""
 
 _TELLING: Final = ("verdict", "label", "reason")
 
 
 @dataclass(frozen=True, slots=True)
 class QueueFilter:
-    """What of the queue is wanted; None: no matter which."""
+    """Filters of the queue; None: any value."""
 
     line: str | None = None
     station: str | None = None
@@ -47,7 +47,7 @@ class QueueFilter:
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """Where an inspection stands on the desk. `claimed_by` is empty when nobody holds it at this moment."""
+    """State of an inspection in the queue. `claimed_by` is empty when nobody holds it at this moment."""
 
     inspection_id: int
     state: State
@@ -60,7 +60,7 @@ class QueueState:
     is_blind: bool  # whoever answers first does so before verdict and map are shown
 
     def is_own(self, person: str) -> bool:
-        """Whether this person has answered already, so that another one is wanted."""
+        """Return whether this person has answered already, so that another one is wanted."""
         return person in (self.first_reviewer, self.second_reviewer)
 
 
@@ -73,7 +73,7 @@ class QueueEntry(QueueState):
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """How much waits: counts by field and value, and since when the oldest does."""
+    """Size of the queue: counts by field and value, and the time of its oldest entry."""
 
     total: int
     oldest_at: datetime | None
@@ -83,7 +83,7 @@ class Overview:
 def entries(
     connection: Connection, wanted: QueueFilter, *, after: tuple[int, int] | None, limit: int, now: datetime
 ) -> list[QueueEntry]:
-    """A page of what waits, most urgent first and then longest waiting first."""
+    """Return a page of the queue, most urgent first and then longest waiting first."""
     values: dict[str, Any] = wanted.given | {"limit": limit}
     if after is not None:
         values |= {"priority": after[0], "number": after[1]}
@@ -95,17 +95,17 @@ def entries(
 
 
 def standing(row: Row[Any], now: datetime) -> QueueState:
-    """A row of `item`, as of a moment."""
+    """Convert a row of `item` to its state at a moment."""
     return QueueState(**_facts(row, now))
 
 
 def item(connection: Connection, inspection_id: int) -> Row[Any] | None:
-    """The row of an inspection; None: it never was on the desk."""
+    """Return the queue row of an inspection; None: it never was in the queue."""
     return connection.execute(_item(), {"number": inspection_id}).one_or_none()
 
 
 def neighbors(connection: Connection, here: QueueState, wanted: QueueFilter) -> tuple[int | None, int | None]:
-    """The inspections before and after one in the queue."""
+    """Return the inspections before and after one in the queue."""
     values = wanted.given | {"priority": here.priority, "number": here.inspection_id}
     before, after = (_beside(_shape(wanted), before=each) for each in (True, False))
     return connection.execute(before, values).scalar(), connection.execute(after, values).scalar()
@@ -114,7 +114,7 @@ def neighbors(connection: Connection, here: QueueState, wanted: QueueFilter) -> 
 def first_free(
     connection: Connection, wanted: QueueFilter, *, person: str, skipped: Collection[int], now: datetime
 ) -> int | None:
-    """The most urgent inspection that nobody else holds and that this person has not answered."""
+    """Return the most urgent inspection that nobody else holds and this person has not answered."""
     query = _waiting(_shape(wanted)).where(
         or_(ReviewQueueItem.claimed_by.in_(("", person)), ReviewQueueItem.claimed_until < now),
         ReviewQueueItem.first_reviewer != person,
@@ -126,7 +126,7 @@ def first_free(
 
 
 def covered(connection: Connection, inspection_ids: Collection[int], person: str) -> frozenset[int]:
-    """Which of these this person must not see the verdict of: they are judged blind, and the person has not yet."""
+    """Return those that this person has yet to judge blind, and so must not see the verdict of."""
     if not inspection_ids:
         return frozenset()
     values = {"wanted": list(inspection_ids), "person": person}
@@ -134,12 +134,12 @@ def covered(connection: Connection, inspection_ids: Collection[int], person: str
 
 
 def total(connection: Connection) -> int:
-    """How many inspections wait."""
+    """Count the inspections that wait."""
     return int(connection.execute(_total()).scalar_one())
 
 
 def counted(connection: Connection) -> Overview:
-    """How much waits, counted row by row."""
+    """Count what waits, row by row."""
     names = ("reason", "verdict", "label", "line", "station", "shift")
     columns = [getattr(ReviewQueueItem, name) for name in names]
     blind = case((is_blind(), 1), else_=0).label("is_blind")
@@ -162,12 +162,12 @@ def counted(connection: Connection) -> Overview:
 
 
 def is_blind() -> ColumnElement[bool]:
-    """Whether an item waits for an answer that is given before verdict and map are shown."""
+    """Return whether an item waits for an answer that is given before verdict and map are shown."""
     return (ReviewQueueItem.blind == 1) & (ReviewQueueItem.first_reviewer == "") & (ReviewQueueItem.state == State.OPEN)
 
 
 def waits_blind() -> ColumnElement[bool]:
-    """Whether an inspection waits to be judged blind, so that no page about another one may speak of it."""
+    """Return whether an inspection waits to be judged blind, so that no page about another one may speak of it."""
     return (
         select(ReviewQueueItem.inspection_id)
         .where(ReviewQueueItem.inspection_id == InspectionRow.id, is_blind())
@@ -191,7 +191,7 @@ def _facts(row: Row[Any], now: datetime) -> dict[str, Any]:
 
 
 def _shape(wanted: QueueFilter) -> tuple[str, ...]:
-    """Which values are asked for, and so which statement: `reason` is no value where it means blind parts."""
+    """Return the names of the filters, which select the statement; BLIND in place of `reason` for blind parts."""
     return tuple(BLIND if (name, value) == ("reason", BLIND) else name for name, value in wanted.given.items())
 
 
@@ -203,7 +203,7 @@ def _waiting(shape: tuple[str, ...]) -> Select[Any]:
     if BLIND in shape:
         conditions.append(is_blind())
     if set(shape) & set(_TELLING):
-        conditions.append(~is_blind())  # that a part is among these would tell its verdict
+        conditions.append(~is_blind())  # that a part is among these would reveal its verdict
     return select(ReviewQueueItem.__table__).where(ReviewQueueItem.state == State.OPEN, *conditions).order_by(*_PLACE)
 
 
@@ -250,7 +250,7 @@ _PLACE: Final = (ReviewQueueItem.priority, ReviewQueueItem.inspection_id)
 
 
 def _place() -> Tuple:
-    """Where an item stands in the queue."""
+    """Return the sort key of an item."""
     return tuple_(*_PLACE)
 
 

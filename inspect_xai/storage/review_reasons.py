@@ -1,4 +1,4 @@
-"""What comes onto the review desk, and how urgently: decided once, when the desk first sees an inspection."""
+"""Reasons and priorities for review, decided once, when an inspection is first considered."""
 
 import hashlib
 from enum import StrEnum
@@ -29,7 +29,7 @@ _CHUNK: Final = 2000  # inspections taken in per transaction, so that no line wa
 
 
 class ReviewReason(StrEnum):
-    """What puts an inspection on the desk, most urgent first."""
+    """Reasons for a review, most urgent first."""
 
     FAILED = "failed"
     UNSURE = "unsure"
@@ -44,21 +44,21 @@ class ReviewReason(StrEnum):
 
 
 class State(StrEnum):
-    """How far an inspection has come on the desk."""
+    """Progress of a review."""
 
     OPEN = "open"
     DONE = "done"
 
 
 BLIND_PRIORITY: Final = 0
-"""Parts judged blind stand together, first: among others of their kind their place would tell the verdict."""
+"""Parts judged blind stand together, first: among others of their kind their place would reveal the verdict."""
 
 PRIORITIES: Final = {reason: priority for priority, reason in enumerate(ReviewReason, BLIND_PRIORITY + 1)}
 """How urgent each is; the smallest comes first."""
 
 
 def share_of(sha256: str, purpose: str) -> float:
-    """A number in [0, 1) that a picture draws for a purpose, always the same one.
+    """Hash a picture and a purpose to a number in [0, 1), always the same one.
 
     >>> share_of("ab", "second") == share_of("ab", "second") != share_of("ab", "blind")
     True
@@ -97,7 +97,7 @@ def why_on_desk(
 
 
 def enqueue_new(connection: Connection, *, blind_share: float = 0.0) -> int:
-    """Put the next chunk of inspections on the desk, a share of them to be judged blind; how many came onto it."""
+    """Enqueue the next chunk of inspections, a share of them to be judged blind; return how many."""
     seen = connection.execute(select(ReviewCursor.last_enqueued_id)).scalar() or 0
     ids = (
         connection.execute(

@@ -1,4 +1,4 @@
-"""The schema in the database: is it the one this build needs, and how it gets there.
+"""Check and upgrade of the database schema.
 
 `python -m inspect_xai.storage.schema` writes the DDL of the tables for both databases into sql/schema/.
 """
@@ -27,7 +27,7 @@ _ADOPTED_SINCE: Final = "0014"  # the revision from which on events vouch for al
 
 
 def sql_folder() -> Path:
-    """The folder with migrations/, views/, queries/ and schema/: of the checkout if this is one, else of the wheel.
+    """Return the folder with migrations/, views/, queries/ and schema/, of the checkout or of the wheel.
 
     Raises:
         StoreError: Neither is there: the installation is incomplete.
@@ -94,7 +94,7 @@ def _upgrade(connection: Connection, url: str) -> str:
     for name in views():
         connection.execute(text(f"DROP VIEW IF EXISTS {name}"))  # so that a migration may change what they look at
     command.upgrade(settings, "head")
-    # Made anew each time: SQLite drops a table's triggers when a migration makes that table anew.
+    # Created each time: SQLite drops a table's triggers when a migration rebuilds that table.
     plain = connection.execution_options(no_parameters=True)  # a % in a statement is no placeholder
     for statement in (*triggers(connection.dialect.name), *views().values()):
         plain.exec_driver_sql(statement)
@@ -104,7 +104,7 @@ def _upgrade(connection: Connection, url: str) -> str:
 
 
 def config() -> "Config":
-    """Alembic's settings made here: no alembic.ini, and so nothing that would set up logging anew."""
+    """Return Alembic's settings without an alembic.ini, which would reconfigure logging."""
     from alembic.config import Config
 
     settings = Config()
@@ -120,7 +120,7 @@ def _known(settings: "Config") -> set[str]:
 
 
 def has_table(connection: Connection, name: str) -> bool:
-    """Whether the database has a table of this name."""
+    """Return whether the database has a table of this name."""
     return inspect(connection).has_table(name)
 
 
@@ -170,7 +170,7 @@ def _alone(file: Path | None) -> Iterator[None]:
 
 
 def ddl(dialect_name: str) -> str:
-    """The DDL of all tables and triggers for "sqlite" or "postgresql", as kept in sql/schema/ for people to read."""
+    """Return the DDL of all tables and triggers for "sqlite" or "postgresql", as in sql/schema/."""
     dialect = {"sqlite": sqlite.dialect, "postgresql": postgresql.dialect}[dialect_name]()
     lines = [
         f"-- Tables and triggers on {dialect_name}, revision {REVISION}. Made by: python -m inspect_xai.storage.schema"

@@ -44,7 +44,7 @@ class Signer:
         return _spelled(self._key.public_key())
 
     def sign(self, words: str) -> str:
-        """The signature of a text.
+        """Sign a text.
 
         Raises:
             SettingsError: As `public_key`.
@@ -96,12 +96,12 @@ def create_key(file: Path) -> Signer:
 
 
 def public_file(file: Path) -> Path:
-    """Where `create_key` puts the public key of a private one."""
+    """Return the file to which `create_key` writes the public key."""
     return file.with_name(f"{file.name}.pub")
 
 
 def read_public_key(file: Path) -> str:
-    """The public key in a PEM file.
+    """Read the public key in a PEM file.
 
     Raises:
         SettingsError: The file is not there or holds none.
@@ -120,7 +120,7 @@ def read_public_key(file: Path) -> str:
 
 
 def pem_of(public_key: str) -> str:
-    """A public key in PEM, as other programs read it."""
+    """Return a public key as PEM."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -129,7 +129,7 @@ def pem_of(public_key: str) -> str:
 
 
 def fits(public_key: str, words: str, signature: str) -> bool:
-    """Whether a signature of a text was made with this key; False too where one of them is none."""
+    """Return whether a signature of a text was made with this key; False too where one of them is none."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 

@@ -1,4 +1,4 @@
-"""The record of all inspections, in SQLite or PostgreSQL: what goes in stays, and comes out as frozen values."""
+"""The record of all inspections, in SQLite or PostgreSQL."""
 
 import dataclasses
 import unicodedata
@@ -36,7 +36,7 @@ _ENCODERS = 4  # packing lets go of the interpreter
 
 @cache
 def _known() -> Select[tuple[str, int]]:
-    """The line asks this for every picture: making the statement took longer than running it."""
+    """Build the statement once: the line runs it for every picture."""
     model = select(tables.Model.id).where(tables.Model.fingerprint == bindparam("fingerprint")).scalar_subquery()
     policy = select(tables.Policy.id).where(tables.Policy.version == bindparam("version")).scalar_subquery()
     return (
@@ -96,7 +96,7 @@ def open_store(
 
 
 def was_used(url: str) -> bool:
-    """Whether a line ever recorded into a database; one that is not there was not. Nothing is made or changed.
+    """Return whether a line ever recorded into a database; one that is not there was not. Nothing is made or changed.
 
     Raises:
         StoreError: The database cannot be read.
@@ -206,7 +206,7 @@ class Store(AbstractContextManager["Store"]):
             return reviews.append(connection, inspection_id, review, supersedes=supersedes, now=self.database.clock())
 
     def set_reason(self, code: str, meaning: str) -> None:
-        """Put a reason code into the plant's list, or say anew what it means."""
+        """Put a reason code into the plant's list, or change its meaning."""
         with self.database.write() as connection:
             statement = upsert(connection, tables.ReasonCode).values(code=code, meaning=meaning)
             statement = statement.on_conflict_do_update(index_elements=["code"], set_={"meaning": meaning})
@@ -217,17 +217,17 @@ class Store(AbstractContextManager["Store"]):
             )
 
     def reasons(self) -> dict[str, str]:
-        """The plant's reason codes and what they mean, in the order they were listed."""
+        """Return the plant's reason codes with their meanings, in the order they were listed."""
         query = select(tables.ReasonCode.code, tables.ReasonCode.meaning).order_by(tables.ReasonCode.id)
         with self.database.read() as connection:
             return {row.code: row.meaning for row in connection.execute(query)}
 
     def known(self, sha256s: Sequence[str], fingerprint: str, policy_version: str) -> dict[str, int]:
-        """Which pictures this model has judged under this policy already: inspection ids by sha256."""
+        """Return the pictures that this model has judged under this policy: inspection ids by sha256."""
         found: dict[str, int] = {}
         with self.database.read() as connection:
-            for start in range(0, len(sha256s), 500):  # databases bound the number of parameters
-                given = {"fingerprint": fingerprint, "version": policy_version, "sha256s": sha256s[start : start + 500]}
+            for chunk in chunks(sha256s):
+                given = {"fingerprint": fingerprint, "version": policy_version, "sha256s": chunk}
                 found |= {row.sha256: row.id for row in connection.execute(_known(), given)}
         return found
 
@@ -277,7 +277,7 @@ class Store(AbstractContextManager["Store"]):
     def stats(
         self, start: datetime, end: datetime, *, by: Sequence[str] = ("line", "station"), moment: str = "inspected_at"
     ) -> list[Stats]:
-        """Sums over the inspections with start <= moment < end.
+        """Sum over the inspections with start <= moment < end.
 
         Args:
             start: First moment.
@@ -322,7 +322,7 @@ class Store(AbstractContextManager["Store"]):
             sha256: Of the picture's file.
             map_sha256: Of a stored map of the explanation.
             moment: What `since`, `until` and the order speak of: "inspected_at" or "captured_at".
-            limit: At most so many.
+            limit: Maximum number of inspections.
         """
         query = queries.summaries()
         equal = {"serial": serial, "lot": lot, "product": product, "label": label, "verdict": verdict, "sha256": sha256}
@@ -351,7 +351,7 @@ class Store(AbstractContextManager["Store"]):
             return list(connection.execute(select(tables.InspectionRow.id).order_by(tables.InspectionRow.id)).scalars())
 
     def parts_of(self, sha256s: Sequence[str]) -> dict[str, Part]:
-        """Which part each of these pictures was recorded for."""
+        """Return the part that each of these pictures was recorded for."""
         found: dict[str, Part] = {}
         with self.database.read() as connection:
             for chunk in chunks(sha256s):
@@ -360,7 +360,7 @@ class Store(AbstractContextManager["Store"]):
         return found
 
     def trace(self, serial: str, *, lot: str | None = None, product: str | None = None) -> list[StoredInspection]:
-        """Everything known of a part, from its pictures to the reviews and the model file's hash; oldest first.
+        """Return everything known of a part, from its pictures to reviews and model file hash; oldest first.
 
         Empty where no part has that serial. The other direction is `find` by the hash of a picture, map,
         model or model file.

@@ -28,7 +28,7 @@ MODEL: Final = "model"
 MOST_TASKS: Final = 20_000
 _CHUNK: Final = 1000
 _FLAGGED: Final = (VerdictCode.NG, VerdictCode.UNSURE)
-_REFERENCE: Final = ("", 0)  # whose and which trial gives the reference: nobody in particular, before all trials
+_REFERENCE: Final = ("", 0)  # appraiser and trial of the reference: nobody in particular, before all trials
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far one trial of one appraiser has come; of the reference, `appraiser` is empty and `trial` 0."""
+    """Progress of one trial of one appraiser; of the reference, `appraiser` is empty and `trial` 0."""
 
     appraiser: str
     trial: int
@@ -96,7 +96,7 @@ def draw(store: Store, *, parts: int, seed: int) -> list[InspectionSummary]:
 
 
 def orders(parts: int, appraisers: Sequence[str], *, trials: int, seed: int) -> dict[tuple[str, int], list[int]]:
-    """In which order each appraiser sees the parts in each trial: a new one every time, the same for the same seed.
+    """Draw the order of the parts for each appraiser and trial; the same seed gives the same orders.
 
     Raises:
         StudyError: Nobody is to appraise, or somebody twice.
@@ -160,7 +160,7 @@ class Studies:
                 expected=f"two parts or more, and at most {MOST_TASKS} answers",
             )
         turns = orders(len(ids), appraisers, trials=trials, seed=seed)
-        # Drawn too: flagged parts first would tell whoever gives the reference what the model said.
+        # Drawn too: flagged parts first would reveal the model's verdicts to the person who gives the reference.
         turns[_REFERENCE] = [int(at) for at in np.random.default_rng([seed, 2]).permutation(len(ids))]
         now = self._database.clock()
         with self._database.write() as connection:
@@ -184,13 +184,13 @@ class Studies:
         return self.get(number)
 
     def all(self) -> list[Study]:
-        """All studies, newest first."""
+        """List all studies, newest first."""
         with self._database.read() as connection:
             ids = connection.execute(select(tables.StudyRow.id).order_by(tables.StudyRow.id.desc())).scalars().all()
             return [_study(connection, tables.StudyRow.id == number) for number in ids]
 
     def get(self, study: int | str) -> Study:
-        """A study by id or name.
+        """Return a study by id or name.
 
         Raises:
             NotFoundError: There is none.
@@ -200,7 +200,7 @@ class Studies:
             return _study(connection, column == study)
 
     def progress(self, study_id: int) -> list[Progress]:
-        """How far the reference and each trial of each appraiser have come, the reference first."""
+        """Return the progress of the reference and of each trial of each appraiser, the reference first."""
         answered = func.sum(case((_answered(StudyTask.id), 1), else_=0))
         query = (
             select(StudyTask.appraiser, StudyTask.trial, answered, func.count())
@@ -212,7 +212,7 @@ class Studies:
             return [Progress(who, trial, int(n), parts) for who, trial, n, parts in connection.execute(query)]
 
     def next_task(self, study_id: int, appraiser: str) -> Task | None:
-        """The first part of the appraiser's first trial that is not answered; None: they are done.
+        """Return the first part of the appraiser's first unfinished trial; None: all are rated.
 
         Args:
             study_id: Of the study.
@@ -229,7 +229,7 @@ class Studies:
         return None if row is None else Task(*row)
 
     def task(self, task_id: int) -> Task:
-        """A part at its place of a trial.
+        """Return a part at its place of a trial.
 
         Raises:
             NotFoundError: There is none.
@@ -277,7 +277,7 @@ class Studies:
         return True
 
     def rows(self, study_id: int) -> list[StudyRating]:
-        """The study as rows for its analysis, the model's at the end; what is not answered yet is empty."""
+        """Return the study as rows for its analysis, the model's last; what is not rated yet is empty."""
         with self._database.read() as connection:
             tasks = connection.execute(_told().where(StudyTask.study_id == study_id)).all()
             ids = dict.fromkeys(row.inspection_id for row in tasks)
@@ -294,7 +294,7 @@ class Studies:
 
 
 def studied(connection: Connection, inspection_ids: Collection[int]) -> tuple[list[int], list[int]]:
-    """The studies that these inspections are parts of, and the answers that were given to them there."""
+    """Return the ids of the studies with these inspections, and of the ratings they got there."""
     answers: list[int] = []
     studies: set[int] = set()
     for chunk in chunks(inspection_ids):
@@ -307,7 +307,7 @@ def studied(connection: Connection, inspection_ids: Collection[int]) -> tuple[li
 
 
 def _names(parts: dict[int, InspectionSummary]) -> dict[int, str]:
-    """What each part is called in the study: its serial, with the inspection's number where two share one."""
+    """Return each part's name in the study: its serial, with the inspection's id where two share one."""
     counts = Counter(each.serial for each in parts.values())
     return {n: each.serial if counts[each.serial] == 1 else f"{each.serial} #{n}" for n, each in parts.items()}
 
@@ -333,7 +333,7 @@ def _study(connection: Connection, condition: Any) -> Study:
 
 
 def _answered(task_id: Any) -> Any:
-    """Whether a task has an answer."""
+    """Return whether a task has an answer."""
     said = select(tables.StudyRatingRow.id).where(tables.StudyRatingRow.task_id == task_id)
     return said.correlate(StudyTask).exists()
 

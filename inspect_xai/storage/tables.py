@@ -16,7 +16,17 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, MetaData, Table, UniqueConstraint, text
+from sqlalchemy import (
+    CheckConstraint,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    MetaData,
+    Select,
+    Table,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from inspect_xai.records import Decision, ModelStatus, Status, VerdictCode
@@ -38,7 +48,7 @@ def _parent(column: str, *, cascade: bool = False) -> ForeignKey:
 
 
 class Base(DeclarativeBase):
-    """What all tables share: names of constraints, so that migrations can speak of them."""
+    """Naming convention of constraints, so that migrations can refer to them."""
 
     if TYPE_CHECKING:
         __table__: ClassVar[Table]  # SQLAlchemy says FromClause, which knows neither its key nor how to be updated
@@ -68,7 +78,7 @@ def _id() -> Mapped[int]:
 
 
 class Product(Base):
-    """What is made. An unknown product is the one without a name, so that every part has one."""
+    """A kind of part. An unknown product is the one without a name, so that every part has one."""
 
     __tablename__ = "product"
     __table_args__ = ({"sqlite_strict": True},)
@@ -123,7 +133,7 @@ class CaptureRow(Base):
     picture_going_at: Mapped[datetime | None]  # retention began to delete it then: a hold placed later came too late
     identity_source: Mapped[
         str | None
-    ]  # what told the part: sidecar, path or file (its name alone); NULL: not written down
+    ]  # source of the part's identity: sidecar, path or file (its name alone); NULL: not written down
 
 
 class Model(Base):
@@ -210,7 +220,7 @@ class InspectionRow(Base):
 
 
 class ImageStatisticsRow(Base):
-    """What is watched for drift beside the verdict: image statistics, and of explained parts the embedding.
+    """Image statistics, which are watched for drift, and the embedding of explained parts.
 
     `embedding` is a fixed projection of the last block's mean features, 16 numbers of float32, little endian.
     """
@@ -245,7 +255,7 @@ class MapBlob(Base):
 
 
 class ExplanationRow(Base):
-    """How an explanation map was made and what it is worth. `coverage` is the share of pixels above 0."""
+    """Method, settings, cost and faithfulness of an explanation map. `coverage` is the share of pixels above 0."""
 
     __tablename__ = "explanation"
     __table_args__ = (_one_of("status", Status), {"sqlite_strict": True})
@@ -346,7 +356,7 @@ class BlockMapRow(Base):
 
 
 class ReasonCode(Base):
-    """Why a person overturned a verdict, in the plant's own list."""
+    """A reason for overturning a verdict, from the plant's own list."""
 
     __tablename__ = "reason_code"
     __table_args__ = ({"sqlite_strict": True},)
@@ -383,7 +393,7 @@ class ReviewRow(Base):
 
 
 class ReviewQueueItem(Base):
-    """Where an inspection stands on the review desk: working state, no part of the record, rebuilt from it at any time.
+    """An inspection in the review queue: working state, no part of the record, rebuilt from it at any time.
 
     What the desk filters by is repeated here, so that a page of the queue is one walk along one index.
     """
@@ -416,7 +426,7 @@ class ReviewQueueItem(Base):
 
 
 class ReviewCursor(Base):
-    """Up to which inspection the desk has looked: one row."""
+    """The last inspection that was considered for the queue: one row."""
 
     __tablename__ = "review_cursor"
     __table_args__ = ({"sqlite_strict": True},)
@@ -426,7 +436,7 @@ class ReviewCursor(Base):
 
 
 class ReviewRequestKey(Base):
-    """Under which key a review was sent in: sent again after a broken connection, it is the same review."""
+    """Idempotency key of a review: sent again after a broken connection, it is the same review."""
 
     __tablename__ = "review_request_key"
     __table_args__ = ({"sqlite_strict": True},)
@@ -478,7 +488,7 @@ class StudyPart(Base):
 
 
 class StudyTask(Base):
-    """Which part somebody judges at which place of a trial. Trial 0 by nobody in particular gives the reference."""
+    """A part at its place in an appraiser's trial. Trial 0 by nobody in particular gives the reference."""
 
     __tablename__ = "study_task"
     __table_args__ = (
@@ -498,7 +508,7 @@ class StudyTask(Base):
 
 
 class StudyRatingRow(Base):
-    """What was said of a part in a study. Appended: of a trial the first answer counts, of the reference the last."""
+    """A rating of a part in a study. Appended: of a trial the first answer counts, of the reference the last."""
 
     __tablename__ = "study_rating"
     __table_args__ = (_one_of("verdict", VerdictCode), {"sqlite_strict": True})
@@ -511,7 +521,7 @@ class StudyRatingRow(Base):
 
 
 class ClaimRow(Base):
-    """Who inspects a file of a URL source, for one model and policy: working state, no part of the record.
+    """A worker's claim on a file of a URL source, for one model and policy: working state, no part of the record.
 
     Without `lease_expires_at` the file is recorded; with another `file_version` (size and time) it is new.
     """
@@ -547,7 +557,7 @@ class LedgerEvent(Base):
 
 
 class RetentionRule(Base):
-    """How long one kind of data of one product is kept; the product without a name stands for all without a rule."""
+    """Days that one kind of data of a product is kept; the product without a name stands for all without a rule."""
 
     __tablename__ = "retention_rule"
     __table_args__ = (
@@ -596,7 +606,7 @@ class Audit(Base):
 
 
 class DriftBaselineRow(Base):
-    """What every watched feature looked like in a quiet month, per line, station and shift; the newest counts.
+    """Distribution of every watched feature in a reference month, by line, station and shift; the newest counts.
 
     `content` is a zstd frame of JSON (`inspect_xai.reports.drift`); the ledger keeps who set it.
     """
@@ -622,3 +632,9 @@ class AlertSent(Base):
     channel: Mapped[str] = mapped_column(primary_key=True)
     sent_at: Mapped[datetime]
     text: Mapped[str]
+
+
+def join_parts(query: Select[Any]) -> Select[Any]:
+    """Join the part, lot and product of the captures that a query selects."""
+    query = query.join(PartRow, PartRow.id == CaptureRow.part_id).join(Lot, Lot.id == PartRow.lot_id)
+    return query.join(Product, Product.id == Lot.product_id)

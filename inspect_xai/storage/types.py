@@ -26,7 +26,7 @@ class SafeText(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - the form SQLAlchemy asks for
-        """To the database."""
+        """Convert for the database."""
         return value if value is None else sanitize_text(value)
 
 
@@ -37,13 +37,13 @@ class UtcTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """The type the database stores."""
+        """Return the type the database stores."""
         if dialect.name == "postgresql":
             return dialect.type_descriptor(TIMESTAMP(timezone=True))
         return dialect.type_descriptor(Text())
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
-        """To the database; a time without a zone is refused, since nobody could say what it meant."""
+        """Convert for the database; refuse a time without a zone, which is ambiguous."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -52,7 +52,7 @@ class UtcTime(TypeDecorator[datetime]):
         return moment if dialect.name == "postgresql" else moment.isoformat(timespec="microseconds")
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - as above
-        """From the database, always in UTC."""
+        """Convert from the database, always to UTC."""
         if value is None:
             return None
         moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
@@ -66,20 +66,20 @@ class Json(TypeDecorator[Any]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """The type the database stores."""
+        """Return the type the database stores."""
         if dialect.name == "postgresql":
             # None must be stored as SQL NULL, as on SQLite, and not as JSON's null.
             return dialect.type_descriptor(JSONB(none_as_null=True))
         return dialect.type_descriptor(Text())
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
-        """To the database."""
+        """Convert for the database."""
         if value is None:
             return None
         return json.loads(canonical(value)) if dialect.name == "postgresql" else canonical(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        """From the database."""
+        """Convert from the database."""
         return json.loads(value) if isinstance(value, str) and dialect.name != "postgresql" else value
 
 

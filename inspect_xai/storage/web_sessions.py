@@ -1,4 +1,4 @@
-"""Browsers at the desk: working state, kept so that neither a restart nor a second process signs anybody out."""
+"""Sessions of browsers, kept in the database so that neither a restart nor a second process signs anybody out."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -36,7 +36,7 @@ class Sessions:
         self._idle = timedelta(seconds=idle_s)
 
     def find(self, id_sha256: str) -> StoredSession | None:
-        """The live session under an id; None: there is none. That it was used is written now and then."""
+        """Return the live session under an id; None: there is none. Its last use is updated now and then."""
         with self._database.read() as connection:
             row = connection.execute(_session(), {"wanted": id_sha256}).one_or_none()
         now = self._database.clock()
