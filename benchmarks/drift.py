@@ -29,7 +29,7 @@ from statsmodels.stats.rates import confint_poisson
 from benchmarks import pools
 from inspect_xai.reports.drift import WATCHED_DAYS, Day, cells_of, leading, learn_days
 from inspect_xai.statistics.drift import DriftRules, compare_day, find_alarms
-from inspect_xai.storage.report_queries import Watched
+from inspect_xai.storage.report_queries import FeatureTable
 
 BASELINE_DAYS = 30
 CALM_DAYS = WATCHED_DAYS  # between the baseline and the change
@@ -66,7 +66,9 @@ class Watch:
     explained: float
 
 
-def quiet_days(given: Mapping[str, Watched], days: int, *, parts: int, rng: np.random.Generator) -> Iterator[Watched]:
+def quiet_days(
+    given: Mapping[str, FeatureTable], days: int, *, parts: int, rng: np.random.Generator
+) -> Iterator[FeatureTable]:
     """Draw days of which each has its own castings and its own lamp."""
     level = rng.normal()
     for _ in range(days):
@@ -80,8 +82,8 @@ def quiet_days(given: Mapping[str, Watched], days: int, *, parts: int, rng: np.r
 
 
 def bad_days(
-    given: Mapping[str, Watched], plan: Sequence[str], *, parts: int, rng: np.random.Generator
-) -> list[Watched]:
+    given: Mapping[str, FeatureTable], plan: Sequence[str], *, parts: int, rng: np.random.Generator
+) -> list[FeatureTable]:
     """Draw the days of a trouble."""
     made = []
     for since in range(BAD_DAYS):
@@ -94,17 +96,17 @@ def _drawn(castings: int, count: int, rng: np.random.Generator) -> NDArray[np.in
     return rng.choice(rng.choice(castings, _CASTINGS, replace=False), count)
 
 
-def _joined(one: Watched, other: Watched) -> Watched:
-    return Watched(
+def _joined(one: FeatureTable, other: FeatureTable) -> FeatureTable:
+    return FeatureTable(
         *(np.concatenate(both) for both in zip(*((w.ids, w.values, w.embeddings) for w in (one, other)), strict=True))
     )
 
 
-def _taken(pool: Watched, rows: NDArray[np.intp]) -> Watched:
-    return Watched(pool.ids[rows], pool.values[rows], pool.embeddings[rows])
+def _taken(pool: FeatureTable, rows: NDArray[np.intp]) -> FeatureTable:
+    return FeatureTable(pool.ids[rows], pool.values[rows], pool.embeddings[rows])
 
 
-def watch(parts: Sequence[Watched], rules: DriftRules) -> Watch:
+def watch(parts: Sequence[FeatureTable], rules: DriftRules) -> Watch:
     """Learn from the first days, and write the report of every later night."""
     days: list[Day] = [{pools.PLACE: each} for each in parts]
     learnt, _ = learn_days(days[:BASELINE_DAYS], rules=rules)
@@ -130,7 +132,9 @@ class Kept:
         rows = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         self._known = {tuple(row["key"]): row for row in map(json.loads, rows)}
 
-    def run(self, about: tuple[str | int, ...], days: Iterator[Watched] | list[Watched], rules: DriftRules) -> Watch:
+    def run(
+        self, about: tuple[str | int, ...], days: Iterator[FeatureTable] | list[FeatureTable], rules: DriftRules
+    ) -> Watch:
         """Watch the days unless that was done before."""
         key = (*about, str(rules))
         if key not in self._known:
@@ -145,7 +149,7 @@ class Kept:
         return Watch(alarms, row["naive"], row["cells"], row["explained"])
 
 
-def quiet_years(given: Mapping[str, Watched], kept: Kept, years: int, *, parts: int, rules: DriftRules) -> str:
+def quiet_years(given: Mapping[str, FeatureTable], kept: Kept, years: int, *, parts: int, rules: DriftRules) -> str:
     """Watch years in which nothing happens; a row of the table."""
     seen = [
         kept.run(
@@ -167,7 +171,9 @@ def quiet_years(given: Mapping[str, Watched], kept: Kept, years: int, *, parts: 
     return f"| {parts} | {explained:.0f} | {count / years:.1f} ({low:.1f} to {high:.1f}) | {naive:.0f} |"
 
 
-def planted(given: Mapping[str, Watched], kept: Kept, name: str, *, runs: int, parts: int, rules: DriftRules) -> str:
+def planted(
+    given: Mapping[str, FeatureTable], kept: Kept, name: str, *, runs: int, parts: int, rules: DriftRules
+) -> str:
     """Watch a trouble begin; a cell of the table."""
     first, by = [], Counter[str]()
     for seed in range(runs):

@@ -22,7 +22,7 @@ from inspect_xai.intake.folder_source import FolderSource
 from inspect_xai.line.line import Line, drain
 from inspect_xai.model.build.build import build_bundle
 from inspect_xai.policy import read_policy
-from inspect_xai.storage.report_queries import ReportQueries, Watched
+from inspect_xai.storage.report_queries import FeatureTable, ReportQueries
 from inspect_xai.storage.schema import upgrade_schema
 from inspect_xai.storage.store import open_store
 
@@ -83,7 +83,7 @@ def fill(keep: Path, *, parts: int) -> None:
         print(f"{name}: parts {start} to {start + _ROUND}, {time.perf_counter() - began:.0f} s", flush=True)
 
 
-def read(keep: Path) -> Mapping[str, Watched]:
+def read(keep: Path) -> Mapping[str, FeatureTable]:
     """Return what is watched of the parts of each pool, in the order of their numbers."""
     found = {}
     for name in POOLS:

@@ -210,7 +210,7 @@ def apply_retention(settings: "Settings", *, carry_out: bool, archive: Sequence[
         found = retention.plan()
         if carry_out and not found.is_empty:
             refuse_outside([place for _, place in found.pictures], archive or [settings.line.source])
-            retention.carry_out(found, by=by, remove_picture=remove_archived, holds_one_of=holds_one_of)
+            retention.execute(found, by=by, remove_picture=remove_archived, holds_one_of=holds_one_of)
     return found
 
 

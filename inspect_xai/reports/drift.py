@@ -24,7 +24,7 @@ from inspect_xai.statistics.drift import (
 )
 from inspect_xai.statistics.pca import PcaModel, fit_pca
 from inspect_xai.storage.quality_records import Baseline
-from inspect_xai.storage.report_queries import DRIFT_FEATURES, ReportQueries, Watched
+from inspect_xai.storage.report_queries import DRIFT_FEATURES, FeatureTable, ReportQueries
 
 BASELINE_DAYS: Final = 30
 WATCHED_DAYS: Final = 7
@@ -45,7 +45,7 @@ Place = tuple[str, ...]
 Clouds = Mapping[tuple[Place, str], PcaModel]
 
 
-Day = Mapping[tuple[str, str, str], Watched]
+Day = Mapping[tuple[str, str, str], FeatureTable]
 """By line, station and shift."""
 
 
@@ -235,7 +235,7 @@ def _told(cell: Cell) -> Cell:
 def cells_of(day: Day, clouds: Clouds) -> dict[Cell, _Series]:
     """Return the series of a day: of each shift, and of all shifts of a station together."""
     found: dict[Cell, _Series] = {}
-    together: dict[Place, list[Watched]] = {}
+    together: dict[Place, list[FeatureTable]] = {}
     for (line, station, shift), watched in day.items():
         together.setdefault((line, station), []).append(watched)
         if shift:
@@ -249,15 +249,15 @@ def _of_day(figures: ReportQueries, period: Period, day: date) -> Day:
     return figures.features(*period.span_of(day), most=_PARTS)
 
 
-def _all(parts: Sequence[Watched]) -> Watched:
-    return Watched(
+def _all(parts: Sequence[FeatureTable]) -> FeatureTable:
+    return FeatureTable(
         np.concatenate([each.ids for each in parts]),
         np.concatenate([each.values for each in parts]),
         np.concatenate([each.embeddings for each in parts]),
     )
 
 
-def _families(watched: Watched) -> dict[str, NDArray[np.floating]]:
+def _families(watched: FeatureTable) -> dict[str, NDArray[np.floating]]:
     """Numbers that go together, by family (n, d); of pictures their logarithms, since light multiplies."""
     columns = [DRIFT_FEATURES.index(name) for name in TOGETHER[PICTURE]]
     return {PICTURE: np.log(np.maximum(watched.values[:, columns], _LEAST_STATISTIC)), EMBEDDING: watched.embeddings}
@@ -265,7 +265,7 @@ def _families(watched: Watched) -> dict[str, NDArray[np.floating]]:
 
 def _clouds(days: Iterable[Day]) -> dict[tuple[Place, str], PcaModel]:
     """Where the numbers of each station lie; a station with few parts has no cloud."""
-    gathered: dict[Place, list[Watched]] = {}
+    gathered: dict[Place, list[FeatureTable]] = {}
     for day in days:
         for (line, station, _), watched in day.items():
             gathered.setdefault((line, station), []).append(watched)
@@ -279,7 +279,7 @@ def _clouds(days: Iterable[Day]) -> dict[tuple[Place, str], PcaModel]:
     return found
 
 
-def _features(stratum: Place, watched: Watched, clouds: Clouds) -> Iterable[tuple[Cell, _Series]]:
+def _features(stratum: Place, watched: FeatureTable, clouds: Clouds) -> Iterable[tuple[Cell, _Series]]:
     columns = dict(zip(DRIFT_FEATURES, watched.values.T, strict=True))
     for family, numbers in _families(watched).items():
         cloud = clouds.get((stratum[:2], family))

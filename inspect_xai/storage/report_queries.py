@@ -120,7 +120,7 @@ def _chance_of_defect(scores: Sequence[Sequence[float | None]], model: StoredMod
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Watched:
+class FeatureTable:
     """Features of parts that are watched for drift.
 
     Attributes:
@@ -134,10 +134,10 @@ class Watched:
     embeddings: NDArray[np.float32]
 
 
-def _watched(rows: Sequence[Sequence[Any]]) -> Watched:
+def _watched(rows: Sequence[Sequence[Any]]) -> FeatureTable:
     nothing = np.full(EMBEDDING_SIZE, np.nan, dtype=np.float32)
     given = [nothing if row[1] is None else np.frombuffer(row[1], "<f4") for row in rows]
-    return Watched(
+    return FeatureTable(
         np.array([row[0] for row in rows]),
         np.array([row[2:] for row in rows], dtype=np.float64),  # None becomes NaN
         np.array([each if each.size == EMBEDDING_SIZE else nothing for each in given], dtype=np.float32),
@@ -241,7 +241,7 @@ class ReportQueries:
                 for row in connection.execute(query)
             ]
 
-    def features(self, start: datetime, end: datetime, *, most: int) -> dict[tuple[str, str, str], Watched]:
+    def features(self, start: datetime, end: datetime, *, most: int) -> dict[tuple[str, str, str], FeatureTable]:
         """Return the features watched for drift, by line, station and shift.
 
         Args:

@@ -203,7 +203,7 @@ class Retention:
                 held=connection.execute(select(func.count()).select_from(held.subquery())).scalar_one(),
             )
 
-    def carry_out(
+    def execute(
         self,
         plan: Plan,
         *,

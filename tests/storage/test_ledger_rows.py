@@ -85,7 +85,7 @@ def store(database_url: str, rng: np.random.Generator) -> Iterator[Store]:
         retention.set_rule(Rule("", DataKind.PICTURE, 30), by="Ada")
         retention.set_rule(Rule("", DataKind.MAP, 30), by="Ada")
         clock.now += timedelta(days=31)
-        retention.carry_out(retention.plan(), by="Ada", remove_picture=lambda _place: None)
+        retention.execute(retention.plan(), by="Ada", remove_picture=lambda _place: None)
         yield opened
 
 
@@ -254,7 +254,7 @@ def test_rows_that_retention_took_are_not_missed(store: Store) -> None:
     retention = Retention(store.database)
     retention.set_rule(Rule("", DataKind.ROW, 30), by="Ada")
     retention.release_hold(1, by="Bob")
-    retention.carry_out(retention.plan(), by="Ada", remove_picture=lambda _place: None)
+    retention.execute(retention.plan(), by="Ada", remove_picture=lambda _place: None)
     assert store.inspection_ids() == []
     assert store.ledger.verify().findings == ()
     assert store.ledger.events(kind="retention")[-1].rows["study_answer/1"] is None

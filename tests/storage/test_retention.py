@@ -86,7 +86,7 @@ def test_maps_go_and_numbers_stay(store: Store, clock: Calendar, maps_at: Path) 
     before = store.get(1).explanation
     assert before is not None
     assert fused(store, 1) is not None  # a plan deletes nothing
-    retention.carry_out(plan, by="Ada", remove_picture=_never)
+    retention.execute(plan, by="Ada", remove_picture=_never)
     found = store.get(1, maps=True).explanation
     assert found is not None
     assert (found.fused, found.maps_deleted) == (None, True)
@@ -108,7 +108,7 @@ def test_a_map_that_a_held_part_shares_stays(store: Store, clock: Calendar) -> N
     clock.now += timedelta(days=31)
     plan = retention.plan()
     assert (len(plan.blob_ids), plan.held) == (3, 1)
-    retention.carry_out(plan, by="Ada", remove_picture=_never)
+    retention.execute(plan, by="Ada", remove_picture=_never)
     assert fused(store, 1) is not None
     assert fused(store, 2) is None
     assert fused(store, 3) is not None
@@ -128,7 +128,7 @@ def test_a_hold_placed_after_the_plan_is_obeyed(store: Store, clock: Calendar) -
     assert (len(plan.blob_ids), len(plan.pictures), len(plan.inspection_ids)) == (6, 3, 3)
     retention.place_hold(reason="complaint 8", by="Bob")
     removed: list[str] = []
-    retention.carry_out(plan, by="Ada", remove_picture=removed.append)
+    retention.execute(plan, by="Ada", remove_picture=removed.append)
     assert removed == []
     assert fused(store, 1) is not None
     assert retention.plan().held == 3
@@ -154,10 +154,10 @@ def test_pictures_go_before_they_are_written_down_as_gone(store: Store, clock: C
         raise OSError("the archive is away")
 
     with pytest.raises(OSError, match="archive is away"):
-        retention.carry_out(retention.plan(), by="Ada", remove_picture=fails)
+        retention.execute(retention.plan(), by="Ada", remove_picture=fails)
     removed: list[str] = []
     plan = retention.plan()
-    retention.carry_out(plan, by="Ada", remove_picture=removed.append)
+    retention.execute(plan, by="Ada", remove_picture=removed.append)
     assert removed == ["archive/SN00001.png", "archive/SN00002.png", "archive/SN00011.png"]
     assert retention.plan().is_empty
     assert store.get(1).capture.file_name == "L1/S3/SN00001.png"
@@ -181,7 +181,7 @@ def test_rows_go_with_their_reviews_and_maps(store: Store, clock: Calendar, data
     retention.set_rule(Rule("housing", DataKind.ROW, 30), by="Ada")
     retention.set_rule(Rule("housing", DataKind.PICTURE, 30), by="Ada")
     clock.now += timedelta(days=31)
-    retention.carry_out(retention.plan(), by="Ada", remove_picture=[].append)
+    retention.execute(retention.plan(), by="Ada", remove_picture=[].append)
     with pytest.raises(NotFoundError):
         store.get(1)
     assert fused(store, 3) is not None
@@ -216,7 +216,7 @@ def test_maps_deleted_by_retention_come_back_when_recorded_anew(
     retention = Retention(store.database)
     retention.set_rule(Rule("", DataKind.MAP, 1), by="Ada")
     clock.now += timedelta(days=2)
-    retention.carry_out(retention.plan(), by="Ada", remove_picture=_never)
+    retention.execute(retention.plan(), by="Ada", remove_picture=_never)
     fresh = np.random.default_rng(20261123)
     stored.explanation(fresh)
     store.record([stored.inspection(40, explained=stored.explanation(fresh))])
@@ -358,7 +358,7 @@ def test_a_hold_placed_while_pictures_go_keeps_the_rest_and_tells_what_is_lost(s
             holds.append(retention.place_hold(reason="complaint 9", by="Bob", lot="LOT0"))
         removed.append(place)
 
-    retention.carry_out(retention.plan(), by="Ada", remove_picture=remove)
+    retention.execute(retention.plan(), by="Ada", remove_picture=remove)
     assert removed == ["archive/SN00001.png", "archive/SN00011.png"]  # the second of LOT0 is kept
     assert retention.pictures_lost(holds[0]) == (("SN00001", "archive/SN00001.png"),)
     assert retention.pictures_lost(retention.place_hold(reason="other", by="Bob", serial="SN00002")) == ()
@@ -385,7 +385,7 @@ def test_a_name_that_was_written_again_goes_when_all_its_parts_may(store: Store,
     assert [place for _, place in plan.pictures] == [*others, "archive/SN00011.png", "in/latest.png", "in/latest.png"]
     retention.place_hold(reason="complaint 11", by="Bob", serial="SN00012")
     removed: list[str] = []
-    retention.carry_out(plan, by="Ada", remove_picture=removed.append)
+    retention.execute(plan, by="Ada", remove_picture=removed.append)
     assert removed == [*others, "archive/SN00011.png"]
     assert store.ledger.verify().holds
 
@@ -401,7 +401,7 @@ def test_a_name_that_is_written_again_while_pictures_go_stays(store: Store, cloc
             store.record([written_again(12, "archive/SN00002.png")])
         removed.append(place)
 
-    retention.carry_out(retention.plan(), by="Ada", remove_picture=remove)
+    retention.execute(retention.plan(), by="Ada", remove_picture=remove)
     assert removed == ["archive/SN00001.png", "archive/SN00011.png"]
     assert store.ledger.verify().holds
 
@@ -418,7 +418,7 @@ def test_a_picture_that_cannot_go_keeps_no_other(store: Store, clock: Calendar) 
         removed.append(place)
 
     with pytest.raises(IntakeError, match=r"1 of 3 pictures are not deleted, nor recorded as deleted: .* is locked"):
-        retention.carry_out(retention.plan(), by="Ada", remove_picture=remove)
+        retention.execute(retention.plan(), by="Ada", remove_picture=remove)
     assert removed == ["archive/SN00002.png", "archive/SN00011.png"]
     assert [place for _, place in retention.plan().pictures] == ["archive/SN00001.png"]
     assert retention.pictures_lost(retention.place_hold(reason="c", by="Bob", serial="SN00001")) == ()
@@ -434,7 +434,7 @@ def test_what_went_before_a_fault_is_written_down(store: Store, clock: Calendar)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        retention.carry_out(retention.plan(), by="Ada", remove_picture=remove)
+        retention.execute(retention.plan(), by="Ada", remove_picture=remove)
     assert [place for _, place in retention.plan().pictures] == ["archive/SN00002.png", "archive/SN00011.png"]
 
 
@@ -470,7 +470,7 @@ def test_a_map_that_retention_takes_between_file_and_row_is_written_again(
             puts.append(sha256)
             if len(puts) == 3:  # all files are written, no row is yet
                 worker = threading.Thread(
-                    target=retention.carry_out, args=(plan,), kwargs={"by": "A", "remove_picture": _never}
+                    target=retention.execute, args=(plan,), kwargs={"by": "A", "remove_picture": _never}
                 )
                 worker.start()
                 worker.join()
@@ -527,10 +527,10 @@ def test_a_file_written_again_since_it_was_recorded_is_not_deleted(
     clock.now += timedelta(days=31)
     given = {"by": "Ada", "remove_picture": remove_archived, "holds_one_of": holds_one_of}
     with pytest.raises(IntakeError, match=r"0\.png is no longer the file that was recorded"):
-        retention.carry_out(retention.plan(), **given)  # type: ignore[arg-type]
+        retention.execute(retention.plan(), **given)  # type: ignore[arg-type]
     assert places[0].read_bytes() == b"another part"
     assert not places[1].exists()
     places[0].unlink()
-    retention.carry_out(retention.plan(), **given)  # type: ignore[arg-type]
+    retention.execute(retention.plan(), **given)  # type: ignore[arg-type]
     assert retention.plan().is_empty
     assert store.ledger.verify().holds
