@@ -1,4 +1,4 @@
-"""Large arrays that are mostly 0: memory that was never written to takes no room."""
+"""Large arrays that are mostly 0: memory pages that are never written are not allocated."""
 
 import math
 import mmap
@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-_LARGE_BYTES = 1 << 22  # from here on numpy asks for huge pages, of which one value takes 2 MB
+_LARGE_BYTES = 1 << 22  # from this size on numpy uses huge pages, of which one value takes 2 MB
 
 
 def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """Make an array of zeros, as `np.zeros`; a large one on small pages, of which only those written to take room."""
+    """Make an array of zeros, as `np.zeros`; a large one on small pages, of which only those written are allocated."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size < _LARGE_BYTES or not hasattr(mmap, "MADV_NOHUGEPAGE"):
         return np.zeros(shape, dtype)

@@ -1,7 +1,7 @@
-"""Two audits of the same pictures: may the new model take the place of the old one?"""
+"""Comparison of two audits of the same pictures: may the new model replace the old one?"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ _COUNTS = {
 
 @dataclass(frozen=True, slots=True)
 class Tolerances:
-    """What a new model may do worse. None: not asked.
+    """What a new model may do worse. None: not checked.
 
     Attributes:
         changed_share: Share of pictures whose verdict may change.
@@ -35,7 +35,7 @@ class Tolerances:
         new_overkill: Good pictures that were not judged NG and may be now.
         new_unsure: Pictures that were not judged UNSURE and may be now.
         rank_correlation: Least median rank correlation between old and new maps.
-        metrics: By how much a metric's mean may be worse, by its key; an interval is not asked.
+        metrics: By how much a metric's mean may be worse, by its key; intervals are not used.
     """
 
     changed_share: float | None = None
@@ -49,7 +49,7 @@ class Tolerances:
 
 @dataclass(frozen=True, slots=True)
 class ChangedPart:
-    """A picture that the two see differently; `correlation` is that of their maps, None where one has none."""
+    """A picture with its result before and after; `correlation` is that of the maps, None where one has none."""
 
     image: str
     label: str
@@ -76,8 +76,8 @@ class Comparison:
         correlation: Median rank correlation of the maps; None where no picture has both.
         moved: The pictures whose evidence changed most, worst first.
         metrics: Mean of new less old by metric, picture by picture, with its interval.
-        breaches: What is beyond the tolerances, in words.
-        differences: What the two were made with, where it is not the same and that was allowed, in words.
+        breaches: One text for each tolerance that is exceeded.
+        differences: One text for each setting that is not the same, where that was allowed.
     """
 
     method: Method
@@ -100,25 +100,25 @@ def read_tolerances(path: Path) -> Tolerances:
     """Read a TOML file with the keys of `Tolerances`, metrics in a table of that name.
 
     Raises:
-        SettingsError: For a file that cannot be read, a key nobody knows, or a value that is no number from 0 on.
+        SettingsError: For a file that cannot be read, an unknown key, or a value that is no number from 0 on.
     """
     try:
-        said = read_toml(path.read_bytes())
+        document = read_toml(path.read_bytes())
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path} cannot be read: {error}", expected="a TOML file of tolerances") from error
-    _check_keys(path, said, known={entry.name for entry in fields(Tolerances)})
-    metrics = said.get("metrics", {})
+    _check_keys(path, document, known={entry.name for entry in fields(Tolerances)})
+    metrics = document.get("metrics", {})
     if not isinstance(metrics, dict):
         raise SettingsError(f"{path}: metrics is {metrics!r}", expected="a table [metrics]")
     _check_keys(path, metrics, known={metric.key for metric in METRICS})
-    for key, value in [*metrics.items(), *((key, value) for key, value in said.items() if key != "metrics")]:
+    for key, value in [*metrics.items(), *((key, value) for key, value in document.items() if key != "metrics")]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
             raise SettingsError(f"{path}: {key} is {value!r}", expected="a number, 0 or more")
-    return Tolerances(**said)
+    return Tolerances(**document)
 
 
-def _check_keys(path: Path, said: Mapping[str, Any], *, known: set[str]) -> None:
-    unknown = sorted(said.keys() - known)
+def _check_keys(path: Path, document: Mapping[str, Any], *, known: set[str]) -> None:
+    unknown = sorted(document.keys() - known)
     if unknown:
         raise SettingsError(f"{path} has {', '.join(unknown)}", expected=f"some of {', '.join(sorted(known))}")
 
@@ -126,13 +126,13 @@ def _check_keys(path: Path, said: Mapping[str, Any], *, known: set[str]) -> None
 def compare_audits(
     before: Audit, after: Audit, *, tolerances: Tolerances, allow_different: bool = False, most_moved: int = 10
 ) -> Comparison:
-    """Hold a new audit against an old one.
+    """Compare a new audit with an old one.
 
     Args:
         before: Of the model in use.
-        after: Of the model that is to take its place, or of another run.
+        after: Of the model to replace it, or of another run.
         tolerances: What is allowed.
-        allow_different: Compare although the two were made with other settings: their differences are then told.
+        allow_different: Compare although the two were made with other settings; the differences are then reported.
         most_moved: Pictures to list whose evidence changed.
 
     Raises:
@@ -173,7 +173,7 @@ def compare_audits(
     compared = sorted(
         (part for part in parts if part.correlation is not None), key=lambda part: float(part.correlation or 0.0)
     )
-    found = Comparison(
+    comparison = Comparison(
         method=method,
         pictures=len(pairs),
         changed=tuple(part for part in parts if part.before != part.after),
@@ -189,20 +189,16 @@ def compare_audits(
         breaches=(),
         differences=differences,
     )
-    return Comparison(**_values_of(found) | {"breaches": _breaches(found, tolerances)})
-
-
-def _values_of(found: Comparison) -> dict[str, Any]:
-    return {entry.name: getattr(found, entry.name) for entry in fields(found)}
+    return replace(comparison, breaches=_breaches(comparison, tolerances))
 
 
 def _part(before: Audit, after: Audit, one: AuditRow, two: AuditRow, method: Method) -> ChangedPart:
     old, new = before.maps(one).get(str(method)), after.maps(two).get(str(method))
     correlation = rank_correlation(old, new) if old is not None and new is not None else None
-    return ChangedPart(two.image, two.label, _said(one), _said(two), correlation)
+    return ChangedPart(two.image, two.label, _result(one), _result(two), correlation)
 
 
-def _said(row: AuditRow) -> str:
+def _result(row: AuditRow) -> str:
     return f"not measured: {row.error}" if row.error else f"{row.verdict} {row.predicted}"
 
 
@@ -219,8 +215,8 @@ def _is_wrong(row: AuditRow, audit: Audit) -> bool:
 
 
 def _made_differently(before: Audit, after: Audit) -> tuple[str, ...]:
-    """Name whatever beside the model changes verdicts, maps or metrics, with both its values."""
-    # Where nothing was said the card's values count, and two cards may differ. Older audits did not record them.
+    """Name the settings that change verdicts, maps or metrics and differ, with both values."""
+    # Settings that were left out are the card's, and two cards may differ. Older audits did not record them.
     in_effect = all("explained_by" in audit.header for audit in (before, after))
     old, new = (_made_with(audit, in_effect=in_effect) for audit in (before, after))
     return tuple(f"{name} {old[name]} and {new[name]}" for name in old if old[name] != new[name])
@@ -239,40 +235,42 @@ def _made_with(audit: Audit, *, in_effect: bool) -> dict[str, str]:
 
 
 def _differences(pairs: list[tuple[AuditRow, AuditRow]], method: Method, *, seed: int) -> dict[str, Average]:
-    found = {}
+    differences = {}
     measured = [(one.of(method), two.of(method)) for one, two in pairs]
     numbers = [(one.numbers, two.numbers) for one, two in measured if one is not None and two is not None]
     for metric in METRICS:
         steps = [new[metric.key] - old[metric.key] for old, new in numbers if metric.key in old and metric.key in new]
         if steps:
-            found[metric.key] = average(steps, seed=seed)
-    return found
+            differences[metric.key] = average(steps, seed=seed)
+    return differences
 
 
 def _breaches(found: Comparison, allowed: Tolerances) -> tuple[str, ...]:
-    said = []
+    breaches = []
     changed, wrong = len(found.changed) / found.pictures, found.newly_wrong / found.pictures
     if allowed.changed_share is not None and changed > allowed.changed_share:
-        said.append(f"{changed:.1%} of the pictures changed their verdict or label, {allowed.changed_share:.1%} may")
+        breaches.append(
+            f"{changed:.1%} of the pictures changed their verdict or label, {allowed.changed_share:.1%} may"
+        )
     if allowed.newly_wrong_share is not None and wrong > allowed.newly_wrong_share:
-        said.append(f"{wrong:.1%} of the pictures are newly wrong, {allowed.newly_wrong_share:.1%} may be")
+        breaches.append(f"{wrong:.1%} of the pictures are newly wrong, {allowed.newly_wrong_share:.1%} may be")
     for name, words in _COUNTS.items():
         count, most = getattr(found, name), getattr(allowed, name)
         if most is not None and count > most:
-            said.append(f"{count} {words}, {most} may be")
+            breaches.append(f"{count} {words}, {most} may be")
     if allowed.rank_correlation is not None and (
         found.correlation is None or found.correlation < allowed.rank_correlation
     ):
         shown = "cannot be compared" if found.correlation is None else f"correlate by {found.correlation:.2f}"
-        said.append(f"the maps {shown}, {allowed.rank_correlation:.2f} is the least")
+        breaches.append(f"the maps {shown}, {allowed.rank_correlation:.2f} is the least")
     for metric in METRICS:
         if metric.key not in allowed.metrics:
             continue
         step = found.metrics.get(metric.key)
         if step is None:
-            said.append(f"{metric.name} was not measured in both audits")
+            breaches.append(f"{metric.name} was not measured in both audits")
             continue
         worse = -step.mean if metric.higher_is_better else step.mean
         if worse > allowed.metrics[metric.key]:
-            said.append(f"{metric.name} is worse by {worse:.3g}, {allowed.metrics[metric.key]:.3g} is allowed")
-    return tuple(said)
+            breaches.append(f"{metric.name} is worse by {worse:.3g}, {allowed.metrics[metric.key]:.3g} is allowed")
+    return tuple(breaches)

@@ -1,8 +1,7 @@
-"""What an audit's rows amount to: the answer and the rule that gave it, tables with intervals, the worst pictures."""
+"""Report of an audit: the answer and its rule, tables with intervals, the worst pictures."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -19,13 +18,13 @@ from inspect_xai.statistics.rates import Rate, rate
 YES, MOSTLY, NO, UNDECIDED = "yes", "mostly", "no", "undecided"
 YES_SHARE, MOSTLY_SHARE = 0.9, 0.6
 FEWEST_MAPS = 2
-"""Fewer maps than this are a picture, no cohort."""
+"""Fewest maps of a cohort."""
 
 FEWEST_PICTURES = 5
-"""Fewer pictures than this allow no answer."""
+"""Fewest pictures for an answer."""
 
 TAKES = 0.5
-"""Closing something that takes this share of the score shows that the score hangs on it."""
+"""Closing pixels that takes this share of the score shows that the score depends on them."""
 
 FOUND = 0.5
 """AUPRO from which a map has found the defect: its pixels come before a sixth of the background on the average."""
@@ -53,7 +52,7 @@ _EXACT = 13  # pictures up to which every pattern of signs is tried
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A number of the table: its key in the rows, its name for people, and which way is better."""
+    """A metric: its key in the rows, its name in reports, and whether higher is better."""
 
     key: str
     name: str
@@ -100,7 +99,7 @@ class Cell:
 
     @property
     def is_worse(self) -> bool:
-        """Whether the difference to the best is hardly chance."""
+        """Whether the difference to the best is significant."""
         return self.p < SIGNIFICANCE
 
 
@@ -112,17 +111,17 @@ class MethodSummary:
     cells: dict[str, Cell]
     passes: float  # mean
     seconds: float  # median
-    without_map: int  # pictures that it found no evidence on
+    without_map: int  # pictures on which it found no evidence
 
     @property
     def knows_nothing(self) -> bool:
-        """Whether it is one of the two that show what a number is worth."""
+        """Whether it is a baseline method that ignores the network."""
         return self.method in CHANCE
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Does the network look at the defect, of some pictures: "yes", "mostly", "no" or "undecided"."""
+    """Whether the network looks at the defect, on some pictures: "yes", "mostly", "no" or "undecided"."""
 
     answer: str
     counted: Rate  # pictures that count for the network, of all
@@ -136,8 +135,8 @@ class Suspect:
     Attributes:
         row: The picture.
         accused: It does not count for the network.
-        strays: Its score was shown to hang on something else. Accused without that: nothing was shown either way.
-        why: The numbers behind it, in words.
+        strays: Its score was shown to depend on something else. Accused without that: nothing was shown either way.
+        why: The numbers behind it, as a sentence.
     """
 
     row: AuditRow
@@ -155,7 +154,7 @@ class Shares:
         name: Which one.
         pictures: That were explained.
         on_part: Share of the map on the part.
-        on_defect: On the defect; None where no picture tells its place.
+        on_defect: On the defect; None where its place is known of no picture.
         on_border: On the picture's border.
     """
 
@@ -169,7 +168,7 @@ class Shares:
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """All that an audit says.
+    """Report of an audit.
 
     Attributes:
         answer: Over all labels.
@@ -178,11 +177,11 @@ class AuditReport:
         escapes: Defective pictures judged OK, of all defective ones.
         overkill: OK pictures judged NG, of all OK ones.
         unsure: Pictures judged UNSURE, of all.
-        right: Pictures whose label the network put first, of all.
+        right: Pictures whose true label has the highest score, of all.
         methods: In the order of the audit.
         suspects: The worst pictures, worst first.
         shares: Where the maps lie, by label and then by station.
-        sanity: None where it was not asked for.
+        sanity: None where the checks were not run.
         explained: Pictures that were explained.
         parts: Different parts that they show, by the table; 0 where it names none.
         errors: Pictures that could not be measured, with the reason.
@@ -206,7 +205,7 @@ class AuditReport:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CohortMap:
-    """Where the evidence of many pictures gathers: (H, W) that sums to 1, by label or by station."""
+    """Mean map of many pictures: (H, W) that sums to 1, by label or by station."""
 
     kind: str
     name: str
@@ -215,13 +214,7 @@ class CohortMap:
 
 
 def build_report(audit: Audit, *, sanity: Sanity | None = None, most_suspects: int = 10) -> AuditReport:
-    """Draw up an audit's report.
-
-    Args:
-        audit: With all its rows.
-        sanity: What the sanity checks found.
-        most_suspects: Worst pictures to list.
-    """
+    """Make an audit's report, which lists the `most_suspects` worst pictures."""
     rows = [row for row in audit.rows if not row.error]
     ok = set(audit.header["ok_labels"])
     explained = [row for row in rows if row.measured]
@@ -254,10 +247,10 @@ def build_report(audit: Audit, *, sanity: Sanity | None = None, most_suspects: i
 
 def counts_for_network(row: AuditRow, method: Method) -> bool:
     """Apply the rule to one picture."""
-    found = row.of(method)
-    if found is None:
+    measured = row.of(method)
+    if measured is None:
         return False
-    numbers = found.numbers
+    numbers = measured.numbers
     if row.closed_drop is None:
         return numbers["inside"] >= 0.5 and numbers["border"] <= 0.5
     points = numbers.get("near", 0.0) > 0 and numbers.get("aupro", 0.0) >= FOUND
@@ -265,46 +258,39 @@ def counts_for_network(row: AuditRow, method: Method) -> bool:
 
 
 def strays(row: AuditRow, method: Method) -> bool:
-    """Whether a score was shown to hang on something else; not so where neither that nor the defect matters."""
-    found = row.of(method)
-    if found is None:
+    """Whether the score was shown to depend on something else more than on the defect."""
+    measured = row.of(method)
+    if measured is None:
         return False
     if row.closed_drop is None:
-        return found.numbers["inside"] < 0.5 or found.numbers["border"] > 0.5
-    elsewhere = found.numbers["elsewhere_drop"]
+        return measured.numbers["inside"] < 0.5 or measured.numbers["border"] > 0.5
+    elsewhere = measured.numbers["elsewhere_drop"]
     return elsewhere >= TAKES and elsewhere > row.closed_drop
 
 
 def answer(rows: Sequence[AuditRow], method: Method) -> Answer:
-    """Answer for some pictures by the method's maps."""
+    """Apply the rule to several pictures."""
     counted = rate(sum(counts_for_network(row, method) for row in rows), len(rows))
     if len(rows) < FEWEST_PICTURES:
         return Answer(UNDECIDED, counted, (f"{len(rows)} pictures were explained, {FEWEST_PICTURES} are needed",))
     share = counted.count / counted.denominator
-    said = YES if share >= YES_SHARE else MOSTLY if share >= MOSTLY_SHARE else NO
-    return Answer(said, counted, ())
+    return Answer(YES if share >= YES_SHARE else MOSTLY if share >= MOSTLY_SHARE else NO, counted, ())
 
 
 def _overall(plain: Answer, by_label: dict[str, Answer], sanity: Sanity | None) -> Answer:
-    said, reasons = plain.answer, list(plain.reasons)
-    accused = [label for label, found in by_label.items() if found.answer == NO]
+    result, reasons = plain.answer, list(plain.reasons)
+    accused = [label for label, of_label in by_label.items() if of_label.answer == NO]
     if accused:
         reasons.append(f"no for the label {', '.join(accused)}")
-        said = MOSTLY if said == YES else said
+        result = MOSTLY if result == YES else result
     if sanity is not None and not sanity.passed:
-        reasons.append("the maps do not notice that the network forgot everything, so they say nothing about it")
-        said = UNDECIDED
-    return Answer(said, plain.counted, tuple(reasons))
+        reasons.append("the maps hardly change when all weights are shuffled, so they do not show what it looks at")
+        result = UNDECIDED
+    return Answer(result, plain.counted, tuple(reasons))
 
 
 def summarize(rows: Sequence[AuditRow], methods: Sequence[Method], *, seed: int) -> tuple[MethodSummary, ...]:
-    """Average every metric for every method, and compare each with the best picture by picture.
-
-    Args:
-        rows: Explained pictures.
-        methods: In the order wanted.
-        seed: Of the bootstrap.
-    """
+    """Average every metric over the explained pictures for every method, and compare each with the best pairwise."""
     if not rows:
         return ()
     cells: dict[Method, dict[str, Cell]] = {method: {} for method in methods}
@@ -325,11 +311,11 @@ def summarize(rows: Sequence[AuditRow], methods: Sequence[Method], *, seed: int)
 
 
 def _chance_of(steps: NDArray[np.float64], *, seed: int) -> float:
-    """How often a mean at least as large comes about with random signs: a one-sided paired permutation test.
+    """Return the p of a one-sided paired permutation test: how often random signs give a mean at least as large.
 
-    Exact up to 2^13 sign patterns; beyond that as many random ones, counting the one that was found.
+    Exact up to 2^13 sign patterns; beyond that as many random ones, counting the observed one.
     """
-    total = steps.sum() - 1e-12 * np.abs(steps).sum()  # the same sum in another order is the same sum
+    total = steps.sum() - 1e-12 * np.abs(steps).sum()  # sums in another order must tie
     if steps.size <= _EXACT:
         signs = 1 - 2 * (np.arange(2**steps.size)[:, None] >> np.arange(steps.size) & 1)
         return float((signs @ steps >= total).mean())
@@ -338,7 +324,7 @@ def _chance_of(steps: NDArray[np.float64], *, seed: int) -> float:
 
 
 def _holm(chances: dict[Method, float]) -> dict[Method, float]:
-    """Correct for having compared so many: the chance of one false finding among them stays what it says."""
+    """Correct p-values for the number of methods compared (Holm)."""
     corrected, floor = {}, 0.0
     for still_tested, (method, chance) in zip(
         range(len(chances), 0, -1), sorted(chances.items(), key=lambda item: item[1]), strict=True
@@ -349,29 +335,20 @@ def _holm(chances: dict[Method, float]) -> dict[Method, float]:
 
 
 def _values(rows: Sequence[AuditRow], methods: Sequence[Method], key: str) -> dict[Method, NDArray[np.float64]]:
-    """(n,) a metric's values by method, on the pictures where it could be measured."""
-    found = {method: [row.of(method) for row in rows] for method in methods}
-    usable = [
-        index
-        for index in range(len(rows))
-        if all(column[index] is not None and key in column[index].numbers for column in found.values())  # type: ignore[union-attr]
-    ]
-    if not usable:
-        return {}
-    return {
-        method: np.array([column[index].numbers[key] for index in usable])  # type: ignore[union-attr]
-        for method, column in found.items()
-    }
+    """Return a metric's values (n,) by method, of the pictures where every method has it."""
+    numbers = [{method: measured.numbers for method in methods if (measured := row.of(method))} for row in rows]
+    usable = [of_row for of_row in numbers if all(key in of_row.get(method, {}) for method in methods)]
+    return {method: np.array([of_row[method][key] for of_row in usable]) for method in methods} if usable else {}
 
 
 def _summary(rows: Sequence[AuditRow], method: Method, cells: dict[str, Cell]) -> MethodSummary:
-    found = [measured for row in rows if (measured := row.of(method)) is not None]
+    of_method = [measured for row in rows if (measured := row.of(method)) is not None]
     return MethodSummary(
         method,
         cells,
-        float(np.mean([measured.passes for measured in found])),
-        float(np.median([measured.seconds for measured in found])),
-        sum(measured.status != Status.EXPLAINED for measured in found),
+        float(np.mean([measured.passes for measured in of_method])),
+        float(np.median([measured.seconds for measured in of_method])),
+        sum(measured.status != Status.EXPLAINED for measured in of_method),
     )
 
 
@@ -385,7 +362,6 @@ def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     for cost, quality in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or quality > front[-1][1]:
             front.append((cost, quality))
-    assert all(one[0] <= two[0] for one, two in pairwise(front))  # noqa: S101  sorted above
     return front
 
 
@@ -407,8 +383,10 @@ def _shares(rows: Sequence[AuditRow], method: Method, *, seed: int) -> Iterator[
 
 def _suspects(rows: Sequence[AuditRow], method: Method) -> tuple[Suspect, ...]:
     """Sort pictures by how much their evidence lies elsewhere, those that do not count for the network first."""
-    found = [Suspect(row, not counts_for_network(row, method), strays(row, method), _why(row, method)) for row in rows]
-    return tuple(sorted(found, key=lambda each: (not each.accused, not each.strays, -_astray(each.row, method))))
+    suspects = [
+        Suspect(row, not counts_for_network(row, method), strays(row, method), _why(row, method)) for row in rows
+    ]
+    return tuple(sorted(suspects, key=lambda one: (not one.accused, not one.strays, -_astray(one.row, method))))
 
 
 def _astray(row: AuditRow, method: Method) -> float:

@@ -1,6 +1,6 @@
-"""Pictures whose truth is known: the table that an audit reads.
+"""Labeled pictures: the table that an audit reads.
 
-A CSV file with a head line. `image` and `label` must be there; of the others, those that are known:
+A CSV file with a head line. `image` and `label` are required, the other columns optional:
 
     image,label,mask,boxes,part,station
     shots/p17.png,crack,masks/p17.png,,P17,S3
@@ -8,10 +8,9 @@ A CSV file with a head line. `image` and `label` must be there; of the others, t
     shots/p19.png,free,,,P19,S4
 
 Paths are relative to the table. `mask` is a picture of the same size, bright where the defect is. `boxes` are top,
-left, height and width in pixels, one box after the other, parted by semicolons.
+left, height and width in pixels, one box after the other, separated by semicolons.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +33,7 @@ MASK_LEVEL = 127
 
 @dataclass(frozen=True, slots=True)
 class LabelledPicture:
-    """One line of the table; `image` is the path as it stands there."""
+    """One line of the table; `image` is the path as written there."""
 
     image: str
     path: Path
@@ -44,18 +43,9 @@ class LabelledPicture:
     part: str = ""
     station: str = ""
 
-    @property
-    def has_truth(self) -> bool:
-        """Whether the place of the defect is known."""
-        return self.mask is not None or bool(self.boxes)
-
 
 def read_labeled(path: Path, labels: Sequence[str]) -> tuple[LabelledPicture, ...]:
-    """Read the table and see that everything it names is there.
-
-    Args:
-        path: The CSV file.
-        labels: Those of the model; no others are allowed.
+    """Read the table and check that its files exist and its labels are among the model's.
 
     Raises:
         SettingsError: With the line that is wrong.
@@ -68,7 +58,7 @@ def read_labeled(path: Path, labels: Sequence[str]) -> tuple[LabelledPicture, ..
     if missing:
         raise SettingsError(
             f"{path} has the columns {', '.join(filter(None, columns)) or 'none'}; {' and '.join(missing)} is missing",
-            expected=f"a head line with {','.join(_COLUMNS)}, of which image and label must be there",
+            expected=f"a head line with {','.join(_COLUMNS)}, of which image and label are required",
         )
     rows = [_row(path, number, cells, labels) for number, cells in lines]
     if not rows:
@@ -81,8 +71,8 @@ def read_labeled(path: Path, labels: Sequence[str]) -> tuple[LabelledPicture, ..
     return tuple(rows)
 
 
-def _row(path: Path, line: int, given: Mapping[str, str], labels: Sequence[str]) -> LabelledPicture:
-    cells = {name: given.get(name, "") for name in _COLUMNS}
+def _row(path: Path, line: int, row: Mapping[str, str], labels: Sequence[str]) -> LabelledPicture:
+    cells = {name: row.get(name, "") for name in _COLUMNS}
     where = f"{path}, line {line}"
     if cells["label"] not in labels:
         raise SettingsError(f"{where}: label {cells['label']!r}", expected=f"a label of the model: {', '.join(labels)}")
@@ -116,12 +106,7 @@ def _boxes(where: str, text: str) -> tuple[Box, ...]:
 
 
 def read_truth(labeled: LabelledPicture, size: tuple[int, int], *, limits: PictureLimits) -> NDArray[np.bool_] | None:
-    """Read where the defect is.
-
-    Args:
-        labeled: The line.
-        size: (H, W) of its picture.
-        limits: How the picture's file became pixels.
+    """Read where the defect is in a picture of (H, W).
 
     Returns:
         (H, W), True on the defect; None where that is not known, or the mask marks nothing.
@@ -139,15 +124,9 @@ def read_truth(labeled: LabelledPicture, size: tuple[int, int], *, limits: Pictu
 
 
 def read_mask(path: Path, size: tuple[int, int], *, limits: PictureLimits) -> NDArray[np.bool_]:
-    """Read a mask: which pixels of a picture are marked.
+    """Read a mask (H, W), True where the file is brighter than `MASK_LEVEL`.
 
-    Args:
-        path: A picture file, bright where it marks; full white is that of the file, whatever the camera's is.
-        size: (H, W) it must have.
-        limits: How the file of the picture that it belongs to became pixels: a mask is turned as that was.
-
-    Returns:
-        (H, W), True where the mask is brighter than `MASK_LEVEL`.
+    `limits` are those of the picture it belongs to, so that it is turned as that was; its white level is the file's.
 
     Raises:
         PictureError: If the file cannot be read, is no picture, or has another size.
@@ -158,8 +137,3 @@ def read_mask(path: Path, size: tuple[int, int], *, limits: PictureLimits) -> ND
         raise PictureError(found, expected=f"{size[0]} x {size[1]} px, as its picture")
     gray = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     return np.asarray(gray) > MASK_LEVEL
-
-
-def table_sha256(path: Path) -> str:
-    """Return the sha256 of the table, which says which pictures an audit was about."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,7 +1,7 @@
-"""One explanation against the truth, and against the network itself: the numbers of an audit, for one picture.
+"""Metrics of one explanation: against the ground truth, and against the network itself.
 
-Localization looks at the whole picture. What hides, removes or closes pixels is done in the one window in which the
-class scores highest, as the network sees it, and scored there in batches.
+Localization uses the whole picture. Pixels are hidden, removed or closed in the one window in which the class scores
+highest, as the network sees it, and scored there in batches.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ CLOSED_REACH = 1 / 100
 """How far beyond its mask a defect is closed, as a share of the window's shorter side: masks are drawn tight."""
 
 NEAR_REACH = 1 / 14
-"""How near the defect the map's first pixel counts as on it: half a cell of the deepest block."""
+"""Distance from the defect within which the map's first pixel counts as on it: half a cell of the deepest block."""
 
 ELSEWHERE_SHARE = 0.02
 """Least share of the window that is closed elsewhere, to compare with closing the defect."""
@@ -44,7 +44,7 @@ NUMBERS = (
     "complexity",
     *(f"{name}_{fill}" for name in ("drop", "increase", "insertion", "deletion") for fill in Baseline),
 )
-"""All that can be measured of an explanation, by name; a column each in an audit's table."""
+"""Names of all metrics; a column each in an audit's table."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,11 +81,11 @@ def prepare_measurement(
     part: NDArray[np.bool_],
     seed: int,
 ) -> MeasurementContext:
-    """Cut out the window to measure in, and see what closing the defect does to the score.
+    """Cut out the window to measure in, and measure what closing the defect does to the score.
 
     Args:
         engine: Of the model.
-        look: What the network said of the picture.
+        look: The picture's window scores.
         target: Index of the class.
         truth: (H, W), True on the defect; None where it is not known.
         part: (H, W), True on the part.
@@ -108,7 +108,7 @@ def prepare_measurement(
 def measure(
     engine: Engine, scene: MeasurementContext, explanation: Explanation, *, steps: int, seed: int
 ) -> dict[str, float]:
-    """Compute every number of one explanation.
+    """Compute every metric of one explanation of the scene's class but ADCC.
 
     Args:
         engine: Of the model.
@@ -118,9 +118,8 @@ def measure(
         seed: Of the noise on removed pixels.
 
     Returns:
-        Numbers by name: ebpg, miou, bbox, pointing, aupro, near (with truth), border, inside, road, elsewhere_drop
-        (with truth), aupro_window (with truth in the window) and, for each fill, drop_, increase_, insertion_ and
-        deletion_.
+        Numbers by name (`NUMBERS`); ebpg, miou, bbox, pointing, aupro, near and elsewhere_drop with truth only,
+        aupro_window with truth in the window only.
     """
     fused, rank = explanation.fused, explanation.rank
     numbers = {
@@ -167,19 +166,10 @@ def measure(
 def measure_adcc(
     engine: Engine, scene: MeasurementContext, explanation: Explanation, settings: ExplainSettings
 ) -> dict[str, float]:
-    """Compute ADCC and its parts: is the map coherent, sparse, and does what it lets through keep the score?
+    """Compute adcc, coherency and complexity, each 0 to 1, of an explanation made by `settings`.
 
-    Costs one more explanation, of the window seen through its own map. What the map hides is the mean color: ADCC's
-    authors multiply the network's input tensor, whose 0 that is.
-
-    Args:
-        engine: Of the model.
-        scene: From `prepare_measurement`.
-        explanation: Of the scene's class.
-        settings: By which that was made.
-
-    Returns:
-        adcc, coherency and complexity, each 0 to 1.
+    Costs one more explanation, of the window seen through its own map. The map hides to the mean color: ADCC's authors
+    multiply the network's input tensor, where the mean color is 0.
 
     Source: Poppi et al., "Revisiting the Evaluation of Class Activation Mapping" (CVPRW 2021), section 4.
     """

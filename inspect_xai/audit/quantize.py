@@ -1,8 +1,8 @@
-"""Scoring in 8 bits, made from pictures and measured on pictures: as much of it as the explanation bears.
+"""Quantization of the scoring graph: as many blocks in 8 bits as the card's `int8_fidelity` allows.
 
 Every other picture gives the quantizer its ranges; on the pictures between, the maps are compared with those of float
-scoring. Shallow blocks have few masks and a large say, deep ones many masks and little each: so all blocks are tried in
-8 bits first, then all but those with the largest maps, and so on, until the maps agree as the card asks.
+scoring. Masks of shallow blocks are few and matter much, those of deep ones are many and matter little: so all blocks
+are tried in 8 bits first, then all but those with the largest maps, and so on, until the maps agree.
 """
 
 import tempfile
@@ -54,7 +54,7 @@ class Fidelity:
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """A quantized bundle and all that was tried for it, the last being what it does."""
+    """A quantized bundle and the fidelity of every try, the last being its own."""
 
     bundle: ModelBundle
     tried: tuple[Fidelity, ...]
@@ -67,11 +67,11 @@ def quantize_bundle(
     threads: int | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> Quantized:
-    """Give a bundle a scoring graph in 8 bits, in place.
+    """Add a scoring graph in 8 bits to a bundle, in place.
 
     Args:
         bundle: Its fingerprint changes, as its maps do.
-        pictures: uint8 (H, W) or RGB (H, W, 3), like those of the line, with defects among them.
+        pictures: uint8 (H, W) or RGB (H, W, 3), typical of the line, some with defects.
         threads: Threads inside one operator; default: all cores.
         advance: Called after every picture and try.
 
@@ -104,7 +104,7 @@ def quantize_bundle(
     best = tried[-1]
     if best.mean < bundle.card.explain.int8_fidelity:
         raise BundleError(
-            "in 8 bits the maps are others: "
+            "the maps of 8-bit scoring differ too much: "
             + "; ".join(
                 f"up to {one.largest_px} px: correlation {one.mean:.3f}, lowest {one.least:.3f}" for one in tried
             ),
@@ -125,7 +125,7 @@ def _settings(engine: Engine) -> ExplainSettings:
 
 
 def _feeds(engine: Engine, picture: NDArray[np.uint8]) -> list[Feeds]:
-    """Take masks of every block of the deciding window, as the scoring graph will see them."""
+    """Make inputs of the scoring graph from masks of every block of the deciding window."""
     spec = engine.card.input
     seen = look(engine, picture)
     window = tiles.cut(seen.picture, seen.tiles[seen.prediction.tile], spec)
@@ -163,13 +163,13 @@ def _explained(
 
 
 def _agreement(one: Explanation, other: Explanation) -> float:
-    """Correlate two maps of one window; what lies outside the window would count as agreement."""
+    """Correlate two maps within their window; pixels outside it would count as agreement."""
     tile = one.tiles[0].tile
     place = np.s_[
         max(0, tile.top_px) : tile.top_px + tile.height_px, max(0, tile.left_px) : tile.left_px + tile.width_px
     ]
-    maps = [found.fused[place].ravel() for found in (one, other)]
-    return float(np.corrcoef(maps[0], maps[1])[0, 1]) if np.ptp(maps[1]) else 0.0
+    first, second = one.fused[place].ravel(), other.fused[place].ravel()
+    return float(np.corrcoef(first, second)[0, 1]) if np.ptp(second) else 0.0
 
 
 def _measured(

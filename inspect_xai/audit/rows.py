@@ -1,8 +1,8 @@
-"""What an audit says of each picture, and how that is kept: Parquet files, one for every few pictures.
+"""Rows of an audit, and their storage: Parquet files, one for every few pictures.
 
     OUT/rows/000000.parquet, 000001.parquet, ...   whole files with the same columns: one table for any reader
 
-A line of the table is one method on one picture; a picture that was not explained has one line without a method.
+A line of the table is one method on one picture; a picture without an explanation has one line without a method.
 """
 
 import json
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from itertools import groupby
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import pandas as pd
@@ -22,7 +21,7 @@ from inspect_xai.files import read_frames, write_frame
 from inspect_xai.records import Method
 
 PIECE_PICTURES, PIECE_S = 16, 20.0
-"""A file is written after so many pictures or so many seconds: what a kill costs at the most."""
+"""A file is written after this many pictures or seconds: the most that is lost when the audit is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +38,14 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """One picture: the truth, what the network said, and what each method made of that.
+    """One picture: its true label, the network's prediction, and the numbers of each method.
 
     Attributes:
-        image: As it stands in the table.
+        image: As written in the table.
         label: Its true label.
         part: Serial of the part.
         station: Where it was taken.
-        predicted: The label the network put first.
+        predicted: The label with the highest score.
         score: Its probability.
         verdict: OK, NG or UNSURE.
         target: The label that was explained; empty where nothing was.
@@ -73,22 +72,22 @@ class AuditRow:
 
     @property
     def is_right(self) -> bool:
-        """Whether the network put the true label first."""
+        """Whether the true label has the highest score."""
         return not self.error and self.predicted == self.label
 
     def of(self, method: Method) -> Measured | None:
-        """What a method found; None where it was not asked."""
-        return next((found for found in self.measured if found.method is method), None)
+        """Return the numbers of a method; None where it was not run."""
+        return next((measured for measured in self.measured if measured.method is method), None)
 
 
 _OF_PICTURE = tuple(entry.name for entry in fields(AuditRow) if entry.name != "measured")
 _NUMBERS_OF_PICTURE = ("score", "closed_drop", "truth_share")
-_OF_METHOD = {"method": "", "status": "", "notes": "[]", "passes": 0, "seconds": 0.0}  # as they stand without a method
+_OF_METHOD = {"method": "", "status": "", "notes": "[]", "passes": 0, "seconds": 0.0}  # of a line without a method
 
 
 @dataclass(slots=True)
 class RowWriter:
-    """Keeps rows as they come; what is left is written when the audit ends, also by an error."""
+    """Buffers rows and writes them in files; the rest is written when the audit ends, also by an error."""
 
     folder: Path
     _waiting: list[AuditRow] = field(default_factory=list)
@@ -101,22 +100,20 @@ class RowWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write the rows that wait into a file of their own."""
+        """Write the buffered rows into a new file."""
         if self._waiting:
-            number = max((int(path.stem) for path in _pieces(self.folder)), default=-1) + 1
-            write_frame(self.folder / f"{number:06d}.parquet", as_frame(self._waiting))
+            last = max((int(path.stem) for path in _pieces(self.folder)), default=-1)
+            write_frame(self.folder / f"{last + 1:06d}.parquet", as_frame(self._waiting))
         self._waiting.clear()
         self._written_at = time.monotonic()
 
     def __enter__(self) -> Self:
         self.folder.mkdir(exist_ok=True)
-        for draft in self.folder.glob("*.part"):  # a kill came while it was written
+        for draft in self.folder.glob("*.part"):  # the process was killed while it was written
             draft.unlink()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.flush()
 
 
@@ -145,28 +142,23 @@ def _lines_of(row: AuditRow) -> Iterator[dict[str, Any]]:
     nothing = dict.fromkeys(NUMBERS, math.nan)
     if not row.measured:
         yield picture | _OF_METHOD | nothing
-    for found in row.measured:
-        unknown = found.numbers.keys() - set(NUMBERS)
+    for measured in row.measured:
+        unknown = measured.numbers.keys() - set(NUMBERS)
         if unknown:
-            raise ValueError(f"measuring gave {', '.join(sorted(unknown))}; expected names of measuring.NUMBERS")
-        method = {
-            "method": str(found.method),
-            "status": found.status,
-            "notes": json.dumps(found.notes),
-            "passes": found.passes,
-            "seconds": found.seconds,
-        }
-        yield picture | method | nothing | found.numbers
+            raise ValueError(f"unknown numbers {', '.join(sorted(unknown))}; expected names of measure.NUMBERS")
+        method = {name: getattr(measured, name) for name in _OF_METHOD}
+        method |= {"method": str(measured.method), "notes": json.dumps(measured.notes)}
+        yield picture | method | nothing | measured.numbers
 
 
 def _rows_of(frame: pd.DataFrame) -> Iterator[AuditRow]:
     lines = frame.to_dict("records")
     for _, group in groupby(lines, key=lambda line: line["image"]):
-        each = list(group)
-        picture: dict[str, Any] = {name: each[0][name] for name in _OF_PICTURE}
+        of_picture = list(group)
+        picture: dict[str, Any] = {name: of_picture[0][name] for name in _OF_PICTURE}
         for name in ("closed_drop", "truth_share"):
             picture[name] = None if math.isnan(picture[name]) else picture[name]
-        yield AuditRow(**picture, measured=tuple(_measured_of(line) for line in each if line["method"]))
+        yield AuditRow(**picture, measured=tuple(_measured_of(line) for line in of_picture if line["method"]))
 
 
 def _measured_of(line: dict[Any, Any]) -> Measured:

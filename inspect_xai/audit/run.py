@@ -1,10 +1,10 @@
-"""A bundle and labeled pictures -> rows of numbers on disk, one line for each picture, as soon as it is measured.
+"""Run of an audit: a bundle and labeled pictures -> rows of numbers on disk, written while it runs.
 
-    OUT/settings.json   what the rows were made with; a run with other settings refuses to go on here
-    OUT/rows/*.parquet  what the network said of each picture, and each method's numbers (`rows.py`)
+    OUT/settings.json   settings, model and table of the rows; a run with others refuses to continue here
+    OUT/rows/*.parquet  each picture's prediction, and each method's numbers (`rows.py`)
     OUT/maps/*.npz      the maps, reduced, one file for each picture and one array for each method
 
-A killed audit is run again and goes on behind its last file of rows. What the rows amount to: `findings.py`.
+An interrupted audit that is run again continues after its last file of rows. The report is made in `conclusions.py`.
 """
 
 import json
@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from inspect_xai.audit.dataset import LabelledPicture, read_labeled, read_mask, read_truth, table_sha256
+from inspect_xai.audit.dataset import LabelledPicture, read_labeled, read_mask, read_truth
 from inspect_xai.audit.measure import measure, measure_adcc, prepare_measurement
 from inspect_xai.audit.rows import AuditRow, Measured, RowWriter, read_rows
 from inspect_xai.errors import InspectXaiError, SettingsError
@@ -35,28 +35,28 @@ from inspect_xai.records import Baseline, Explanation, Method, ModelCard, Pictur
 
 SCHEMA_VERSION = 2
 CHANCE = (Method.RANDOM, Method.CENTER)
-"""Methods that know nothing; every audit has them, so that its numbers mean something."""
+"""Methods that ignore the network; every audit has them as a baseline for its numbers."""
 
 MAP_PX = 160
-"""Longest side of the maps that are kept."""
+"""Longest side of the stored maps."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuditSettings:
-    """What an audit does; the same settings on the same bundle and table give the same rows.
+    """Settings of an audit; the same settings on the same bundle and table give the same rows.
 
     Attributes:
-        methods: Those compared; the verdict rests on the first. The two that know nothing are added.
-        profile: How many masks get a pass of their own; None: the card's.
+        methods: Those compared; the answer is by the first. The baseline methods (`CHANCE`) are added.
+        profile: Share of the masks that are scored by a forward pass; None: the card's.
         mu: Selection threshold; None: the card's.
-        baseline: What masks put in the picture's place; None: the card's.
-        sample: Measure so many of the pictures, drawn at random; 0: all.
+        baseline: Fill of masked pixels; None: the card's.
+        sample: Number of pictures to measure, drawn at random; 0: all.
         seed: Of everything random.
         steps: Of the insertion and deletion curves.
         only_right: Explain only pictures judged right; else every defective picture, by its true label.
-        region: Where the part is: "auto" (told from the background), "picture", "top,left,height,width", or the path of
-            a picture that is bright where the part is.
-        sanity: So many pictures go through the sanity checks; 0: none.
+        region: Where the part is: "auto" (segmented from the background), "picture", "top,left,height,width", or the
+            path of a picture that is bright where the part is.
+        sanity: Number of pictures for the sanity checks; 0: none.
         adcc: Measure ADCC too, for one more explanation of each picture by each method.
         limits: How the files of pictures and masks become pixels.
     """
@@ -76,11 +76,11 @@ class AuditSettings:
 
     @property
     def compared(self) -> tuple[Method, ...]:
-        """The methods and those that know nothing."""
+        """The methods and the baseline methods."""
         return (*self.methods, *(method for method in CHANCE if method not in self.methods))
 
     def explain_settings(self, card: ModelCard, method: Method) -> ExplainSettings:
-        """Return how a method explains; faithfulness is left out: an audit measures more than that."""
+        """Return the settings of a method, without faithfulness: an audit measures more than that."""
         return ExplainSettings.of_card(
             card, method=method, mu=self.mu, baseline=self.baseline, profile=self.profile, faithfulness=False
         )
@@ -88,13 +88,7 @@ class AuditSettings:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """An audit's rows and what they were made with.
-
-    Attributes:
-        folder: Where it lies.
-        header: What settings.json holds.
-        rows: In the order of the table.
-    """
+    """An audit: its folder, the content of its settings.json, and its rows in the order of the table."""
 
     folder: Path
     header: dict[str, Any]
@@ -102,7 +96,7 @@ class Audit:
 
     @property
     def methods(self) -> tuple[Method, ...]:
-        """Compared methods, those that know nothing last."""
+        """Compared methods, the baseline methods last."""
         return tuple(Method(name) for name in self.header["methods"])
 
     @property
@@ -116,9 +110,11 @@ class Audit:
         return PictureLimits.recorded(self.header["settings"])
 
     def labeled(self) -> dict[str, LabelledPicture]:
-        """Read the table again, by image; empty where it, or a picture, is not there any more."""
+        """Read the table again, by image; empty where it, or a picture, is missing now."""
         try:
-            return {found.image: found for found in read_labeled(Path(self.header["table"]), self.header["labels"])}
+            return {
+                labeled.image: labeled for labeled in read_labeled(Path(self.header["table"]), self.header["labels"])
+            }
         except SettingsError:
             return {}
 
@@ -133,14 +129,14 @@ class Audit:
 def run_audit(
     engine: Engine, table: Path, out: Path, *, settings: AuditSettings, on_row: Callable[[int, int], None] | None = None
 ) -> Audit:
-    """Measure a model on labeled pictures; go on where an earlier run with the same settings was cut short.
+    """Measure a model on labeled pictures; continue an earlier run with the same settings that was interrupted.
 
     Args:
         engine: Of the model.
-        table: CSV file of pictures (see `labeled.py`).
-        out: Folder to make or to go on in.
-        settings: What to do.
-        on_row: Called with the rows done and their total, first of all with those that were there.
+        table: CSV file of pictures (see `dataset.py`).
+        out: Folder to make or to continue in.
+        settings: What to measure.
+        on_row: Called with the rows done and their total, first with those already there.
 
     Raises:
         SettingsError: If the table is wrong, or `out` holds something else.
@@ -165,11 +161,7 @@ def run_audit(
 
 
 def open_audit(folder: Path) -> Audit:
-    """Read an audit that was run.
-
-    Raises:
-        SettingsError: If the folder holds none.
-    """
+    """Read the audit in a folder; a `SettingsError` if there is none."""
     try:
         header = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -204,10 +196,10 @@ def _check_settings(settings: AuditSettings) -> None:
 
 
 def _header(engine: Engine, table: Path, settings: AuditSettings, chosen: Sequence[LabelledPicture]) -> dict[str, Any]:
-    """Say what the rows are made with, in plain values."""
+    """Return the content of settings.json."""
     bundle = engine.bundle
-    counted = settings.explain_settings(bundle.card, settings.methods[0])
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    in_effect = settings.explain_settings(bundle.card, settings.methods[0])
+    region = Path(settings.region)
     return {
         "schema_version": SCHEMA_VERSION,
         "model": {"name": bundle.card.name, "version": bundle.card.version, "fingerprint": bundle.fingerprint},
@@ -215,16 +207,14 @@ def _header(engine: Engine, table: Path, settings: AuditSettings, chosen: Sequen
         "ok_labels": list(bundle.card.ok_labels),
         "methods": [str(method) for method in settings.compared],
         "table": str(table.resolve()),
-        "table_sha256": table_sha256(table),
+        "table_sha256": sha256(table.read_bytes()).hexdigest(),
         "pictures": len(chosen),
-        "region_sha256": sha256(Path(settings.region).read_bytes()).hexdigest()
-        if Path(settings.region).is_file()
-        else "",
-        "settings": plain,
-        "explained_by": {  # what counted, said or the card's
-            "profile": str(counted.profile),
-            "mu": counted.mu,
-            "baseline": str(counted.baseline),
+        "region_sha256": sha256(region.read_bytes()).hexdigest() if region.is_file() else "",
+        "settings": json.loads(json.dumps(asdict(settings))),
+        "explained_by": {  # settings in effect, given or the card's
+            "profile": str(in_effect.profile),
+            "mu": in_effect.mu,
+            "baseline": str(in_effect.baseline),
         },
         "provider": engine.provider,
         "versions": versions(),
@@ -232,13 +222,13 @@ def _header(engine: Engine, table: Path, settings: AuditSettings, chosen: Sequen
 
 
 def _open_folder(out: Path, header: dict[str, Any]) -> None:
-    """Begin an audit's folder, or see that the one there was begun with the same settings."""
+    """Begin an audit's folder, or check that the one there was begun with the same settings."""
     path = out / "settings.json"
     if not path.exists():
         if out.exists() and any(out.iterdir()):
             raise SettingsError(
                 f"{out} exists and holds no audit",
-                expected="a new folder, or an audit to go on with",
+                expected="a new folder, or an audit to continue",
                 remedy="give another --out",
             )
         out.mkdir(parents=True, exist_ok=True)
@@ -248,7 +238,7 @@ def _open_folder(out: Path, header: dict[str, Any]) -> None:
         return
     before = open_audit(out).header
     missing = {"explained_by": header["explained_by"]}  # of older audits: the same card, so it was the same
-    free = ("table", "provider", "versions")  # moving the pictures, or mending the machine, is no other audit
+    free = ("table", "provider", "versions")  # the pictures may move and the machine may change
     differing = [key for key in header if key not in free and before.get(key, missing.get(key)) != header[key]]
     if differing:
         raise SettingsError(
@@ -261,15 +251,15 @@ def _open_folder(out: Path, header: dict[str, Any]) -> None:
 def _measure_picture(
     engine: Engine, labeled: LabelledPicture, out: Path, *, number: int, settings: AuditSettings
 ) -> AuditRow:
-    """Judge, explain and measure one picture; what is wrong with it becomes its row."""
+    """Judge, explain and measure one picture; an error becomes its row."""
     row = AuditRow(labeled.image, labeled.label, labeled.part, labeled.station)
     try:
         pixels = read_picture(labeled.path, limits=settings.limits).pixels
         size = (pixels.shape[0], pixels.shape[1])
         truth = read_truth(labeled, size, limits=settings.limits)
         seen = look(engine, pixels)
-        said = seen.prediction
-        row = replace(row, predicted=said.label, score=said.score, verdict=str(seen.verdict.code))
+        prediction = seen.prediction
+        row = replace(row, predicted=prediction.label, score=prediction.score, verdict=str(seen.verdict.code))
         if labeled.label in engine.card.ok_labels or (settings.only_right and not row.is_right):
             return row
         region = _region(settings.region, pixels, limits=settings.limits)
@@ -308,30 +298,30 @@ def _explain_all(
         yield how, found, time.perf_counter() - began
 
 
-def _region(said: str, picture: NDArray[np.uint8], *, limits: PictureLimits) -> NDArray[np.bool_]:
+def _region(region: str, picture: NDArray[np.uint8], *, limits: PictureLimits) -> NDArray[np.bool_]:
     """Return where the part is in a picture, bool (H, W)."""
     size = (picture.shape[0], picture.shape[1])
-    if said == "auto":
+    if region == "auto":
         return picture_regions.part_region(picture)
-    if said == "picture":
+    if region == "picture":
         return np.ones(size, np.bool_)
-    if Path(said).is_file():
-        return read_mask(Path(said), size, limits=limits)
-    return picture_regions.boxes_mask((_box(said),), size)
+    if Path(region).is_file():
+        return read_mask(Path(region), size, limits=limits)
+    return picture_regions.boxes_mask((_box(region),), size)
 
 
-def _box(said: str) -> tuple[int, int, int, int]:
+def _box(region: str) -> tuple[int, int, int, int]:
     try:
-        top, left, height, width = (int(number) for number in said.split(","))
+        top, left, height, width = (int(number) for number in region.split(","))
     except ValueError as error:
         raise SettingsError(
-            f"region is {said!r}", expected="auto, picture, top,left,height,width in pixels, or the path of a mask"
+            f"region is {region!r}", expected="auto, picture, top,left,height,width in pixels, or the path of a mask"
         ) from error
     return top, left, height, width
 
 
 def _reduced(fused: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Return a map for keeps: no larger than `MAP_PX`, 0 to 1, half precision."""
+    """Return a map to store: no larger than `MAP_PX`, 0 to 1, half precision."""
     scale = min(1.0, MAP_PX / max(fused.shape))
     size = (max(1, round(fused.shape[1] * scale)), max(1, round(fused.shape[0] * scale)))
     small = cv2.resize(fused, size, interpolation=cv2.INTER_AREA) if scale < 1 else fused

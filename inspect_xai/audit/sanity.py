@@ -1,7 +1,7 @@
-"""Can the maps be believed at all? Three questions that need no truth.
+"""Sanity checks of the maps that need no ground truth.
 
-Does a map change when the network forgets what it learnt (it must); does it hold still when the picture changes in a
-way that does not matter (it should); is it the same when it is made again (it must be).
+A map must change when the network's weights are shuffled, should hardly change under a change of the picture that does
+not matter, and must be the same when it is computed twice.
 """
 
 import json
@@ -27,7 +27,7 @@ from inspect_xai.model.engine import Engine
 from inspect_xai.records import Method, PictureLimits
 
 GATE = 0.5
-"""A map of the network that forgot everything must correlate with the real one by less than this (by rank)."""
+"""A map of the network with all weights shuffled must have a rank correlation with the real one below this."""
 
 FUSED = "fused"
 _BRIGHTER, _JPEG_QUALITY = 1.05, 90
@@ -37,7 +37,7 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Maps:
-    """What an explanation is compared by."""
+    """Maps and score of an explanation, for comparison."""
 
     fused: NDArray[np.float32]
     rank: NDArray[np.int32]
@@ -45,13 +45,13 @@ class _Maps:
     score: float
 
     def named(self, name: str) -> NDArray[np.float32]:
-        """A block's map or the fused one; zeros where the block has none."""
+        """Return a block's map or the fused one; zeros where the block has none."""
         return self.fused if name == FUSED else self.blocks.get(name, np.zeros_like(self.fused))
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The network with everything from `downto` on forgotten: likeness of maps by block and fused, over pictures.
+    """Similarity of maps, by block and fused, when all weights from `downto` on are shuffled.
 
     Attributes:
         downto: Block end, or "head".
@@ -66,7 +66,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change that does not matter, and what it did to the map: medians over pictures."""
+    """A change of the picture that does not matter, and its effect on the map: medians over pictures."""
 
     name: str
     correlation: float
@@ -77,13 +77,13 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Sanity:
-    """What the checks found for one method.
+    """Result of the checks for one method.
 
     Attributes:
-        method: The one that was checked.
-        pictures: How many pictures went through.
-        steps: The cascade, from the head alone down to everything.
-        passed: Whether the fused map noticed that everything was forgotten.
+        method: The method checked.
+        pictures: Number of pictures.
+        steps: The cascade, from the head alone down to all weights.
+        passed: Whether the fused map changed when all weights were shuffled.
         changes: Brightness, shift, JPEG.
         repeat: Largest difference between two runs; 0 is the same map bit for bit.
     """
@@ -106,7 +106,7 @@ def check_sanity(
     keep: Path | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Sanity:
-    """Run the checks, or what is left of them.
+    """Run the checks that are not done yet.
 
     Args:
         engine: Of the model.
@@ -114,7 +114,7 @@ def check_sanity(
         settings: How to explain, by the method to check.
         seed: Of the shuffled weights.
         limits: How files become pixels.
-        keep: JSON file of the steps done, written after each; what it holds of the same checks is not done again.
+        keep: JSON file of the checks done, written after each; those of the same settings are not repeated.
         on_step: Called with the steps done and their total.
 
     Raises:
@@ -122,41 +122,43 @@ def check_sanity(
     """
     settings = replace(settings, faithfulness=False)
     order = list(reversed(stages(engine.bundle)))
-    said = (settings.method, settings.profile, settings.mu, settings.baseline, seed)
-    shown = [[str(path), label] for path, label in parts]
-    kept = _Kept.open(keep, of=[engine.bundle.fingerprint, *said, asdict(limits), shown])
+    how = (settings.method, settings.profile, settings.mu, settings.baseline, seed)
+    explained = [[str(path), label] for path, label in parts]
+    progress = _Progress.open(keep, of=[engine.bundle.fingerprint, *how, asdict(limits), explained])
     report = on_step or (lambda *_: None)
     total = len(order) + len(_CHANGES) + 1
-    report(kept.count, total)
+    report(progress.count, total)
     pictures, before = list[tuple[Picture, str]](), list[_Maps]()
-    if kept.count < total:
+    if progress.count < total:
         pictures = [
             (_strongest_window(engine, read_picture(path, limits=limits).pixels, label), label) for path, label in parts
         ]
         before = [_maps(engine, settings, picture, label) for picture, label in pictures]
     for downto in order:
-        if downto not in kept.steps:
-            kept.steps[downto] = _forget(engine, settings, pictures, before, downto=downto, seed=seed)
-            kept.write()
-            report(kept.count, total)
+        if downto not in progress.steps:
+            progress.steps[downto] = _forget(engine, settings, pictures, before, downto=downto, seed=seed)
+            progress.write()
+            report(progress.count, total)
     for name in _CHANGES:
-        if name not in kept.changes:
-            kept.changes[name] = _change(engine, settings, pictures, before, name)
-            kept.write()
-            report(kept.count, total)
-    if kept.repeat is None:
+        if name not in progress.changes:
+            progress.changes[name] = _change(engine, settings, pictures, before, name)
+            progress.write()
+            report(progress.count, total)
+    if progress.repeat is None:
         again = [_maps(engine, settings, picture, label) for picture, label in pictures]
-        kept.repeat = max(float(np.abs(one.fused - two.fused).max()) for one, two in zip(before, again, strict=True))
-        kept.write()
+        progress.repeat = max(
+            float(np.abs(one.fused - two.fused).max()) for one, two in zip(before, again, strict=True)
+        )
+        progress.write()
         report(total, total)
-    steps = tuple(kept.steps[downto] for downto in order)
-    changes = tuple(kept.changes[name] for name in _CHANGES)
-    return Sanity(settings.method, len(parts), steps, steps[-1].correlation[FUSED] < GATE, changes, kept.repeat)
+    steps = tuple(progress.steps[downto] for downto in order)
+    changes = tuple(progress.changes[name] for name in _CHANGES)
+    return Sanity(settings.method, len(parts), steps, steps[-1].correlation[FUSED] < GATE, changes, progress.repeat)
 
 
 @dataclass(slots=True)
-class _Kept:
-    """The checks done so far, and where they are written down."""
+class _Progress:
+    """The checks done so far, and their file."""
 
     path: Path | None
     of: list[Any]
@@ -166,22 +168,23 @@ class _Kept:
 
     @classmethod
     def open(cls, path: Path | None, *, of: list[Any]) -> Self:
-        """Take up what the file holds if it is of the same checks."""
+        """Read the file if it is of the same checks."""
         if path is None or not path.exists():
             return cls(path, of)
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["of"] != of:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["of"] != of:
             return cls(path, of)
-        steps = {name: Step(**step) for name, step in found["steps"].items()}
-        return cls(path, of, steps, {name: Change(**each) for name, each in found["changes"].items()}, found["repeat"])
+        steps = {name: Step(**step) for name, step in stored["steps"].items()}
+        changes = {name: Change(**change) for name, change in stored["changes"].items()}
+        return cls(path, of, steps, changes, stored["repeat"])
 
     @property
     def count(self) -> int:
-        """Checks done."""
+        """Number of checks done."""
         return len(self.steps) + len(self.changes) + (self.repeat is not None)
 
     def write(self) -> None:
-        """Write down what is done: the file is there whole or not at all."""
+        """Write the file, whole or not at all."""
         if self.path is not None:
             draft = self.path.with_name(f"{self.path.name}.part")
             draft.write_text(json.dumps(asdict(self) | {"path": None}, allow_nan=False), encoding="utf-8")
@@ -243,14 +246,14 @@ def _maps(engine: Engine, settings: ExplainSettings, picture: Picture, label: st
     score = float(seen.scores[:, engine.card.labels.index(label)].max())
     try:
         found = explain(engine, seen, settings, target=label)
-    except ExplanationError:  # a network that forgot may have no gradient left: then nothing argues for the label
+    except ExplanationError:  # a shuffled network may have no gradient left: then there is no evidence for the label
         nothing = np.zeros(picture.shape[:2], np.float32)
         return _Maps(nothing, sise.rank_map(nothing, nothing, nothing), {}, score)
     return _Maps(found.fused, found.rank, dict(found.block_maps), score)
 
 
 def _strongest_window(engine: Engine, picture: Picture, label: str) -> Picture:
-    """Cut out where the label scores highest, so that a network that forgot is asked about the same place."""
+    """Cut out the window where the label scores highest, so that shuffled networks explain the same place."""
     seen = look(engine, picture)
     tile = seen.tiles[int(np.argmax(seen.scores[:, engine.card.labels.index(label)]))]
     rows = slice(max(0, tile.top_px), tile.top_px + tile.height_px)
@@ -263,7 +266,7 @@ def _brighter(picture: Picture) -> Picture:
 
 
 def _shifted(values: NDArray[Any], by: int) -> NDArray[Any]:
-    """Move down and right by so many pixels; what comes in repeats the edge."""
+    """Move down and right by `by` pixels; the edge is repeated."""
     rows = np.clip(np.arange(values.shape[0]) - by, 0, values.shape[0] - 1)
     columns = np.clip(np.arange(values.shape[1]) - by, 0, values.shape[1] - 1)
     return np.asarray(values[np.ix_(rows, columns)])
@@ -274,7 +277,7 @@ def _compressed(picture: Picture) -> Picture:
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED), np.uint8)
 
 
-# What is done to the picture, and what brings its map back onto the first one's pixels.
+# A change of the picture, and the change that moves its map back onto the first one's pixels.
 _CHANGES: dict[str, tuple[Callable[[Picture], Picture], Callable[[NDArray[Any]], NDArray[Any]]]] = {
     "5 % brighter": (_brighter, lambda found: found),
     "shifted by 1 px": (lambda picture: np.asarray(_shifted(picture, 1), np.uint8), lambda found: _shifted(found, -1)),

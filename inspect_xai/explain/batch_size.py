@@ -1,8 +1,8 @@
-"""How many masks a run takes: asked for, kept from a measurement on this machine, or the device's default.
+"""Batch size: the number of masks in a run, as given, as measured on this machine, or the device's default.
 
-What `inspect-xai bench --save` finds stands in the user's cache folder, one entry for a model on a device of a machine
-with a number of threads. On a GPU, where much hangs on it, a line that finds no entry measures and keeps one itself;
-on a CPU, where buckets differ by less than two measurements of one do, it takes the default.
+`inspect-xai bench --save` stores it in the user's cache folder, one entry for a model on a device of a machine with a
+number of threads. On a GPU, where it matters much, a line without an entry measures and stores one itself; on a CPU,
+where sizes differ by less than two measurements of one do, it takes the default.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ from inspect_xai.explain.save import versions
 from inspect_xai.model.engine import Engine
 
 CPU_MEMORY_MB = 1000
-"""How far runs may make the process grow on a CPU, unless told otherwise; a GPU's own memory bounds it."""
+"""Default limit of how far runs make the process grow on a CPU; a GPU's own memory is its limit."""
 
 _log = logging.getLogger(__name__)
-_AS_FAST = 0.97  # a larger bucket must gain more than this leaves: less is noise, and costs memory
+_AS_FAST = 0.97  # a smaller bucket with this share of the largest rate is taken: the rest is noise
 _GPU_BUCKETS = (8, 16, 32, 64, 128)
 _ROUNDS = 3
 _MOST_BYTES = 1 << 20
@@ -45,31 +45,28 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was measured of one bucket: masks a second, and how far the process grew beyond runs of one mask, in MB."""
+    """Measurement of one bucket: masks a second, and how far the process grew beyond runs of one mask, in MB."""
 
     per_s: float
     grown_mb: float = 0.0
 
 
 def resolve_batch_size(engine: Engine, *, asked: int | None = None) -> Origin:
-    """Give an engine its bucket, and say where it comes from.
-
-    Args:
-        engine: Just opened.
-        asked: What was asked for; None: what is kept or, on a GPU, measured now; else the default.
-    """
+    """Set an engine's bucket to `asked`, else to what is stored or, on a GPU, measured now; return its origin."""
     if not engine.bundle.dynamic_batch:
         return Origin.FIXED
-    kept = load_batch_size(engine) if asked is None else None
-    if asked is None and kept is None and engine.device == "cpu":
+    if asked:
+        engine.bucket = asked
+        return Origin.ASKED
+    if (stored := load_batch_size(engine)) is not None:
+        engine.bucket = stored
+        return Origin.KEPT
+    if engine.device == "cpu":
         return Origin.DEFAULT
-    if asked is None and kept is None:
-        found = _measure(engine)
-        engine.bucket = choose_bucket(found, memory_mb=None)
-        save_batch_size(engine, engine.bucket, found)
-        return Origin.MEASURED
-    engine.bucket = asked or kept or engine.bucket
-    return Origin.ASKED if asked else Origin.KEPT
+    measured = _measure(engine)
+    engine.bucket = choose_bucket(measured, memory_mb=None)
+    save_batch_size(engine, engine.bucket, measured)
+    return Origin.MEASURED
 
 
 def choose_bucket(measured: Mapping[int, Measured], *, memory_mb: float | None) -> int:
@@ -84,21 +81,21 @@ def choose_bucket(measured: Mapping[int, Measured], *, memory_mb: float | None) 
     """
     smallest = min(measured)
     allowed = {
-        bucket: found.per_s
-        for bucket, found in measured.items()
-        if memory_mb is None or found.grown_mb <= memory_mb or bucket == smallest
+        bucket: of_bucket.per_s
+        for bucket, of_bucket in measured.items()
+        if memory_mb is None or of_bucket.grown_mb <= memory_mb or bucket == smallest
     }
     return min(bucket for bucket, per_s in allowed.items() if per_s >= _AS_FAST * max(allowed.values()))
 
 
 def load_batch_size(engine: Engine) -> int | None:
-    """Return what is kept for this model, device, machine and number of threads; None: nothing that can be read."""
+    """Return the stored bucket for this model, device, machine and number of threads; None where there is none."""
     bucket = _entries().get(_key(engine), {}).get("bucket")
     return bucket if isinstance(bucket, int) and not isinstance(bucket, bool) and bucket > 0 else None
 
 
 def save_batch_size(engine: Engine, bucket: int, measured: Mapping[int, Measured]) -> Path | None:
-    """Keep a bucket for this model, device, machine and number of threads.
+    """Store a bucket for this model, device, machine and number of threads.
 
     Returns:
         The file; None where it cannot be written, which is logged.
@@ -108,7 +105,7 @@ def save_batch_size(engine: Engine, bucket: int, measured: Mapping[int, Measured
         "model": f"{engine.card.name} {engine.card.version}",
         "device": engine.device,
         "threads": engine.threads,
-        "per_s": {str(size): round(found.per_s, 1) for size, found in measured.items()},
+        "per_s": {str(size): round(of_size.per_s, 1) for size, of_size in measured.items()},
     }
     path = _file()
     try:
@@ -119,13 +116,13 @@ def save_batch_size(engine: Engine, bucket: int, measured: Mapping[int, Measured
         partial.write_text(json.dumps(_entries() | {_key(engine): entry}, indent=2) + "\n", encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        _log.warning("the bucket %d cannot be kept at %s: %s", bucket, path, error)
+        _log.warning("the bucket %d cannot be saved at %s: %s", bucket, path, error)
         return None
     return path
 
 
 def resident_mb() -> float:
-    """Return the memory of this process that lies in RAM; 0 where the system does not say."""
+    """Return the resident memory of this process; 0 where the system does not report it."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except (OSError, ValueError, IndexError):
@@ -139,7 +136,7 @@ def _measure(engine: Engine) -> dict[int, Measured]:
     window = np.zeros((spec.height, spec.width, spec.depth), np.float32)
     maps = np.random.default_rng(0).random((_GPU_BUCKETS[-1], *engine.bundle.map_size), np.float32)
     notes = list(engine.notes)
-    found: dict[int, Measured] = {}
+    measured: dict[int, Measured] = {}
     for bucket in _GPU_BUCKETS:
         engine.bucket = bucket
         seconds = []
@@ -149,9 +146,9 @@ def _measure(engine: Engine) -> dict[int, Measured]:
             seconds.append(time.perf_counter() - start)
         if engine.bucket < bucket:  # it did not fit: what ran was a smaller one
             break
-        found[bucket] = Measured(len(maps) / median(seconds[1:]))
-    engine.notes[:] = notes  # trying out is no mishap
-    return found or {engine.bucket: Measured(1.0)}
+        measured[bucket] = Measured(len(maps) / median(seconds[1:]))
+    engine.notes[:] = notes  # without those about buckets that did not fit
+    return measured or {engine.bucket: Measured(1.0)}
 
 
 def _entries() -> dict[str, Any]:
@@ -168,7 +165,7 @@ def _entries() -> dict[str, Any]:
 
 
 def _key(engine: Engine) -> str:
-    """What a measurement holds for; another version of ONNX Runtime has other kernels."""
+    """Return the key of a measurement; another version of ONNX Runtime has other kernels."""
     parts = (
         engine.bundle.fingerprint,
         engine.device,
@@ -183,7 +180,7 @@ def _key(engine: Engine) -> str:
 
 
 def _file() -> Path | None:
-    """The file in the user's cache folder; None where there is no such folder."""
+    """Return the file in the user's cache folder; None where there is no such folder."""
     named = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
     try:
         cache = Path(named) if named else Path.home() / ".cache"

@@ -1,4 +1,4 @@
-"""How fast a bundle runs on this machine, and what that means for a night's pictures."""
+"""Benchmark of a bundle on this machine, and whether a night's pictures fit."""
 
 import functools
 import multiprocessing
@@ -58,8 +58,8 @@ class Chosen:
     Attributes:
         threads: Threads inside one operator.
         bucket: Chosen now.
-        before: What a line with so many threads would have taken: kept, or the default.
-        kept: File in which the choice is kept; None: it is not.
+        before: What a line with this number of threads would have taken: the stored one, or the default.
+        kept: File in which the choice is stored; None: it is not.
     """
 
     threads: int
@@ -70,9 +70,9 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What one explanation of one window takes under a profile, and whether the night's pictures fit.
+    """Time of one explanation of one window under a profile, and whether the night's pictures fit.
 
-    `hours` and `fits` are None where no pictures were asked about.
+    `hours` and `fits` are None where no number of pictures is given.
     """
 
     profile: Profile
@@ -84,7 +84,7 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """What was measured, what it would choose, and what follows.
+    """Measurements, the buckets chosen by them, and the expected times.
 
     Attributes:
         rates: Every combination of threads and bucket.
@@ -108,7 +108,7 @@ class BenchReport:
 
 @dataclass(frozen=True, slots=True)
 class Night:
-    """How many pictures are to be done in how many hours, and which share of them is explained."""
+    """Number of pictures to inspect in a number of hours, and the share of them that is explained."""
 
     pictures: int
     hours: float
@@ -127,19 +127,19 @@ def bench(
     memory_mb: float = CPU_MEMORY_MB,
     keep: bool = False,
 ) -> BenchReport:
-    """Measure forward passes, all settings in turn in every round, so that a busy moment strikes none alone.
+    """Measure forward passes, all settings in turn in every round, so that other load affects them alike.
 
     Args:
         bundle: The model.
-        picture: uint8 (H, W) or RGB (H, W, 3): how many masks an explanation takes depends on it; default: noise of
-            the network's input size, which has evidence everywhere and so costs about the most.
+        picture: uint8 (H, W) or RGB (H, W, 3), on which the number of masks depends; default: noise of the network's
+            input size, which has evidence everywhere and so takes about the most masks.
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: Settings to try; default: 1 and all cores, and on a CPU also a process for each core.
         buckets: Masks per run to try; where the network's batch size is fixed only 1 is.
-        rounds: How often everything is measured, after one round that does not count.
-        night: What must fit.
+        rounds: Number of rounds, after one for warming up.
+        night: The pictures that must fit.
         memory_mb: How far a bucket may make the process grow on a CPU.
-        keep: Keep the chosen buckets for lines and explanations on this machine.
+        keep: Store the chosen buckets for lines and explanations on this machine.
 
     Raises:
         DeviceError: If the device does not run.
@@ -155,11 +155,11 @@ def bench(
     with ExitStack() as stack:
         engines = {count: stack.enter_context(Engine(bundle, device=device, threads=count)) for count in tried}
         provider = engines[tried[0]].provider
-        before = {count: load_batch_size(each) or each.bucket for count, each in engines.items()}
+        before = {count: load_batch_size(engine) or engine.bucket for count, engine in engines.items()}
         trace = engines[tried[0]].trace(window)
         rates = _rates(engines, window, trace, buckets=buckets if bundle.dynamic_batch else (1,), rounds=rounds)
         best = max(rates, key=lambda rate: rate.per_s)
-        chosen = tuple(_choose(each, rates, before[each.threads], memory_mb, keep=keep) for each in engines.values())
+        chosen = tuple(_choose(engine, rates, before[count], memory_mb, keep=keep) for count, engine in engines.items())
         engine = engines[best.threads]
         engine.bucket = best.bucket
         start = time.perf_counter()
@@ -179,18 +179,12 @@ def bench(
 
 
 def compare_processes(folder: Path, cores: int, *, bucket: int, rounds: int) -> tuple[Rate, ...]:
-    """Measure one process with all cores against one process for each core, in turn.
-
-    Args:
-        folder: The bundle.
-        cores: How many there are to share.
-        bucket: Masks per run.
-        rounds: Bursts of each, after one that does not count.
+    """Measure one process with all cores and one process for each core, in turn.
 
     Returns:
         The rate of the one process, and that of the several together.
     """
-    spawn = multiprocessing.get_context("spawn")  # a forked child would inherit the runtime's threads half dead
+    spawn = multiprocessing.get_context("spawn")  # a forked child would inherit locks of the runtime's threads
     counts = (1, cores)
     seen: dict[int, list[float]] = {count: [] for count in counts}
     with ExitStack() as stack:
@@ -200,13 +194,13 @@ def compare_processes(folder: Path, cores: int, *, bucket: int, rounds: int) -> 
         }
         for number in range(rounds + 1):
             for count, crew in crews.items():
-                bursts = [each.submit(_burst, folder, cores // count, bucket) for each in crew]
+                bursts = [worker.submit(_burst, folder, cores // count, bucket) for worker in crew]
                 together = sum(burst.result() for burst in bursts)
                 if number:
                     seen[count].append(together)
     return tuple(
-        Rate(cores // count, bucket, median(found), min(found), max(found), processes=count)
-        for count, found in seen.items()
+        Rate(cores // count, bucket, median(rates), min(rates), max(rates), processes=count)
+        for count, rates in seen.items()
     )
 
 

@@ -1,4 +1,4 @@
-"""Block maps on the pixels of the picture, made when they are looked at: kept, each would weigh as much as the map."""
+"""Block maps on the pixels of the picture, computed on access: each would take as much memory as the fused map."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -31,18 +31,18 @@ class BlockMapsOnPicture(Mapping[str, NDArray[np.float32]]):
         self._window_hw, self._picture_hw = window_hw, picture_hw
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
-        """Make one block's map."""
+        """Compute one block's map."""
         if name not in self._names:
             raise KeyError(name)
         maps = [self._of_window(window, name) for window in self._windows]
         return tiles.stitch(maps, [window.tile for window in self._windows], self._picture_hw)
 
     def __iter__(self) -> Iterator[str]:
-        """Names, shallow to deep."""
+        """Iterate over the names, shallow to deep."""
         return iter(self._names)
 
     def __len__(self) -> int:
-        """Number of blocks with a map."""
+        """Return the number of blocks with a map."""
         return len(self._names)
 
     def _of_window(self, window: TileExplanation, name: str) -> NDArray[np.float32]:

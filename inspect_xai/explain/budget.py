@@ -1,4 +1,4 @@
-"""What a window's masks may cost, and their scores within that: by a forward pass each, or predicted from others."""
+"""Budget of a window's masks, and their scores within it: by a forward pass each, or predicted from others."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,20 +19,20 @@ _ROUND = 16  # masks between two looks at the clock
 
 @dataclass(frozen=True, slots=True)
 class PassBudget:
-    """What one window may cost: a share of the passes every mask would take, passes, and a time on the clock."""
+    """Bounds of one window: a share of the passes that all masks take, a number of passes, and a deadline."""
 
     share: float
     passes: int | None
     deadline: float | None
 
     def room(self, total: int) -> int | None:
-        """Passes in all that a window with `total` masks may take; None where nothing but the clock bounds it."""
+        """Return the passes that a window with `total` masks may take; None where only the deadline bounds it."""
         bounds = [] if self.share == 1 else [int(self.share * (total + OVERHEAD_PASSES))]
         bounds += [] if self.passes is None else [self.passes]
         return min(bounds, default=None)
 
     def masks(self, total: int) -> int:
-        """Of `total` masks, how many may be scored."""
+        """Return how many of `total` masks may be scored."""
         shared = total if self.share == 1 else int(self.share * (total + OVERHEAD_PASSES)) - OVERHEAD_PASSES
         bound = total if self.passes is None else self.passes - OVERHEAD_PASSES
         return max(min(total, shared, bound), min(total, FEWEST_PASSES - OVERHEAD_PASSES))
@@ -51,7 +51,7 @@ def score_within(
     Args:
         stacks: Masks of each block as feature maps (n, h, w).
         score: Maps (n, h, w) of one resolution and their grid -> scores (n,), as `request_scores` does.
-        limit: What it may cost.
+        limit: The bounds.
         size: (H, W) of the window.
         grids: Per block, where its cells lie; None: from edge to edge.
 
@@ -62,11 +62,10 @@ def score_within(
     ends = np.cumsum(counts)[:-1]
     total, count = sum(counts), limit.masks(sum(counts))
     if count == total and limit.deadline is None:
-        every = []
+        exact = []
         for features, grid in zip(stacks, grids, strict=True):
-            said = (yield from score(features, grid)) if len(features) else np.zeros(0)
-            every.append(said)
-        return every, [np.ones(n, bool) for n in counts]
+            exact.append((yield from score(features, grid)) if len(features) else np.zeros(0))
+        return exact, [np.ones(n, bool) for n in counts]
     shapes = [(features.shape[1], features.shape[2]) for features in stacks]
     cells = surrogate.grid_of(shapes)
     masks = np.concatenate(
@@ -105,9 +104,9 @@ def request_scores(
     against: int,
     grid: CellGrid | None = None,
 ) -> ScoreCoroutine[NDArray[np.float64]]:
-    """Ask for the scores (n,) of the target class of a window (H, W, C) seen through maps (n, h, w) on a grid."""
-    said = yield ScoreRequest(window, maps, baseline, grid)
-    return confidence(said.probabilities, target, against)
+    """Request the scores (n,) of the target class of a window (H, W, C) seen through maps (n, h, w) on a grid."""
+    answer = yield ScoreRequest(window, maps, baseline, grid)
+    return confidence(answer.probabilities, target, against)
 
 
 def confidence(probabilities: NDArray[np.float32], target: int, against: int) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""The public door: an engine and default settings, which judge and explain pictures."""
+"""Public API: an engine and default settings, to judge and explain pictures."""
 
 from pathlib import Path
 from typing import Unpack
@@ -18,7 +18,7 @@ from inspect_xai.records import Explanation, ModelCard, PictureLimits, VerdictSp
 
 
 class Explainer(Closing):
-    """Judges and explains pictures with one model bundle; nothing of it can be changed once it is made.
+    """Judges and explains pictures with one model bundle; immutable.
 
     Example:
         >>> with Explainer("magnetic-tile.bundle") as explainer:  # doctest: +SKIP
@@ -26,16 +26,16 @@ class Explainer(Closing):
         ...     explanation.fused.shape  # rows and columns of the picture
 
     Args:
-        bundle: A bundle folder, a loaded bundle, or an open engine to share; whoever opened that closes it.
-        settings: How to explain unless a call says otherwise; default: as the card says, with `options` over it.
+        bundle: A bundle folder, a loaded bundle, or an open engine to share.
+        settings: How to explain unless a call gives others; default: the card's, with `options` in their place.
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: Threads inside one operator; default: all cores.
         bucket: Masks per run; default: what was measured on this machine (see `explain/batch_size.py`), else the
             device's.
         memory_mb: Most memory that a CUDA session takes; default: all there is.
-        limits: What picture files may be and how they become pixels; default: those of a line whose settings say
-            nothing. A line's own are `load_settings().line.limits`.
-        options: Fields of `ExplainSettings` that shall say something else than the card: `method="grad-cam"`.
+        limits: Accepted picture files and how they become pixels; default: a line's defaults. Those of the settings are
+            `load_settings().line.limits`.
+        options: Fields of `ExplainSettings` to use instead of the card's: `method="grad-cam"`.
 
     Raises:
         BundleError: If the folder is no sound bundle.
@@ -58,8 +58,8 @@ class Explainer(Closing):
         **options: Unpack[ExplainOptions],
     ) -> None:
         shared = bundle if isinstance(bundle, Engine) else None
-        given = bundle.bundle if isinstance(bundle, Engine) else bundle
-        loaded = given if isinstance(given, ModelBundle) else load_bundle(Path(given))
+        source = bundle.bundle if isinstance(bundle, Engine) else bundle
+        loaded = source if isinstance(source, ModelBundle) else load_bundle(Path(source))
         if settings is not None and options:
             raise SettingsError(f"settings beside {', '.join(options)}", expected="either")
         self._settings = settings or ExplainSettings.of_card(loaded.card, **options)
@@ -81,7 +81,7 @@ class Explainer(Closing):
 
     @property
     def settings(self) -> ExplainSettings:
-        """How it explains unless a call says otherwise."""
+        """How it explains unless a call gives other settings."""
         return self._settings
 
     @property
@@ -103,7 +103,7 @@ class Explainer(Closing):
 
         Raises:
             PictureError: If the array is no picture.
-            ExplanationError: If the network puts out something that is not a number.
+            ExplanationError: If the network's output is not a number.
         """
         return look(self._engine, picture, thresholds)
 

@@ -33,12 +33,7 @@ class PixelOrder:
         return sise.rank_map(self._fused, before_last, deepest)
 
     def in_window(self, tile: Tile, spec: InputSpec) -> NDArray[np.int32]:
-        """Rank the pixels (h, w) of a window as the network takes it; those outside the picture come last.
-
-        Args:
-            tile: The window.
-            spec: What the network takes.
-        """
+        """Rank the pixels (h, w) of a window as the network takes it; those outside the picture come last."""
         top, left = max(0, tile.top_px), max(0, tile.left_px)
         fused = self._fused[top : tile.top_px + tile.height_px, left : tile.left_px + tile.width_px]
         size = fused.shape[0], fused.shape[1]
@@ -54,7 +49,7 @@ class PixelOrder:
             if tiles.overlaps(window, size):
                 fusions.append(fusion)
                 placed.append(window)
-        # One map after the other: of a window that is a whole picture each weighs four bytes a pixel.
+        # One map after the other: of a window that is a whole picture each takes four bytes a pixel.
         before_last = sampled(tiles.stitch([fusion.before_last for fusion in fusions], placed, size))
         deepest = sampled(tiles.stitch([fusion.deepest for fusion in fusions], placed, size))
         rows, columns = (sampled(np.broadcast_to(places, size)) for places in np.ogrid[: size[0], : size[1]])

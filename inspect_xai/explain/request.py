@@ -1,4 +1,4 @@
-"""From the scores of a picture's windows to its explanation: one picture, or several that share the network's runs."""
+"""Explanation of a picture from its windows' scores: one picture, or several that share the network's runs."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -23,14 +23,14 @@ from inspect_xai.model.engine import ALL_OTHERS, Engine
 from inspect_xai.model.session import cores_left_to_sessions
 from inspect_xai.records import Explanation, Fit, ModelCard, RecordedSettings, Status, Tile
 
-_FLAT_SPREAD = 0.05  # method notes 9.1: mask scores this close together say little
+_FLAT_SPREAD = 0.05  # method notes 9.1: mask scores this close together carry little information
 _BASELINE_SCORES = 0.5  # method notes 9.6
 _SUPPORT_SHARE = (0.001, 0.6)  # method notes 9.11
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExplainRequest:
-    """One picture to explain, how, and as what.
+    """One picture to explain, the settings and the label.
 
     Attributes:
         engine: Of the model.
@@ -41,7 +41,7 @@ class ExplainRequest:
         only: Indices of windows; of those that would be explained only these are. None: all of them.
 
     Raises:
-        UnsupportedModelError: If the method looks inside a network of which only the scores are known.
+        UnsupportedModelError: If the method needs features or gradients of a network built as a black box.
     """
 
     engine: Engine
@@ -81,11 +81,11 @@ def explain(
 def explain_together(requests: Sequence[ExplainRequest]) -> list[Explanation]:
     """Explain several pictures, whose masks share the network's runs.
 
-    The maps are those of each picture alone, to the rounding that the number of masks in a run makes. A picture with
-    a bound in seconds is explained for itself: its clock would run while others are at work.
+    The maps are those of each picture alone, up to rounding that depends on the number of masks in a run. A picture
+    with a bound in seconds is explained alone: its clock would run while others are computed.
 
     Args:
-        requests: On one engine; each may have settings of its own.
+        requests: On one engine; each may have other settings.
 
     Raises:
         SettingsError: For a label that is not the model's.
@@ -106,7 +106,7 @@ def explain_together(requests: Sequence[ExplainRequest]) -> list[Explanation]:
 
 
 class _ExplainJob:
-    """One picture on its way: what is asked of it, and the work on its windows as far as it was begun."""
+    """One request in progress, and the tasks of its windows begun so far."""
 
     def __init__(self, request: ExplainRequest) -> None:
         self.engine, self.look, self.settings, self.only = request.engine, request.look, request.settings, request.only
@@ -151,7 +151,7 @@ class _ExplainJob:
             yield self.tasks[-1]
 
     def _within_bound(self) -> list[Tile]:
-        """Under a bound take the windows that score highest first, and no more than the passes are enough for."""
+        """Under a bound take the windows that score highest, and no more than the passes suffice for."""
         settings, wanted = self.settings, self.wanted
         most = len(wanted) if settings.max_windows is None else settings.max_windows
         if settings.max_passes is None and settings.budget_s is None and len(wanted) <= most:
@@ -162,13 +162,13 @@ class _ExplainJob:
         return first if settings.max_passes is None else first[: max(1, settings.max_passes // FEWEST_PASSES)]
 
     def finish(self, windows: list[WindowMaps]) -> Explanation:
-        """Put the windows together, and measure whether the map is true."""
-        told = {
+        """Join the windows, and measure the faithfulness of the map."""
+        notes = {
             "int8_scoring": any(task.in_8_bits for task in self.tasks),
             "windows_left_out": len(windows) < len(self.wanted),
         }
         results = sorted(windows, key=lambda window: window.explained.tile.index)
-        results[0] = replace(results[0], notes=(*results[0].notes, *(note for note, true in told.items() if true)))
+        results[0] = replace(results[0], notes=(*results[0].notes, *(note for note, true in notes.items() if true)))
         clock = StepTimer()
         for task in self.tasks:
             clock.add(task.clock)
@@ -203,7 +203,7 @@ def _join(
     engine: Engine,
     timings_ms: dict[str, float],
 ) -> tuple[Explanation, PixelOrder]:
-    """Put the maps of the explained windows back onto the picture."""
+    """Join the explained windows on the picture."""
     spec = engine.card.input
     explained = tuple(window.explained for window in windows)
     placed = [window.tile for window in explained]
@@ -225,7 +225,7 @@ def _join(
         provider=engine.provider,
         timings_ms=timings_ms,
         notes=_notes(windows, fused, settings, engine),
-        embedding=tuple(np.mean([w.embedding for w in windows], axis=0).tolist()),  # of no numbers: no numbers
+        embedding=tuple(np.mean([w.embedding for w in windows], axis=0).tolist()),
         rank_pixels=order.on_picture,
     )
     return explanation, order
@@ -239,10 +239,10 @@ def _leaves_out(windows: Sequence[WindowMaps], fused: NDArray[np.float32]) -> bo
 def _notes(
     windows: Sequence[WindowMaps], fused: NDArray[np.float32], settings: RecordedSettings, engine: Engine
 ) -> tuple[str, ...]:
-    """Say what a reader of the map must know (method notes, section 9)."""
+    """Return notes on what limits the map (method notes, section 9)."""
     explained = [window.explained for window in windows if window.explained.status is Status.EXPLAINED]
     support = regions.support_share(fused)
-    found = {
+    notes = {
         "only_the_middle": engine.card.input.fit is Fit.CENTER_CROP and _leaves_out(windows, fused),
         "ok_label_has_no_place": settings.target in engine.card.ok_labels,
         "scores_predicted": any(block.predicted_scores for window in windows for block in window.explained.blocks),
@@ -252,4 +252,4 @@ def _notes(
         "wide_support": bool(explained) and support > _SUPPORT_SHARE[1],
     }
     from_methods = (note for window in windows for note in window.notes)
-    return tuple(dict.fromkeys([*(note for note, true in found.items() if true), *from_methods, *engine.notes]))
+    return tuple(dict.fromkeys([*(note for note, true in notes.items() if true), *from_methods, *engine.notes]))

@@ -26,7 +26,7 @@ _DISTRIBUTIONS = ("onnxruntime-gpu", "onnx", "numpy", "opencv-python", "scipy")
 
 
 def versions() -> dict[str, str]:
-    """Return what computed a result: Python and the libraries the numbers depend on."""
+    """Return the versions of Python and of the libraries that the numbers depend on."""
     own = {"inspect-xai": __version__, "python": platform.python_version()}  # a checkout need not be installed
     return own | {name: version(name) for name in _DISTRIBUTIONS}
 
@@ -42,14 +42,14 @@ def save_explanation(
     sha256: str = "",
     limits: PictureLimits | None = None,
 ) -> None:
-    """Write an explanation beside its maps; a folder that stands there and holds one is replaced as a whole.
+    """Write an explanation and its maps into a folder; an explanation that is there is replaced as a whole.
 
     Args:
-        folder: Where to; its parent is made if need be.
-        explanation: What to write.
+        folder: To make; its parents, too.
+        explanation: To write.
         picture: uint8 (H, W) or RGB (H, W, 3), the picture explained.
         bundle: The model that was explained.
-        verdict: What the line would do.
+        verdict: On the picture.
         source: Path or name of the picture, for the record.
         sha256: Of the picture file's bytes.
         limits: By which the file became pixels; None: there was no file.
@@ -82,7 +82,7 @@ def save_explanation(
 
 
 def describe(explanation: Explanation, *, bundle: ModelBundle, verdict: Verdict) -> dict[str, Any]:
-    """Return the manifest of an explanation as plain values: all that a rerun or an auditor needs but the maps."""
+    """Return the manifest of an explanation as plain values: all that a rerun or an audit needs except the maps."""
     card, settings = bundle.card, explanation.settings
     return {
         "schema_version": SCHEMA_VERSION,
@@ -155,7 +155,7 @@ def _sha256(path: Path) -> str:
 
 
 def _save_blocks(path: Path, block_maps: Mapping[str, NDArray[np.float32]]) -> None:
-    """Write one array per tensor name, packed fast: large maps are mostly 0, and numbers hardly pack at any level.
+    """Write one array per tensor name, compressed fast: large maps are mostly 0, and other numbers hardly compress.
 
     Not by `np.savez`, whose own parameters are possible tensor names.
     """

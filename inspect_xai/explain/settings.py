@@ -1,4 +1,4 @@
-"""How to explain: one frozen value, which card, policy, audit, command line and replay all come down to."""
+"""Settings of an explanation: one frozen value that card, policy, audit, command line and replay all lead to."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from inspect_xai.records import Baseline, Method, ModelCard, Profile, RecordedSe
 
 FEWEST_PASSES = 16  # a prediction from fewer scores is a guess
 MOST_WINDOWS = 64
-"""Windows of a picture that are explained unless something else is asked for: those that score highest."""
+"""Default for the most windows of a picture that are explained: those that score highest."""
 
 MOST_SECONDS = 600.0
-"""After so long no further window of a picture is begun."""
+"""After this time no further window of a picture is begun."""
 
 PROFILE_SHARE = {Profile.EXACT: 1.0, Profile.FAST: 0.25, Profile.QUICK: 0.10}  # of the passes that every mask takes
 
 
 class ExplainOptions(TypedDict, total=False):
-    """What can be said in place of the card's settings, or beside them; see `ExplainSettings`."""
+    """Options in place of the card's settings, or beside them; see `ExplainSettings`."""
 
     method: Method | str | None
     mu: float | None
@@ -45,20 +45,20 @@ class ExplainSettings:
     """How to explain a picture.
 
     Attributes:
-        method: What each costs: see `explain/methods.py`.
+        method: One of `explain/methods.py`, where their costs are.
         mu: Selection threshold in [0, 1) as a share of the largest alpha.
-        baseline: What stands where a mask hides the picture.
+        baseline: Fill of masked pixels.
         profile: How many masks are scored by a forward pass of their own.
         max_passes: Most passes spent on a picture; masks beyond that get predicted scores, and windows for which
             nothing is left are not explained. None: no bound.
         budget_s: The same in seconds; at least a few passes are made on one window even if they take longer.
-        max_windows: Most windows of a picture that are explained, those that score highest; None: all. Whatever was
-            asked, no window is begun after `MOST_SECONDS`.
-        faithfulness: Measure with every explanation whether it is true to the network, in a few passes more that count
-            neither as `passes` nor against a bound (see `explain/faithfulness.py`).
+        max_windows: Most windows of a picture that are explained, those that score highest; None: all. In any case no
+            window is begun after `MOST_SECONDS`.
+        faithfulness: Measure the faithfulness of every explanation, in a few more passes that count neither as `passes`
+            nor against a bound (see `explain/faithfulness.py`).
 
     Raises:
-        SettingsError: If mu lies outside [0, 1), or a bound is too low to say anything.
+        SettingsError: If mu lies outside [0, 1), or a bound is too low.
     """
 
     method: Method = Method.SISE
@@ -78,7 +78,7 @@ class ExplainSettings:
 
     @classmethod
     def of_card(cls, card: ModelCard, **options: Unpack[ExplainOptions]) -> Self:
-        """Return what the card says, and `options` in its place where they are not None.
+        """Return the card's settings, with `options` in their place where they are not None.
 
         The profiles "fast" and "quick" approximate the map of mu = 0, and take that mu unless another is given.
         """
@@ -98,7 +98,7 @@ class ExplainSettings:
         )
 
     def recorded(self, *, target: str, against: str | None = None) -> RecordedSettings:
-        """Return what is recorded with an explanation of `target` rather than `against`."""
+        """Return the settings to record with an explanation of `target` rather than `against`."""
         return RecordedSettings(
             self.method,
             target,

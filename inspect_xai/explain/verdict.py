@@ -1,4 +1,4 @@
-"""From the network's probabilities to what the line should do: pure functions of few lines."""
+"""Prediction and verdict from the network's probabilities, as pure functions."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,16 +7,7 @@ from inspect_xai.records import ModelCard, Prediction, Reason, Verdict, VerdictC
 
 
 def excess(scores: NDArray[np.float32], card: ModelCard, thresholds: VerdictSpec) -> NDArray[np.float64]:
-    """Return how far each defect label lies above its threshold.
-
-    Args:
-        scores: (..., K) probabilities in the card's order.
-        card: The model's card.
-        thresholds: Those that count: the card's, or the policy's over them.
-
-    Returns:
-        (..., D) probability minus threshold, one column per defect label in the card's order.
-    """
+    """Return how far each defect label lies above its threshold, (..., D) of scores (..., K), in the card's order."""
     columns = [card.labels.index(label) for label in card.defect_labels]
     limits = np.array([thresholds.of(label) for label in card.defect_labels])
     over: NDArray[np.float64] = np.asarray(scores, np.float64)[..., columns] - limits
@@ -29,16 +20,7 @@ def worst_window(scores: NDArray[np.float32], card: ModelCard, thresholds: Verdi
 
 
 def predict(scores: NDArray[np.float32], card: ModelCard, *, tile: int = 0) -> Prediction:
-    """Put into words what the network said of one window.
-
-    Args:
-        scores: (K,) probabilities.
-        card: The model's card.
-        tile: Index of the window.
-
-    Returns:
-        The most probable label (the first one on a tie), its probability and its lead over the runner-up.
-    """
+    """Return the most probable label of a window's scores (K,), the first one on a tie, and its lead over the next."""
     order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
     best = float(scores[order[0]])
     runner_up = float(scores[order[1]]) if len(order) > 1 else 0.0
@@ -54,7 +36,7 @@ def judge(scores: NDArray[np.float32], card: ModelCard, thresholds: VerdictSpec)
     Args:
         scores: (K,) probabilities of the worst window.
         card: The model's card.
-        thresholds: Those that count: the card's, or the policy's over them.
+        thresholds: The card's, or the policy's in their place.
 
     Returns:
         The verdict with the defect label that decided it (furthest over, or nearest below, its threshold).

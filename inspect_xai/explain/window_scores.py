@@ -1,4 +1,4 @@
-"""From a picture to the scores of its windows and the verdict on the worst, before anything is explained."""
+"""Scores of a picture's windows, and the verdict on the worst, before anything is explained."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from inspect_xai.records import Fit, InputSpec, ModelCard, Prediction, Tile, Ver
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedPicture:
-    """One picture cut for the network, which has not seen it yet.
+    """One picture cut into windows, not yet scored.
 
     Attributes:
         picture: uint8 (H, W, C) in the network's channel order.
@@ -32,15 +32,15 @@ class PreparedPicture:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WindowScores:
-    """One picture as the network saw it, window by window, before anything is explained.
+    """Scores of one picture, window by window, and the verdict.
 
     Attributes:
         picture: uint8 (H, W, C) in the network's channel order.
         tiles: The windows, N of them.
         scores: (N, K) float32 probabilities.
-        prediction: What the network said of the worst window.
-        verdict: What the line should do.
-        thresholds: By which that was decided.
+        prediction: Of the worst window.
+        verdict: By the worst window.
+        thresholds: Of the verdict.
     """
 
     picture: NDArray[np.uint8]
@@ -71,11 +71,7 @@ class WindowScores:
 
 
 def prepare_picture(engine: Engine, picture: NDArray[np.uint8]) -> PreparedPicture:
-    """Cut a picture for the network; another thread may do so while the network is at work.
-
-    Args:
-        engine: Of the model.
-        picture: uint8 (H, W), or RGB (H, W, 3).
+    """Cut a picture, uint8 (H, W) or RGB (H, W, 3), for the network; another thread may do so while it runs.
 
     Raises:
         PictureError: If the array is no picture.
@@ -95,7 +91,7 @@ def score_windows(engine: Engine, prepared: PreparedPicture) -> NDArray[np.float
     """Return the probabilities (N, K) of a picture's windows.
 
     Raises:
-        ExplanationError: If the network puts out something that is not a number.
+        ExplanationError: If the network's output is not a number.
     """
     left = prepared.tiles[len(prepared.first) :]
     rest = (cut_windows(prepared.picture, run, engine.card.input) for run in _runs(left, engine.bucket))
@@ -105,14 +101,7 @@ def score_windows(engine: Engine, prepared: PreparedPicture) -> NDArray[np.float
 def judge_windows(
     card: ModelCard, prepared: PreparedPicture, scores: NDArray[np.float32], thresholds: VerdictSpec | None = None
 ) -> WindowScores:
-    """Judge a picture by its windows' scores (N, K): the worst one decides.
-
-    Args:
-        card: The model's card.
-        prepared: The picture.
-        scores: From `score_windows`.
-        thresholds: To judge by; default: the card's.
-    """
+    """Judge a picture by its windows' scores (N, K) and thresholds (default: the card's): the worst one decides."""
     chosen = thresholds or card.verdict
     worst = worst_window(scores, card, chosen)
     prediction = predict(scores[worst], card, tile=worst)
@@ -121,29 +110,18 @@ def judge_windows(
 
 
 def look(engine: Engine, picture: NDArray[np.uint8], thresholds: VerdictSpec | None = None) -> WindowScores:
-    """Judge a picture by its worst window: the three functions above in one.
-
-    Args:
-        engine: Of the model.
-        picture: uint8 (H, W), or RGB (H, W, 3).
-        thresholds: To judge by; default: the card's.
+    """Judge a picture, uint8 (H, W) or RGB (H, W, 3), by its worst window and thresholds (default: the card's).
 
     Raises:
         PictureError: If the array is no picture.
-        ExplanationError: If the network puts out something that is not a number.
+        ExplanationError: If the network's output is not a number.
     """
     prepared = prepare_picture(engine, picture)
     return judge_windows(engine.card, prepared, score_windows(engine, prepared), thresholds)
 
 
 def cut_windows(picture: NDArray[np.uint8], windows: Sequence[Tile], spec: InputSpec) -> NDArray[np.float32]:
-    """Cut windows (n, h, w, C) straight into the order of axes that the engine would copy them into.
-
-    Args:
-        picture: (H, W, C), from `tiles.as_channels`.
-        windows: Where they lie.
-        spec: What the network takes.
-    """
+    """Cut windows (n, h, w, C) of a picture from `tiles.as_channels`, in memory in the engine's order of axes."""
     planes = np.empty((len(windows), spec.depth, spec.height, spec.width), np.float32)
     if picture.strides[2] == 0 and spec.fit is not Fit.LETTERBOX:  # one plane for all channels; edges have a color
         picture = picture[..., :1]

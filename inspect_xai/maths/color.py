@@ -1,4 +1,4 @@
-"""Explanation map -> something to look at: colors, and the picture with the evidence on it."""
+"""Rendering of an explanation map: in colors, and as an overlay on the picture."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ _CHUNK_PIXELS = 1 << 18  # of a large picture that are blended at a time
 def color_map(values: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Paint a map from black (0) over violet and orange to pale yellow (its largest value).
 
-    The scale is "inferno": its lightness grows evenly, so it reads the same to color-blind eyes and in gray print.
+    The scale is "inferno": its lightness grows evenly, so that it can be read by the color-blind and in gray print.
 
     Args:
         values: (H, W), 0 or more.
@@ -31,7 +31,7 @@ def overlay(
 ) -> NDArray[np.uint8]:
     """Lay an explanation map over its picture.
 
-    Opacity grows with the map, so a pixel without evidence stays exactly as photographed.
+    Opacity grows with the map: a pixel without evidence is unchanged.
 
     Args:
         picture: (H, W) gray or (H, W, 3) RGB.
@@ -59,7 +59,7 @@ def overlay(
             ]
             in_regions[box] |= marked[box]
         outlines, _ = cv2.findContours(in_regions, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        line = max(1, round(min(fused.shape) / 400))  # seen as thin as a hair at any size
+        line = max(1, round(min(fused.shape) / 400))  # thin at any size
         cv2.drawContours(blended, outlines, -1, (0, 0, 0), thickness=3 * line)
         cv2.drawContours(blended, outlines, -1, (255, 255, 255), thickness=line)
     return blended

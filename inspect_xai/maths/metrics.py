@@ -1,4 +1,4 @@
-"""How good an explanation is: does it lie on the defect, and does the score live where it says?
+"""Metrics of an explanation: does it lie on the defect, and does the score depend on the pixels it marks?
 
 Three kinds of functions, none of which knows a network. Localization compares a map with the true defect mask.
 Perturbation is in two halves, with the network between them: generators that make the pictures to be scored, and
@@ -6,8 +6,8 @@ functions that turn the scores back into a number. Statistics averages numbers o
 
 "The top pixels" are always taken from a rank map (`sise.rank_map`), exactly k of them: an explanation map is mostly 0,
 and a threshold would take either less than was asked for or the whole picture. A map without companions is ranked by
-`rank_map(m, m, m)`. Pictures are float32 (H, W, C) in pixel units; `fill` is the picture of what stands where something
-is hidden (`sise.baseline_picture`). Source: method notes, section 6, which names the papers.
+`rank_map(m, m, m)`. `truth` is (H, W), True on the defect. Pictures are float32 (H, W, C) in pixel units; `fill` is the
+picture shown where pixels are hidden (`sise.baseline_picture`). Source: method notes, section 6, with the papers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,27 +27,20 @@ FOUND_SHARE = 0.2
 """Share of the pixels that mIoU compares with the truth."""
 
 FALSE_POSITIVE_LIMIT = 0.3
-"""AUPRO looks at the curve up to this false-positive rate: beyond it nobody would search."""
+"""AUPRO uses the curve up to this false-positive rate."""
 
 ROAD_SHARES = (0.2, 0.4, 0.6, 0.8)
 """Shares of the pixels that ROAD removes."""
 
 ROAD_NOISE_PX = 2.55
-"""Standard deviation of the noise on imputed pixels: 0.01 of the range 0 to 255. It hides that they are so smooth."""
+"""Standard deviation of the noise on imputed pixels, 0.01 of the range 0 to 255, without which they are too smooth."""
 
 
 def ebpg(fused: NDArray[np.floating], truth: NDArray[np.bool_]) -> float:
-    """Measure which share of the map's energy lies on the defect (energy-based pointing game).
-
-    Args:
-        fused: (H, W), 0 or more.
-        truth: (H, W), True on the defect.
-
-    Returns:
-        0 to 1; 0 for a map of zeros, which points at nothing.
+    """Return the share of a map's (H, W) energy on the defect (energy-based pointing game); 0 for a map of zeros.
 
     Raises:
-        ExplanationError: The map has negative values or NaN, for which a share means nothing.
+        ExplanationError: The map has negative values or NaN.
     """
     _require_alike(fused, truth)
     if not fused.min() >= 0:
@@ -57,12 +50,9 @@ def ebpg(fused: NDArray[np.floating], truth: NDArray[np.bool_]) -> float:
 
 
 def iou(rank: NDArray[np.integer], truth: NDArray[np.bool_], *, share: float = FOUND_SHARE) -> float:
-    """Compare the map's top pixels with the defect: intersection over union. Its average over pictures is mIoU.
+    """Return the intersection over union of the map's top pixels and the defect; its average over pictures is mIoU.
 
-    Args:
-        rank: (H, W) rank map.
-        truth: (H, W), True on the defect.
-        share: Of all pixels, 0 to 1. A defect much smaller than this cannot reach 1.
+    `share` of all pixels are the top; a defect much smaller than this cannot reach 1.
     """
     _require_alike(rank, truth)
     found = top_k(rank, share_of(rank.size, share))
@@ -70,13 +60,9 @@ def iou(rank: NDArray[np.integer], truth: NDArray[np.bool_], *, share: float = F
 
 
 def bbox(rank: NDArray[np.integer], truth: NDArray[np.bool_]) -> float:
-    """Ask for as many top pixels as the defect has, and measure which share of them hits it.
+    """Take as many top pixels as the defect has, and return the share of them on it.
 
-    No picture is left out for having a large defect, as the metric's first authors did.
-
-    Args:
-        rank: (H, W) rank map.
-        truth: (H, W), True on the defect.
+    Unlike by the metric's authors, pictures with a large defect count too.
     """
     _require_alike(rank, truth)
     area = int(np.count_nonzero(truth))
@@ -84,27 +70,17 @@ def bbox(rank: NDArray[np.integer], truth: NDArray[np.bool_]) -> float:
 
 
 def pointing_game(rank: NDArray[np.integer], truth: NDArray[np.bool_]) -> bool:
-    """Tell whether the very first pixel of the map hits the defect.
-
-    Args:
-        rank: (H, W) rank map.
-        truth: (H, W), True on the defect.
-    """
+    """Return whether the first pixel of the map is on the defect."""
     _require_alike(rank, truth)
     return bool(truth[rank == 0].all())
 
 
 def aupro(rank: NDArray[np.integer], truth: NDArray[np.bool_], *, limit: float = FALSE_POSITIVE_LIMIT) -> float:
-    """Measure how early the map finds each defect, small or large counting the same.
+    """Measure how early the map finds each defect, small and large ones with the same weight.
 
     Per connected part of the truth, the curve of its found share against the false-positive rate in the background;
     the area under it up to `limit`, divided by `limit`; averaged over the parts. Ranks have no ties, so the curve is a
     staircase and the area a sum: a pixel found after a background share f has been taken adds max(0, 1 - f / limit).
-
-    Args:
-        rank: (H, W) rank map.
-        truth: (H, W), True on the defects.
-        limit: Largest false-positive rate, above 0 and up to 1.
 
     Returns:
         0 to 1; a map without information gets limit / 2.
@@ -136,32 +112,16 @@ def _require_alike(answer: NDArray[np.generic], truth: NDArray[np.bool_]) -> Non
 def keep_top(
     picture: NDArray[np.float32], rank: NDArray[np.integer], *, fill: NDArray[np.float32], share: float = KEPT_SHARE
 ) -> NDArray[np.float32]:
-    """Hide all but the top pixels, for Drop and Increase.
-
-    Args:
-        picture: (H, W, C).
-        rank: (H, W) rank map.
-        fill: (H, W, C).
-        share: Of the pixels, left standing.
-    """
+    """Hide all but the top `share` of the pixels, for Drop and Increase."""
     return np.where(top_k(rank, share_of(rank.size, share))[..., np.newaxis], picture, fill)
 
 
 def exchanged(
     before: NDArray[np.float32], after: NDArray[np.float32], rank: NDArray[np.integer], *, steps: int = 50
 ) -> Iterator[NDArray[np.float32]]:
-    """Yield one picture with ever more of its top pixels exchanged for another's, until only the other is left.
+    """Yield steps + 1 pictures, from `before` to `after`, with more and more of the top pixels exchanged.
 
     From the picture to the fill this is deletion, from the fill to the picture it is insertion.
-
-    Args:
-        before: (H, W, C) to start from.
-        after: (H, W, C) to end with.
-        rank: (H, W) rank map: the order in which pixels change.
-        steps: Equal ones, as far as pixels can be divided.
-
-    Yields:
-        steps + 1 pictures (H, W, C).
 
     Source: Petsiuk et al., "RISE" (BMVC 2018), section 4.1.
     """
@@ -172,16 +132,9 @@ def exchanged(
 def road(
     picture: NDArray[np.float32], rank: NDArray[np.integer], *, seed: int, shares: Sequence[float] = ROAD_SHARES
 ) -> Iterator[NDArray[np.float32]]:
-    """Yield pictures with their most, then their least relevant pixels removed and closed by imputation (ROAD).
+    """Yield pictures with pixels removed and closed by imputation (ROAD), `seed` being that of the noise.
 
-    Args:
-        picture: (H, W, C).
-        rank: (H, W) rank map.
-        seed: Of the noise.
-        shares: Of the pixels removed, each above 0 and below 1.
-
-    Yields:
-        2 * len(shares) pictures (H, W, C): most relevant first (MoRF) for each share, then least relevant first (LeRF).
+    First with the most relevant pixels removed (MoRF) for each share, then with the least relevant (LeRF).
     """
     rng = np.random.default_rng(seed)
     counts = [share_of(rank.size, share) for share in shares]
@@ -202,18 +155,10 @@ _NEIGHBOURS = tuple(
 
 
 def imputed(picture: NDArray[np.float32], removed: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Close removed pixels from what surrounds them, so that the hole's outline does not give its content away.
+    """Fill removed pixels (H, W) in from their surroundings, so that the outline of the hole carries no information.
 
     Each removed pixel is the weighted mean of its neighbors inside the picture, 1/6 across an edge and 1/12 across a
     corner, which is one sparse linear system; a little noise is added to it.
-
-    Args:
-        picture: (H, W, C).
-        removed: (H, W), not True everywhere.
-        rng: Of the noise.
-
-    Returns:
-        (H, W, C); pixels that were not removed are unchanged.
 
     Source: Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods" (ICML 2022).
     """
@@ -251,26 +196,17 @@ def imputed(picture: NDArray[np.float32], removed: NDArray[np.bool_], rng: np.ra
 def shown_through(
     picture: NDArray[np.float32], fused: NDArray[np.floating], *, fill: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Let each pixel through as far as the map, stretched to [0, 1], says: the masked picture of ADCC.
-
-    Args:
-        picture: (H, W, C).
-        fused: (H, W).
-        fill: (H, W, C).
-    """
+    """Blend the picture and the fill by the map, stretched to [0, 1]: the masked picture of ADCC."""
     share = stretched(fused)[..., np.newaxis]
     return np.asarray(share * picture + (1 - share) * fill, dtype=np.float32)
 
 
 def drop_percent(full: ArrayLike, kept: ArrayLike) -> NDArray[np.float64]:
-    """Compute how much of the score is lost when only the top pixels are shown; lower is better.
+    """Return how much of the score is lost when only the top pixels are shown, 0 to 100; lower is better.
 
     Args:
         full: (...,) probability of the class on the whole picture.
         kept: (...,) the same on `keep_top`.
-
-    Returns:
-        (...,) 0 to 100 per picture; 0 where there was no score to lose.
     """
     before, after = np.asarray(full, dtype=np.float64), np.asarray(kept, dtype=np.float64)
     lost = np.maximum(0, before - after)
@@ -278,23 +214,12 @@ def drop_percent(full: ArrayLike, kept: ArrayLike) -> NDArray[np.float64]:
 
 
 def increase_percent(full: ArrayLike, kept: ArrayLike) -> NDArray[np.float64]:
-    """Count where showing only the top pixels raises the score; higher is better.
-
-    Args:
-        full: (...,) probability of the class on the whole picture.
-        kept: (...,) the same on `keep_top`.
-
-    Returns:
-        (...,) 100 or 0 per picture, so that the average is the percentage of pictures.
-    """
+    """Return 100 where showing only the top pixels raises the score (as `drop_percent`), else 0; higher is better."""
     return np.where(np.asarray(kept) > np.asarray(full), 100.0, 0.0)
 
 
 def area_under(scores: ArrayLike) -> float:
-    """Compute the area under an insertion or deletion curve, its horizontal axis going from 0 to 1.
-
-    Args:
-        scores: (steps + 1,) in the order of the pictures.
+    """Return the area under an insertion or deletion curve of scores at even steps from 0 to 1.
 
     >>> area_under([1, 0.3, 0])
     0.4
@@ -303,43 +228,25 @@ def area_under(scores: ArrayLike) -> float:
 
 
 def road_combined(scores: ArrayLike) -> float:
-    """Compute ROAD's number: the mean over shares of (LeRF - MoRF) / 2; higher is better, 0 is chance.
-
-    Args:
-        scores: (2 * shares,) probability of the class on `road`'s pictures, in their order.
-    """
+    """Return the mean over shares of (LeRF - MoRF) / 2, of the scores of `road`'s pictures; 0 is chance."""
     morf, lerf = np.split(np.asarray(scores, dtype=np.float64), 2)
     return float(np.mean(lerf - morf) / 2)
 
 
 def coherency(fused: NDArray[np.floating], again: NDArray[np.floating]) -> float:
-    """Compare a map with that of the picture seen through it (`shown_through`): linear correlation moved to [0, 1].
-
-    Args:
-        fused: (H, W).
-        again: (H, W).
-
-    Returns:
-        0 to 1; 0 where a map is constant.
-    """
+    """Correlate a map with that of the picture seen through it (`shown_through`), moved to [0, 1]; 0 if constant."""
     if np.ptp(fused) == 0 or np.ptp(again) == 0:
         return 0.0
     return float((np.corrcoef(fused.ravel(), again.ravel())[0, 1] + 1) / 2)
 
 
 def complexity(fused: NDArray[np.floating]) -> float:
-    """Measure how much of the picture a map marks: the mean of the map stretched to [0, 1]; lower is better."""
+    """Return the mean of a map stretched to [0, 1]; lower is better."""
     return float(stretched(fused).mean())
 
 
 def adcc(*, coherency: float, complexity: float, drop: float) -> float:
-    """Compute ADCC: the harmonic mean of coherency, 1 - complexity and 1 - drop, all in [0, 1]; higher is better.
-
-    Args:
-        coherency: From `coherency`.
-        complexity: From `complexity`.
-        drop: `drop_percent` / 100 on `shown_through`.
-    """
+    """Return ADCC, the harmonic mean of coherency, 1 - complexity and 1 - drop (a share); higher is better."""
     parts = (coherency, 1 - complexity, 1 - drop)
     return 3 / sum(1 / part for part in parts) if min(parts) > 0 else 0.0
 
@@ -383,15 +290,11 @@ def average(values: ArrayLike, *, seed: int, confidence: float = 0.95, resamples
 
 
 def random_map(size: tuple[int, int], seed: int) -> NDArray[np.float32]:
-    """Draw a map (H, W) of independent uniform values in [0, 1): what knowing nothing scores in each metric."""
+    """Draw a map (H, W) of independent uniform values in [0, 1), as a baseline of each metric."""
     return np.random.default_rng(seed).random(size, dtype=np.float32)
 
 
 def center_map(size: tuple[int, int]) -> NDArray[np.float32]:
-    """Draw a Gaussian hill in the picture's center: what one gets for knowing that cameras are aimed at parts.
-
-    Args:
-        size: (H, W); the hill's standard deviation is a quarter of each.
-    """
+    """Draw a Gaussian in the center, its sigmas a quarter of (H, W): a baseline, as cameras are aimed at parts."""
     rows, columns = (np.exp(-8 * ((np.arange(side) + 0.5) / side - 0.5) ** 2) for side in size)
     return np.outer(rows, columns).astype(np.float32)

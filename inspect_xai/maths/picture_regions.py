@@ -1,25 +1,20 @@
-"""Where in the picture a map lies: on the part or off it, at the border, near the defect."""
+"""Regions of the picture: the part, the border, boxes, and the share of a map in them."""
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 BORDER_SHARE = 0.05
-"""Width of the picture's border, as a share of its shorter side: fixtures, vignettes and stamps live there."""
+"""Width of the picture's border, as a share of its shorter side: there are fixtures, vignettes and stamps."""
 
 _ALIKE = 6.0  # robust standard deviations within which a pixel looks like the background ...
 _LEAST_PX = 8.0  # ... but at least so many gray levels
 _LEAST_BACKGROUND, _MOST_BACKGROUND = 0.02, 0.9
-_CALM = 20.0  # a border more restless than this shows no background but the part itself
+_CALM = 20.0  # a border of larger variation shows the part itself, not background
 
 
 def border(size: tuple[int, int], *, share: float = BORDER_SHARE) -> NDArray[np.bool_]:
-    """Mark the picture's border.
-
-    Args:
-        size: (H, W).
-        share: Width, as a share of the shorter side; at least one pixel.
-    """
+    """Mark the border of a picture (H, W), its width a share of the shorter side and at least one pixel."""
     width = max(1, round(share * min(size)))
     marked = np.ones(size, dtype=np.bool_)
     marked[width : size[0] - width, width : size[1] - width] = False
@@ -27,10 +22,10 @@ def border(size: tuple[int, int], *, share: float = BORDER_SHARE) -> NDArray[np.
 
 
 def part_region(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Tell the part from the background around it.
+    """Segment the part from the background around it.
 
-    Background is what is connected to the picture's edge and looks like most of that edge. Where the edge is too
-    restless to be background, or hardly anything or nearly everything looks like it, the whole picture is the part.
+    Background is connected to the picture's edge and as bright as most of that edge. Where the edge varies too much to
+    be background, or hardly anything or nearly everything is as bright, the whole picture is the part.
 
     Args:
         picture: uint8 (H, W) gray or (H, W, 3) RGB.
@@ -60,7 +55,7 @@ def share_inside(fused: NDArray[np.floating], region: NDArray[np.bool_]) -> floa
 
 
 def dilate(truth: NDArray[np.bool_], *, reach_px: int) -> NDArray[np.bool_]:
-    """Widen a mask (H, W) by so many pixels in every direction."""
+    """Widen a mask (H, W) by `reach_px` pixels in every direction."""
     side = 2 * reach_px + 1
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     return np.asarray(cv2.dilate(truth.astype(np.uint8), disc), dtype=np.bool_)

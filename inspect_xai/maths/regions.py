@@ -1,4 +1,4 @@
-"""Explanation map -> the few places it marks, as boxes that can be stored, searched and drawn."""
+"""Regions of an explanation map, as boxes that can be stored, searched and drawn."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
@@ -95,7 +95,7 @@ def _components(
 
     Returns:
         Images of the labels within each box; by label in the whole map (box, label in it, left, top, width, height,
-        area), of which the first row stands for the background; labels in the whole map by label in each box.
+        area), the first row for the background; labels in the whole map by label in each box.
     """
     images, rows, places = [], [np.zeros((1, 7), np.intp)], [(-1, -1)]
     for owner, (mask, box) in enumerate(zip(marked, boxes, strict=True)):
@@ -155,7 +155,7 @@ def _sums(
 
 
 def _bands(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """Yield a map's rows, few enough at a time that what is computed of them is small."""
+    """Yield a map's rows in bands, so that temporary arrays are small."""
     step = max(1, _CHUNK_PIXELS // max(1, values.shape[1]))
     for top in range(0, max(1, values.shape[0]), step):
         yield values[top : top + step]

@@ -1,7 +1,7 @@
-"""Resizing to the letter as the framework does in which a network was trained: a score may hang on it.
+"""Resizing exactly as the framework in which a network was trained: scores may depend on it.
 
-What each `resize` of a card is, in the frameworks' own words, stands in docs/reference/card.md; tests hold each equal
-to what the framework itself made of a picture. AREA is not here: it is this project's own (tiles.py).
+docs/reference/card.md names the framework's function of each `resize` of a card; tests compare with its results. AREA
+is this project's own, in tiles.py.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def resized(window: NDArray[np.uint8], size: tuple[int, int], how: Resize) -> Pi
 
 
 def short_side(size: tuple[int, int], wanted: int, how: Resize) -> tuple[int, int]:
-    """The (h, w) of a picture whose shorter side is resized to `wanted` pixels.
+    """Return the (h, w) of a picture whose shorter side is resized to `wanted` pixels.
 
     The longer side is rounded down as torchvision does; by OpenCV's arithmetic to the nearest, as PaddleClas does.
     """
@@ -62,7 +62,7 @@ def short_side(size: tuple[int, int], wanted: int, how: Resize) -> tuple[int, in
 
 
 def middle(length: int, wanted: int, how: Resize) -> int:
-    """Where the middle `wanted` of `length` pixels begins, rounded as torchvision or, by OpenCV, PaddleClas does."""
+    """Return where the middle `wanted` of `length` pixels begins, rounded as torchvision, by OpenCV as PaddleClas."""
     return (length - wanted) // 2 if how in _OPENCV else round((length - wanted) / 2)
 
 
@@ -75,14 +75,14 @@ def _pillow(plane: NDArray[Any], size: tuple[int, int], how: Image.Resampling) -
     """Resize (H, W), uint8 or float32; Pillow averages over all pixels that fall on one wherever an axis shrinks.
 
     Rows first, as Pillow did until version 13, which takes either axis first: levels are rounded in between, so the
-    order tells (by up to 8 levels), and what a network says must not change with a library.
+    order changes them (by up to 8), and a network's scores must not change with a library's version.
     """
     rows = Image.fromarray(plane).resize((size[1], plane.shape[0]), how)
     return np.asarray(rows.resize((size[1], size[0]), how))
 
 
 def _tf_bilinear(window: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.float32]:
-    """As tf.image.resize: between four neighbors at half-pixel centers, whatever lies between the samples."""
+    """Resize as tf.image.resize: between four neighbors at half-pixel centers, without antialiasing."""
     (top, bottom, down), (left, right, across) = (
         _neighbors(given, wanted) for given, wanted in zip(window.shape[:2], size, strict=True)
     )
@@ -94,7 +94,7 @@ def _tf_bilinear(window: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np
 
 
 def _neighbors(given: int, wanted: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """Along one axis: the sample before and after each place, and how far on it lies between them."""
+    """Return, along one axis, the sample before and after each place, and the place's share of the way between."""
     share = np.float32(given) / np.float32(wanted)
     place = (np.arange(wanted, dtype=np.float32) + np.float32(0.5)) * share - np.float32(0.5)
     before = np.floor(place)

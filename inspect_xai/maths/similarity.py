@@ -1,4 +1,4 @@
-"""How alike are two explanation maps: in the order of their pixels, in their structure, in what they put first."""
+"""Similarity of two explanation maps (H, W): order of pixels, structure, and overlap of the top pixels."""
 
 import cv2
 import numpy as np
@@ -13,29 +13,14 @@ _C1, _C2 = 0.01**2, 0.03**2
 
 
 def rank_correlation(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
-    """Compare the order of two maps' pixels (Spearman); ties share their mean rank.
-
-    Args:
-        one: (H, W).
-        other: (H, W).
-
-    Returns:
-        -1 to 1; 0 where a map is constant and so has no order.
-    """
+    """Return the rank correlation of two maps' pixels (Spearman), -1 to 1; 0 where a map is constant."""
     if np.ptp(one) == 0 or np.ptp(other) == 0:
         return 0.0
     return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
 
 
 def ssim(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
-    """Compare the structure of two maps, each first stretched to [0, 1].
-
-    Args:
-        one: (H, W).
-        other: (H, W).
-
-    Returns:
-        Up to 1, which is the same map.
+    """Return the structural similarity of two maps, each first stretched to [0, 1]; 1 is the same map.
 
     Source: Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity" (2004), equation 13.
     """
@@ -52,15 +37,6 @@ def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def top_overlap(one: NDArray[np.integer], other: NDArray[np.integer], *, share: float = KEPT_SHARE) -> float:
-    """Compare which pixels two rank maps put first: the share of the top pixels that they have in common.
-
-    Args:
-        one: (H, W) rank map.
-        other: (H, W) rank map.
-        share: Of all pixels, above 0.
-
-    Returns:
-        0 to 1; `share` is chance.
-    """
+    """Return which share of the top pixels two rank maps have in common; by chance it is `share`, that of the top."""
     count = share_of(one.size, share)
     return float(np.count_nonzero(top_k(one, count) & top_k(other, count)) / count)

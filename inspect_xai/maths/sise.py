@@ -21,21 +21,19 @@ OTSU_BINS = 256
 """Fixed bins keep the threshold from moving with the range of the values."""
 
 NO_CONTRAST = 1e-6
-"""A map whose range is at or below this share of max(1, its largest magnitude) is constant: its mask is rounding."""
+"""A map whose range is at or below this share of max(1, its largest magnitude) is constant."""
 
 FLAT = 1e-6
 """The same for a weighted sum, whose size depends on the picture's: relative to its largest magnitude only."""
 
 FEWEST_FOR_OTSU = 8
-"""Below this many positive alphas a histogram says nothing; Ada-SISE keeps them all."""
+"""Below this many positive alphas Ada-SISE keeps them all: they are too few for a histogram."""
 
 BLUR_SHARE = 1 / 16
-"""Sigma of the blur baseline, as a share of the shorter side: 14 px at 224, so that a cell of the deepest block (32 px)
-is wiped out. A smaller one leaves stains standing and they then look unimportant."""
+"""Sigma of the blur baseline, as a share of the shorter side: 14 px at 224, which blurs a whole cell of the deepest
+block (32 px). With a smaller one stains remain visible, and then seem unimportant."""
 
-_CHUNK_VALUES = (
-    1 << 22
-)  # a block end at half the window's size has nearly as many corners as the window has pixels: 32 MB
+_CHUNK_VALUES = 1 << 22  # corners of maps at a time, at half the window's size about as many as its pixels: 32 MB
 _BLOCK_PX = 1024  # rows and columns of a large resized map that are in float64 at a time: 8 MB
 _CHUNK_PIXELS = 1 << 20  # of a large picture that are numbered at a time: 8 MB
 
@@ -59,7 +57,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fusion:
-    """The explanation map of a window and what its ties are broken by.
+    """The explanation map of a window, and the maps that break its ties.
 
     Attributes:
         fused: (H, W) the map S, in [0, number of block maps].
@@ -75,7 +73,7 @@ class Fusion:
 
 
 def otsu(values: ArrayLike) -> float:
-    """Find the value that best parts the high from the low.
+    """Find the threshold that best separates high from low values.
 
     Bins are closed on the right, so that `values > otsu(values)` is exactly the upper class of the split.
 
@@ -113,10 +111,10 @@ def otsu(values: ArrayLike) -> float:
 
 
 def select(alphas: ArrayLike, *, rule: SelectionRule, mu: float) -> Selection:
-    """Choose the channels that argue for the class.
+    """Choose the channels with evidence for the class.
 
     MU keeps alpha > mu * beta with beta the largest alpha. ADA puts Otsu's threshold of the positive alphas in mu's
-    place, and keeps every positive one where they are too few or too equal for a threshold to mean anything.
+    place, and keeps every positive one where they are too few or too equal for a threshold.
 
     Args:
         alphas: (C,) gradient of the margin summed over space, one per channel.
@@ -150,7 +148,7 @@ def select(alphas: ArrayLike, *, rule: SelectionRule, mu: float) -> Selection:
 
 
 def _ada_mu(shares: NDArray[np.float64]) -> float:
-    """Otsu's threshold of the positive alphas' shares of beta, in (0, 1]; 0 keeps them all."""
+    """Return Otsu's threshold of the positive alphas' shares of beta, in (0, 1]; 0 keeps them all."""
     if shares.size < FEWEST_FOR_OTSU or np.ptp(shares) < NO_CONTRAST:
         return 0.0
     tau = otsu(shares)
@@ -160,8 +158,8 @@ def _ada_mu(shares: NDArray[np.float64]) -> float:
 def interpolation(size_out: int, size_in: int, axis: CellAxis | None = None) -> NDArray[np.float64]:
     """Write bilinear resizing along one axis as a matrix: U = Uh @ A @ Uw.T.
 
-    The cells that are resized reach from edge to edge, or lie where `axis` says; beyond the outer ones theirs is
-    continued. No antialiasing: what the scoring graph does.
+    The cells reach from edge to edge, or lie where `axis` says; beyond the outer ones their value continues. No
+    antialiasing, as in the scoring graph.
 
     Args:
         size_out: Pixels.
@@ -180,7 +178,7 @@ def interpolation(size_out: int, size_in: int, axis: CellAxis | None = None) -> 
 
 
 def _between_cells(center: NDArray[np.float64], size_in: int) -> NDArray[np.float64]:
-    """Each cell's share (n, size_in) of the values at positions (n,)."""
+    """Return each cell's share (n, size_in) of the values at positions (n,)."""
     left = np.floor(center).astype(np.intp)
     right = np.minimum(left + 1, size_in - 1)
     share = center - left
@@ -192,7 +190,7 @@ def _between_cells(center: NDArray[np.float64], size_in: int) -> NDArray[np.floa
 
 
 def _in_cells(size_out: int, size_in: int, axis: CellAxis | None) -> NDArray[np.float64]:
-    """The positions (size_out,) of the pixels, counted in cells."""
+    """Return the positions (size_out,) of the pixels, counted in cells."""
     pixels = np.arange(size_out)
     if axis is None:
         return np.clip((pixels + 0.5) * size_in / size_out - 0.5, 0, size_in - 1)
@@ -244,7 +242,7 @@ def upsample_into(
 def _along(
     size: tuple[int, int], cells: Sequence[int], grid: CellGrid | None
 ) -> tuple[tuple[int, int, CellAxis | None], tuple[int, int, CellAxis | None]]:
-    """What `interpolation` is told of the rows, and of the columns."""
+    """Return the arguments of `interpolation` for the rows and for the columns."""
     rows, columns = (grid.rows, grid.columns) if grid else (None, None)
     return (size[0], cells[0], rows), (size[1], cells[1], columns)
 
@@ -280,14 +278,14 @@ def extremes(
 
 @lru_cache(maxsize=64)
 def _corner_samples(size_out: int, size_in: int, axis: CellAxis | None) -> NDArray[np.float64]:
-    """The rows of `interpolation` that are first or last between two input cells."""
+    """Return the rows of `interpolation` that are first or last between two input cells."""
     ends = np.flatnonzero(np.diff(np.floor(_in_cells(size_out, size_in, axis))))
     return np.asarray(interpolation(size_out, size_in, axis)[np.unique([0, *ends, *(ends + 1), size_out - 1])])
 
 
 @lru_cache(maxsize=64)
 def _shares(size_out: int, size_in: int, axis: CellAxis | None) -> NDArray[np.float64]:
-    """How much of the upsampled map's sum each input cell makes."""
+    """Return each input cell's share of the upsampled map's sum."""
     return np.asarray(interpolation(size_out, size_in, axis).sum(axis=0))
 
 
@@ -311,8 +309,7 @@ def attribution_masks(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Turn feature maps into masks: first upsample, then stretch each to [0, 1].
 
-    The plain statement of what the scoring graph does on the device; it holds every mask at once, so it is for proofs
-    and single looks, not for a line.
+    A reference for the scoring graph; it holds every mask at once, so it is for tests, not for a line.
 
     Args:
         features: (n, h, w).
@@ -353,7 +350,7 @@ def weighted_sums(
         features: (n, h, w) kept feature maps with contrast.
         scores: (n,) probability of the class for each masked picture.
         size: (H, W) of the network's window.
-        low: (n,) smallest value of each upsampled map, where `extremes` has told it already.
+        low: (n,) smallest value of each upsampled map, where known from `extremes`.
         grid: Where the cells lie; None: from edge to edge.
 
     Returns:
@@ -389,7 +386,7 @@ def normalized(
         grid: Where the cells lie; None: from edge to edge.
 
     Returns:
-        (H, W), or None where the sum is flat (one constant mask, or nothing scored): such a block has nothing to say.
+        (H, W), or None where the sum is flat (one constant mask, or nothing scored).
 
     Raises:
         ExplanationError: The sum is not finite.
@@ -407,7 +404,7 @@ def normalized(
 
 
 def fuse(block_maps: Sequence[NDArray[np.float32]]) -> Fusion:
-    """Add block maps from shallow to deep, letting each deeper one cut away what its Otsu mask rejects.
+    """Add block maps from shallow to deep, each deeper one setting to 0 the pixels outside its Otsu mask.
 
     Args:
         block_maps: (H, W) each in [0, 1], shallow to deep. A constant one is passed over.
@@ -458,7 +455,7 @@ def rank_map(
     blank = np.ravel(fused == 0)
     for key in (before_last, deepest):
         blank &= np.ravel(key == 0)
-    # Outside the explained windows all is 0, and these pixels keep their order: sorting them would be most of the work.
+    # Outside the explained windows all is 0: these pixels keep their order without being sorted.
     places = np.flatnonzero(~blank)
     keys = [-key.ravel()[places] for key in (fused, before_last, deepest)]
     order = places[lexsort(*keys)]
@@ -475,7 +472,7 @@ def rank_map(
 
 
 def lexsort(*keys: NDArray[Any]) -> NDArray[np.intp]:
-    """Sort by several keys, the first before the second; what all have alike stays in its order.
+    """Sort by several keys, the first before the second; ties stay in their order.
 
     numpy's lexsort sorts by every key in turn, stably, which takes ten times as long as sorting once.
 
@@ -501,7 +498,7 @@ def lexsort(*keys: NDArray[Any]) -> NDArray[np.intp]:
 
 
 def _ordinal(key: NDArray[Any]) -> NDArray[np.uint64]:
-    """Whole numbers below 2^32 in the order of a key's values."""
+    """Return whole numbers below 2^32 in the order of a key's values."""
     if key.dtype.kind in "iu":
         return (key.astype(np.int64) + (1 << 31)).astype(np.uint64)
     bits = (key.astype(np.float32) + 0).view(np.uint32)  # -0 + 0 is 0
@@ -532,7 +529,7 @@ def top_k(rank: NDArray[np.integer], k: int) -> NDArray[np.bool_]:
 
 
 def k_smallest(values: NDArray[np.generic], count: int) -> NDArray[np.bool_]:
-    """Mark the `count` smallest (h, w), ties in reading order: what `order_of` puts first, without sorting the rest."""
+    """Mark the `count` smallest (h, w), ties in reading order: the first by `order_of`, without sorting the rest."""
     if count == 0:
         return np.zeros(values.shape, np.bool_)
     last = np.partition(values, count - 1, axis=None)[count - 1]
@@ -551,7 +548,7 @@ def order_of(values: NDArray[np.generic]) -> NDArray[np.int32]:
 
 
 def baseline_picture(picture: NDArray[np.float32], kind: Baseline, *, mean: ArrayLike) -> NDArray[np.float32]:
-    """Make the picture that shows where a mask hides the real one.
+    """Make the picture that is shown where a mask hides the real one.
 
     Args:
         picture: (H, W, C) in pixel units, channels in the network's order.
@@ -576,7 +573,7 @@ def baseline_picture(picture: NDArray[np.float32], kind: Baseline, *, mean: Arra
 
 
 def _require_finite(numbers: NDArray[np.floating], *, what: str) -> None:
-    """Refuse NaN and infinity: a map made of them would look like an explanation."""
+    """Refuse NaN and infinity: a map made of them could pass for an explanation."""
     finite = np.isfinite(numbers)
     if not finite.all():
         raise ExplanationError(

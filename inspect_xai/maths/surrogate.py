@@ -1,12 +1,12 @@
-"""Nearly the same map for a fraction of the forward passes: score some masks, predict the scores of the others.
+"""Approximation of the map with a fraction of the forward passes: score some masks, predict the other scores.
 
-Every selected channel keeps its own density in the map; only its score is shared. A Gaussian process over the masks
-themselves, brought to one coarse grid, predicts the logarithm of the score: masks that show the network the same part
-of the picture score alike. Which masks are worth a pass is settled beforehand, by how much each would still leave
-unknown, so a longer budget only adds masks to a shorter one's.
+Every selected channel keeps its own density in the map; only its score is predicted. A Gaussian process over the masks,
+brought to one coarse grid, predicts the logarithm of the score: masks that show the network the same part of the
+picture score alike. The masks to score are chosen beforehand, by the variance they would leave, so a longer budget only
+adds masks to a shorter one's.
 
-Measured on real defect networks (benchmarks/profiles.py), unlike choosing masks by the size of alpha, which gives
-another map and not an approximation of this one.
+Measured on real defect networks (benchmarks/profiles.py); choosing masks by the size of alpha gives another map and no
+approximation of this one.
 
 Source: the Gaussian-process regression of Rasmussen and Williams (2006), chapter 2 and section 5.4.1; the greedy choice
 is the pivoted Cholesky factorization of the prior covariance.
@@ -22,12 +22,12 @@ from inspect_xai.maths.sise import interpolation
 from inspect_xai.records import CellGrid
 
 GRID = 7
-"""Masks are compared on at most 7 x 7 cells: the deepest block end of a 224 px network, where most masks live."""
+"""Masks are compared on at most 7 x 7 cells: the deepest block end of a 224 px network, which has most masks."""
 
 _LINEAR = 0.1  # share of the kernel that adds up cell by cell; the rest falls off with distance
 _PRIOR_LENGTH = 0.7  # of the median distance between masks, before any score is known
 _LENGTHS = (0.3, 0.5, 0.7, 1.0, 1.5, 2.5, 4.0)
-_DETAIL = 0.05  # of a mask's variance at most: what the grid does not show of a mask that is finer than it
+_DETAIL = 0.05  # of a mask's variance at most: detail of a mask that is finer than the grid
 _NOISE = 1e-2  # of the scores' variance: masks that agree on the grid still differ
 _DETAIL_NOISE = 0.1  # of a mask's detail, added to that
 _DEEPEST_WEIGHT = 2.0  # the deepest block's map cuts away from all the others; measured: more starves them
@@ -82,7 +82,7 @@ def _averaging(size_out: int, size_in: int) -> NDArray[np.float64]:
 
 
 def unseen_detail(shape: tuple[int, int], *, cells: tuple[int, int]) -> float:
-    """Say how much of a mask's variance the grid does not show: none where the mask is no finer than it.
+    """Return the share of a mask's variance that the grid does not show: 0 where the mask is no finer than it.
 
     >>> unseen_detail((7, 7), cells=(7, 7)), unseen_detail((14, 14), cells=(7, 7))
     (0.0, 0.0375)
@@ -93,14 +93,14 @@ def unseen_detail(shape: tuple[int, int], *, cells: tuple[int, int]) -> float:
 def order_masks(
     masks: NDArray[np.float64], blocks: NDArray[np.intp], *, detail: NDArray[np.float64], count: int
 ) -> NDArray[np.intp]:
-    """Choose the masks whose scores tell most about all others, the most telling first.
+    """Choose the masks whose scores reduce the variance of all others most, best first.
 
     Args:
         masks: (n, d) from `describe_masks`, all blocks together.
         blocks: (n,) number of the block each mask belongs to, the deepest block's the largest. Blocks count alike in
             the fused map however many masks they have, so a mask weighs one over its block's number; the deepest
             block's map also cuts all others to its support, so its masks weigh twice that.
-        detail: (n,) from `unseen_detail`: what no other mask tells of this one.
+        detail: (n,) from `unseen_detail`: variance that no other mask explains.
         count: How many to choose.
 
     Returns:
@@ -172,19 +172,19 @@ def _kernel(one: NDArray[np.float64], other: NDArray[np.float64], length: float,
 
 
 def _near(squares: NDArray[np.float64], length: float) -> NDArray[np.float64]:
-    """Turn squared distances, in place, into how near masks are, 1 where they are alike."""
+    """Turn squared distances, in place, into the kernel of masks, 1 where they are alike."""
     squares /= -2 * length**2
     return np.exp(squares, out=squares)
 
 
 def _typical_distance(masks: NDArray[np.float64]) -> float:
-    """Median distance between masks, from every tenth or so of them; 1 where all are alike."""
+    """Return the median distance between masks, of about 200 of them to all; 1 where all are alike."""
     some = masks[:: max(1, len(masks) // 200)]
     return float(np.sqrt(np.median(_squared_distances(some, masks)))) or 1.0
 
 
 def _squared_distances(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Between all rows of two matrices of masks. scipy has this, and takes 25 MB of every process that explains."""
+    """Return those of all rows of two matrices; scipy has this, but takes 25 MB of every process that explains."""
     apart = -2 * (one @ other.T)
     apart += (one**2).sum(axis=1)[:, np.newaxis]
     apart += (other**2).sum(axis=1)

@@ -1,7 +1,7 @@
-"""A picture of any size and the windows a network sees of it, there and back.
+"""Windows of a picture of any size for the network, and their maps back on the picture.
 
-A window may reach past the picture; what lies outside is the picture mirrored (tiles) or the card's color
-(letterbox). Row before column everywhere; starts and sizes in source pixels.
+A window may reach past the picture; outside is the picture mirrored (tiles) or the card's color (letterbox). Row before
+column everywhere; starts and sizes in source pixels.
 """
 
 import math
@@ -23,7 +23,7 @@ _MOST_RESIZED_PX = 1 << 26
 _BAND_PIXELS = 1 << 21  # averaged at a time; a larger window is laid onto the picture block by block
 _BLENDED_PIXELS = 1 << 18  # whose sums and weights are held at a time
 
-# A letterbox is made whole up to so many times the picture, and always up to so many pixels.
+# A letterbox is made whole up to this many times the picture, and always up to this many pixels.
 _MOST_PADDED_SHARE, _MOST_PADDED_PX = 4, 1 << 24
 
 
@@ -97,9 +97,9 @@ def windows(size: tuple[int, int], spec: InputSpec) -> tuple[Tile, ...]:
 
 
 def _cropped(size: tuple[int, int], spec: InputSpec) -> Tile:
-    """The window that CENTER_CROP takes, to the nearest pixel of the picture where it lies between two."""
+    """Return the window of CENTER_CROP, rounded to pixels of the picture."""
     if not spec.resize_short:
-        # As Keras' crop_to_aspect_ratio reckons.
+        # As Keras' crop_to_aspect_ratio computes it.
         height = min(size[0], int(size[1] * spec.height / spec.width))
         width = min(size[1], int(size[0] * spec.width / spec.height))
         height, width = max(1, height), max(1, width)
@@ -121,14 +121,14 @@ def _cropped(size: tuple[int, int], spec: InputSpec) -> Tile:
 
 
 def _inside(size: tuple[int, int], spec: InputSpec) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a picture in the network's window that is resized first and padded afterwards."""
+    """Return top, left, height and width, in the network's window, of a picture that is resized and then padded."""
     share = min(spec.height / size[0], spec.width / size[1])
     height, width = max(1, round(size[0] * share)), max(1, round(size[1] * share))
     return (spec.height - height) // 2, (spec.width - width) // 2, height, width
 
 
 def _padded(size: tuple[int, int], spec: InputSpec) -> Tile:
-    """The window around a picture that is padded after resizing, to the nearest pixel of the picture."""
+    """Return the window around a picture that is padded after resizing, rounded to pixels of the picture."""
     top, left, height, width = _inside(size, spec)
     first_row, first_column = -round(top * size[0] / height), -round(left * size[1] / width)
     last_row = max(size[0], round((spec.height - top) * size[0] / height))
@@ -137,7 +137,7 @@ def _padded(size: tuple[int, int], spec: InputSpec) -> Tile:
 
 
 def _starts(length: int, window: int, overlap: float) -> list[int]:
-    """Where windows begin along one axis, spread so that no two neighbors are further apart than the overlap lets."""
+    """Return where windows begin along one axis, evenly spread with at least the overlap between neighbors."""
     spare = length - window
     if spare <= 0:
         return [-(-spare // 2)]
@@ -155,7 +155,7 @@ def cut_pixels(picture: NDArray[np.uint8], tile: Tile, spec: InputSpec) -> Pixel
     """Cut one window out of a picture, as the network takes it but before scale, mean and std.
 
     A window of another size than the network's input is resized as the card says. AREA: bilinearly, and along an axis
-    that shrinks by averaging areas, so that a scratch one pixel wide grows faint but does not fall between the samples.
+    that shrinks by averaging areas, so that a scratch one pixel wide grows faint but does not vanish between samples.
     By any other the picture is resized first and padded afterwards, as the frameworks do it.
 
     Args:
@@ -197,7 +197,7 @@ def _is_mostly_padding(picture: NDArray[np.uint8], tile: Tile, spec: InputSpec) 
 def _averaged_and_padded(
     picture: NDArray[np.uint8], tile: Tile, size: tuple[int, int], color: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
-    """Average areas of a long picture's letterbox without making it: what the picture adds to the color around it.
+    """Average areas of a long picture's letterbox without making it whole.
 
     Args:
         picture: (H, W, C).
@@ -228,16 +228,9 @@ def _averaged_and_padded(
 
 
 def _area_shares(start: int, count: int, given: int, wanted: int) -> tuple[int, NDArray[np.float64]]:
-    """How much of each cell's area pixels have along one axis, where `given` pixels make `wanted` cells.
+    """Return the first cell that `count` pixels from `start` on overlap, along one axis, and shares (cells, count).
 
-    Args:
-        start: The first of the pixels.
-        count: How many.
-        given: All there are.
-        wanted: Cells.
-
-    Returns:
-        The first cell that has any, and shares (cells, count).
+    The axis has `given` pixels and `wanted` cells.
     """
     step = given / wanted
     first, last = int(start / step), min(wanted, math.ceil((start + count) / step))
@@ -256,7 +249,7 @@ def _cut_after_resizing(picture: NDArray[np.uint8], spec: InputSpec) -> Pixels:
 
 
 def _padded_after_resizing(picture: NDArray[np.uint8], spec: InputSpec) -> Pixels:
-    """Resize a picture so that it just fits, and pad it alike on both sides: of an odd number one more at the end."""
+    """Resize a picture so that it just fits, and pad it evenly on both sides, an odd pixel at the end."""
     top, left, height, width = _inside((picture.shape[0], picture.shape[1]), spec)
     inside = _resized(picture, (height, width), spec.resize)
     window = np.empty((spec.height, spec.width, picture.shape[2]), inside.dtype)
@@ -293,13 +286,13 @@ def _averaged(window: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.ui
 
 
 def in_window(values: NDArray[np.generic], tile: Tile, spec: InputSpec, *, outside: float) -> NDArray[np.generic]:
-    """Cut a window out of something that belongs to the picture's pixels, as `cut` does with the picture.
+    """Cut a window out of values of the picture's pixels, as `cut` does with the picture.
 
     Args:
         values: (H, W).
         tile: The window.
         spec: What the network takes.
-        outside: What stands beyond the picture where the card pads with a color.
+        outside: Value beyond the picture where the card pads with a color.
 
     Returns:
         (h, w) of the network's window; the nearest pixel's value where sizes differ, nothing is averaged.
@@ -318,17 +311,17 @@ def in_window(values: NDArray[np.generic], tile: Tile, spec: InputSpec, *, outsi
 
 
 def _mirrored(places: NDArray[np.intp], length: int) -> NDArray[np.intp]:
-    """Places along an axis that is mirrored at its first and last pixel, as often as it takes (numpy's "reflect")."""
+    """Return places along an axis mirrored at its first and last pixel, repeatedly (numpy's "reflect")."""
     period = max(1, 2 * (length - 1))
     within = places % period
     return np.minimum(within, period - within) if length > 1 else np.zeros_like(places)
 
 
 def stitch(maps: Sequence[NDArray[np.float32]], tiles: Sequence[Tile], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Lay the maps of windows back onto the picture they were cut from.
+    """Join the maps of windows on the picture they were cut from.
 
-    Where windows overlap, each counts by its distance to its own nearest edge, which fades one map into the next
-    linearly. Windows that were not given leave no hole in their neighbors and no value of their own.
+    Where windows overlap, each is weighted by the distance to its nearest edge, which blends one map into the next
+    linearly.
 
     Args:
         maps: (h, w) each, at the network's size; resized bilinearly to their window.
@@ -345,7 +338,7 @@ def stitch(maps: Sequence[NDArray[np.float32]], tiles: Sequence[Tile], size: tup
     if len(tiles) == 1:  # all of it is that window's
         _lay_alone(maps[0], tiles[0], on_whole)
         return on_whole
-    # Sums in float64 only where windows lie, and of so many rows at a time: those of a large picture weigh a lot.
+    # Sums in float64 only where windows lie, and of some rows at a time, to save memory.
     first_column = max(0, min(tile.left_px for tile in tiles))
     last_column = min(size[1], max(tile.left_px + tile.width_px for tile in tiles))
     width = last_column - first_column
@@ -368,7 +361,7 @@ def overlaps(tile: Tile, size: tuple[int, int]) -> bool:
 
 
 def _lay_alone(tile_map: NDArray[np.float32], tile: Tile, on_whole: NDArray[np.float32]) -> None:
-    """Lay a window onto the picture (H, W); a large one is never made whole, for most may lie outside."""
+    """Write a window's map onto the picture (H, W); a large one is never made whole, as most may lie outside."""
     (rows, columns), in_window = _overlap(tile, (on_whole.shape[0], on_whole.shape[1]))
     size = tile.height_px, tile.width_px
     if tile_map.shape == size or size[0] * size[1] <= _BAND_PIXELS:
@@ -380,9 +373,9 @@ def _lay_alone(tile_map: NDArray[np.float32], tile: Tile, on_whole: NDArray[np.f
 def _lay_band(
     band: NDArray[np.float32], placed: Sequence[tuple[NDArray[np.float32], Tile]], top_px: int, left_px: int
 ) -> None:
-    """Blend windows on one rectangle of the picture, in their order; what none covers is not even written to.
+    """Blend windows on one rectangle of the picture, in their order.
 
-    Memory that was never written takes no room, and most of a large picture's map is such.
+    Pixels without a window are not written, so that their memory pages are never allocated.
     """
     size = band.shape[0], band.shape[1]
     total, weight = np.zeros(size), np.zeros(size)
@@ -412,6 +405,6 @@ def _at_size(tile_map: NDArray[np.float32], tile: Tile) -> NDArray[np.float32]:
 
 
 def _ramp(length: int) -> NDArray[np.float64]:
-    """1, 2, 3 .. 3, 2, 1."""
+    """Return 1, 2, 3 .. 3, 2, 1."""
     places = np.arange(length, dtype=np.float64)
     return np.minimum(places + 1, length - places)

@@ -1,6 +1,6 @@
-"""A model bundle: the folder that holds a network, its card, the graphs derived from it, and the proof that they fit.
+"""Model bundle: the folder that holds a network, its card, the graphs derived from it, and the proof that they fit.
 
-DIR/card.toml           what people say about the network
+DIR/card.toml           labels, input, thresholds and other facts about the network
 DIR/model.onnx          the network as given, weights inside
 DIR/graphs/*.onnx       derived graphs (see build/derive.py); their large weights are in graphs/weights.bin
 DIR/graphs/score_int8.onnx  only after `bundle quantize`: the scoring graph in 8 bits, with weights of its own
@@ -22,11 +22,11 @@ SCHEMA_VERSION = 2  # 2: the scoring graph takes several pictures
 INT8_GRAPH = "score_int8"
 WEIGHTS = "graphs/weights.bin"
 FROM_OUTSIDE = "rise or occlusion"  # methods that ask the network for scores alone
-_MANIFEST = "manifest.json"
-_NOT_COVERED = frozenset({_MANIFEST, "golden", "Thumbs.db", "desktop.ini"})  # and what begins with a point or @
+MANIFEST = "manifest.json"
+_NOT_COVERED = frozenset({MANIFEST, "golden", "Thumbs.db", "desktop.ini"})  # and what begins with a point or @
 _COARSE = (7, 7)  # where there is no block: as coarse as the deepest maps of most networks
 _MOST_MANIFEST_BYTES = 1 << 24
-_REBUILD = "make it anew: inspect-xai bundle build MODEL.onnx --card card.toml --out DIR --force"
+_REBUILD = "rebuild it: inspect-xai bundle build MODEL.onnx --card card.toml --out DIR --force"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,8 @@ class ModelBundle:
     @property
     def sha256(self) -> str:
         """Digest of all files: of the manifest, which holds the hash of every other, without what proving measured."""
-        told = {name: value for name, value in self.manifest.items() if name != "proofs"}
-        return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        covered = {name: value for name, value in self.manifest.items() if name != "proofs"}
+        return hashlib.sha256(json.dumps(covered, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @property
     def grids(self) -> dict[str, CellGrid | None]:
@@ -79,11 +79,7 @@ class ModelBundle:
 
 
 def check_from_outside(method: Method, *, said_by: str) -> None:
-    """Refuse a method that a network without blocks cannot be explained by.
-
-    Args:
-        method: The method chosen.
-        said_by: What chose it, for the message.
+    """Refuse a method that a network without blocks cannot be explained by; `said_by` names the option that chose it.
 
     Raises:
         UnsupportedModelError: If it needs feature maps or gradients.
@@ -98,7 +94,7 @@ def check_from_outside(method: Method, *, said_by: str) -> None:
 
 
 def load_bundle(folder: Path | str) -> ModelBundle:
-    """Open a bundle after seeing that its files are complete and unchanged.
+    """Open a bundle after checking that its files are complete and unchanged.
 
     Raises:
         BundleError: If they are not, or another version of inspect-xai made it.
@@ -111,13 +107,13 @@ def load_bundle(folder: Path | str) -> ModelBundle:
         _check_files(folder, manifest["files"])
         ends = tuple(_read_end(end) for end in manifest["blocks"])
         dynamic = manifest["batch"] == "dynamic"
-        fingerprint = _fingerprint(card, manifest)
+        fingerprint = fingerprint_of(card, manifest)
         recorded = manifest["fingerprint"]
     except (KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{folder / _MANIFEST} lacks or garbles {error}", remedy=_REBUILD) from error
+        raise BundleError(f"{folder / MANIFEST} lacks or garbles {error}", remedy=_REBUILD) from error
     if recorded != fingerprint:
         raise BundleError(
-            f"{folder / _MANIFEST} records fingerprint {recorded}, its contents make {fingerprint}", remedy=_REBUILD
+            f"{folder / MANIFEST} records fingerprint {recorded}, its contents make {fingerprint}", remedy=_REBUILD
         )
     bundle = ModelBundle(folder, card, ends, fingerprint, dynamic, manifest)
     _check_cells(bundle)
@@ -129,17 +125,13 @@ def describe_end(end: BlockEnd) -> dict[str, Any]:
     return {name: value for name, value in asdict(end).items() if name != "grid" or value is not None}
 
 
-def _read_end(told: dict[str, Any]) -> BlockEnd:
-    grid = told.get("grid")
-    return BlockEnd(**(told | {"grid": CellGrid.from_json(grid) if grid is not None else None}))
+def _read_end(entry: dict[str, Any]) -> BlockEnd:
+    grid = entry.get("grid")
+    return BlockEnd(**(entry | {"grid": CellGrid.from_json(grid) if grid is not None else None}))
 
 
 def _check_cells(bundle: ModelBundle) -> None:
-    """Refuse a bundle from before grids were known if its maps would point to the wrong place.
-
-    Raises:
-        BundleError: If they would.
-    """
+    """Refuse a bundle from before grids were recorded if its maps would point to the wrong place."""
     if "cells" in bundle.manifest:
         return
     from inspect_xai.model.build.displaced import has_displaced_cells
@@ -153,7 +145,8 @@ def _check_cells(bundle: ModelBundle) -> None:
         )
 
 
-def _fingerprint(card: ModelCard, manifest: dict[str, Any]) -> str:
+def fingerprint_of(card: ModelCard, manifest: dict[str, Any]) -> str:
+    """Return the sha256 that identifies the model; see `ModelBundle.fingerprint`."""
     parts = [
         canonical(card),
         manifest["files"]["model.onnx"]["sha256"],
@@ -165,7 +158,8 @@ def _fingerprint(card: ModelCard, manifest: dict[str, Any]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _hashes(folder: Path) -> dict[str, dict[str, Any]]:
+def file_hashes(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return sha256 and size of every file, as the manifest records them."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in files
@@ -178,7 +172,7 @@ def _sha256(path: Path) -> str:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / _MANIFEST
+    path = folder / MANIFEST
     if not folder.is_dir():
         raise BundleError(f"{folder} is no folder", expected="a bundle", remedy=_REBUILD)
     try:
@@ -187,7 +181,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise BundleError(
-            f"{folder} holds no {_MANIFEST}, which is written last: it is no bundle, or its build was cut short",
+            f"{folder} holds no {MANIFEST}, which is written last: it is no bundle, or its build was cut short",
             remedy=_REBUILD,
         ) from error
     except (OSError, ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""card.toml: what people say about a network, read strictly, and written back in one canonical form."""
+"""Model card (card.toml): the facts about a network, read strictly, written in one canonical form."""
 
 import difflib
 import json
@@ -43,7 +43,7 @@ def read_card(path: Path, *, alone: bool = False) -> ModelCard:
         alone: It must list its labels itself, and not name a file of them.
 
     Raises:
-        CardError: If the file cannot be read, or says something else than a card must; every mistake is listed.
+        CardError: If the file cannot be read or is no valid card; every mistake is listed.
     """
     try:
         with path.open("rb") as file:
@@ -59,7 +59,7 @@ def read_card(path: Path, *, alone: bool = False) -> ModelCard:
 
 
 def card_text(path: Path, card: ModelCard) -> bytes:
-    """The card's file as it was written; made anew where it names a file of labels, which does not come along."""
+    """Return the card's file as it was written; with its labels listed where it names a file of labels."""
     text = path.read_bytes()
     return card_toml(card).encode() if isinstance(read_toml(text).get("labels"), str) else text
 
@@ -106,8 +106,8 @@ def canonical(card: ModelCard) -> str:
 
     What a card leaves at its default is left out, so that a key added to a later version changes no old fingerprint.
     """
-    spoken = _ADAPTER.dump_python(card, mode="json", exclude_defaults=True)
-    return json.dumps(spoken, sort_keys=True, separators=(",", ":"))
+    document = _ADAPTER.dump_python(card, mode="json", exclude_defaults=True)
+    return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
 
 def card_toml(card: ModelCard) -> str:
@@ -150,7 +150,7 @@ def _without_shorthand(document: dict[str, Any]) -> tuple[dict[str, Any], list[s
 
 
 def _labels_in(name: str, folder: Path | None, *, source: str) -> list[str]:
-    """Read the file of labels that a card names: one a line, in the order of the network's output."""
+    """Read the file of labels that a card names: one per line, in the order of the network's output."""
     if folder is None:
         raise CardError(
             f"{source}: labels: found {reprlib.repr(name)}, expected a list of labels",
@@ -162,21 +162,21 @@ def _labels_in(name: str, folder: Path | None, *, source: str) -> list[str]:
             raw = file.read(_MOST_CARD_BYTES + 1)
         if len(raw) > _MOST_CARD_BYTES:
             raise CardError(
-                f"{source}: labels: {path} is larger than {_MOST_CARD_BYTES} bytes", expected="one label a line"
+                f"{source}: labels: {path} is larger than {_MOST_CARD_BYTES} bytes", expected="one label per line"
             )
         lines = decode_text(raw).rstrip().split("\n")
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise CardError(
             f"{source}: labels: {path} cannot be read: {why}",
-            expected="a text file in UTF-8 with one label a line",
+            expected="a text file in UTF-8 with one label per line",
             remedy="give its path relative to the card, or list the labels: labels = [...]",
         ) from error
     return [line.strip() for line in lines]
 
 
 def _translated(detail: dict[str, Any]) -> str:
-    """One mistake that pydantic found, as "key: found, expected"."""
+    """Describe one mistake that pydantic found as "key: found, expected"."""
     *above, last = detail["loc"]
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "missing":
@@ -192,7 +192,7 @@ def _translated(detail: dict[str, Any]) -> str:
 
 
 def _contradictions(card: ModelCard) -> Iterator[str]:
-    """Yield what each key says that no card can mean."""
+    """Yield one text for each value that is invalid or contradicts another."""
     yield from _wrong_names(card)
     yield from _wrong_labels(card)
     yield from _wrong_input(card.input)

@@ -1,4 +1,4 @@
-"""The one door to ONNX Runtime devices: open a session where it was asked for, run it, translate its errors.
+"""Sessions of ONNX Runtime: open one on the device asked for, run it, translate its errors.
 
 CUDA options follow ONNX Runtime's documentation and were not run on a CUDA device by this project's tests.
 """
@@ -35,7 +35,7 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
 _RUN_ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, RuntimeError)  # a bound run raises the plain kind
 _OUT_OF_MEMORY = re.compile(r"failed to allocate memory|out of memory|bad_alloc|BFCArena", re.IGNORECASE)
 _POWERS_OF_TWO = 0
-_FATAL_ONLY = 4  # a missing CUDA library is reported by us, once, not by the runtime's log
+_FATAL_ONLY = 4  # a missing CUDA library is reported here, once, not in the runtime's log
 
 
 class OutOfDeviceMemoryError(DeviceError):
@@ -77,12 +77,12 @@ def open_session(
     if device == "cpu":
         _share_memory()
         options.add_session_config_entry("session.use_env_allocators", "1")
-        # Else a session's threads wait awake for some 30 ms for work of their own, on the cores the next session needs.
+        # Else a session's idle threads spin for some 30 ms on the cores that the next session needs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if not copy_weights:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED  # all but NCHWc layouts
             options.add_session_config_entry("session.disable_prepacking", "1")
-    unused = ["ConstantFolding"] if device == "cpu" and not copy_weights else []  # it writes turned weights down
+    unused = ["ConstantFolding"] if device == "cpu" and not copy_weights else []  # it stores transposed weights
     providers = _providers(device, memory_mb)
     source = str(model) if isinstance(model, Path) else model
     if device != "cpu":
@@ -108,10 +108,10 @@ def open_session(
 
 @contextmanager
 def cores_left_to_sessions() -> Iterator[None]:
-    """Keep numpy and scipy to one thread inside: theirs wait awake for work, too, on the cores the sessions need.
+    """Limit numpy and scipy to one thread inside: their idle threads spin on the cores that the sessions need.
 
-    Products of block maps and scores are small; an explanation in which they took turns with the network's runs on all
-    cores took half as long again.
+    Products of block maps and scores are small; on all cores, between the network's runs, they made an explanation take
+    1.5 times as long.
     """
     with _pools().limit(limits=1, user_api="blas"):
         yield
@@ -126,15 +126,15 @@ def _pools() -> ThreadpoolController:
 def _share_memory() -> None:
     """Let all sessions of the process take their activations from one arena, as they run in turn.
 
-    It grows by pieces twice as large as the last: one that is just as large as asked for now is too small for the
-    next run, of more masks, and lies about. What of a piece is never used takes no memory.
+    It grows by pieces twice as large as the last: one of just the size needed now would be too small for the next run,
+    of more masks, and stay unused. Pages of a piece that are never written take no memory.
     """
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": _POWERS_OF_TWO}))
 
 
 def _return_free_memory() -> None:
-    """Give the system back what optimizing a graph left free, as much as the weights; glibc would keep it."""
+    """Return memory freed after optimizing a graph, as much as the weights, to the system; glibc would keep it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -165,7 +165,7 @@ def _name_of(provider: Any) -> str:
 
 
 def hold(array: NDArray[Any], *, device: str) -> ort.OrtValue:
-    """Put an array where the sessions of a device run, to be given to several runs."""
+    """Copy an array to a device, for several runs of its sessions."""
     if device == "cpu":
         return ort.OrtValue.ortvalue_from_numpy(array)
     return ort.OrtValue.ortvalue_from_numpy(array, "cuda", int(device.partition(":")[2] or 0))
@@ -178,7 +178,7 @@ def run(
     *,
     held: Mapping[str, ort.OrtValue] | None = None,
 ) -> list[NDArray[np.float32]]:
-    """Run a session; its errors become the house's.
+    """Run a session and translate its errors.
 
     Args:
         session: From `open_session`.
@@ -212,5 +212,5 @@ def run(
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error of ONNX Runtime says, without its trace and without paths of its sources."""
+    """Return the first line of an error of ONNX Runtime, without paths of its sources."""
     return re.sub(r"/\S*/(?=[^/\s]+\.(?:cc|h|cpp)\b)", "", str(error).strip().splitlines()[0])

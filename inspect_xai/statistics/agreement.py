@@ -1,6 +1,6 @@
-"""Attribute agreement (AIAG, Measurement Systems Analysis): do appraisers agree with themselves, each other, the truth?
+"""Attribute agreement (AIAG, Measurement Systems Analysis) of appraisers with themselves, each other and the truth.
 
-The model sits in the study as one more appraiser: its column of answers is treated like a person's.
+The model is one more appraiser: its column of answers is treated like a person's.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from inspect_xai.statistics.rates import CONFIDENCE, Interval, Rate, rate
 
 
 class Grade(StrEnum):
-    """What the AIAG manual makes of a number."""
+    """Grade of a number by the AIAG manual."""
 
     ACCEPTABLE = "acceptable"
     MARGINAL = "marginal"
@@ -37,17 +37,17 @@ FALSE_ALARM_LIMITS = (0.05, 0.10)
 """The same."""
 
 KAPPA_LIMITS = (0.90, 0.70)
-"""The stricter reading of today's software (SigmaXL, Minitab); the AIAG text is content with 0.75."""
+"""The stricter limits of SigmaXL and Minitab; the AIAG text accepts 0.75."""
 
 _CERTAIN = 1 - 1e-12  # agreement by chance at which kappa is 0 / 0
 
 
 @dataclass(frozen=True, slots=True)
 class Kappa:
-    """Agreement beyond chance: 1 is perfect, 0 what chance gives.
+    """Agreement beyond chance: 1 is perfect, 0 that of chance.
 
     Attributes:
-        value: None where all answers are one category: chance alone then agrees always, and kappa is 0 / 0.
+        value: None where all answers are one category: chance then always agrees, and kappa is 0 / 0.
         low: Lower limit; -1 where there is no value.
         high: Upper limit; 1 where there is no value.
         parts: Parts it rests on.
@@ -65,7 +65,7 @@ class Appraisal:
 
     Attributes:
         appraiser: Who.
-        within: Parts judged alike in every trial; of 1 trial nothing is known, so its denominator is 0.
+        within: Parts judged alike in every trial; for a single trial its denominator is 0.
         within_kappa: Fleiss's kappa of the trials; None for a single trial.
         effectiveness: Parts judged as the reference in every trial.
         miss: Answers "good" among answers to defective parts.
@@ -109,11 +109,11 @@ def attribute_agreement(
     """Analyze a study of parts x appraisers x trials.
 
     An answer that is neither `defect` nor `good` (UNSURE, another defect kind) counts against effectiveness, but is no
-    miss and no false alarm: such a part does not pass unseen, and is not thrown away.
+    miss and no false alarm: such a part is neither passed nor rejected.
 
     Rates have exact (Clopper-Pearson) intervals. Kappas have jackknife intervals that leave out whole parts, because
-    the trials of one part are not independent. Where agreement is perfect the jackknife has nothing to say; the
-    exact lower limit of the share of agreeing parts is then put in kappa's formula.
+    the trials of one part are not independent. Where agreement is perfect the jackknife has no spread; the exact lower
+    limit of the share of agreeing parts is then put in kappa's formula.
 
     Args:
         answers: Per appraiser (parts, trials) or (parts,) category names. The model is an appraiser like any other;
@@ -154,42 +154,36 @@ def attribute_agreement(
 
 
 def analyze(answers: Sequence[StudyRating], *, defect: str = VerdictCode.NG, good: str = VerdictCode.OK) -> Agreement:
-    """Analyze a study given as rows: they become tables of parts by trials.
-
-    Args:
-        answers: All rows of the study, in any order.
-        defect: What the study calls a defective part.
-        good: What it calls a good one.
+    """Analyze a study of rows in any order, whose names of the two categories are `defect` and `good`.
 
     Raises:
         StudyError: A reference or an answer is missing, or two rows contradict each other.
     """
     references: dict[str, str] = {}
-    for each in answers:
-        if references.setdefault(each.part, each.reference) != each.reference:
-            raise StudyError(f"part {each.part} has the references {references[each.part]!r} and {each.reference!r}")
+    for row in answers:
+        if references.setdefault(row.part, row.reference) != row.reference:
+            raise StudyError(f"part {row.part} has the references {references[row.part]!r} and {row.reference!r}")
     unknown = [part for part, reference in references.items() if not reference]
     if unknown:
         raise StudyError(
             f"{len(unknown)} of {len(references)} parts have no reference, the first is {unknown[0]}",
             remedy="let experts say what each part is, without looking at the answers",
         )
-    given: dict[tuple[str, str, str], str] = {}
-    for each in answers:
-        place = (each.appraiser, each.part, each.trial)
-        if place in given:
-            raise StudyError(f"{each.appraiser} answered twice for part {each.part} in trial {each.trial}")
-        given[place] = each.answer
-    people = list(dict.fromkeys(each.appraiser for each in answers))
+    cells: dict[tuple[str, str, str], str] = {}
+    for row in answers:
+        key = (row.appraiser, row.part, row.trial)
+        if key in cells:
+            raise StudyError(f"{row.appraiser} answered twice for part {row.part} in trial {row.trial}")
+        cells[key] = row.answer
     tables = {}
-    for who in people:
-        trials = sorted({trial for one, _, trial in given if one == who})
-        tables[who] = np.array([[given.get((who, part, trial), "") for trial in trials] for part in references], object)
+    for who in dict.fromkeys(row.appraiser for row in answers):
+        trials = sorted({trial for one, _, trial in cells if one == who})
+        tables[who] = np.array([[cells.get((who, part, trial), "") for trial in trials] for part in references], object)
     return attribute_agreement(tables, np.array(list(references.values()), object), defect=defect, good=good)
 
 
 def _column(given: ArrayLike, *, who: str, parts: int) -> NDArray[np.str_]:
-    """(parts, trials) of one appraiser, complete."""
+    """Return the answers (parts, trials) of one appraiser; refuse missing ones."""
     array = np.asarray(given, dtype=object)
     column = array[:, None] if array.ndim == 1 else array
     if column.ndim != 2 or len(column) != parts or column.shape[1] == 0:
@@ -232,7 +226,7 @@ def _appraise(
 
 
 def _grade(value: float, limits: tuple[float, float]) -> Grade:
-    """Limits that fall are floors, limits that rise are ceilings."""
+    """Grade a value: falling limits are floors, rising limits are ceilings."""
     sign = 1 if limits[0] > limits[1] else -1
     for limit, grade in zip(limits, (Grade.ACCEPTABLE, Grade.MARGINAL), strict=True):
         if sign * value >= sign * limit - 1e-12:  # 18 of 20 is 90 %, whatever division makes of it
@@ -250,7 +244,7 @@ def _exact(holds: NDArray[np.bool_], *, confidence: float) -> Rate:
 
 
 def cohen(first: NDArray[np.str_], second: NDArray[np.str_], *, confidence: float = CONFIDENCE) -> Kappa:
-    """Cohen's kappa of two columns of answers, with an interval.
+    """Compute Cohen's kappa of two columns of answers, with an interval.
 
     Args:
         first: (parts, trials) category names.
@@ -278,7 +272,7 @@ def cohen(first: NDArray[np.str_], second: NDArray[np.str_], *, confidence: floa
 
 
 def _fleiss(column: NDArray[np.str_], *, confidence: float) -> Kappa | None:
-    """Fleiss's kappa of all answers to each part; Source: Fleiss, Psychological Bulletin 76 (1971) 378."""
+    """Compute Fleiss's kappa of all answers to each part. Source: Fleiss, Psychological Bulletin 76 (1971) 378."""
     if column.shape[1] < 2:
         return None
     counts = np.stack([np.count_nonzero(column == name, axis=1) for name in np.unique(column)], axis=1)
@@ -315,7 +309,7 @@ def _jackknifed(
     without = np.array([kappa(np.delete(tables, part, axis=0))[0] if parts > 1 else math.nan for part in first])
     left_out = without[kind.ravel()]
     error = math.sqrt((parts - 1) / parts * float(np.square(left_out - left_out.mean()).sum()))
-    if math.isnan(error):  # one part alone brings in the second category
+    if math.isnan(error):  # a single part has the second category
         return Kappa(value, -1.0, 1.0, parts)
     reach = error * float(student.ppf((1 + confidence) / 2, parts - 1))
     low, high = value - reach, value + reach

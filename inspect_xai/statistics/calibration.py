@@ -1,7 +1,7 @@
-"""Probabilities that mean what they say: how far off they are, how to put them right, and what follows without labels.
+"""Calibration of probabilities: reliability, temperature and isotonic fits, and expected errors without labels.
 
-A network's 0.9 is seldom right nine times in ten. Only reviewed parts can tell, and those were not drawn evenly: weigh
-each by 1 over its chance to be reviewed, or the passed parts, where the escapes are, hardly count.
+Reviewed parts are not an even sample: weigh each by 1 over its chance to be reviewed, or the passed parts, where the
+escapes are, hardly count.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from scipy.stats import poisson
 from inspect_xai.errors import StudyError
 from inspect_xai.statistics.rates import CONFIDENCE, Rate, rate
 
-_SMALLEST = 1e-12  # a probability of 0 says "never", and one wrong answer then outweighs all the others
+_SMALLEST = 1e-12  # with a probability of 0 one wrong answer would outweigh all the others
 
 _TEMPERATURES = (0.05, 20.0)
 """Beyond these a network is not badly calibrated but broken."""
@@ -105,7 +105,7 @@ def reliability(
     weights: ArrayLike | None = None,
     confidence: float = CONFIDENCE,
 ) -> Reliability:
-    """Hold probabilities against what came true.
+    """Compare probabilities with outcomes.
 
     Args:
         probabilities: (n,) in [0, 1], of being a defect.
@@ -142,7 +142,7 @@ def reliability(
 
 
 def fit_temperature(scores: ArrayLike, labels: ArrayLike, *, weights: ArrayLike | None = None) -> float:
-    """Find the one number that the log-probabilities are best divided by.
+    """Find the temperature that the log-probabilities are best divided by.
 
     Args:
         scores: (n, K) probabilities. Those of a softmax lose nothing against its logits: log p differs from them by a
@@ -176,22 +176,14 @@ def fit_temperature(scores: ArrayLike, labels: ArrayLike, *, weights: ArrayLike 
 
 
 def apply_temperature(scores: ArrayLike, temperature: float) -> NDArray[np.float64]:
-    """Soften (above 1) or sharpen (below 1) probabilities; the order of the classes stays.
-
-    Args:
-        scores: (n, K) probabilities.
-        temperature: From `fit_temperature`.
-
-    Returns:
-        (n, K).
-    """
+    """Soften (above 1) or sharpen (below 1) probabilities (n, K); the order of the classes stays."""
     return np.asarray(softmax(_logs(scores) / temperature, axis=1), dtype=np.float64)
 
 
 def fit_isotonic(probabilities: ArrayLike, outcomes: ArrayLike, *, weights: ArrayLike | None = None) -> Isotonic:
     """Find the rising step curve that best turns probabilities into observed shares.
 
-    More supple than a temperature, and hungrier: with less than some hundred reviews of each kind prefer that.
+    More flexible than a temperature, but needs more data: below some hundred reviews of each kind prefer that.
 
     Args:
         probabilities: (n,) in [0, 1].
@@ -220,19 +212,14 @@ def fit_isotonic(probabilities: ArrayLike, outcomes: ArrayLike, *, weights: Arra
 
 
 def apply_isotonic(curve: Isotonic, probabilities: ArrayLike) -> NDArray[np.float64]:
-    """Read calibrated probabilities off a curve.
-
-    Args:
-        curve: From `fit_isotonic`.
-        probabilities: Any shape, in [0, 1].
-    """
+    """Return the calibrated probabilities of raw ones in [0, 1], of any shape."""
     return np.asarray(np.interp(np.asarray(probabilities, dtype=np.float64), curve.raw, curve.calibrated))
 
 
 def expected_errors(
     probabilities: ArrayLike, *, passed: ArrayLike, rejected: ArrayLike, confidence: float = CONFIDENCE
 ) -> ExpectedErrors:
-    """Add up what calibrated probabilities say about parts that nobody looked at.
+    """Estimate escapes and overkill among parts without review from calibrated probabilities.
 
     Args:
         probabilities: (n,) calibrated probability of being a defect.
@@ -274,7 +261,7 @@ def _logs(scores: ArrayLike) -> NDArray[np.float64]:
 def _observed(
     probabilities: ArrayLike, outcomes: ArrayLike, weights: ArrayLike | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """(n,) probabilities, outcomes and weights, checked."""
+    """Return probabilities, outcomes and weights (n,) each, checked."""
     score, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
     weight = np.ones(score.shape) if weights is None else np.asarray(weights, dtype=np.float64)
     fits = score.ndim == 1 and score.size > 0 and score.shape == truth.shape == weight.shape

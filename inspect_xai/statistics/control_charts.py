@@ -1,4 +1,4 @@
-"""Control charts and Pareto tables: is today's share of defects more than chance, and which defect makes it."""
+"""Control charts of shares, and Pareto tables of defect kinds with tests against the period before."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _MOVING_RANGE = 2 / np.sqrt(np.pi)  # d2 for two: the mean range of two normal v
 
 
 class Limits(StrEnum):
-    """How far from the center chance may carry a point."""
+    """How the control limits are computed."""
 
     SIGMA = "sigma"  # p +- 3 sqrt(p (1 - p) / n): the textbook chart; wants about five defects a point
     EXACT = "exact"  # binomial quantiles with the same tails: for few defects a point
@@ -28,7 +28,7 @@ class Limits(StrEnum):
 
 
 class Signal(StrEnum):
-    """Why a point of a control chart deserves a look."""
+    """Why a point of a control chart is marked."""
 
     BEYOND = "beyond"  # outside the limits
     RUN = "run"  # the eighth or later in a row on the same side of the center
@@ -43,8 +43,8 @@ class PChart:
         shares: (k,) count over total; NaN where the total is 0.
         low: (k,) lower limit, at least 0.
         high: (k,) upper limit, at most 1.
-        spread: Scatter of the points in units of what chance alone gives; 1 unless the limits are LANEY's.
-        signals: Per point, what it signals; mostly nothing.
+        spread: Scatter of the points over that of chance alone; 1 unless the limits are LANEY's.
+        signals: Per point its signals, mostly none.
     """
 
     center: float
@@ -98,7 +98,7 @@ def p_chart(
         counts: (k,) parts that have it.
         totals: (k,) parts inspected; a point with 0 has no share, no limits and no signal, and ends no run.
         limits: SIGMA, EXACT or LANEY.
-        center: A known share to hold the points against; None: the mean over all points.
+        center: A known share as the center; None: the mean over all points.
 
     Source: Shewhart (1931); Western Electric (1956); Laney, Quality Engineering 14 (2002) 531.
     """
@@ -127,7 +127,7 @@ def _quantile(level: float, total: NDArray[np.float64], center: float) -> NDArra
 
 
 def _spread(standardized: NDArray[np.float64]) -> float:
-    """Sigma of the standardized points from their moving range, so that a slow drift does not hide itself."""
+    """Return sigma of the standardized points from their moving range, which a slow drift hardly widens."""
     if standardized.size < 2:
         return 1.0
     # Never below 1: less scatter than chance is luck, or counts that were tampered with; neither narrows the limits.
@@ -213,7 +213,7 @@ def pareto(
 def _change(
     now: int, inspected: int, *, before: int, inspected_before: int, confidence: float
 ) -> tuple[float | None, float | None, float | None, float]:
-    """Difference of two shares, its limits and the p of Fisher's test."""
+    """Return the difference of two shares, its limits and the p of Fisher's test."""
     if not inspected or not inspected_before:
         return None, None, None, 1.0
     low, high = confint_proportions_2indep(

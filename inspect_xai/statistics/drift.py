@@ -1,7 +1,7 @@
-"""Drift that means something: few alarms, each for a change that is large, lasting and more than how days differ.
+"""Drift detection with few alarms: each for a change that is large, lasting and larger than usual between days.
 
-Two days always differ when there are enough parts. The parts of one day share a lamp, a lot and a temperature, so a
-test that counts parts finds "highly significant" trifles every night. Here a change must pass, per feature and stratum:
+With enough parts two days always differ significantly: the parts of one day share a lamp, a lot and a temperature. So a
+change must pass these tests, per feature and stratum:
 
     the parts      Kolmogorov-Smirnov against the baseline
     the days       more than the baseline's own days differ from it
@@ -9,7 +9,7 @@ test that counts parts finds "highly significant" trifles every night. Here a ch
     the size       a distance that matters
     the calendar   on consecutive days
 
-Slow drift, too small on any one day, is left to an EWMA chart of the daily shift.
+Slow drift, too small on any one day, is found by an EWMA chart of the daily shift.
 """
 
 import math
@@ -27,27 +27,27 @@ from scipy.stats import t as student
 from inspect_xai.errors import StudyError
 
 FEWEST_DAYS = 10
-"""Days a baseline needs: with less, how much days differ is a guess."""
+"""Fewest days of a baseline: from fewer the difference between days cannot be estimated."""
 
-_KEPT = 2000  # values kept of a baseline, evenly over its quantiles: plenty for a distance that matters, cheap to store
+_KEPT = 2000  # values stored of a baseline, evenly over its quantiles
 
 _CHANCE_SPREAD, _CHANCE_DAYS = 0.3, 10
-"""Standard deviation of the logarithm of Kolmogorov's law, so of a day's distance were days nothing but samples; and so
-many days it counts for: ten days alone know their own spread to a quarter, and would need a change beyond any doubt. It
-lets a little more chance through where days differ much; tests/statistics/test_drift.py simulates how much."""
+"""Standard deviation of the logarithm of Kolmogorov's distribution, that of a day's distance if days were mere samples,
+and the number of days it counts for as a prior: from ten days alone the spread is known to a quarter only.
+tests/statistics/test_drift.py simulates the effect on false alarms."""
 
-_LEAST_SPREAD = 1e-3  # of a daily shift; a feature that never moves must not alarm at the first stir of rounding
+_LEAST_SPREAD = 1e-3  # of a daily shift, so that a constant feature raises no alarm for rounding
 
 
 class Cell(NamedTuple):
-    """What is watched: one feature in one stratum, for instance (("S3", "early"), "sharpness")."""
+    """One feature in one stratum, for instance (("S3", "early"), "sharpness")."""
 
     stratum: tuple[str, ...]
     feature: str
 
 
 class Rule(StrEnum):
-    """What raised an alarm."""
+    """Rule that raised an alarm."""
 
     DAYS = "days"  # large on consecutive days
     EWMA = "ewma"  # small on each day, but always the same way
@@ -60,11 +60,10 @@ class DriftRules:
     The defaults give few false alarms in a quiet year, with baselines of 30 days (benchmarks/drift.py).
 
     Attributes:
-        fewest: A day with fewer parts in a cell is not compared. With few parts only large changes are more than
-            chance, which the tests know; and where 30 parts a day are made, few of them are explained.
+        fewest: A day with fewer parts in a cell is not compared. Low, because of 30 parts a day few are explained.
         distance: Smallest Kolmogorov-Smirnov distance that matters: the share of parts that lie elsewhere.
         q: Largest false discovery rate among a day's findings.
-        days: So many compared days in a row.
+        days: Number of compared days in a row.
         weight: EWMA's weight of the newest day.
         sigmas: EWMA's limit in standard deviations of its own.
         shift: Smallest EWMA of the shift that matters.
@@ -81,7 +80,7 @@ class DriftRules:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureBaseline:
-    """A cell's baseline: what it looks like when nothing is wrong.
+    """A cell's baseline, learnt from days without problems.
 
     Attributes:
         values: (m,) ascending, at most 2000.
@@ -126,7 +125,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """A change that someone must look at.
+    """A change to be looked at.
 
     Attributes:
         cell: Feature and stratum.
@@ -150,11 +149,11 @@ class Alarm:
 
 
 def learn(days: Sequence[ArrayLike], *, rules: DriftRules | None = None) -> FeatureBaseline:
-    """Learn from quiet days what a feature looks like and how much its days differ.
+    """Learn a feature's distribution, and how much its days differ, from days without problems.
 
     Args:
         days: One entry per day, oldest first: (n,) values of the feature. Thin days are left out.
-        rules: Their `fewest` says what a thin day is.
+        rules: `fewest` defines a thin day.
 
     Raises:
         StudyError: Fewer than 10 days have enough parts.
@@ -188,20 +187,20 @@ def learn(days: Sequence[ArrayLike], *, rules: DriftRules | None = None) -> Feat
 def compare_day(
     samples: Mapping[Cell, ArrayLike], quiet: Mapping[Cell, FeatureBaseline], *, rules: DriftRules | None = None
 ) -> dict[Cell, Comparison]:
-    """Hold one day against the baseline, all cells at once.
+    """Compare one day with the baseline, all cells at once.
 
     Args:
         samples: Per cell (n,) values of the day. A cell without baseline or with too few parts is left out.
         quiet: Per cell its baseline.
-        rules: Their `fewest` says what too few is.
+        rules: `fewest` defines too few.
 
-    Source: Benjamini and Hochberg (1995); Cliff, Psychological Bulletin 114 (1993) 494; for a variance that leans on
-        what is known beforehand, Smyth (2004), "Linear models and empirical Bayes methods", section 4.
+    Source: Benjamini and Hochberg (1995); Cliff, Psychological Bulletin 114 (1993) 494; for the variance with a prior,
+        Smyth (2004), "Linear models and empirical Bayes methods", section 4.
     """
     fewest = (rules or DriftRules()).fewest
-    found: dict[Cell, tuple[int, float, float, float, float]] = {}
-    for cell, given in samples.items():
-        sample = _finite(given)
+    measured: dict[Cell, tuple[int, float, float, float, float]] = {}
+    for cell, values in samples.items():
+        sample = _finite(values)
         if cell not in quiet or sample.size < fewest:
             continue
         usual = quiet[cell]
@@ -212,29 +211,28 @@ def compare_day(
         variance = ((usual.days - 1) * usual.distance_spread**2 + _CHANCE_DAYS * _CHANCE_SPREAD**2) / freedom
         spread = math.sqrt(variance * (1 + 1 / usual.days))
         p_days = student.sf((math.log(max(distance, 1 / _KEPT)) - usual.distance) / spread, freedom)
-        found[cell] = sample.size, distance, _shift(sample, usual.values), float(p_parts), float(p_days)
-    if not found:
+        measured[cell] = sample.size, distance, _shift(sample, usual.values), float(p_parts), float(p_days)
+    if not measured:
         return {}
-    worst = [max(p_parts, p_days) for *_, p_parts, p_days in found.values()]
+    worst = [max(p_parts, p_days) for *_, p_parts, p_days in measured.values()]
     adjusted = false_discovery_control(worst)  # of Benjamini and Hochberg
     return {
         cell: Comparison(*numbers, p, float(q))
-        for (cell, numbers), p, q in zip(found.items(), worst, adjusted, strict=True)
+        for (cell, numbers), p, q in zip(measured.items(), worst, adjusted, strict=True)
     }
 
 
 def find_alarms(
     days: Sequence[Mapping[Cell, Comparison]], quiet: Mapping[Cell, FeatureBaseline], *, rules: DriftRules | None = None
 ) -> tuple[Alarm, ...]:
-    """Walk through the days and raise an alarm where a change is large, lasting and unusual.
+    """Raise an alarm where a change is large, lasting and unusual.
 
     An alarm is raised once; the same cell and rule alarm again only after as many calm days as it took to alarm.
 
     Args:
-        days: From `compare_day`, oldest first, without gaps that matter; a day that lacks a cell neither feeds nor ends
-            its run.
+        days: From `compare_day`, oldest first; a day without a cell neither extends nor ends its run.
         quiet: Per cell its baseline.
-        rules: What is large, lasting and unusual.
+        rules: Their limits.
 
     Returns:
         Alarms by day; those of the last day are tonight's.
@@ -260,7 +258,7 @@ def _lasting(cell: Cell, series: Sequence[tuple[int, Comparison]], rules: DriftR
 def _creeping(
     cell: Cell, series: Sequence[tuple[int, Comparison]], usual: FeatureBaseline, rules: DriftRules
 ) -> list[Alarm]:
-    """EWMA of the daily shift; its own spread allows for days that resemble the day before."""
+    """Apply the EWMA rule to the daily shift; its spread allows for days that resemble the day before."""
     keep = 1 - rules.weight
     inflated = (1 + usual.memory * keep) / (1 - usual.memory * keep)
     spread = usual.shift_spread * math.sqrt(rules.weight / (1 + keep) * inflated + 1 / usual.days)
@@ -279,7 +277,7 @@ def _creeping(
 
 
 def _onsets(loud: Sequence[bool], days: int) -> list[tuple[int, int]]:
-    """(day of the alarm, first day of its run) for runs of `days` loud days, re-armed after `days` calm ones."""
+    """Return (day of the alarm, first day of its run) for runs of `days` loud days, re-armed after `days` calm ones."""
     found, run, calm, armed = [], 0, 0, True
     for at, is_loud in enumerate(loud):
         run, calm = (run + 1, 0) if is_loud else (0, calm + 1)
@@ -291,19 +289,19 @@ def _onsets(loud: Sequence[bool], days: int) -> list[tuple[int, int]]:
 
 
 def _distance(sample: NDArray[np.float64], usual: NDArray[np.float64]) -> float:
-    """Largest gap of the two distribution functions: `ks_2samp`, whose p-value takes milliseconds that add up."""
+    """Return the largest gap of the two distribution functions: `ks_2samp` without its slow p-value."""
     places = np.concatenate((sample, usual))
     gaps = (np.searchsorted(np.sort(values), places, side="right") / values.size for values in (sample, usual))
     return float(np.abs(np.subtract(*gaps)).max())
 
 
 def _shift(sample: NDArray[np.float64], usual: NDArray[np.float64]) -> float:
-    """Cliff's delta, from the Mann-Whitney U: 2 U / (n m) - 1."""
+    """Return Cliff's delta, from the Mann-Whitney U: 2 U / (n m) - 1."""
     lower, not_higher = np.searchsorted(usual, sample, side="left"), np.searchsorted(usual, sample, side="right")
     return float((lower + not_higher).mean() / usual.size - 1)
 
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:
-    """Values that are numbers: a feature that a part does not have (no region, no map) is NaN."""
+    """Return the finite values: a feature that a part does not have (no region, no map) is NaN."""
     array = np.asarray(values, dtype=np.float64).ravel()
     return array[np.isfinite(array)]

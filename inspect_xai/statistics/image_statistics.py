@@ -1,4 +1,4 @@
-"""What the camera did, whatever the part: numbers that move when a lamp dims, a lens gets dirty or a gain goes up."""
+"""Image statistics: numbers that change when a lamp dims, a lens gets dirty or a gain goes up."""
 
 import math
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from inspect_xai.records import ImageStatistics
 
 _NOISE_TAPS = np.array([1.0, -2.0, 1.0])
-"""Along rows and columns: the difference of two Laplacians, blind to planes and edges, so that mostly noise is left."""
+"""Along rows and columns: the difference of two Laplacians, 0 on planes and edges, so that mostly noise is left."""
 
 _POWERS = np.arange(256.0) ** np.arange(3)[:, np.newaxis]
 """Of every gray value: (3, 256)."""
@@ -19,7 +19,7 @@ LEAST_SIDE = 3
 """Rows and columns from which a picture has a Laplacian."""
 
 _MOST_PIXELS = 1 << 18
-"""Of a larger picture as many rows are looked at, in bands spread over it: the line must not wait for statistics."""
+"""Of a larger picture this many are used, in bands of rows spread over it, so that statistics take little time."""
 
 _BAND_ROWS = 64
 
@@ -44,7 +44,7 @@ def picture_statistics(picture: NDArray[np.uint8]) -> ImageStatistics:
         bends += cv2.sumElems(laplacian)[0]
         squared_bends += cv2.norm(laplacian, cv2.NORM_L2SQR)
         residues += cv2.norm(cv2.sepFilter2D(gray, cv2.CV_16S, _NOISE_TAPS, _NOISE_TAPS)[inner], cv2.NORM_L1)
-    seen, grey_values, squares = (int(each) for each in _POWERS @ counts)  # whole numbers differ exactly
+    seen, grey_values, squares = (int(total) for total in _POWERS @ counts)  # whole numbers differ exactly
     return ImageStatistics(
         grey_values / seen,
         math.sqrt(seen * squares - grey_values**2) / seen,
@@ -56,7 +56,7 @@ def picture_statistics(picture: NDArray[np.uint8]) -> ImageStatistics:
 
 
 def _bands(picture: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    """The picture, or of a large one bands of rows at even distances."""
+    """Yield the picture, or of a large one bands of rows at even distances."""
     rows, columns = picture.shape[:2]
     wanted = max(1, _MOST_PIXELS // (columns * _BAND_ROWS))
     if rows * columns <= _MOST_PIXELS or wanted * _BAND_ROWS >= rows:

@@ -1,9 +1,9 @@
-"""Where evidence gathers on many parts at once, how steadily, and which part is unlike its cohort.
+"""Cohorts of explanation maps: their mean and spread, their change, and maps unlike their cohort.
 
 A cohort is the explanation maps of one product, station and label over a period, registered to one view and size.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ class Cohort:
     Attributes:
         maps: Maps that count.
         empty: Maps without evidence (all zero), left out.
-        mean: (H, W) where evidence gathers; sums to 1.
+        mean: (H, W), sums to 1.
         scatter: (H, W) sum of squared deviations from the mean; see `spread`.
     """
 
@@ -60,40 +60,21 @@ def gather(maps: Iterable[NDArray[np.floating]], size: tuple[int, int]) -> Cohor
     """
     count, empty = 0, 0
     mean, scatter = np.zeros(size), np.zeros(size)
-    for given in maps:
-        _require_map(given, size)
-        total = float(given.sum(dtype=np.float64))
+    for one in maps:
+        _require_map(one, size)
+        total = float(one.sum(dtype=np.float64))
         if total == 0:
             empty += 1
             continue
         count += 1
-        step = given / total - mean
+        step = one / total - mean
         mean += step / count
-        scatter += step * (given / total - mean)
+        scatter += step * (one / total - mean)
     return Cohort(count, empty, mean, scatter)
 
 
-def merge(cohorts: Sequence[Cohort]) -> Cohort:
-    """Put cohorts of one size together, as if all their maps had been gathered at once: days to a week.
-
-    Source: Chan, Golub and LeVeque (1979).
-    """
-    if len({cohort.mean.shape for cohort in cohorts}) != 1:
-        raise ValueError(
-            f"found cohorts of sizes {[cohort.mean.shape for cohort in cohorts]}; expected one or more of one size"
-        )
-    maps = sum(cohort.maps for cohort in cohorts)
-    mean = sum((cohort.mean * (cohort.maps / max(maps, 1)) for cohort in cohorts), np.zeros_like(cohorts[0].mean))
-    scatter = sum((cohort.scatter + cohort.maps * (cohort.mean - mean) ** 2 for cohort in cohorts), np.zeros_like(mean))
-    return Cohort(maps, sum(cohort.empty for cohort in cohorts), mean, scatter)
-
-
 def compare_cohorts(now: Cohort, before: Cohort) -> MapChange | None:
-    """Say where evidence came and went.
-
-    Returns:
-        None where one of the two has no map with evidence.
-    """
+    """Compare where the evidence of two cohorts lies; None where one of them has no map with evidence."""
     if not now.maps or not before.maps:
         return None
     difference = now.mean - before.mean
@@ -107,17 +88,10 @@ def compare_cohorts(now: Cohort, before: Cohort) -> MapChange | None:
 
 
 def deviation(explanation_map: NDArray[np.floating], cohort: Cohort) -> float | None:
-    """How unlike its cohort one part's map is: 0 the same picture, 1 evidence only where the cohort has none.
+    """Return 1 less the cosine between a map (H, W) and its cohort's mean: 0 the same, 1 no evidence in common.
 
-    One less the cosine between map and mean, which does not care how strong or how sharp the map is. What is much, the
-    cohort itself must say: see `outliers`.
-
-    Args:
-        explanation_map: (H, W), not negative.
-        cohort: Of the same size.
-
-    Returns:
-        None where the map or the cohort has no evidence.
+    It does not depend on the map's scale. `outliers` tells which values are large in a cohort. None where the map or
+    the cohort has no evidence.
     """
     _require_map(explanation_map, (cohort.mean.shape[0], cohort.mean.shape[1]))
     values = explanation_map.astype(np.float64)

@@ -1,7 +1,7 @@
-"""Rates a quality department can defend: with denominators, with intervals, and corrected for what was never looked at.
+"""Rates with denominators and intervals, corrected for parts without review (verification bias).
 
-Only flagged parts are normally reviewed, so a plain confusion matrix of the reviews knows no escapes. A random share of
-the passed parts is reviewed too; each of its parts stands for all the parts that it was drawn from.
+Only flagged parts are normally reviewed, so a plain confusion matrix of the reviews contains no escapes. A random share
+of the passed parts is reviewed too; each of its parts represents those that it was drawn from.
 
 *Escape*: a defect passed as OK. *Overkill*: a good part rejected as NG. UNSURE is neither: a person decides.
 """
@@ -29,7 +29,7 @@ class Interval(StrEnum):
     """How a rate's interval is made; the values are statsmodels' names."""
 
     WILSON = "wilson"  # right on average: for tables and charts
-    EXACT = "beta"  # Clopper-Pearson, never covers less than it says: for limits someone signs
+    EXACT = "beta"  # Clopper-Pearson, never covers less than stated: for limits that are guaranteed
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,13 @@ class Stratum:
     """Parts that share a verdict and a chance to be reviewed.
 
     Attributes:
-        verdict: What the line said.
+        verdict: Of the line.
         inclusion: Chance of each part to be chosen for review: 1 for flagged parts, the random share for OK.
-        parts: How many there are, looked at or not.
+        parts: How many there are, reviewed or not.
         reviewed: How many of those chosen have a review that says defect or good.
         defects: How many of these the review calls a defect.
-        found_otherwise: Defects known though their part was not chosen (a complaint, a chance find). They say nothing
-            about the others, but no estimate may fall below what is known.
+        found_otherwise: Defects known though their part was not chosen (a complaint, a chance find). They are no sample
+            of the others, but no estimate may fall below them.
     """
 
     verdict: VerdictCode
@@ -166,10 +166,10 @@ def corrected_rates(
 
     The interval is exact for one random share: the hypergeometric counterpart of Clopper-Pearson, so that zero
     escapes still have an upper limit and reviewing every part leaves no doubt. Several shares are combined by melding.
-    It speaks of the parts of this period, not of the process behind them.
+    It holds for the parts of this period, not for the process behind them.
 
     A sample is too small to say when, even had it found no escape, the upper limit would lie above the resolution.
-    That looks at its size only: a rule that looked at the outcome would bias the numbers which get shown.
+    That depends on its size only: a rule that used the outcome would bias the numbers that are shown.
 
     Args:
         given: One entry per verdict and inclusion chance, from `strata` or a GROUP BY.
@@ -183,7 +183,13 @@ def corrected_rates(
     """
     table = tuple(stratum for stratum in given if stratum.parts > 0)
     for stratum in table:
-        _check(stratum)
+        _require(
+            0 <= stratum.defects <= stratum.reviewed
+            and 0 <= stratum.found_otherwise <= stratum.parts - stratum.reviewed
+            and 0 < stratum.inclusion <= 1,
+            f"{stratum}",
+            "defects <= reviewed <= parts and a chance in (0, 1]",
+        )
     parts, passed, rejected = np.array([s.parts for s in table]), _which(table, "OK"), _which(table, "NG")
     bounds = _Bounds(_estimated_defects(table), *_limits(table, confidence=confidence), (1 - confidence) / 2)
     escape = bounds.of(lambda d: _share(d[..., passed].sum(-1), parts[passed].sum()), rises=passed)
@@ -194,7 +200,9 @@ def corrected_rates(
     lot, caught = int(parts[passed].sum()), float(bounds.estimated[~passed].sum())
     tolerated = miss_resolution / (1 - miss_resolution) * caught / lot if lot and caught > 0 else 0.0
     sampled = _effective_sample(table)
-    unseen, untold = (max(0, _needed(lot, s, confidence) - sampled) for s in (escape_resolution, tolerated))
+    unseen, untold = (
+        max(0, reviews_needed(lot, s, confidence=confidence) - sampled) for s in (escape_resolution, tolerated)
+    )
     rejects = sum(s.parts - s.reviewed for s in table if s.verdict is VerdictCode.NG)
     return CorrectedRates(
         _withheld(escape, unseen),
@@ -207,18 +215,12 @@ def corrected_rates(
 
 
 def reviews_needed(parts: int, share: float, *, confidence: float = CONFIDENCE) -> int:
-    """How many of `parts` must be drawn and found good before more than `share` defects among them are ruled out.
+    """Return how many of `parts` must be drawn and found good to rule out more than `share` defects among them.
 
     Example:
         >>> reviews_needed(100_000, 0.01), reviews_needed(200, 0.01)
         (366, 141)
     """
-    _require(parts >= 0 and 0 <= share < 1, f"{parts} parts and a share of {share}", "a share from 0 to below 1")
-    return _needed(parts, share, confidence)
-
-
-def _needed(parts: int, share: float, confidence: float) -> int:
-    """Smallest sample without defects whose hypergeometric upper limit is at or below `share` of the parts."""
     ruled_out = math.floor(share * parts + 1e-9) + 1
     if ruled_out > parts:
         return 0
@@ -253,7 +255,7 @@ class _Bounds:
 
 
 def _estimated_defects(table: Sequence[Stratum]) -> NDArray[np.float64]:
-    """(strata,) expected defects. A stratum without reviews takes its verdict's share; NaN where there is none."""
+    """Return the expected defects (strata,), without reviews by the share of the verdict; NaN where there is none."""
     estimates = []
     for stratum in table:
         alike = [stratum] if stratum.reviewed else [s for s in table if s.verdict is stratum.verdict and s.reviewed]
@@ -264,7 +266,7 @@ def _estimated_defects(table: Sequence[Stratum]) -> NDArray[np.float64]:
 
 
 def _limits(table: Sequence[Stratum], *, confidence: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(draws, strata) smallest and largest defects that the reviews allow, one row per point of a uniform sequence.
+    """Return the fewest and most defects (draws, strata) that the reviews allow, a row per point of a uniform sequence.
 
     One uncertain stratum needs no sequence: its own limits are the interval's.
     """
@@ -291,7 +293,7 @@ def _limits(table: Sequence[Stratum], *, confidence: float) -> tuple[NDArray[np.
 
 
 def _most_defects(parts: int, reviewed: int, defects: int, *, tails: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(draws,) the most defects among `parts` that leave a chance above each tail to see so few in the sample."""
+    """Return the most defects (draws,) among `parts` with a chance above each tail of so few in the sample."""
     low = np.full(tails.shape, defects, dtype=np.int64)
     high = np.full(tails.shape, parts - (reviewed - defects), dtype=np.int64)
     while np.any(low < high):
@@ -302,7 +304,7 @@ def _most_defects(parts: int, reviewed: int, defects: int, *, tails: NDArray[np.
 
 
 def _chance_of_so_few(parts: int, reviewed: int, defects: int, *, bad: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(draws,) chance of at most `defects` in the sample: `hypergeom.cdf`, but a thousand times faster."""
+    """Return the chance (draws,) of at most `defects` in the sample: `hypergeom.cdf`, but a thousand times faster."""
     few = defects < reviewed - defects  # the shorter of two sums
     seen = np.arange(defects + 1) if few else np.arange(defects + 1, reviewed + 1)
     bad, unseen = bad[:, None], reviewed - seen
@@ -318,10 +320,10 @@ def _log_choose(whole: ArrayLike, taken: ArrayLike) -> NDArray[np.float64]:
 
 
 def _effective_sample(table: Sequence[Stratum]) -> int:
-    """Reviews of OK parts, discounted for unequal weights (Kish: squared sum over sum of squares)."""
-    looked_at = [s for s in table if s.verdict is VerdictCode.OK and s.reviewed]
-    total = sum(s.parts for s in looked_at)
-    return round(total**2 / sum(s.parts**2 / s.reviewed for s in looked_at)) if looked_at else 0
+    """Return the reviews of OK parts, discounted for unequal weights (Kish: squared sum over sum of squares)."""
+    sampled = [s for s in table if s.verdict is VerdictCode.OK and s.reviewed]
+    total = sum(s.parts for s in sampled)
+    return round(total**2 / sum(s.parts**2 / s.reviewed for s in sampled)) if sampled else 0
 
 
 def _known(stratum: Stratum) -> int:
@@ -333,7 +335,7 @@ def _which(table: Sequence[Stratum], code: str) -> NDArray[np.bool_]:
 
 
 def _share(part: NDArray[np.float64], whole: NDArray[np.float64] | float) -> NDArray[np.float64]:
-    """Part of the whole; NaN where the whole is nothing."""
+    """Divide a part by the whole; NaN where the whole is 0."""
     total = np.broadcast_to(np.asarray(whole, dtype=np.float64), np.shape(part))
     return np.asarray(np.divide(part, total, out=np.full(np.shape(part), math.nan), where=total > 0))
 
@@ -344,16 +346,6 @@ def _vague(estimate: Estimate, resolution: float) -> bool:
 
 def _withheld(estimate: Estimate, needed: int) -> Estimate:
     return Estimate(None if needed else estimate.value, estimate.low, estimate.high, needed)
-
-
-def _check(stratum: Stratum) -> None:
-    _require(
-        0 <= stratum.defects <= stratum.reviewed
-        and 0 <= stratum.found_otherwise <= stratum.parts - stratum.reviewed
-        and 0 < stratum.inclusion <= 1,
-        f"{stratum}",
-        "defects <= reviewed <= parts and a chance in (0, 1]",
-    )
 
 
 def _require(holds: bool, found: str, expected: str) -> None:  # noqa: FBT001  the condition is the point

@@ -1,4 +1,4 @@
-"""Evidence: everything that is recorded of some inspections in one ZIP that a stranger can check by hashing.
+"""Evidence: all records of some inspections in one ZIP, which anyone can check by hashing.
 
     SHA256SUMS                   of every other file: `sha256sum -c SHA256SUMS`
     README.txt                   how to check the rest
@@ -6,7 +6,7 @@
     documents/inspection-17.json the rows as the ledger hashed them: their sha256 stand in `rows` of an event
     documents/review-3.json, documents/model-1.json (with the model card)
     pictures/17.png              the archived file, as it was
-    maps/17/fused.npy            float32 (H, W); sums_TILE_BLOCK.npy: what the block maps are rebuilt from
+    maps/17/fused.npy            float32 (H, W); sums_TILE_BLOCK.npy: the data of the block maps
     overlays/17.png              the picture with the map on it
     chain.jsonl                  the ledger from the first event that vouches for one of these rows to its head
     public_keys/KEY.pem          of the keys that signed these events, where they are signed
@@ -39,7 +39,7 @@ from inspect_xai.storage.types import canonical
 from inspect_xai.verify.replay import archived_picture, limits_of
 
 SCHEMA_VERSION: Final = 1
-_EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the first time a ZIP can tell: the same record gives the same bytes
+_EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the earliest time of a ZIP entry
 _COMPLETED, _FAILED = 1, 4  # ResultStateDataType
 _README: Final = """Evidence from inspect-xai, schema {schema}: {count} inspections.
 Chain head when it was exported: {head}
@@ -64,7 +64,7 @@ _SIGNED: Final = """\
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was exported; `missing` says what is recorded but no longer there."""
+    """An export; `missing` names files that are recorded but no longer there."""
 
     path: Path
     sha256: str
@@ -80,7 +80,7 @@ def export_evidence(store: Store, inspection_ids: Sequence[int], *, out: Path, a
     Args:
         store: The record.
         inspection_ids: Which ones.
-        out: The ZIP file to write; it is there whole or not at all.
+        out: The ZIP file, written whole or not at all.
         archive: Where the archived pictures lie now, if they were moved.
 
     Raises:
@@ -90,35 +90,35 @@ def export_evidence(store: Store, inspection_ids: Sequence[int], *, out: Path, a
     ids = sorted(set(inspection_ids))
     if not ids:
         raise NotFoundError("no inspection fits", remedy="list inspections with: inspect-xai find")
-    told = store.ledger.evidence(ids)
+    recorded = store.ledger.evidence(ids)
     files: dict[str, bytes] = {}
     missing: list[str] = []
-    for name, document in told["documents"].items():
+    for name, document in recorded["documents"].items():
         files[f"documents/{name.replace('/', '-')}.json"] = canonical(document).encode()
-    for number in ids:
-        stored = store.get(number, maps=True)
+    for inspection_id in ids:
+        stored = store.get(inspection_id, maps=True)
         own, lost = _files_of(stored, archive)
         files |= own
         missing += lost
-        files[f"results/{number}.json"] = _readable(result_of(stored, sorted(own)))
-    first = min((event["sequence"] for event in told["events"]), default=1)
+        files[f"results/{inspection_id}.json"] = _readable(result_of(stored, sorted(own)))
+    first = min((event["sequence"] for event in recorded["events"]), default=1)
     chain = store.ledger.chain(after=first - 1)
     readable = {event.sequence for event in store.ledger.events(after=first - 1)}
-    numbers = [line.pop("id") for line in chain]
-    missing += [f"event {n} of the ledger: what it says cannot be read" for n in numbers if n not in readable]
-    recorded = {name for event in told["events"] for name in event["rows"]}
-    unvouched = told["documents"].keys() - recorded
+    sequences = [line.pop("id") for line in chain]
+    missing += [f"event {n} of the ledger: its body cannot be read" for n in sequences if n not in readable]
+    vouched = {name for event in recorded["events"] for name in event["rows"]}
+    unvouched = recorded["documents"].keys() - vouched
     missing += [f"an event for {name}: none that can be read recorded it" for name in sorted(unvouched)]
     for line in chain:
         if not line["signed_by"]:
             del line["signed_by"], line["signature"]
     signers = {line["signed_by"] for line in chain if "signed_by" in line}
     files |= {f"public_keys/{key[:16]}.pem": pem_of(key).encode() for key in signers}
-    head = chain[-1]["hash"] if chain else told["head"]
+    head = chain[-1]["hash"] if chain else recorded["head"]
     files["chain.jsonl"] = "".join(f"{canonical(line)}\n" for line in chain).encode()
-    lost_words = "".join(f"\nNot here: {each}" for each in missing) + ("\n" if missing else "")
+    not_here = "".join(f"\nNot here: {text}" for text in missing) + ("\n" if missing else "")
     readme = _README.format(
-        schema=SCHEMA_VERSION, count=len(ids), head=head, missing=lost_words, signed=_SIGNED * bool(signers)
+        schema=SCHEMA_VERSION, count=len(ids), head=head, missing=not_here, signed=_SIGNED * bool(signers)
     )
     files["README.txt"] = readme.encode()
     sums = "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
@@ -165,7 +165,7 @@ def result_of(stored: StoredInspection, files: Sequence[str] = ()) -> dict[str, 
 
 
 def _files_of(stored: StoredInspection, archive: Path | None) -> tuple[dict[str, bytes], list[str]]:
-    """Return picture, maps and overlay of one inspection by name, and what is no longer there."""
+    """Return picture, maps and overlay of one inspection by name, and texts about those no longer there."""
     number, files, missing = stored.inspection_id, {}, []
     pixels = None
     try:
@@ -207,7 +207,7 @@ def _explanation(stored: StoredInspection) -> dict[str, Any] | None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON takes it; what is no finite number is null."""
+    """Return a value as JSON takes it; a number that is not finite becomes null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {document_key(entry.name): _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -217,7 +217,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not np.isfinite(value):
         return None
     if isinstance(value, np.ndarray):
-        return None  # maps lie beside, as files
+        return None  # maps are files of the ZIP
     return value.isoformat() if hasattr(value, "isoformat") else value
 
 

@@ -1,4 +1,4 @@
-"""Are the archived files those that were recorded? Every one is read and hashed."""
+"""Check of the archived files against the record: every one is read and hashed."""
 
 import hashlib
 from collections.abc import Callable
@@ -17,7 +17,7 @@ _ANY_SIZE: Final = PictureLimits(max_pixels=2**31)
 
 @dataclass(frozen=True, slots=True)
 class FileCheck:
-    """What was found. `unhashed` files hold no picture: their time of change is in their hash, they are only read."""
+    """Result of the check. `unhashed` files hold no picture: only read, as their hash covers the time of change."""
 
     read: int
     unhashed: int
@@ -32,7 +32,7 @@ def check_pictures(
     Args:
         store: The record.
         archive: Where the archive lies now, if it was moved.
-        on_progress: Is told how many are read, and of how many.
+        on_progress: Called with the number of files read and their total.
     """
     findings: list[Finding] = []
     wanted = store.archived()

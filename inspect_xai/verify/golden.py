@@ -1,10 +1,10 @@
-"""The golden set: pictures that travel with a model, and what it must say of them wherever it runs.
+"""Golden set: pictures that travel with a model, and the results it must reproduce wherever it runs.
 
-    BUNDLE/golden/manifest.json        written last: model, what made the numbers, and per picture its scores and hashes
+    BUNDLE/golden/manifest.json        written last: model, versions, and per picture its scores and hashes
     BUNDLE/golden/pictures/001.png     the files as they were
     BUNDLE/golden/maps/001.ixm         the fused map (storage/map_codec.py), on 4,096 steps
 
-It lies inside the bundle or beside it; the bundle's fingerprint does not cover it, so a set can be made anew.
+It lies inside the bundle or beside it; the bundle's fingerprint does not cover it, so a set can be replaced.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ _MAKE: Final = "make it with: inspect-xai model golden-create BUNDLE PICTURE..."
 
 @dataclass(frozen=True, slots=True)
 class GoldenCheck:
-    """One golden picture computed anew; `score_off` and `map_off` are the largest differences found."""
+    """One golden picture recomputed; `score_off` and `map_off` are the largest differences."""
 
     picture: str
     verdict: str
@@ -59,7 +59,7 @@ class GoldenCheck:
 
 @dataclass(frozen=True, slots=True)
 class GoldenReport:
-    """What a model made of its golden set; the checks stand in the order of how far they are off, worst first."""
+    """Result of a golden set; the checks are sorted by their differences, largest first."""
 
     fingerprint: str
     bundle_sha256: str  # of all its files
@@ -70,17 +70,17 @@ class GoldenReport:
     checks: tuple[GoldenCheck, ...]
 
     def as_record(self) -> dict[str, Any]:
-        """Return the report as the database keeps it."""
+        """Return the report as the database stores it."""
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
 
 
 def make_golden(explainer: Explainer, pictures: Sequence[Path], *, out: Path, limits: PictureLimits) -> dict[str, Any]:
-    """Let a model say what it makes of some pictures, and keep that as its golden set.
+    """Compute a model's results on some pictures, and store them as its golden set.
 
     Args:
-        explainer: The model; it explains by the settings that its card names.
-        pictures: Files; a few of each label, near misses among them, tell most.
-        out: Folder to make; a golden set that stands there is replaced.
+        explainer: The model; it explains by the settings of its card.
+        pictures: Files; best a few of each label, borderline ones among them.
+        out: Folder to make; a golden set there is replaced.
         limits: How files become pixels.
 
     Returns:
@@ -118,7 +118,7 @@ def make_golden(explainer: Explainer, pictures: Sequence[Path], *, out: Path, li
 
 
 def verify_golden(explainer: Explainer, folder: Path) -> GoldenReport:
-    """Compute a golden set anew and hold it against what is expected.
+    """Recompute a golden set and compare it with the expected results.
 
     Raises:
         GoldenSetError: If the set is missing, damaged, or another model's.
@@ -134,7 +134,7 @@ def verify_golden(explainer: Explainer, folder: Path) -> GoldenReport:
     limits = PictureLimits.recorded(manifest)
     if limits != explainer.limits:
         _log.warning(
-            "the golden set %s was made with %s, and pictures are read with %s here: its result says nothing of them; "
+            "the golden set %s was made with %s, and pictures are read with %s here: its result does not cover them; "
             "make it again with the settings of the line",
             folder,
             limits,
@@ -154,9 +154,9 @@ def verify_golden(explainer: Explainer, folder: Path) -> GoldenReport:
 
 
 def keep_result(store: Store, report: GoldenReport, *, by: str, note: str) -> None:
-    """Write a verification down with the model's status, which stays what it is.
+    """Record a verification with the model's status, which does not change.
 
-    Where the model was registered before hashes of its files were kept, a result that holds lets them be kept.
+    Where the model was registered before hashes of its files were recorded, a result that holds adds them.
 
     Raises:
         BundleError: If other files than the registered ones were verified.
@@ -188,7 +188,7 @@ def verify_at_start(store: Store, explainer: Explainer, folder: Path, *, by: str
             f"on {report.provider} the model does not reproduce {folder}: {worst.picture} is off by "
             f"{worst.score_off:.2g} in its scores and {worst.map_off:.2g} of its map",
             expected=f"scores within {SCORE_TOLERANCE}",
-            remedy="see inspect-xai model verify BUNDLE --golden DIR, and mend driver or device before it judges parts",
+            remedy="see inspect-xai model verify BUNDLE --golden DIR, and repair driver or device first",
         )
     if store.registry.model(report.fingerprint).bundle_sha256 is None:
         keep_result(store, report, by=by, note="verified at the start of a line")

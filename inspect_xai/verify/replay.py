@@ -1,8 +1,8 @@
-"""Can a recorded decision be reproduced? The archived picture goes through the model again, and the numbers say.
+"""Replay of recorded decisions: the archived picture is judged and explained again, and compared with the record.
 
-It holds: prediction, verdict and explanation come out as recorded, within the tolerances of `tolerance.py`. Or it
-differs: something came out otherwise, or picture or model are not those of the record; the answer says what, and by how
-much. Or it cannot be said: picture or model are missing, so nothing was recomputed.
+HOLDS: prediction, verdict and explanation are as recorded, within the tolerances of `tolerance.py`. DIFFERS: a result,
+the picture or the model is not as recorded; the differences are listed with their size. CANNOT: picture or model are
+missing, so nothing was recomputed.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ _SUPPORT_TOLERANCE = 0.01  # of the picture, where only the share of pixels with
 
 
 class ReplayOutcome(StrEnum):
-    """What a replay came to."""
+    """Outcome of a replay."""
 
     HOLDS = "holds"
     DIFFERS = "differs"
@@ -54,7 +54,7 @@ class ReplayOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that is not as recorded; `off` and `allowed` only where a number tells by how much."""
+    """One value that is not as recorded; `off` and `allowed` only for numbers."""
 
     what: str
     recorded: str
@@ -65,7 +65,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A circumstance that is another one than at the time: a version, the provider, a field of the card."""
+    """A circumstance that changed since: a version, the provider, a field of the card."""
 
     what: str
     recorded: str
@@ -74,13 +74,13 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What came of recomputing one inspection.
+    """Result of recomputing one inspection.
 
     Attributes:
-        inspection_id: Its number in the database.
+        inspection_id: Its id in the database.
         outcome: The answer.
-        differences: What came out otherwise; empty where the decision holds.
-        changed: What was changed around it since then, whether or not it made a difference.
+        differences: Values that are not as recorded; empty where the decision holds.
+        changed: Circumstances that changed, whether or not they made a difference.
         missing: Why it could not be recomputed, or not all of it compared.
         score_off: Largest difference of a probability; None: not recomputed.
         agreement: Of the fused maps; None: there was none to compare.
@@ -135,7 +135,7 @@ def limits_of(stored: StoredInspection) -> PictureLimits:
 
 
 def _thresholds_of(stored: StoredInspection, card: ModelCard) -> VerdictSpec:
-    """Return the thresholds that counted: the card's, or over them those of the line's policy."""
+    """Return the thresholds in effect: the card's, or those of the line's policy in their place."""
     plan = stored.run.settings.get("plan")
     if not isinstance(plan, dict):
         return card.verdict
@@ -143,7 +143,7 @@ def _thresholds_of(stored: StoredInspection, card: ModelCard) -> VerdictSpec:
 
 
 def not_reproducible(stored: StoredInspection, *missing: str) -> Replay:
-    """Return the answer where something is missing."""
+    """Return the result where picture or model are missing."""
     return Replay(stored.inspection_id, ReplayOutcome.CANNOT, missing=missing)
 
 
@@ -174,9 +174,9 @@ class Replayer(Closing):
         differences = list(_of_model(stored, engine.bundle))
         if stored.prediction is None:
             return self._replay_failure(stored, picture, differences, changed)
-        found = hashlib.sha256(picture).hexdigest()
-        if found != stored.capture.sha256:
-            differences.append(Difference("picture file", stored.capture.sha256, found))
+        sha256 = hashlib.sha256(picture).hexdigest()
+        if sha256 != stored.capture.sha256:
+            differences.append(Difference("picture file", stored.capture.sha256, sha256))
         try:
             pixels = decode_picture(picture, limits=limits_of(stored))
             look = self._explainer.look(pixels, thresholds=_thresholds_of(stored, engine.card))
@@ -207,7 +207,7 @@ class Replayer(Closing):
     def _replay_failure(
         self, stored: StoredInspection, picture: bytes, differences: list[Difference], changed: tuple[Change, ...]
     ) -> Replay:
-        """Recompute an inspection that came to no prediction: it holds when the same failure comes again."""
+        """Recompute an inspection without a prediction: it holds when the same failure occurs again."""
         failure = stored.failure
         kind = failure.kind if failure else ""
         try:
@@ -216,17 +216,13 @@ class Replayer(Closing):
             if type(error).__name__ != kind:
                 differences.append(Difference("failure", kind, f"{type(error).__name__}: {error}"))
             return _answer(stored, differences, changed)
-        # The record holds no hash of a file without a picture in it, so the file may have been exchanged.
-        said = failure.message if failure else "nothing"
-        return replace(
-            not_reproducible(
-                stored, f"what failed then ({said}) does not fail now, and no hash tells whether the file changed"
-            ),
-            changed=changed,
-        )
+        # The record has no hash of a file that is no picture, so the file may have been exchanged.
+        message = failure.message if failure else "nothing"
+        missing = f"what failed then ({message}) does not fail now, and no hash shows whether the file changed"
+        return replace(not_reproducible(stored, missing), changed=changed)
 
     def _explain(self, stored: StoredExplanation, look: WindowScores) -> Explanation:
-        """Explain by the recorded settings; what a time budget bought then is bought by its number of passes now."""
+        """Explain by the recorded settings; the number of passes made stands in for a bound in seconds."""
         settings, target, against = _settings_of(stored), stored.settings.target, stored.settings.against or None
         if not stored.settings.budget_s:
             only = frozenset(tile.tile.index for tile in stored.tiles) if "windows_left_out" in stored.notes else None
@@ -245,7 +241,7 @@ class Replayer(Closing):
 
 
 def _settings_of(stored: StoredExplanation) -> ExplainSettings:
-    """Return how to explain again; the windows that were explained say what the other bounds were."""
+    """Return the recorded settings, without a bound in windows or seconds: the explained windows are recorded."""
     recorded = stored.settings
     return ExplainSettings(
         recorded.method,
@@ -259,14 +255,14 @@ def _settings_of(stored: StoredExplanation) -> ExplainSettings:
 
 
 def _passes_of(tile: TileExplanation, stored: StoredExplanation) -> int:
-    """Return the bound in passes that buys what one window's explanation cost; below the least it buys no fewer."""
+    """Return the bound in passes that gives one window as many scored masks as recorded."""
     scored = sum(block.kept_channels - block.predicted_scores for block in tile.blocks)
     passes = OVERHEAD_PASSES + scored if scored else stored.forward_passes // len(stored.tiles)
     return max(FEWEST_PASSES, passes)
 
 
 def _window_of(look: WindowScores, tile: TileExplanation) -> WindowScores:
-    """Return the look with one window alone, so that a budget of its own can be given to it."""
+    """Return the look with one window alone, to be given its own bound."""
     index = tile.tile.index
     if index >= len(look.tiles):
         raise SettingsError(f"the picture has {len(look.tiles)} windows, and number {index} was explained")
@@ -274,7 +270,7 @@ def _window_of(look: WindowScores, tile: TileExplanation) -> WindowScores:
 
 
 def _put_together(parts: list[Explanation]) -> Explanation:
-    """Lay the maps of windows explained one by one over each other, as if they had been explained together."""
+    """Join the explanations of single windows as if they had been explained together."""
     placed = [part.tiles[0] for part in parts]
     maps = []
     for part, explained in zip(parts, placed, strict=True):
@@ -287,7 +283,7 @@ def _put_together(parts: list[Explanation]) -> Explanation:
         window[top - tile.top_px :, left - tile.left_px :][: shown.shape[0], : shown.shape[1]] = shown
         maps.append(window)
     size = (parts[0].fused.shape[0], parts[0].fused.shape[1])
-    fused = tiles.stitch(maps, [each.tile for each in placed], size)
+    fused = tiles.stitch(maps, [explained.tile for explained in placed], size)
     statuses = [part.status for part in parts]
     best = next((status for status in type(statuses[0]) if status in statuses), statuses[0])
     return replace(
@@ -303,12 +299,9 @@ def _answer(
     stored: StoredInspection, differences: list[Difference], changed: tuple[Change, ...], **others: Any
 ) -> Replay:
     outcome = ReplayOutcome.DIFFERS if differences else ReplayOutcome.HOLDS
-    return Replay(stored.inspection_id, outcome, tuple(differences), changed, **_finite(others))
-
-
-def _finite(facts: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity: what could not be compared is None, and stands among the differences."""
-    return {name: None if value == float("inf") else value for name, value in facts.items()}
+    if others.get("score_off") == float("inf"):  # JSON has no infinity; the scores are among the differences
+        others["score_off"] = None
+    return Replay(stored.inspection_id, outcome, tuple(differences), changed, **others)
 
 
 def _of_model(stored: StoredInspection, bundle: ModelBundle) -> Iterator[Difference]:
@@ -324,8 +317,8 @@ def _of_verdict(stored: StoredInspection, look: WindowScores, off: float) -> Ite
     if prediction is None:
         return
     if off > SCORE_TOLERANCE:
-        told, now = _as_text(prediction.scores), _as_text(look.prediction.scores)
-        yield Difference("scores", told, now, None if off == float("inf") else off, SCORE_TOLERANCE)
+        before, now = _as_text(prediction.scores), _as_text(look.prediction.scores)
+        yield Difference("scores", before, now, None if off == float("inf") else off, SCORE_TOLERANCE)
     pairs: dict[str, tuple[object, object]] = {
         "predicted label": (prediction.label, look.prediction.label),
         "verdict": (verdict.code, look.verdict.code),
@@ -333,9 +326,9 @@ def _of_verdict(stored: StoredInspection, look: WindowScores, off: float) -> Ite
         "deciding label": (verdict.label, look.verdict.label),
         "threshold": (verdict.threshold, look.verdict.threshold),
     }
-    for what, (before, now_is) in pairs.items():
-        if before != now_is:
-            yield Difference(what, str(before), str(now_is))
+    for what, (recorded, current) in pairs.items():
+        if recorded != current:
+            yield Difference(what, str(recorded), str(current))
 
 
 def _agreement(stored: StoredExplanation, now: Explanation) -> MapAgreement | None:
@@ -349,50 +342,50 @@ def _of_explanation(
 ) -> Iterator[Difference]:
     if stored.status is not now.status:
         yield Difference("explanation status", str(stored.status), str(now.status))
-    told = {tile.tile.index: tile for tile in stored.tiles}
-    came = {tile.tile.index: tile for tile in now.tiles}
-    if told.keys() != came.keys():
-        yield Difference("explained windows", _as_text(sorted(told)), _as_text(sorted(came)))
+    recorded = {tile.tile.index: tile for tile in stored.tiles}
+    recomputed = {tile.tile.index: tile for tile in now.tiles}
+    if recorded.keys() != recomputed.keys():
+        yield Difference("explained windows", _as_text(sorted(recorded)), _as_text(sorted(recomputed)))
     if stored.fused is None:
         share = float((now.fused > 0).mean())
         off = abs(share - stored.coverage)
         if off > _SUPPORT_TOLERANCE:
             yield Difference("support share", f"{stored.coverage:.4f}", f"{share:.4f}", off, _SUPPORT_TOLERANCE)
         return
-    for index in told.keys() & came.keys():
-        yield from _of_blocks(told[index], came[index])
+    for index in recorded.keys() & recomputed.keys():
+        yield from _of_blocks(recorded[index], recomputed[index])
     if agreement is None:
         yield Difference("size of the map", _as_text(stored.fused.shape), _as_text(now.fused.shape))
     elif not agreement.holds:
         yield Difference("explanation map", _peak(stored.fused), _peak(now.fused), agreement.off, MAP_TOLERANCE)
 
 
-def _of_blocks(told: TileExplanation, came: TileExplanation) -> Iterator[Difference]:
-    now = {block.tensor: block for block in came.blocks}
-    for block in told.blocks:
-        what = f"block {block.tensor} of window {told.tile.index}"
-        found = now.get(block.tensor)
-        if found is None:
+def _of_blocks(recorded: TileExplanation, recomputed: TileExplanation) -> Iterator[Difference]:
+    now = {block.tensor: block for block in recomputed.blocks}
+    for block in recorded.blocks:
+        what = f"block {block.tensor} of window {recorded.tile.index}"
+        other = now.get(block.tensor)
+        if other is None:
             yield Difference(what, "a map", "no such block")
             continue
-        off = sums_off(block.sums, found.sums)
+        off = sums_off(block.sums, other.sums)
         if off > SUMS_TOLERANCE:
-            was, came_out = (f"{each.kept_channels} masks, {each.note or 'a map'}" for each in (block, found))
-            yield Difference(what, was, came_out, None if off == float("inf") else off, SUMS_TOLERANCE)
+            before, after = (f"{one.kept_channels} masks, {one.note or 'a map'}" for one in (block, other))
+            yield Difference(what, before, after, None if off == float("inf") else off, SUMS_TOLERANCE)
 
 
 def _changes(stored: StoredInspection, provider: str, card: Mapping[str, Any]) -> Iterator[Change]:
-    """Say which circumstances are others than at the time."""
+    """Yield the circumstances that changed since the inspection."""
     if stored.run.provider != provider:
         yield Change("provider", stored.run.provider, provider)
     pairs = {
         "version of": (stored.run.versions, versions()),
         "card": (_CARD_DEFAULTS | _flat(stored.model.card), _CARD_DEFAULTS | _flat(json.loads(json.dumps(card)))),
     }
-    for what, (told, now) in pairs.items():
-        for name in sorted(told.keys() | now.keys()):
-            if told.get(name) != now.get(name):
-                yield Change(f"{what} {name}", str(told.get(name, "none")), str(now.get(name, "none")))
+    for what, (recorded, now) in pairs.items():
+        for name in sorted(recorded.keys() | now.keys()):
+            if recorded.get(name) != now.get(name):
+                yield Change(f"{what} {name}", str(recorded.get(name, "none")), str(now.get(name, "none")))
 
 
 def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -401,19 +394,14 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     >>> _flat({"input": {"height": 32}, "labels": ["a"]})
     {'input.height': 32, 'labels': ['a']}
     """
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for name, value in document.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found
+        leaves |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return leaves
 
 
-def _card_defaults() -> dict[str, Any]:
-    """What a card says that leaves out a key; cards from before there was the key were meant so."""
-    plain = ModelCard("", "", (), InputSpec(0, 0))
-    return _flat(json.loads(json.dumps(asdict(plain))))
-
-
-_CARD_DEFAULTS = _card_defaults()
+# Values of keys that a card leaves out; those of cards that are older than the key, too.
+_CARD_DEFAULTS = _flat(json.loads(json.dumps(asdict(ModelCard("", "", (), InputSpec(0, 0))))))
 
 
 def _as_text(values: Any) -> str:

@@ -1,10 +1,10 @@
-"""When two runs of one model on one picture count as the same: tolerances, each with its reason.
+"""Tolerances within which two runs of one model on one picture count as the same, each with its reason.
 
 No tolerance is tighter than what is stored (`storage/map_codec.py`: block sums and fused maps on 4,096 steps).
 Above that they leave room for convolutions that add up in another order. They leave none for a device that rounds to
 10 bits in between (TF32): such rounding of the weights alone, on three magnetic tiles and an EfficientNet-Lite0, moved
-scores by 4e-4 to 1.4e-2 and 3 to 8 % of a map's pixels; that is another map, and is told as one. On one CPU other
-numbers of threads (1, 2) and masks per run (1, 3, 8) changed no bit of the same maps.
+scores by 4e-4 to 1.4e-2 and 3 to 8 % of a map's pixels; that is another map, and reported as a difference. On one CPU
+other numbers of threads (1, 2) and masks per run (1, 3, 8) changed no bit of the same maps.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SCORE_TOLERANCE: Final = 1e-4
-"""Of a probability. Stored scores are exact, so this is room for the device alone."""
+"""Of a probability. Stored scores are exact, so this allows for the device alone."""
 
 SUMS_TOLERANCE: Final = 0.01
 """Of a block's sums, stretched to [0, 1]: 80 times the 1.2e-4 that a stored sum may be off."""
@@ -35,7 +35,7 @@ _TOP_SHARE: Final = 0.05  # of the picture: about what a defect and its surround
 
 @dataclass(frozen=True, slots=True)
 class MapAgreement:
-    """How alike two fused maps are.
+    """Agreement of two fused maps.
 
     Attributes:
         off: Largest difference at a pixel, as a share of the map's range (the number of blocks).
@@ -54,7 +54,7 @@ class MapAgreement:
 
 
 def compare_maps(expected: NDArray[np.float32], found: NDArray[np.float32], *, blocks: int) -> MapAgreement:
-    """Compare two fused maps (H, W) made of so many blocks.
+    """Compare two fused maps (H, W) made of `blocks` block maps.
 
     >>> compare_maps(np.zeros((2, 2), np.float32), np.zeros((2, 2), np.float32), blocks=5)
     MapAgreement(off=0.0, stray_share=0.0, overlap=1.0)
@@ -66,7 +66,7 @@ def compare_maps(expected: NDArray[np.float32], found: NDArray[np.float32], *, b
 
 
 def _overlap(expected: NDArray[np.float32], found: NDArray[np.float32], step: float) -> float:
-    """Share of the found map's top pixels that the expected map puts among its own, ties within `step` counted in."""
+    """Return the share of the found map's top pixels among those of the expected map, ties within `step` included."""
     evidence = min(int(np.count_nonzero(expected > 0)), int(np.count_nonzero(found > 0)))
     count = min(evidence, max(1, int(_TOP_SHARE * expected.size)))
     if count == 0:
@@ -77,7 +77,7 @@ def _overlap(expected: NDArray[np.float32], found: NDArray[np.float32], step: fl
 
 
 def scores_off(expected: Sequence[float], found: Sequence[float]) -> float:
-    """Largest difference between two sets of probabilities; infinite where they cannot be compared.
+    """Return the largest difference of two sets of probabilities; infinite where they cannot be compared.
 
     >>> scores_off((0.25, 0.75), (0.5, 0.5)), scores_off((1.0,), (0.5, 0.5))
     (0.25, inf)
@@ -89,7 +89,7 @@ def scores_off(expected: Sequence[float], found: Sequence[float]) -> float:
 
 
 def sums_off(expected: NDArray[np.float32] | None, found: NDArray[np.float32] | None) -> float:
-    """Largest difference between two block sums (h, w), each stretched to [0, 1] as its block map is; None: dropped.
+    """Return the largest difference of two block sums (h, w), each stretched to [0, 1] like block maps; None: dropped.
 
     Infinite where one was dropped and the other not, or their shapes differ.
     """
@@ -101,6 +101,6 @@ def sums_off(expected: NDArray[np.float32] | None, found: NDArray[np.float32] | 
 
 
 def _stretched(sums: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Bring the sums to [0, 1]; what is added to all of them, which one faint mask can change much, drops out."""
+    """Stretch the sums to [0, 1]: a constant added to all of them, which one faint mask can change much, cancels."""
     values = sums.astype(np.float64) - float(sums.min())
     return values / (float(values.max()) or 1.0)

@@ -367,7 +367,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest_list": (lambda folder: (folder / "manifest.json").write_text("[]"), "schema None"),
     "older_schema": (
         spoil_manifest(lambda m: m.update(schema_version=1)),
-        "bundle schema 1. .*make it anew: inspect-xai",
+        "bundle schema 1. .*rebuild it: inspect-xai",
     ),
     "newer_schema": (spoil_manifest(lambda m: m.update(schema_version=3)), "install the newer inspect-xai"),
     "no_blocks": (spoil_manifest(lambda m: m.pop("blocks")), "lacks or garbles"),

@@ -14,7 +14,7 @@ from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 
 from inspect_xai.errors import StudyError
-from inspect_xai.statistics import drift, map_cohorts
+from inspect_xai.statistics import drift
 from inspect_xai.statistics.drift import (
     Cell,
     Comparison,
@@ -26,7 +26,7 @@ from inspect_xai.statistics.drift import (
     learn,
 )
 from inspect_xai.statistics.image_statistics import picture_statistics
-from inspect_xai.statistics.map_cohorts import compare_cohorts, deviation, gather, merge, outliers
+from inspect_xai.statistics.map_cohorts import compare_cohorts, deviation, gather, outliers
 
 few = settings(max_examples=20, deadline=None)
 CELL = Cell(("S1", "early"), "brightness")
@@ -236,13 +236,9 @@ class TestCohort:
         assert found.mean.tolist() == [[0.75, 0.25]]
         assert found.spread[0].tolist() == pytest.approx([0.5 / math.sqrt(2)] * 2)
 
-    def test_days_merged_are_the_week(self, rng: np.random.Generator):
+    def test_spread_is_the_standard_deviation_of_the_shares(self, rng: np.random.Generator):
         maps = list(rng.random((12, 4, 5)))
         week = gather(maps, (4, 5))
-        merged = merge([gather(maps[:5], (4, 5)), gather([], (4, 5)), gather(maps[5:], (4, 5))])
-        assert merged.maps == 12
-        np.testing.assert_allclose(merged.mean, week.mean, atol=1e-15)
-        np.testing.assert_allclose(merged.spread, week.spread, atol=1e-12)
         shares = np.array([m / m.sum() for m in maps])
         np.testing.assert_allclose(week.spread, shares.std(axis=0, ddof=1), atol=1e-12)
 
@@ -286,10 +282,6 @@ class TestCohort:
     def test_refuses_what_is_no_map_of_that_size(self, wrong: np.ndarray):
         with pytest.raises(ValueError, match="found a map of shape"):
             gather([wrong], (2, 2))
-
-    def test_refuses_to_merge_sizes(self):
-        with pytest.raises(ValueError, match="sizes"):
-            map_cohorts.merge([gather([], (1, 2)), gather([], (2, 1))])
 
 
 class TestPictureStatistics:

@@ -361,8 +361,8 @@ def test_broken_events_stop_neither_the_list_nor_the_evidence(
     made = export_evidence(store, [1, 3], out=tmp_path / "evidence.zip")
     said = [line for line in made.missing if "picture" not in line]
     assert said == [
-        "event 3 of the ledger: what it says cannot be read",
-        "event 6 of the ledger: what it says cannot be read",
+        "event 3 of the ledger: its body cannot be read",
+        "event 6 of the ledger: its body cannot be read",
         "an event for inspection/3: none that can be read recorded it",
     ]
     with zipfile.ZipFile(made.path) as files:

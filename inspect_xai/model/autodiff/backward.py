@@ -90,7 +90,7 @@ def input_gradient(step: Step, index: int) -> Value:
 
 
 def _total(arrived: dict[str, list[Value]], tensor: str) -> Value | None:
-    """The sum of all gradients that arrived at a tensor; None where none did."""
+    """Add up all gradients that arrived at a tensor; None where none did."""
     values = arrived.get(tensor, [])
     if len(values) > 1:
         arrived[tensor] = values = [values[0].then("Sum", *values[1:])]
@@ -98,7 +98,7 @@ def _total(arrived: dict[str, list[Value]], tensor: str) -> Value | None:
 
 
 def _downstream(graph: onnx.GraphProto, wrt: Iterable[str], writer: Writer) -> set[str]:
-    """Tensors that carry a gradient to a tensor of `wrt`: those computed from one of them, and they themselves.
+    """Return the tensors that carry a gradient to a tensor of `wrt`: those computed from one of them, and themselves.
 
     Whole numbers (shapes, indices) carry none; quantized feature maps do, straight through.
     """

@@ -1,4 +1,4 @@
-"""What the gradient rules read and write.
+"""Types that the gradient rules read and write.
 
 A `Writer` knows the shapes and constants of a graph and collects nodes to put behind it. A `Value` is one tensor;
 arithmetic on values appends nodes: `dy * (1 - y * y)` is two Mul nodes and one Sub node. A `Step` is one forward node
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from inspect_xai.errors import UnsupportedModelError
-from inspect_xai.model.build.topology import all_names
+from inspect_xai.model.build.topology import all_names, attribute_of
 
 Shape = tuple[int | str, ...]
 _STEEPEST = 3e38  # nearly the largest float32: one node in the place of Greater and Cast, which write 5 bytes a number
@@ -39,28 +39,28 @@ class Value:
         return self.writer.emit(op, self, *others, dtype=dtype, **attributes)
 
     def cast(self, dtype: int) -> "Value":
-        """This value as another element type."""
+        """Convert this value to another element type."""
         return self if dtype == self.dtype else self.then("Cast", to=dtype, dtype=dtype)
 
     def reshape(self, shape: Any) -> "Value":
-        """This value in another shape: a list of int (0: copy, -1: infer) or an int64 value."""
+        """Reshape this value to a list of int (0: copy, -1: infer) or an int64 value."""
         return self.then("Reshape", shape)
 
     def shape(self, start: int = 0, end: int | None = None) -> "Value":
-        """The sizes of axes `start` to `end` at run time, int64: right for every batch size."""
+        """Return the sizes of axes `start` to `end` at run time, int64: right for every batch size."""
         until = {} if end is None else {"end": end}
         return self.then("Shape", dtype=TensorProto.INT64, start=start, **until)
 
     def sum(self, axes: Sequence[int], *, keepdims: int = 1) -> "Value":
-        """The sum over `axes`."""
+        """Sum over `axes`."""
         return self.then("ReduceSum", list(axes), keepdims=keepdims) if axes else self
 
     def mean(self, axes: Sequence[int]) -> "Value":
-        """The mean over `axes`, which stay as axes of size 1."""
+        """Average over `axes`, which stay as axes of size 1."""
         return self.then("ReduceMean", list(axes), keepdims=1)
 
     def where_positive(self, other: "Value") -> "Value":
-        """This value where `other` is above 0, else 0."""
+        """Keep this value where `other` is above 0, else 0."""
         if other.dtype == TensorProto.FLOAT:  # a ramp from 0 to 1 that ends before the smallest normal number
             return self * other.then("HardSigmoid", alpha=_STEEPEST, beta=0.0)
         return self * other.then("Greater", 0.0, dtype=TensorProto.BOOL).cast(self.dtype)
@@ -113,11 +113,11 @@ class Writer:
         self._read_types(model)
 
     def value(self, name: str) -> Value:
-        """A tensor of the model."""
+        """Return a tensor of the model."""
         return Value(name, self.dtypes.get(name, TensorProto.FLOAT), self)
 
     def known(self, name: str) -> NDArray[Any] | None:
-        """The numbers of a constant tensor; None where they depend on the picture."""
+        """Return the numbers of a constant tensor; None where they depend on the picture."""
         if name in self._initial:
             return numpy_helper.to_array(self._initial[name])
         producer = self._producers.get(name)
@@ -130,7 +130,7 @@ class Writer:
         return numpy_helper.to_array(number) if isinstance(number, TensorProto) else np.asarray(number)
 
     def constant(self, number: Any, dtype: int) -> Value:
-        """A constant of the given element type; equal constants are stored once."""
+        """Make a constant of the given element type; equal constants are stored once."""
         array = np.asarray(number, dtype=helper.tensor_dtype_to_np_dtype(dtype))
         key = (dtype, array.shape, array.tobytes())
         if key not in self._constants:
@@ -200,7 +200,7 @@ class Step:
         return self.writer.value(self.node.output[0])
 
     def input(self, index: int) -> Value:
-        """An input that is present."""
+        """Return an input that is present."""
         return self.writer.value(self.node.input[index])
 
     def has(self, index: int) -> bool:
@@ -208,15 +208,12 @@ class Step:
         return index < len(self.node.input) and bool(self.node.input[index])
 
     def attribute(self, name: str, default: Any = None) -> Any:
-        """An attribute of the node, or its default."""
-        for attribute in self.node.attribute:
-            if attribute.name == name:
-                value = helper.get_attribute_value(attribute)
-                return value.decode() if isinstance(value, bytes) else value
-        return default
+        """Return an attribute of the node, or its default."""
+        value = attribute_of(self.node, name, default)
+        return value.decode() if isinstance(value, bytes) else value
 
     def known(self, index: int, default: Any = None) -> NDArray[Any]:
-        """The numbers of an optional constant input.
+        """Return the numbers of an optional constant input.
 
         Raises:
             UnsupportedModelError: They depend on the picture.
@@ -229,13 +226,13 @@ class Step:
         return numbers
 
     def shape(self, name: str) -> Shape:
-        """Sizes of a tensor; a symbol for one that differs from run to run."""
+        """Return the sizes of a tensor; a symbol for one that differs from run to run."""
         if name not in self.writer.shapes:
             self.refuse(f"the shape of its tensor {name!r} is not known")
         return self.writer.shapes[name]
 
     def sizes(self, name: str, axes: Sequence[int] | None = None, *, start: int = 0) -> list[int]:
-        """Sizes of the given axes (or of all from `start`), which must be fixed.
+        """Return the sizes of the given axes (or of all from `start`), which must be fixed.
 
         Raises:
             UnsupportedModelError: One of them is symbolic.
@@ -248,21 +245,21 @@ class Step:
         return sizes
 
     def rank(self, name: str) -> int:
-        """Number of axes of a tensor."""
+        """Return the number of axes of a tensor."""
         return len(self.shape(name))
 
     def axis(self, default: int) -> int:
-        """The attribute `axis`, counted from the front."""
+        """Return the attribute `axis`, counted from the front."""
         axis = int(self.attribute("axis", default))
         return axis + self.rank(self.node.input[0]) if axis < 0 else axis
 
     def zeros(self, shape: Value) -> Value:
-        """Zeros of the cotangents' element type."""
+        """Make zeros of the cotangents' element type."""
         dtype = next(dy.dtype for dy in self.cotangents if dy)
         return self.writer.constant(0.0, dtype).then("Expand", shape)
 
     def refuse(self, reason: str) -> NoReturn:
-        """Say that this node cannot be differentiated.
+        """Report that this node cannot be differentiated.
 
         Raises:
             UnsupportedModelError: Always.

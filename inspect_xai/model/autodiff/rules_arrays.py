@@ -1,4 +1,4 @@
-"""Derivatives of array operators: arithmetic, matrix products, reductions, and all that moves numbers about.
+"""Derivatives of array operators: arithmetic, matrix products, reductions, and reordering.
 
 Each rule writes dx = d(seed)/d(input) as ONNX nodes, given dy = d(seed)/d(output). Sizes that are needed as numbers
 must be fixed; the batch size may be open, so shapes are read at run time where they only steer a Reshape or Expand.
@@ -99,7 +99,7 @@ def _depth_to_space(step: Step) -> Value:
 
 
 def _space_to_depth(step: Step) -> Value:
-    """The inverse of DepthToSpace."""
+    """Apply the inverse of DepthToSpace."""
     return step.dy.then("DepthToSpace", blocksize=step.attribute("blocksize"))
 
 

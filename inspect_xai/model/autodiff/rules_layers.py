@@ -157,7 +157,7 @@ class _Windows:
 
 
 def _reach(counts: list[int], kernel: list[int], *, strides: list[int], dilations: list[int]) -> list[int]:
-    """From the first element of the first window to the last of the last, per axis."""
+    """Return the span from the first element of the first window to the last of the last, per axis."""
     return [(c - 1) * s + d * (k - 1) + 1 for c, k, s, d in zip(counts, kernel, strides, dilations, strict=True)]
 
 
@@ -219,7 +219,7 @@ def _average_pool(step: Step) -> Value:
 
 
 def _window_counts(step: Step, windows: _Windows) -> NDArray[np.float64]:
-    """How many elements each window averages, shape (1, 1, windows...)."""
+    """Count the elements each window averages, shape (1, 1, windows...)."""
     n = len(windows.sizes)
     pads_count = bool(step.attribute("count_include_pad", 0))
     ends = list(step.attribute("pads", [0] * 2 * n)[n:])
@@ -270,7 +270,7 @@ def _batch_normalization(step: Step) -> Value:
 
 
 def _per_channel(step: Step, values: Value) -> Value:
-    """(C,) as (C, 1, ..) so that it meets axis 1 of x."""
+    """Reshape (C,) to (C, 1, ..) to match axis 1 of x."""
     return values.reshape([-1, *[1] * (step.rank(step.node.input[0]) - 2)])
 
 

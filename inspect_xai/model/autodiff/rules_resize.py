@@ -35,7 +35,7 @@ def resize(step: Step) -> Value:
 
 
 def _matrix(step: Step, axis: int, size_in: int, size_out: int) -> NDArray[np.float64]:
-    """Write what happens along one axis as (size_out, size_in)."""
+    """Write the interpolation along one axis as a matrix (size_out, size_in)."""
     where = step.attribute("coordinate_transformation_mode", "half_pixel")
     mode = step.attribute("mode", "nearest")
     scale = _scale(step, axis, size_out / size_in)
@@ -56,7 +56,7 @@ def _matrix(step: Step, axis: int, size_in: int, size_out: int) -> NDArray[np.fl
 
 
 def _places(mode: str, pixel: Axis, *, scale: float, size_in: int) -> Axis | None:
-    """Where in the input the output's pixels lie; None for a mode without a rule."""
+    """Return where in the input the output's pixels lie; None for a mode without a rule."""
     single = len(pixel) == 1
     match mode:
         case "pytorch_half_pixel" | "align_corners" if single:
@@ -71,7 +71,7 @@ def _places(mode: str, pixel: Axis, *, scale: float, size_in: int) -> Axis | Non
 
 
 def _scale(step: Step, axis: int, ratio: float) -> float:
-    """The scale given, which need not be the ratio of the sizes; else that."""
+    """Return the node's scale, which need not be the ratio of the sizes; else that ratio."""
     given = step.known(2, np.zeros(0, np.float32))
     axes = [place % 4 for place in step.attribute("axes", [0, 1, 2, 3])]
     return float(given[axes.index(axis)]) if given.size and axis in axes else ratio

@@ -1,4 +1,4 @@
-"""Finds the convolutional blocks of an arbitrary CNN graph: one tensor per resolution stage (method notes 1.3).
+"""Find the convolutional blocks of an arbitrary CNN graph: one tensor per resolution stage (method notes 1.3).
 
     image --> conv --> relu --+--> conv --> add --> relu ==> next stage (half the size)
     224       112       112   |              ^       112
@@ -16,7 +16,16 @@ import onnx
 from onnx import helper
 
 from inspect_xai.errors import CardError, UnsupportedModelError
-from inspect_xai.model.build.dataflow import CONVOLUTIONS, POOLS, SHRINK, Map, Ways, cut_tensors, longest_path, ways
+from inspect_xai.model.build.dataflow import (
+    CONVOLUTIONS,
+    POOLS,
+    SHRINK,
+    Dataflow,
+    FeatureTensor,
+    cut_tensors,
+    longest_path,
+    read_dataflow,
+)
 from inspect_xai.model.build.normalize import Network
 from inspect_xai.model.build.topology import AS_BLACK_BOX, attribute_of, put_nodes
 from inspect_xai.records import BlockEnd
@@ -40,9 +49,9 @@ class Blocks:
     Attributes:
         ends: What is explained.
         cuts: Those tensors of `ends` at which the network falls into two parts.
-        turned: By the name of an end, the tensor, channels last or of whole numbers, it is to be made from (see
+        turned: By the name of an end, the tensor, channels last or of whole numbers, that it is made from (see
             `give_twins`).
-        notes: What a reader must know, as codes: "single_block", "attention_behind_the_last_block", "black_box".
+        notes: Limits of the explanation, as codes: "single_block", "attention_behind_the_last_block", "black_box".
     """
 
     ends: tuple[BlockEnd, ...]
@@ -52,24 +61,24 @@ class Blocks:
 
 
 NO_BLOCKS = Blocks((), frozenset(), {}, ("black_box",))
-"""Of a network that is explained from outside, by what it says of masked pictures."""
+"""Of a network that is explained by its scores of masked pictures alone."""
 
 
 @dataclass(slots=True)
 class _Stage:
-    """Cut tensors of about one resolution, and which of them stands for the stage."""
+    """Cut tensors of about one resolution, and the one that represents the stage."""
 
-    maps: list[Map]
+    maps: list[FeatureTensor]
     chosen: int = -1
     rule: str = "last_cut_tensor"
     dropped: str = ""
 
     @property
-    def first(self) -> Map:
+    def first(self) -> FeatureTensor:
         return self.maps[0]
 
     @property
-    def last(self) -> Map:
+    def last(self) -> FeatureTensor:
         return self.maps[self.chosen]
 
 
@@ -86,24 +95,24 @@ def find_blocks(network: Network, *, scores: str, classes: int, given: Sequence[
         CardError: If a given tensor cannot be a block end.
         UnsupportedModelError: If the network has no convolutional block, or is a transformer.
     """
-    way = ways(network, scores)
-    cuts = cut_tensors(way)
+    flow = read_dataflow(network, scores)
+    cuts = cut_tensors(flow)
     if given:
-        ends = _given(way, given)
+        ends = _given(flow, given)
     else:
-        stages = _stages([way.maps[name] for name in cuts if name in way.maps])
-        _drop(stages, way)
+        stages = _stages([flow.maps[name] for name in cuts if name in flow.maps])
+        _drop(stages, flow)
         kept = [stage for stage in stages if not stage.dropped]
         if kept:
-            _step_before_class_map(kept[-1], way, classes)
+            _step_before_class_map(kept[-1], flow, classes)
         for stage in kept:
-            _step_before_expansion(stage, way)
-        ends = [(stage.last, stage.rule) for stage in kept] + _fallbacks(stages, way)
-        ends.sort(key=lambda end: way.maker[end[0].tensor])
-    notes = _notes(way, [end.tensor for end, _ in ends])
+            _step_before_expansion(stage, flow)
+        ends = [(stage.last, stage.rule) for stage in kept] + _fallbacks(stages, flow)
+        ends.sort(key=lambda end: flow.maker[end[0].tensor])
+    notes = _notes(flow, [end.tensor for end, _ in ends])
     return Blocks(
         tuple(
-            BlockEnd(end.end, way.made_by(end.tensor), end.channels, end.height, end.width, rule) for end, rule in ends
+            BlockEnd(end.end, flow.made_by(end.tensor), end.channels, end.height, end.width, rule) for end, rule in ends
         ),
         frozenset(end.end for end, _ in ends if end.tensor in cuts),
         {end.end: end.tensor for end, _ in ends if end.end != end.tensor},
@@ -112,14 +121,12 @@ def find_blocks(network: Network, *, scores: str, classes: int, given: Sequence[
 
 
 def give_twins(network: Network, turned: Mapping[str, str]) -> Network:
-    """Give tensors a twin of floats, channels first, that everything behind them is computed from.
+    """Add a float, channels-first twin to tensors, from which everything behind them is computed.
 
         T (N, h, w, C) --> [Transpose] --> T/nchw (N, C, h, w) --> [Transpose] --> T/nhwc --> readers of T
         T (whole) --> [DequantizeLinear] --> T/float --> [QuantizeLinear] --> T/whole --> readers of T
 
-    Args:
-        network: In its working form.
-        turned: `Blocks.turned`.
+    `turned` is `Blocks.turned`.
     """
     model = onnx.ModelProto()
     model.CopyFrom(network.model)
@@ -139,7 +146,7 @@ def give_twins(network: Network, turned: Mapping[str, str]) -> Network:
 
 
 def _twin(tensor: str, twin: str, back: str, network: Network) -> tuple[list[onnx.NodeProto], tuple[int, ...]]:
-    """Nodes from a tensor to its twin and back, and the twin's shape."""
+    """Make the nodes from a tensor to its twin and back, and return the twin's shape."""
     shape, steps = network.shape(tensor), network.steps.get(tensor, ())
     there: list[tuple[str, tuple[str, ...], dict[str, Any]]] = []
     again: list[tuple[str, tuple[str, ...], dict[str, Any]]] = []
@@ -158,7 +165,7 @@ def _twin(tensor: str, twin: str, back: str, network: Network) -> tuple[list[onn
     return nodes, shape
 
 
-def _stages(maps: Iterable[Map]) -> list[_Stage]:
+def _stages(maps: Iterable[FeatureTensor]) -> list[_Stage]:
     stages: list[_Stage] = []
     for found in maps:
         first = stages[-1].first if stages else None
@@ -169,37 +176,37 @@ def _stages(maps: Iterable[Map]) -> list[_Stage]:
     return stages
 
 
-def _drop(stages: Sequence[_Stage], way: Ways) -> None:
+def _drop(stages: Sequence[_Stage], flow: Dataflow) -> None:
     """Mark stages that hold no block: the bare image, no convolution of that size, a pool's output alone."""
-    convolved = way.convolved.values()
+    convolved = flow.convolved.values()
     for stage in stages:
-        while len(stage.maps) > 1 and way.made_by(stage.last.tensor) == "Pad":
+        while len(stage.maps) > 1 and flow.made_by(stage.last.tensor) == "Pad":
             stage.maps.pop()  # a padded copy of the tensor before it
-        if [found.tensor for found in stage.maps] == [way.network.image]:
+        if [found.tensor for found in stage.maps] == [flow.network.image]:
             stage.dropped = "image"
         elif not any(found.resembles(stage.first) for found in convolved):
             stage.dropped = "no_convolution"
-        elif len(stage.maps) == 1 and way.made_by(stage.last.tensor) in POOLS:
+        elif len(stage.maps) == 1 and flow.made_by(stage.last.tensor) in POOLS:
             stage.dropped = "pool_output"
 
 
-def _step_before_class_map(stage: _Stage, way: Ways, classes: int) -> None:
+def _step_before_class_map(stage: _Stage, flow: Dataflow, classes: int) -> None:
     """At a fully convolutional head, step back from the maps of classes to the features they are made from."""
-    while stage.last.channels == classes and not _weights_behind(stage.last, way):
-        if -stage.chosen == len(stage.maps) or not _is_convolved(stage.maps[stage.chosen - 1], way):
+    while stage.last.channels == classes and not _weights_behind(stage.last, flow):
+        if -stage.chosen == len(stage.maps) or not _is_convolved(stage.maps[stage.chosen - 1], flow):
             break
         stage.chosen -= 1
         stage.rule = "before_class_map"
 
 
-def _is_convolved(found: Map, way: Ways) -> bool:
+def _is_convolved(found: FeatureTensor, flow: Dataflow) -> bool:
     """Whether a cut tensor lies behind a convolution; before the first there is only the picture."""
-    return any(node.op_type in CONVOLUTIONS for node in way.nodes[: way.maker.get(found.tensor, -1) + 1])
+    return any(node.op_type in CONVOLUTIONS for node in flow.nodes[: flow.maker.get(found.tensor, -1) + 1])
 
 
-def _weights_behind(found: Map, way: Ways) -> bool:
+def _weights_behind(found: FeatureTensor, flow: Dataflow) -> bool:
     reached = {found.tensor}
-    for node in way.nodes:
+    for node in flow.nodes:
         if reached.intersection(node.input):
             if node.op_type in _WEIGHTED:
                 return True
@@ -207,44 +214,44 @@ def _weights_behind(found: Map, way: Ways) -> bool:
     return False
 
 
-def _step_before_expansion(stage: _Stage, way: Ways) -> None:
+def _step_before_expansion(stage: _Stage, flow: Dataflow) -> None:
     """Where a strided depthwise convolution reads a 1x1 expansion, step back to what was expanded."""
-    readers = [way.nodes[index] for index in _readers_past_padding(stage.last.tensor, way)]
-    if not readers or not all(_is_strided_depthwise(node, way) for node in readers):
+    readers = [flow.nodes[index] for index in _readers_past_padding(stage.last.tensor, flow)]
+    if not readers or not all(_is_strided_depthwise(node, flow) for node in readers):
         return
     position = len(stage.maps) + stage.chosen
-    while position >= 0 and _is_activation(stage.maps[position].tensor, way):
+    while position >= 0 and _is_activation(stage.maps[position].tensor, flow):
         position -= 1
-    if position < 1 or way.made_by(stage.maps[position].tensor) != "Conv":
+    if position < 1 or flow.made_by(stage.maps[position].tensor) != "Conv":
         return
-    expansion = way.nodes[way.maker[stage.maps[position].tensor]]
+    expansion = flow.nodes[flow.maker[stage.maps[position].tensor]]
     source = expansion.input[0]
     if (
         set(attribute_of(expansion, "kernel_shape", (1, 1))) == {1}
         and stage.maps[position - 1].tensor == source
         and stage.maps[position - 1].channels < stage.maps[position].channels
-        and _is_convolved(stage.maps[position - 1], way)
+        and _is_convolved(stage.maps[position - 1], flow)
     ):
         stage.chosen = position - 1 - len(stage.maps)
         stage.rule = "before_expansion"
 
 
-def _is_activation(tensor: str, way: Ways) -> bool:
-    node = way.nodes[way.maker[tensor]] if tensor in way.maker else onnx.NodeProto()
-    shortcut = node.op_type == "Add" and all(name in way.readers for name in node.input)
+def _is_activation(tensor: str, flow: Dataflow) -> bool:
+    node = flow.nodes[flow.maker[tensor]] if tensor in flow.maker else onnx.NodeProto()
+    shortcut = node.op_type == "Add" and all(name in flow.readers for name in node.input)
     return node.op_type in _ACTIVATIONS and not shortcut
 
 
-def _readers_past_padding(tensor: str, way: Ways) -> list[int]:
+def _readers_past_padding(tensor: str, flow: Dataflow) -> list[int]:
     found = []
-    for index in way.readers[tensor]:
-        node = way.nodes[index]
-        found += _readers_past_padding(node.output[0], way) if node.op_type in _SHAPELESS else [index]
+    for index in flow.readers[tensor]:
+        node = flow.nodes[index]
+        found += _readers_past_padding(node.output[0], flow) if node.op_type in _SHAPELESS else [index]
     return found
 
 
-def _is_strided_depthwise(node: onnx.NodeProto, way: Ways) -> bool:
-    channels = way.network.shapes.get(node.input[0], (1, 1))[1]
+def _is_strided_depthwise(node: onnx.NodeProto, flow: Dataflow) -> bool:
+    channels = flow.network.shapes.get(node.input[0], (1, 1))[1]
     return (
         node.op_type == "Conv"
         and channels > 1
@@ -253,55 +260,55 @@ def _is_strided_depthwise(node: onnx.NodeProto, way: Ways) -> bool:
     )
 
 
-def _fallbacks(stages: Sequence[_Stage], way: Ways) -> list[tuple[Map, str]]:
-    """For resolutions that have convolutions but no cut tensor, the last tensor on the longest path.
+def _fallbacks(stages: Sequence[_Stage], flow: Dataflow) -> list[tuple[FeatureTensor, str]]:
+    """Take the last tensor on the longest path for resolutions that have convolutions but no cut tensor.
 
     Networks with parallel streams (HRNet), skips from coder to decoder (U-Net) or cells fed twice (NASNet) need it.
     """
-    path = longest_path(way)
+    path = longest_path(flow)
     settled = [stage.first for stage in stages if stage.dropped in ("", "pool_output")]
-    missing: list[Map] = []
+    missing: list[FeatureTensor] = []
     for name in path:
-        if name in way.convolved:
-            found = way.convolved[name]
+        if name in flow.convolved:
+            found = flow.convolved[name]
             if not any(found.resembles(other) for other in [*settled, *missing]):
                 missing.append(found)
     return [
         (
-            next(way.maps[name] for name in reversed(path) if name in way.maps and way.maps[name].resembles(found)),
+            next(flow.maps[name] for name in reversed(path) if name in flow.maps and flow.maps[name].resembles(found)),
             "fallback",
         )
         for found in missing
-        if any(way.maps[name].resembles(found) for name in path if name in way.maps)
+        if any(flow.maps[name].resembles(found) for name in path if name in flow.maps)
     ]
 
 
-def _given(way: Ways, given: Sequence[str]) -> list[tuple[Map, str]]:
+def _given(flow: Dataflow, given: Sequence[str]) -> list[tuple[FeatureTensor, str]]:
     ends = []
     for name in given:
-        if name not in way.maps or name == way.network.image:
-            shape = way.network.shapes.get(name)
+        if name not in flow.maps or name == flow.network.image:
+            shape = flow.network.shapes.get(name)
             found = f"of shape {list(shape)}" if shape else "not on the way from the picture to the scores"
             raise CardError(
                 f"explain.blocks: tensor {name!r} is {found}",
                 expected="float tensors (batch, channels, height, width) larger than 1x1 before the class scores",
                 remedy='choose others, or say blocks = "auto"',
             )
-        ends.append((way.maps[name], "given"))
-    return sorted(ends, key=lambda end: way.maker[end[0].tensor])
+        ends.append((flow.maps[name], "given"))
+    return sorted(ends, key=lambda end: flow.maker[end[0].tensor])
 
 
-def _notes(way: Ways, ends: Sequence[str]) -> tuple[str, ...]:
-    """Refuse what is no CNN; note what limits the explanation of one.
+def _notes(flow: Dataflow, ends: Sequence[str]) -> tuple[str, ...]:
+    """Refuse a network that is no CNN; note what limits the explanation of one.
 
     Raises:
         UnsupportedModelError: If there is no block, or attention follows a lone patch embedding.
     """
-    deepest = way.maker[ends[-1]] if ends else -1
+    deepest = flow.maker[ends[-1]] if ends else -1
     attention = any(
         node.op_type in ("Attention", "MultiHeadAttention", "QAttention")
-        or (node.op_type == "Softmax" and len(way.network.shapes.get(node.output[0], ())) > 2)
-        for node in way.nodes[deepest + 1 :]
+        or (node.op_type == "Softmax" and len(flow.network.shapes.get(node.output[0], ())) > 2)
+        for node in flow.nodes[deepest + 1 :]
     )
     if not ends:
         raise UnsupportedModelError(

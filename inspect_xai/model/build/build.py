@@ -1,25 +1,26 @@
-"""What building and proving a bundle takes beyond running one: reading the network, writing its graphs, the proofs.
+"""Builds and proves bundles: reads the network, writes its graphs, runs the proofs.
 
-`bundle.py` loads this module, and with it onnx, only to build or to check: a line that runs a bundle does without.
+This module imports onnx, which a line that runs a bundle does without.
 """
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx.compose
 import onnxruntime as ort
 
 import inspect_xai
 from inspect_xai.errors import BundleError, UnsupportedModelError
+from inspect_xai.files import replaced_folder
 from inspect_xai.model.build.blocks import NO_BLOCKS, Blocks, find_blocks, give_twins
-from inspect_xai.model.build.derive import block_graphs, derivation, predict_graph, score_graph, trace_graph
+from inspect_xai.model.build.derive import PREFIX, Derivation, block_graphs, predict_graph, score_graph, trace_graph
 from inspect_xai.model.build.external_weights import move_weights
 from inspect_xai.model.build.feature_grid import place_cells
 from inspect_xai.model.build.head import Head, read_head
@@ -28,25 +29,25 @@ from inspect_xai.model.build.normalize import Network, working_form
 from inspect_xai.model.build.topology import AS_BLACK_BOX
 from inspect_xai.model.build.verify import Subject, prove
 from inspect_xai.model.bundle import (
-    _MANIFEST,
     INT8_GRAPH,
+    MANIFEST,
     SCHEMA_VERSION,
     WEIGHTS,
     ModelBundle,
-    _fingerprint,
-    _hashes,
     check_from_outside,
     describe_end,
+    file_hashes,
+    fingerprint_of,
     load_bundle,
 )
 from inspect_xai.model.card import card_text, card_toml, check_card, read_card
-from inspect_xai.records import BlockEnd, ModelCard, Scoring
+from inspect_xai.records import ModelCard, Scoring
 
 RECIPE_VERSION = 1  # raised whenever the derived graphs would compute something else
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Plan:
+class BuildPlan:
     """A network that was found fit for a bundle, and all that its graphs are made from."""
 
     source: Path
@@ -57,7 +58,7 @@ class Plan:
     blocks: Blocks
 
 
-def read_network(path: Path, card: ModelCard, *, given: Sequence[str], black_box: bool = False) -> Plan:
+def read_network(path: Path, card: ModelCard, *, given: Sequence[str], black_box: bool = False) -> BuildPlan:
     """Read a network and find its head and its block ends.
 
     Args:
@@ -75,15 +76,15 @@ def read_network(path: Path, card: ModelCard, *, given: Sequence[str], black_box
     network = working_form(loaded.model, card, keep=() if black_box else given)
     head = read_head(network, card)
     if black_box:
-        return Plan(path, loaded, card, network, head, NO_BLOCKS)
+        return BuildPlan(path, loaded, card, network, head, NO_BLOCKS)
     found = find_blocks(network, scores=head.scores, classes=head.width, given=given)
     network = give_twins(network, found.turned) if found.turned else network
     shapes = {**network.whole, **network.shapes}
     ends, notes = place_cells(network.model, image=network.image, layout=network.layout, shapes=shapes, ends=found.ends)
-    return Plan(path, loaded, card, network, head, replace(found, ends=ends, notes=(*found.notes, *notes)))
+    return BuildPlan(path, loaded, card, network, head, replace(found, ends=ends, notes=(*found.notes, *notes)))
 
 
-def write_network(plan: Plan, work: Path) -> dict[str, Any]:
+def write_network(plan: BuildPlan, work: Path) -> dict[str, Any]:
     """Write the network as given and its graphs, and prove them.
 
     Args:
@@ -101,7 +102,11 @@ def write_network(plan: Plan, work: Path) -> dict[str, Any]:
     reason = _write_graphs(plan, work)
     ends, model, dynamic_batch = plan.blocks.ends, plan.loaded.model, plan.network.dynamic_batch
     chain = tuple(index for index, end in enumerate(ends) if end.tensor in plan.blocks.cuts)
-    _check_fallback(reason, complete=len(chain) == len(ends) or not ends)
+    if reason and ends and len(chain) < len(ends):
+        raise UnsupportedModelError(
+            f"{reason}; finite differences do not help, as the network does not fall into parts at every block end",
+            remedy=f"name other block ends with [explain] blocks in the card, or {AS_BLACK_BOX}",
+        )
     subject = Subject(work, plan.card, ends, chain, model, dynamic_batch, not reason)
     return {
         "blocks": [describe_end(end) for end in ends],
@@ -120,25 +125,13 @@ def write_network(plan: Plan, work: Path) -> dict[str, Any]:
     }
 
 
-def prove_again(
-    folder: Path, card: ModelCard, ends: tuple[BlockEnd, ...], manifest: dict[str, Any], *, dynamic_batch: bool
-) -> dict[str, float]:
-    """Prove the graphs of a finished bundle, whose manifest says what they are.
-
-    Raises:
-        BundleError: If a proof fails.
-    """
-    given = load_model(folder / "model.onnx", card).model
-    has_gradients = manifest["gradient"] == "reverse_mode"
-    return prove(Subject(folder, card, ends, tuple(manifest["chain"]), given, dynamic_batch, has_gradients))
-
-
-def _write_graphs(plan: Plan, work: Path) -> str:
+def _write_graphs(plan: BuildPlan, work: Path) -> str:
     """Write weights and derived graphs; return why there are no gradients, or an empty text."""
     folder = (work / WEIGHTS).parent
     folder.mkdir()
     light = move_weights(plan.network.model, work / WEIGHTS)
-    derived = derivation(plan.network, light, head=plan.head, spec=plan.card.input, blocks=plan.blocks)
+    body = onnx.compose.add_prefix(light, PREFIX)
+    derived = Derivation(body, plan.network, plan.head, plan.card.input, plan.blocks.ends, plan.blocks.cuts)
     graphs, reason = {"predict": predict_graph(derived), "score": score_graph(derived)}, "built as a black box"
     if plan.blocks.ends:
         graphs["trace"], reason = trace_graph(derived)
@@ -146,15 +139,6 @@ def _write_graphs(plan: Plan, work: Path) -> str:
     for name, graph in graphs.items():
         (folder / f"{name}.onnx").write_bytes(graph.SerializeToString(deterministic=True))
     return reason
-
-
-def _check_fallback(reason: str, *, complete: bool) -> None:
-    """Refuse where gradients are missing and finite differences over the chain of blocks cannot stand in."""
-    if reason and not complete:
-        raise UnsupportedModelError(
-            f"{reason}; finite differences do not help, as the network does not fall into parts at every block end",
-            remedy=f"name other block ends with [explain] blocks in the card, or {AS_BLACK_BOX}",
-        )
 
 
 def _describe(model: onnx.ModelProto, path: Path) -> dict[str, Any]:
@@ -186,7 +170,7 @@ def build_bundle(
     force: bool = False,
     black_box: bool = False,
 ) -> ModelBundle:
-    """Make a bundle from an exported network and its card, and prove it.
+    """Build a bundle from an exported network and its card, and prove it.
 
     Args:
         onnx_path: The network.
@@ -202,11 +186,6 @@ def build_bundle(
         ModelFileError: If the network's file is broken or hostile.
         UnsupportedModelError: If the network is sound but cannot be explained.
     """
-    from inspect_xai.model.build.build import (  # loads onnx, which running a bundle does not need
-        read_network,
-        write_network,
-    )
-
     out = Path(out)
     _check_target(out, force=force)
     known = read_card(Path(card)) if isinstance(card, Path | str) else card
@@ -218,18 +197,13 @@ def build_bundle(
     with _workshop(out) as work:
         text = card_text(Path(card), known) if isinstance(card, Path | str) else card_toml(card).encode()
         (work / "card.toml").write_bytes(text)
-        told = write_network(plan, work)
-        manifest = {
+        facts: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "fingerprint": "",
             "name": known.name,
             "version": known.version,
-            **told,
-            "files": _hashes(work),
         }
-        manifest["fingerprint"] = _fingerprint(known, manifest)
-        (work / _MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        _put_in_place(work, out)
+        _write_manifest(work, known, facts | write_network(plan, work))
     return load_bundle(out)
 
 
@@ -242,11 +216,11 @@ def check_bundle(folder: Path | str) -> ModelBundle:
     Raises:
         BundleError: If a file changed or a proof fails.
     """
-    from inspect_xai.model.build.build import prove_again
-
     bundle = load_bundle(folder)
-    errors = prove_again(bundle.folder, bundle.card, bundle.blocks, bundle.manifest, dynamic_batch=bundle.dynamic_batch)
-    return replace(bundle, manifest=bundle.manifest | {"proofs": errors})
+    given = load_model(bundle.folder / "model.onnx", bundle.card).model
+    chain, has_gradients = tuple(bundle.manifest["chain"]), bundle.manifest["gradient"] == "reverse_mode"
+    subject = Subject(bundle.folder, bundle.card, bundle.blocks, chain, given, bundle.dynamic_batch, has_gradients)
+    return replace(bundle, manifest=bundle.manifest | {"proofs": prove(subject)})
 
 
 def add_int8(bundle: ModelBundle, graph: bytes, out: Path, *, facts: dict[str, Any]) -> ModelBundle:
@@ -261,14 +235,11 @@ def add_int8(bundle: ModelBundle, graph: bytes, out: Path, *, facts: dict[str, A
     known = replace(bundle.card, explain=replace(bundle.card.explain, scoring=Scoring.INT8))
     with _workshop(out) as work:
         shutil.copytree(bundle.folder, work, dirs_exist_ok=True)
-        (work / _MANIFEST).unlink()
+        (work / MANIFEST).unlink()
         (work / "graphs" / f"{INT8_GRAPH}.onnx").write_bytes(graph)
         if bundle.card != known:  # the user's comments are kept as long as what they comment on is
             (work / "card.toml").write_text(card_toml(known), encoding="utf-8")
-        manifest = bundle.manifest | {"int8": facts, "files": _hashes(work)}
-        manifest["fingerprint"] = _fingerprint(known, manifest)
-        (work / _MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        _put_in_place(work, out)
+        _write_manifest(work, known, bundle.manifest | {"int8": facts})
     return load_bundle(out)
 
 
@@ -276,7 +247,7 @@ def _check_target(out: Path, *, force: bool) -> None:
     """Refuse to write over anything but, if forced, a bundle."""
     if not out.exists() and not out.is_symlink():
         return
-    is_bundle = (out / _MANIFEST).is_file()
+    is_bundle = (out / MANIFEST).is_file()
     if not is_bundle and not (out.is_dir() and not any(out.iterdir())):
         raise BundleError(f"{out} exists and is no bundle", expected="a free name", remedy="choose another --out")
     if is_bundle and not force:
@@ -285,25 +256,18 @@ def _check_target(out: Path, *, force: bool) -> None:
 
 @contextmanager
 def _workshop(out: Path) -> Iterator[Path]:
-    """A folder beside `out` in which to build; gone afterwards, whatever happens."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise BundleError(f"{out.parent} cannot be written: {error.strerror}", remedy="choose another --out") from error
-    try:
-        work.chmod(0o755)  # mkdtemp's folders are closed to everyone else; bundles are shared
+    """Give a folder beside `out` to build in; without an error it takes the place of `out`, else it is removed."""
+    with ExitStack() as stack:
+        try:
+            work = stack.enter_context(replaced_folder(out))
+        except OSError as error:
+            raise BundleError(
+                f"{out.parent} cannot be written: {error.strerror}", remedy="choose another --out"
+            ) from error
         yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
-def _put_in_place(work: Path, out: Path) -> None:
-    """Rename the finished folder to `out`, which is free, empty, or a bundle to replace."""
-    if out.exists():
-        old = work.with_name(work.name + ".old")
-        out.rename(old)
-        work.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        work.rename(out)
+def _write_manifest(work: Path, card: ModelCard, facts: dict[str, Any]) -> None:
+    manifest = facts | {"files": file_hashes(work)}
+    manifest["fingerprint"] = fingerprint_of(card, manifest)
+    (work / MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""If nodes whose condition is the same for every picture, replaced by the branch they take.
+"""Replacement of If nodes with a constant condition by the branch they take.
 
 Exporters of torch write `If(size == 1) Squeeze else Identity`: once the picture's size is fixed, so is the condition.
 """
@@ -15,7 +15,7 @@ from inspect_xai.errors import UnsupportedModelError
 from inspect_xai.model.build.topology import attribute_of, named, needed_nodes, put_nodes, reads
 
 _SIZE_OF = frozenset({"Shape", "Size"})
-# What is as large as what it reads says.
+# Operators whose output size depends on the numbers they read.
 _SIZED_BY_NUMBERS = frozenset({"NonZero", "Compress", "Unique", "NonMaxSuppression", "ConstantOfShape", "Range"})
 _SIZED_BY_OTHERS = frozenset(
     ["Reshape", "Expand", "Tile", "Slice", "Resize", "Upsample", "Pad", "OneHot", "TopK", "Squeeze", "Split"]
@@ -28,8 +28,8 @@ def without_branches(model: onnx.ModelProto, image: str, *, run: Run) -> onnx.Mo
     """Return the model with every If replaced by the nodes of the branch it takes.
 
     Args:
-        model: With functions written out, in order, its inputs' shapes fixed.
-        image: The input that differs from picture to picture.
+        model: With functions inlined, nodes in order, its inputs' shapes fixed.
+        image: The input that is the picture.
         run: Computes tensors, by name, of a model from its inputs.
 
     Raises:
@@ -44,7 +44,7 @@ def without_branches(model: onnx.ModelProto, image: str, *, run: Run) -> onnx.Mo
     while (place := next((at for at, node in enumerate(graph.node) if node.op_type == "If"), None)) is not None:
         node = graph.node[place]
         before, behind = list(graph.node)[:place], list(graph.node)[place + 1 :]
-        if node.input[0] in _told_by_picture(before, image):
+        if node.input[0] in _depends_on_pixels(before, image):
             raise UnsupportedModelError(
                 f"{named(node)} branches on what the picture shows",
                 expected="a network that does the same for every picture",
@@ -56,18 +56,18 @@ def without_branches(model: onnx.ModelProto, image: str, *, run: Run) -> onnx.Mo
     return flat
 
 
-def _told_by_picture(nodes: Sequence[onnx.NodeProto], image: str) -> set[str]:
-    """Tensors whose numbers depend on what the picture shows, not only on how large it is."""
+def _depends_on_pixels(nodes: Sequence[onnx.NodeProto], image: str) -> set[str]:
+    """Return the tensors whose numbers depend on what the picture shows, not only on its size."""
     numbers, sizes = {image}, set[str]()
     for node in nodes:
         read = set(reads(node))
-        told, sized = not numbers.isdisjoint(read), not sizes.isdisjoint(read)
+        by_numbers, sized = not numbers.isdisjoint(read), not sizes.isdisjoint(read)
         by_others = node.op_type in _SIZED_BY_OTHERS and not numbers.isdisjoint(node.input[1:])
-        sized |= by_others or (told and node.op_type in _SIZED_BY_NUMBERS)
+        sized |= by_others or (by_numbers and node.op_type in _SIZED_BY_NUMBERS)
         if node.op_type in _SIZE_OF:
             numbers.update(node.output if not sizes.isdisjoint(read) else ())
             continue
-        numbers.update(node.output if told else ())
+        numbers.update(node.output if by_numbers else ())
         sizes.update(node.output if sized else ())
     return numbers
 
@@ -96,7 +96,7 @@ def _zeros(info: onnx.ValueInfoProto) -> NDArray[Any]:
 
 
 def _written_out(taken: onnx.GraphProto, node: onnx.NodeProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Return a branch's nodes under names of their own, making what the If makes; its weights go into the graph."""
+    """Return a branch's nodes under unique names, with the If's outputs; its weights go into the graph."""
     computed = {name for one in taken.node for name in one.output if name}
     own = [*computed, *(tensor.name for tensor in taken.initializer)]
     names = {name: f"{node.output[0]}/{name}" for name in own}

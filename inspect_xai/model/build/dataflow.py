@@ -1,4 +1,4 @@
-"""The ways from the picture to the class scores: which tensors lie on all of them, on the longest, in what layout."""
+"""Paths from the picture to the class scores: which tensors lie on all of them, on the longest, in what layout."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -27,8 +27,8 @@ _TURNS: dict[tuple[Layout | None, tuple[int, ...]], Layout] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Map:
-    """A rank-4 tensor on the way from the image to the scores."""
+class FeatureTensor:
+    """A rank-4 tensor on a path from the image to the scores."""
 
     tensor: str
     channels: int
@@ -44,20 +44,20 @@ class Map:
             return f"{self.tensor}/nchw"
         return f"{self.tensor}/float" if self.quantized else self.tensor
 
-    def resembles(self, other: "Map") -> bool:
+    def resembles(self, other: "FeatureTensor") -> bool:
         """Whether neither is smaller than the other by the ratio that starts a stage."""
         pairs = ((self.height, other.height), (self.width, other.width))
         return all(max(pair) < SHRINK * min(pair) for pair in pairs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ways:
+class Dataflow:
     """The part of a network between the image and the scores.
 
     Attributes:
         network: In its working form.
         scores: Tensor with the class scores.
-        nodes: Nodes on any way, in order.
+        nodes: Nodes on any path, in order.
         maker: By tensor, the position of the node that makes it.
         readers: By tensor, the positions of the nodes that read it; once per edge.
         maps: Its feature maps, larger than 1x1, of real numbers.
@@ -69,15 +69,15 @@ class Ways:
     nodes: list[onnx.NodeProto]
     maker: dict[str, int]
     readers: dict[str, list[int]]
-    maps: dict[str, Map]
-    convolved: dict[str, Map]
+    maps: dict[str, FeatureTensor]
+    convolved: dict[str, FeatureTensor]
 
     def made_by(self, tensor: str) -> str:
         """Operator that makes a tensor; empty for the image."""
         return self.nodes[self.maker[tensor]].op_type if tensor in self.maker else ""
 
 
-def ways(network: Network, scores: str) -> Ways:
+def read_dataflow(network: Network, scores: str) -> Dataflow:
     """Collect what lies between the image and the scores.
 
     Raises:
@@ -109,43 +109,43 @@ def ways(network: Network, scores: str) -> Ways:
     real = {name: found for name, found in maps.items() if name in network.shapes or name in network.steps}
     by_convolution = {name for node in nodes if node.op_type in CONVOLUTIONS for name in node.output}
     convolved = {name: found for name, found in maps.items() if name in by_convolution}
-    return Ways(network, scores, nodes, maker, readers, real, convolved)
+    return Dataflow(network, scores, nodes, maker, readers, real, convolved)
 
 
-def cut_tensors(way: Ways) -> list[str]:
+def cut_tensors(flow: Dataflow) -> list[str]:
     """Return, in order, the tensors that every path from the image to the scores runs through.
 
     Paths are counted with Python's unbounded integers: dense networks have more of them than a float can count.
     """
-    from_image: dict[str, int] = {way.network.image: 1}
-    for node in way.nodes:
+    from_image: dict[str, int] = {flow.network.image: 1}
+    for node in flow.nodes:
         paths = sum(from_image.get(name, 0) for name in node.input)
-        from_image |= {name: paths for name in node.output if name in way.maker}
-    to_scores: defaultdict[str, int] = defaultdict(int, {way.scores: 1})
-    for node in reversed(way.nodes):
-        paths = sum(to_scores[name] for name in node.output if name in way.maker)
+        from_image |= {name: paths for name in node.output if name in flow.maker}
+    to_scores: defaultdict[str, int] = defaultdict(int, {flow.scores: 1})
+    for node in reversed(flow.nodes):
+        paths = sum(to_scores[name] for name in node.output if name in flow.maker)
         for name in node.input:
             if name in from_image:
                 to_scores[name] += paths
-    return [name for name, paths in from_image.items() if paths * to_scores[name] == from_image[way.scores]]
+    return [name for name, paths in from_image.items() if paths * to_scores[name] == from_image[flow.scores]]
 
 
-def longest_path(way: Ways) -> list[str]:
+def longest_path(flow: Dataflow) -> list[str]:
     """Return the tensors on the path with the most nodes, from the image to the scores."""
-    length: dict[str, int] = {way.network.image: 0}
+    length: dict[str, int] = {flow.network.image: 0}
     before: dict[str, str] = {}
-    for node in way.nodes:
+    for node in flow.nodes:
         source = max((name for name in node.input if name in length), key=lambda name: length[name])
         for name in node.output:
-            if name in way.maker:
+            if name in flow.maker:
                 length[name], before[name] = length[source] + 1, source
-    path = [way.scores]
+    path = [flow.scores]
     while path[-1] in before:
         path.append(before[path[-1]])
     return path[::-1]
 
 
-def _maps(network: Network, nodes: Iterable[onnx.NodeProto], names: Iterable[str]) -> dict[str, Map]:
+def _maps(network: Network, nodes: Iterable[onnx.NodeProto], names: Iterable[str]) -> dict[str, FeatureTensor]:
     layouts = _layouts(network, nodes)
     maps = {}
     for name in names:
@@ -153,7 +153,7 @@ def _maps(network: Network, nodes: Iterable[onnx.NodeProto], names: Iterable[str
         if len(shape) == 4 and layout is not None:
             channels, height, width = shape[1:] if layout is Layout.NCHW else (shape[3], *shape[1:3])
             if min(height, width) > 1:
-                maps[name] = Map(name, channels, height, width, layout, quantized=name in network.steps)
+                maps[name] = FeatureTensor(name, channels, height, width, layout, quantized=name in network.steps)
     return maps
 
 

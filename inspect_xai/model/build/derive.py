@@ -13,13 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-import onnx.compose
 from onnx import TensorProto, helper
 
 from inspect_xai.errors import UnsupportedModelError
 from inspect_xai.model.autodiff.backward import differentiate
 from inspect_xai.model.autodiff.builder import Value, Writer
-from inspect_xai.model.build.blocks import Blocks
 from inspect_xai.model.build.head import Head, write_margin, write_probabilities
 from inspect_xai.model.build.normalize import FREE_BATCH, Network
 from inspect_xai.model.build.topology import needed_nodes, sort_nodes
@@ -34,7 +32,7 @@ class Derivation:
     """What the graphs of a bundle are made from.
 
     Attributes:
-        body: The network with all names prefixed.
+        body: The network, or the same with its weights moved out, with all names prefixed.
         network: The network in its working form.
         head: How its output is read.
         spec: How it is fed.
@@ -60,21 +58,8 @@ class Derivation:
         return (self.batch, self.spec.depth, self.spec.height, self.spec.width)
 
 
-def derivation(network: Network, model: onnx.ModelProto, *, head: Head, spec: InputSpec, blocks: Blocks) -> Derivation:
-    """Collect what the graphs are made from.
-
-    Args:
-        network: In its working form.
-        model: Its model, or the same with the weights moved out.
-        head: How its output is read.
-        spec: How it is fed.
-        blocks: Its block ends.
-    """
-    return Derivation(onnx.compose.add_prefix(model, PREFIX), network, head, spec, blocks.ends, blocks.cuts)
-
-
 def predict_graph(plan: Derivation) -> onnx.ModelProto:
-    """The forward pass: picture (N, C, H, W) -> probabilities (N, K)."""
+    """Write the forward pass: picture (N, C, H, W) -> probabilities (N, K)."""
     draft = _Draft(plan)
     draft.feed(draft.network_input(draft.take("picture", plan.picture)))
     probabilities, _ = draft.read_scores()
@@ -82,7 +67,7 @@ def predict_graph(plan: Derivation) -> onnx.ModelProto:
 
 
 def trace_graph(plan: Derivation) -> tuple[onnx.ModelProto, str]:
-    """The graph of one forward and one backward pass.
+    """Write the graph of one forward and one backward pass.
 
     picture (N, C, H, W), target (N,) and against (N,) int64 (-1: the most probable, and all others) -> probabilities
     (N, K), margin (N,) and, for block end i counted from 0, feature_i (N, c, h, w), gradient_i (N, c, h, w) and
@@ -101,7 +86,7 @@ def trace_graph(plan: Derivation) -> tuple[onnx.ModelProto, str]:
     try:
         both, names = differentiate(forward, seeds={PREFIX + plan.head.scores: "slope"}, wrt=ends)
     except UnsupportedModelError as error:
-        whole = "The network computes with whole numbers, through which no gradient goes"
+        whole = "The network computes with whole numbers, through which there is no gradient"
         return draft.model(outputs), whole if plan.network.steps else error.found
     writer = Writer(both, prefix="alpha:")
     ready = {info.name: info.name for info in forward.graph.output if info.name != "slope"}
@@ -122,7 +107,7 @@ def trace_graph(plan: Derivation) -> tuple[onnx.ModelProto, str]:
 
 
 def score_graph(plan: Derivation) -> onnx.ModelProto:
-    """The graph that scores masked pictures.
+    """Write the graph that scores masked pictures.
 
     picture and baseline (p, C, H, W), image (n,) int64, maps (n, 1, h, w) of any resolution -> probabilities (n, K),
     and of each map brought to H x W its minimum (n,) and span (n,). Map i masks picture image[i]; a single index holds
@@ -164,7 +149,7 @@ def score_graph(plan: Derivation) -> onnx.ModelProto:
 
 
 def block_graphs(plan: Derivation) -> list[onnx.ModelProto]:
-    """The network cut at its block ends, those at which it does fall into two parts.
+    """Cut the network at those of its block ends at which it falls into two parts.
 
     Returns:
         Graphs that, run one into the next, are the whole network. Each takes feature_i of the one before (the first:
@@ -211,17 +196,17 @@ class _Draft:
         self._declared.append(helper.make_tensor_value_info(value.name, value.dtype, shape))
 
     def bind(self, tensor: str, value: Value) -> None:
-        """Let a value take the place of a tensor of the network; what made that tensor falls away."""
+        """Put a value in the place of a tensor of the network; the nodes behind that tensor are dropped."""
         self._bound[PREFIX + tensor] = value
 
     def feed(self, value: Value) -> None:
-        """Let a value (N, C, H, W), scaled as the network wants it, be the network's input."""
+        """Make a value (N, C, H, W), scaled as the network wants it, the network's input."""
         if self.plan.network.layout is Layout.NHWC:
             value = value.then("Transpose", perm=[0, 2, 3, 1])
         self.bind(self.plan.network.image, value)
 
     def network_input(self, picture: Value) -> Value:
-        """(pixel / scale - mean) / std, as one multiplication and one addition where either does anything."""
+        """Write (pixel / scale - mean) / std as one multiplication and one addition, each only where it changes x."""
         spec = self.plan.spec
         mean, std = (np.asarray(numbers, np.float64).reshape(-1, 1, 1) for numbers in (spec.mean, spec.std))
         factor, offset = 1 / (spec.scale * std), -mean / std
@@ -230,13 +215,13 @@ class _Draft:
         return picture + offset.astype(np.float32) if np.any(offset != 0) else picture
 
     def read_scores(self) -> tuple[Value, Value]:
-        """Probabilities (N, K) and logits (N, K)."""
+        """Write probabilities (N, K) and logits (N, K)."""
         head = self.plan.head
         own = self._flat(head.own_probabilities) if head.own_probabilities else None
         return write_probabilities(head, self._flat(head.scores), own)
 
     def read_margin(self) -> tuple[Value, Value, Value]:
-        """Probabilities (N, K), margin (N,), and its slope in the shape of the scores tensor."""
+        """Write probabilities (N, K), margin (N,), and its slope in the shape of the scores tensor."""
         probabilities, logits = self.read_scores()
         target, against = (
             self.take(name, (self.plan.batch,), dtype=TensorProto.INT64) for name in ("target", "against")
@@ -275,15 +260,9 @@ def _assembled(
     like: onnx.ModelProto,
     declared: Sequence[onnx.ValueInfoProto] = (),
 ) -> onnx.ModelProto:
-    """Make a model of the nodes that the outputs need.
+    """Make a model, of the operator set of `like`, of those nodes (in any order) and weights that the outputs need.
 
-    Args:
-        nodes: In any order.
-        inputs: Declared inputs; those nobody reads stay inputs.
-        outputs: For each output, the tensor it is.
-        weights: Weights that may be needed.
-        like: Model whose operator set and IR version are taken.
-        declared: Shapes that cannot be inferred.
+    `declared` holds shapes that cannot be inferred; inputs that no node reads stay inputs.
     """
     named = [helper.make_node("Identity", [tensor], [name]) for name, tensor in outputs.items() if tensor != name]
     every = [*nodes, *named]
@@ -293,14 +272,14 @@ def _assembled(
     ordered = sort_nodes(needed, given=[*(info.name for info in inputs), *(weight.name for weight in kept)])
     results = [onnx.ValueInfoProto(name=name) for name in outputs]  # shape inference fills in the rest
     made = {name for node in needed for name in node.output}
-    told = [info for info in declared if info.name in made]
-    graph = helper.make_graph(ordered, "inspect_xai", list(inputs), results, kept, value_info=told)
+    shapes = [info for info in declared if info.name in made]
+    graph = helper.make_graph(ordered, "inspect_xai", list(inputs), results, kept, value_info=shapes)
     model = helper.make_model(
         graph, opset_imports=like.opset_import, producer_name="inspect_xai", ir_version=like.ir_version
     )
     complete = onnx.shape_inference.infer_shapes(model, data_prop=True)
     del complete.graph.value_info[:]
-    complete.graph.value_info.extend(told)
+    complete.graph.value_info.extend(shapes)
     batch = next((info.type.tensor_type.shape.dim[0].dim_param for info in reversed(inputs)), "")
     for info in complete.graph.output:
         first = info.type.tensor_type.shape.dim[0]

@@ -1,4 +1,4 @@
-"""Bundles of earlier versions whose maps lay beside their cells."""
+"""Detection of bundles of earlier versions whose maps were displaced from their cells."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +11,7 @@ from inspect_xai.records import BlockEnd, InputSpec, Layout
 
 
 def has_displaced_cells(predict: Path, ends: Sequence[BlockEnd], spec: InputSpec) -> bool:
-    """Tell whether block ends do not reach from edge to edge, of a bundle that says nothing of its cells.
-
-    Args:
-        predict: Its graph of that name.
-        ends: Its block ends.
-        spec: What the network takes.
-    """
+    """Tell whether block ends of a bundle without recorded cells do not reach from edge to edge."""
     model = onnx.load(predict, load_external_data=False)
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes: dict[str, tuple[int, ...]] = {"picture": (1, spec.depth, spec.height, spec.width)}

@@ -1,7 +1,7 @@
-"""From a torch module to a bundle (extra `export`); the one module of the package that imports torch.
+"""Export of a torch module to a bundle (extra `export`); the one module of the package that imports torch.
 
-The exported network is held to the module on made-up pictures and on those given, and nothing in the file says where
-or by whom it was made.
+The exported network is compared with the module on made-up pictures and on those given; stack traces and paths are
+removed from the file.
 """
 
 import importlib
@@ -178,7 +178,7 @@ def _write(module: "nn.Module", example: Any, path: Path, *, opset: int) -> None
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause, in one line: the exporters wrap what went wrong in advice to themselves."""
+    """Return the innermost cause in one line: the exporters wrap it in advice to their developers."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
@@ -186,7 +186,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporters' advice to developers of torch off the terminal."""
+    """Suppress the exporters' advice to developers of torch."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -1,4 +1,4 @@
-"""One file of weights for all graphs of a bundle: stored once, hashed once, mapped by the runtime instead of read."""
+"""One file of weights for all graphs of a bundle, stored and hashed once, mapped into memory by the runtime."""
 
 from pathlib import Path
 

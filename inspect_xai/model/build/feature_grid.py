@@ -1,4 +1,4 @@
-"""Where the cells of a feature map lie on the window, added up from pads, strides, kernels and dilations on the way.
+"""Positions of a feature map's cells on the window, added up from the pads, strides, kernels and dilations before it.
 
     three 5x5 convolutions without padding, two 2x2 pools between them, 64 px:
     conv 60 cells at 2 + i    pool 30 at 2.5 + 2i    conv 26 at 6.5 + 2i    pool 13 at 7.5 + 4i    conv 9 at 15.5 + 4i
@@ -26,7 +26,7 @@ Factor = tuple[int, complex]
 Axis = tuple[Factor, ...]
 
 _NEAR = 1e-6
-_APART_CELLS = 0.5  # paths that disagree by more are told to the reader
+_APART_CELLS = 0.5  # paths that disagree by more get a note
 _POOLS = frozenset({"MaxPool", "AveragePool", "LpPool", "NhwcMaxPool", "QLinearAveragePool"})
 _CHANNELS_LAST = frozenset({"NhwcMaxPool", "NhwcConv", "NhwcFusedConv"})
 _FIRST, _LAST = (0, 3, 1, 2), (0, 2, 3, 1)  # from channels last to channels first, and back
@@ -39,7 +39,7 @@ _PASSED_ON = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the numbers of a tensor lie: at `first` plus, for every factor of every axis, index times step.
+    """Positions of the numbers of a tensor: `first` plus, for every factor of every axis, index times step.
 
     Attributes:
         axes: Factors (size, step) of each axis; none: an axis of size 1.
@@ -68,23 +68,23 @@ class Places:
         return any(step.real for step in steps), any(step.imag for step in steps)
 
     def folded(self, index: int, size: int) -> "Places":
-        """An axis added up: its numbers become `size` new ones that all lie in its middle."""
+        """Sum an axis up: its numbers become `size` new ones that all lie in its middle."""
         middle = sum((step * (count - 1) / 2 for count, step in self.axes[index]), start=0j)
         return self.put(index, _plain(size), middle)
 
     def put(self, index: int, axis: Axis, shift: complex = 0j) -> "Places":
-        """Another axis in the place of one, and everything moved by `shift`."""
+        """Replace an axis, and move everything by `shift`."""
         axes = (*self.axes[:index], _simple(axis), *self.axes[index + 1 :])
         return replace(self, axes=axes, first=self.first + shift)
 
     def evened(self, index: int) -> "Places | None":
-        """An axis as one factor, what was put between two cells (depth to space) spread evenly; None: it is mixed."""
+        """Write an axis as one factor, cells put between two (depth to space) spread evenly; None: it is mixed."""
         axis = self.axes[index]
         if len(axis) < 2:
             return self
         (outer, step), *inner = axis
         within = math.prod(size for size, _ in inner)
-        if any(each for _, each in inner):
+        if any(inner_step for _, inner_step in inner):
             return None
         return self.put(index, ((outer * within, step / within),), -step * (within - 1) / within / 2)
 
@@ -107,7 +107,7 @@ class _Step:
         return attribute_of(self.node, name, default)
 
     def constant(self, index: int) -> list[int] | None:
-        """A list of whole numbers among the inputs."""
+        """Return a constant input as a list of whole numbers; None where it is none."""
         name = self.node.input[index] if index < len(self.node.input) else ""
         return [int(number) for number in self.constants[name].ravel()] if name in self.constants else None
 
@@ -121,7 +121,7 @@ def place_cells(
     ends: Sequence[BlockEnd],
     tensors: Mapping[str, str] | None = None,
 ) -> tuple[tuple[BlockEnd, ...], tuple[str, ...]]:
-    """Say of block ends where their cells lie.
+    """Add to block ends where their cells lie.
 
     Where all block ends of a network reach from edge to edge (`is_edge_to_edge`), as after padded layers, none gets a
     grid, and its maps are stretched over the window.
@@ -145,26 +145,21 @@ def place_cells(
         grid = _grid(places, end)
         grids.append(grid)
         apart = max(apart, places.apart if places is not None and grid is not None else 0.0)
-    told = {"cells_unknown": None in grids, "cells_of_paths_differ": apart > _APART_CELLS + _NEAR}
+    notes = {"cells_unknown": None in grids, "cells_of_paths_differ": apart > _APART_CELLS + _NEAR}
     padded = all(
         grid is None
         or (is_edge_to_edge(grid.rows, end.height, height) and is_edge_to_edge(grid.columns, end.width, width))
         for grid, end in zip(grids, ends, strict=True)
     )
     placed = (replace(end, grid=None if padded else grid) for grid, end in zip(grids, ends, strict=True))
-    return tuple(placed), tuple(note for note, applies in told.items() if applies)
+    return tuple(placed), tuple(note for note, applies in notes.items() if applies)
 
 
 def is_edge_to_edge(axis: CellAxis, cells: int, side: int) -> bool:
-    """Tell whether cells that are stretched from edge to edge of the window come to lie where they are.
+    """Tell whether stretching cells from edge to edge of a window of `side` pixels puts them where they lie.
 
-    They do if there is one for every whole step of the window, a last part of a step more or less, and the first and
+    It does if there is one for every whole step of the window, a last part of a step more or less, and the first and
     the last one lie within half a step of where stretching puts them.
-
-    Args:
-        axis: Where they lie.
-        cells: How many.
-        side: Of the window, in pixels.
     """
     steps = side / axis.step_px
     stretched = (side / cells - 1) / 2
@@ -174,7 +169,7 @@ def is_edge_to_edge(axis: CellAxis, cells: int, side: int) -> bool:
 
 
 def _grid(places: Places | None, end: BlockEnd) -> CellGrid | None:
-    """Read the grid off a block end (1, C, h, w)."""
+    """Return the grid of a block end (1, C, h, w); None where its cells are on none."""
     if places is None or len(places.axes) != 4:
         return None
     spread: Places | None = places.folded(0, 1).folded(1, end.channels)
@@ -235,7 +230,7 @@ def _plain(size: int) -> Axis:
 
 
 def _simple(axis: Iterable[Factor]) -> Axis:
-    """Leave factors of size 1 out, and make one of two that follow each other evenly."""
+    """Drop factors of size 1, and merge two that follow each other evenly."""
     simple: list[Factor] = []
     for size, step in axis:
         if size == 1:
@@ -248,14 +243,14 @@ def _simple(axis: Iterable[Factor]) -> Axis:
 
 
 def _same_places(step: _Step) -> Places | None:
-    """Numbers of which each is made from those in its own place, several inputs broadcast."""
+    """Follow an operator that computes each number from those in the same place, several inputs broadcast."""
     return _met([places for places in step.inputs if places is not None], step.shape)
 
 
 def _met(paths: Sequence[Places], shape: tuple[int, ...] | None) -> Places | None:
-    """Let paths meet: what all lie in is kept, and between different positions the middle is taken.
+    """Join paths: positions that all share are kept, between different ones the middle is taken.
 
-    A path that does not tell places apart (a gate made from the mean of the picture) has no say.
+    A path whose numbers all lie in one place (a gate made from the mean of the picture) does not count.
     """
     wanted = shape if shape is not None else _broadcast([path.shape for path in paths])
     paths = [replace(path, axes=((),) * (len(wanted) - len(path.axes)) + path.axes) for path in paths]
@@ -319,7 +314,7 @@ def _reshaped(step: _Step) -> Places | None:
 
 
 def _regrouped(source: Places, shape: Sequence[int]) -> Places | None:
-    """Deal the factors out to other axes, split where an axis ends within one."""
+    """Distribute the factors over other axes, split where an axis ends within one."""
     left = [factor for axis in source.axes for factor in axis]
     axes = []
     for wanted in shape:
@@ -342,7 +337,7 @@ def _regrouped(source: Places, shape: Sequence[int]) -> Places | None:
 
 
 def _blocks_moved(step: _Step) -> Places | None:
-    """SpaceToDepth and DepthToSpace, as the reshapes and the transposition that they are."""
+    """Follow SpaceToDepth and DepthToSpace as the reshapes and the transposition that they are."""
     source, block = step.source, step.attribute("blocksize", 1)
     count, depth, height, width = source.shape
     if step.node.op_type == "SpaceToDepth":
@@ -359,7 +354,7 @@ def _blocks_moved(step: _Step) -> Places | None:
 
 
 def _windowed(step: _Step) -> Places | None:
-    """Convolutions and pools, channels first or last."""
+    """Follow convolutions and pools, channels first or last."""
     if step.node.op_type not in _CHANNELS_LAST and not step.attribute("channels_last", 0):
         return _windows(step)
     inputs = tuple(_turned(places, _FIRST) if places and len(places.axes) == 4 else places for places in step.inputs)
@@ -373,7 +368,7 @@ def _turned(source: Places, order: Iterable[int]) -> Places:
 
 
 def _windows(step: _Step) -> Places | None:
-    """Convolutions and pools: the middle of the kernel, less the padding before the first cell."""
+    """Follow convolutions and pools: the middle of the kernel, less the padding before the first cell."""
     source, spatial = step.source, len(step.source.axes) - 2
     pools = step.node.op_type in _POOLS
     kernel = _kernel(step, spatial)
@@ -413,7 +408,7 @@ def _cells(room: int, stride: int, *, up: bool) -> int:
 
 
 def _pads(step: _Step, number: int, spatial: int, *, given: int, stride: int, reach: int) -> tuple[int, int]:
-    """Padding before and after along one spatial axis."""
+    """Return the padding before and after along one spatial axis."""
     auto = step.attribute("auto_pad", b"NOTSET").decode()
     if auto.startswith("SAME"):
         total = max((-(-given // stride) - 1) * stride + reach - given, 0)
@@ -423,7 +418,7 @@ def _pads(step: _Step, number: int, spatial: int, *, given: int, stride: int, re
 
 
 def _transposed_convolution(step: _Step) -> Places | None:
-    """A convolution run backwards: its cells lie between those it reads."""
+    """Follow a transposed convolution: its cells lie between those it reads."""
     source, spatial = step.source, len(step.source.axes) - 2
     kernel = _kernel(step, spatial)
     if kernel is None or step.shape is None:
@@ -446,7 +441,7 @@ def _transposed_convolution(step: _Step) -> Places | None:
 
 
 def _resized(step: _Step) -> Places | None:
-    """Resize: by the formula that its coordinates follow; the nearest cell is on the average the one in the middle."""
+    """Follow Resize by the formula of its coordinates; the nearest cell is on average the one in the middle."""
     if step.shape is None:
         return None
     made: Places | None = step.source
@@ -469,7 +464,7 @@ def _resized(step: _Step) -> Places | None:
 
 
 def _padded(step: _Step) -> Places | None:
-    """Pad: cells are added in front; taken away where a number is negative."""
+    """Follow Pad: cells are added in front; removed where a number is negative."""
     pads, rank = step.constant(1), len(step.source.axes)
     if pads is None or step.shape is None:
         return None
@@ -498,7 +493,7 @@ def _sliced(step: _Step) -> Places | None:
 
 
 def _cut(source: Places, axis: int, *, start: int, stride: int, size: int) -> Places | None:
-    """Every `stride`-th cell from `start` on along an axis."""
+    """Take every `stride`-th cell from `start` on along an axis."""
     if (start, stride, size) == (0, 1, source.shape[axis]):
         return source
     even = source.evened(axis)
@@ -521,7 +516,7 @@ def _split(step: _Step, shapes: Sequence[tuple[int, ...] | None]) -> list[Places
 
 
 def _gathered(step: _Step) -> Places | None:
-    """Gather: cells that are evenly apart are followed, others count as if they lay in the middle."""
+    """Follow Gather: cells that are evenly apart are followed, others count as if they lay in the middle."""
     source, indices = step.source, step.constant(1)
     if indices is None or step.inputs[0] is None or step.shape is None:
         return None
@@ -536,7 +531,7 @@ def _gathered(step: _Step) -> Places | None:
 
 
 def _reduced(step: _Step) -> Places | None:
-    """Reductions and global pools: the axes that go lie in their middle."""
+    """Follow reductions and global pools: the reduced axes lie in their middle."""
     made, rank = step.source, len(step.source.axes)
     axes = step.attribute("axes") or step.constant(1)
     axes = range(rank) if axes is None else [axis % rank for axis in axes]
@@ -548,7 +543,7 @@ def _reduced(step: _Step) -> Places | None:
 
 
 def _multiplied(step: _Step) -> Places | None:
-    """MatMul and Gemm: what comes out lies where the rows of the first input lie."""
+    """Follow MatMul and Gemm: the result lies where the rows of the first input lie."""
     first = step.inputs[0]
     if first is None or step.shape is None or len(first.axes) != len(step.shape) or step.attribute("transA", 0):
         return None

@@ -1,7 +1,7 @@
-"""Networks in half precision, computed in single precision: weights widened, which is exact, and no rounding between.
+"""Networks in half precision, computed in single precision: weights are widened, which is exact, without rounding.
 
-Gradients, cuts and differences mean little where every number keeps 11 bits; the network as given still rounds, and
-the proof `network_as_given` says how far that moves its probabilities.
+Gradients, cuts and differences mean little where every number keeps 11 bits. The network as given still rounds; the
+proof `network_as_given` measures how far that moves its probabilities.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _TYPE_KEYS = frozenset({"to", "dtype"})
 
 
 def half_tensors(model: onnx.ModelProto) -> int:
-    """Return how many nodes put out numbers in half precision, as far as the file and inference say; 0: none does."""
+    """Return how many nodes compute in half precision, as far as the file and shape inference show."""
     typed = onnx.shape_inference.infer_shapes(model).graph
     halves = {
         info.name for info in (*typed.input, *typed.value_info, *typed.output) if _type(info).elem_type in _HALVES
@@ -24,11 +24,7 @@ def half_tensors(model: onnx.ModelProto) -> int:
 
 
 def in_single_precision(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model in which float32 stands wherever the given one has numbers in half precision.
-
-    Args:
-        model: With functions written out.
-    """
+    """Return a model, its functions inlined, with float32 in place of numbers in half precision."""
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
     _widen(wide.graph)

@@ -1,4 +1,4 @@
-"""The network's last step: from the graph's output to probabilities, and to the log-odds margin that is explained.
+"""Head of the network: from the graph's output to probabilities, and to the log-odds margin that is explained.
 
     logits z (N, K)   softmax: p = softmax(z)   M = z_c - log sum over the others of exp z_j     (method notes 2.3)
                       sigmoid: p = sigmoid(z)   M = z_c
@@ -75,11 +75,7 @@ class Margin:
 
 
 def read_head(network: Network, card: ModelCard) -> Head:
-    """Hold the output against the card, and find the logits.
-
-    Args:
-        network: In its working form.
-        card: Names labels and activation.
+    """Check the output against the card, and find the logits.
 
     Raises:
         CardError: If number of classes or activation contradict what the graph puts out.
@@ -114,7 +110,7 @@ def _read_head(network: Network, card: ModelCard) -> Head:
     doubled = activation is Activation.SOFTMAX and _are_shares(_sample_outputs(network, card))
     if last in ("Softmax", "Sigmoid") or doubled:
         raise CardError(
-            f"output.activation: found {activation}, but the graph puts out probabilities already "
+            f"output.activation: found {activation}, but the graph outputs probabilities already "
             f"({f'it ends in {last}' if last else 'they sum to 1'})",
             remedy='say activation = "none"',
         )
@@ -193,12 +189,12 @@ def _to_scores(head: Head, slope: Value, probabilities: Value) -> Value:
 
 
 def _positive(card: ModelCard, width: int) -> int:
-    """Index of the label that a single score belongs to; nothing in a network tells it."""
+    """Return the index of the label that a single score belongs to; the network does not contain it."""
     labels, positive = card.labels, card.output.positive_label
     if width == 1 and len(labels) == 2:
         if not positive:
             raise CardError(
-                f"output.positive_label: the network puts out one score for two labels, and found nothing that says "
+                f"output.positive_label: the network puts out one score for two labels, and the card does not say "
                 f"whether it is that of {labels[0]!r} or of {labels[1]!r}",
                 expected="the label that a score near 1 means",
                 remedy=f'say under [output] positive_label = "{labels[1]}" (what bundles had without this key) or '
@@ -235,9 +231,9 @@ def _head_with_probabilities(network: Network, card: ModelCard, *, last: str, so
 
 
 def _check_answers(network: Network, head: Head, card: ModelCard) -> None:
-    """Refuse a network that says the same of black, of white, and of several made-up pictures.
+    """Refuse a network that gives black, white and several made-up pictures the same scores.
 
-    Class by class, so that a probability that is all but 1 does not hide what the others say.
+    Class by class, so that a probability near 1 does not hide differences in the others.
     """
     made_up = sample_pictures(card, _MADE_UP, seed=6)
     pictures = np.concatenate([np.zeros_like(made_up[:1]), np.full_like(made_up[:1], 255), made_up])
@@ -297,12 +293,12 @@ def _last_activation(network: Network, width: int) -> tuple[str, str]:
 
 
 def _sample_outputs(network: Network, card: ModelCard) -> NDArray[np.float32]:
-    """Outputs (2, width) for two made-up pictures."""
+    """Return the outputs (2, width) for two made-up pictures."""
     return _outputs(network, card, sample_pictures(card, 2, seed=2), network.output)
 
 
 def _outputs(network: Network, card: ModelCard, pictures: NDArray[np.float32], tensor: str) -> NDArray[np.float32]:
-    """One tensor of the network, flat, for each of some pictures."""
+    """Compute one tensor of the network, flat, for each picture."""
     model = onnx.ModelProto()
     model.CopyFrom(network.model)
     if tensor != network.output:

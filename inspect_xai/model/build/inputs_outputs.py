@@ -1,4 +1,4 @@
-"""A network's ends: the picture in the type and shape that the network takes, and the output that the card chooses.
+"""Inputs and outputs of a network: the picture as the network takes it, and the output that the card chooses.
 
 float32 (N, C, H, W) as the card says -> [Reshape] -> [Round, Clip, Cast] -> what the graph takes
 what the graph makes -> the output chosen; whatever is not needed for it (ArgMax, ZipMap, embeddings) is left out
@@ -65,10 +65,6 @@ def with_free_axes(model: onnx.ModelProto) -> None:
 def with_chosen_output(model: onnx.ModelProto, card: ModelCard) -> onnx.ModelProto:
     """Return the network up to the output that holds the class scores; the same model where that is all of it.
 
-    Args:
-        model: As given; nothing of it was checked but its local functions.
-        card: Names the output, where the choice is not plain.
-
     Raises:
         CardError: If the card names what no node makes, or names nothing and several outputs could be class scores.
     """
@@ -93,11 +89,7 @@ def with_chosen_output(model: onnx.ModelProto, card: ModelCard) -> onnx.ModelPro
 
 
 def read_ends(model: onnx.ModelProto, card: ModelCard) -> Ends:
-    """Hold the graph's inputs against the card, key by key.
-
-    Args:
-        model: With one output.
-        card: Says what the picture is.
+    """Check the graph's inputs against the card, key by key.
 
     Raises:
         CardError: If the picture's shape or numbers are not what the card says.
@@ -174,19 +166,14 @@ def enter_as_float(model: onnx.ModelProto, spec: InputSpec) -> str:
 
 
 def input_shape(spec: InputSpec) -> tuple[int, int, int, int]:
-    """Shape of one picture in the network's order of axes."""
+    """Return the shape of one picture in the network's order of axes."""
     if spec.layout is Layout.NHWC:
         return (1, spec.height, spec.width, spec.depth)
     return (1, spec.depth, spec.height, spec.width)
 
 
 def scores_in_front(nodes: Mapping[str, onnx.NodeProto], output: str) -> str:
-    """Walk back from a label, a table of labels or the like to the tensor it is made from.
-
-    Args:
-        nodes: By tensor, the node that makes it.
-        output: Where to begin.
-    """
+    """Walk back from a label or a table of labels to the tensor it is made from; `nodes` by the tensor they make."""
     while output in nodes and nodes[output].op_type in _LABELLING:
         output = next((name for name in nodes[output].input if name in nodes), "")
     return output
@@ -250,13 +237,13 @@ def _is_training_switch(info: onnx.ValueInfoProto) -> bool:
 
 
 def _nothing(info: onnx.ValueInfoProto) -> NDArray[Any]:
-    """A value for an input that nobody reads."""
+    """Make a value for an input that no node reads."""
     kind = info.type.tensor_type
     return np.zeros([axis.dim_value or 1 for axis in kind.shape.dim], helper.tensor_dtype_to_np_dtype(kind.elem_type))
 
 
 def _check_whole_numbers(name: str, spec: InputSpec) -> None:
-    """Refuse a card that makes of pixels what a whole number cannot hold."""
+    """Refuse a card that scales pixels to numbers that a whole number cannot hold."""
     low, high = ((pixel / spec.scale - np.array(spec.mean)) / np.array(spec.std) for pixel in (0.0, 255.0))
     steps = (high - low) / _MOST_UINT8
     if np.any(low < 0) or np.any(high > _MOST_UINT8) or np.any(low % 1) or np.any(np.abs(steps - steps.round()) > 1e-6):
@@ -269,7 +256,7 @@ def _check_whole_numbers(name: str, spec: InputSpec) -> None:
 
 
 def _is_float_in_effect(graph: onnx.GraphProto, ends: Ends) -> bool:
-    """Whether all that a network does with whole numbers is to make floats of them: floats then go in as they are."""
+    """Whether all that a network does with whole numbers is to cast them to float: floats then go in as they are."""
     if ends.dtype != TensorProto.UINT8:
         return True  # half precision is made single precision as a whole
     moved = {ends.image}

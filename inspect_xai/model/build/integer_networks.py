@@ -1,4 +1,4 @@
-"""Networks that compute with whole numbers: which tensors stand for real numbers, and by what steps.
+"""Quantized networks: which tensors of whole numbers stand for real numbers, and by what steps.
 
     q (whole) -> [DequantizeLinear] -> q/float -> [QuantizeLinear] -> q again, the same numbers
 
@@ -29,11 +29,7 @@ _ROUNDING = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuanti
 
 
 def steps_of(nodes: Iterable[onnx.NodeProto]) -> dict[str, tuple[str, str]]:
-    """Return, by tensor of whole numbers that stand for real ones, the names of its scale and its zero point.
-
-    Args:
-        nodes: In order.
-    """
+    """Return, by tensor of whole numbers that stand for real ones, the names of its scale and its zero point."""
     steps: dict[str, tuple[str, str]] = {}
     for node in nodes:
         at = _STEPS_AT.get(node.op_type)
@@ -45,5 +41,5 @@ def steps_of(nodes: Iterable[onnx.NodeProto]) -> dict[str, tuple[str, str]]:
 
 
 def is_quantized(nodes: Iterable[onnx.NodeProto]) -> bool:
-    """Whether a network rounds to whole numbers on its way."""
+    """Whether any node rounds to whole numbers."""
     return any(node.op_type in _ROUNDING or node.op_type in _STEPS_AT for node in nodes)

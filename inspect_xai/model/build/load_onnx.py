@@ -1,7 +1,7 @@
-"""Opens .onnx files that nobody vouches for: what a file claims is checked before a runtime acts on it.
+"""Load untrusted .onnx files: every claim of a file is checked before a runtime acts on it.
 
-Nothing but ONNX protobuf is read, nothing outside the model's folder is touched, and what onnx says of a broken file
-becomes one sentence. Limits stand at the top.
+Nothing but ONNX protobuf is read, nothing outside the model's folder is touched, and onnx's message about a broken file
+becomes one sentence. The limits are constants at the top.
 """
 
 import math
@@ -40,7 +40,7 @@ _OF_THE_RUNTIME = frozenset(
         *("Attention", "MultiHeadAttention", "QAttention"),
     ]
 )
-_LOOPS = ("Loop", "Scan", "SequenceMap")  # an If may turn out to be none: branches.py
+_LOOPS = ("Loop", "Scan", "SequenceMap")  # an If with a constant condition is resolved: constant_branches.py
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _SIGNED = (TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64)
@@ -76,11 +76,11 @@ def load_model(path: Path, card: ModelCard | None = None) -> LoadedModel:
 
     Args:
         path: The file.
-        card: Says which of several outputs counts; what is not needed for that one is neither checked nor kept.
+        card: Names the output to use of several; nodes not needed for it are neither checked nor kept.
 
     Raises:
-        CardError: If it does not say so, or names what is not there.
-        ModelFileError: If the file is no ONNX, is broken, is too large, or claims what it does not hold.
+        CardError: If it names none of several outputs, or one that is not there.
+        ModelFileError: If the file is no ONNX, is broken, is too large, or claims more than it holds.
         UnsupportedModelError: If it is sound but holds operators or constructs this method cannot explain.
     """
     content = _read(path)
@@ -106,7 +106,7 @@ def load_model(path: Path, card: ModelCard | None = None) -> LoadedModel:
 
 
 def _as_of_today(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return what the checker can judge: ImageScaler is gone, weights are no inputs, outputs have a type."""
+    """Return a model that the checker accepts: without ImageScaler, weights are no inputs, outputs have a type."""
     old = any(node.op_type == "ImageScaler" for node in model.graph.node)
     bare = [info.name for info in model.graph.output if not info.HasField("type")]
     if not old and not bare and model.ir_version >= _FREE_WEIGHTS:
@@ -125,7 +125,7 @@ def _as_of_today(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def said(error: BaseException) -> str:
-    """Return the first line of what an error of onnx or ONNX Runtime says, cut to what a person reads."""
+    """Return the first line of an error of onnx or ONNX Runtime, at most 300 characters."""
     return first_line(error)[:300] if str(error).strip() else type(error).__name__
 
 
@@ -287,7 +287,7 @@ def _given(graph: onnx.GraphProto) -> list[str]:
 
 
 def _check_tensors(model: onnx.ModelProto, folder: Path) -> bool:
-    """Compare what every tensor claims with what is there, and bring in weights from beside the model.
+    """Compare the size that every tensor claims with its data, and read weights from files beside the model.
 
     Returns:
         Whether any weight lay outside the file.
@@ -319,7 +319,7 @@ def _check_tensors(model: onnx.ModelProto, folder: Path) -> bool:
 
 
 def _check_claim(tensor: TensorProto, *, inside: bool) -> int:
-    """Return the bytes a tensor claims; where they are inside the file, see that they are there."""
+    """Return the bytes a tensor claims; where they are inside the file, check that they are there."""
     if tensor.data_type not in _NUMBERS:
         raise UnsupportedModelError(
             f"tensor {tensor.name!r} is of element type {tensor.data_type}",

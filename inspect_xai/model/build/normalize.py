@@ -1,4 +1,4 @@
-"""The working form of a network: one flat graph, constants folded, shapes known, batch free where the graph allows.
+"""Working form of a network: one flat graph, constants folded, shapes known, batch free where the graph allows.
 
     as given -> functions inlined -> cut behind the output chosen -> in single precision -> input pinned to the card
              -> branches taken -> opset 18 or newer -> picture taken as float32 (N, C, H, W)
@@ -69,22 +69,17 @@ class Network:
     steps: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def shape(self, tensor: str) -> tuple[int, ...]:
-        """Shape of a tensor computed from the image, whatever its type; () for any other."""
+        """Return the shape of a tensor computed from the image, whatever its type; () for any other."""
         return self.shapes.get(tensor) or self.whole.get(tensor, ())
 
 
 def working_form(model: onnx.ModelProto, card: ModelCard, *, keep: Sequence[str] = ()) -> Network:
-    """Bring a safely loaded model into its working form.
-
-    Args:
-        model: As `safety.load_model` returns it.
-        card: Says what the input is.
-        keep: Tensors whose names must survive.
+    """Bring a model from `load_model` into its working form, with the tensor names in `keep` unchanged.
 
     Raises:
         CardError: If the graph's input is not what the card says.
-        ModelFileError: If ONNX Runtime cannot load or run the graph, or it puts out something that is no number.
-        UnsupportedModelError: If it has several inputs, branches on what it sees, or cannot be upgraded.
+        ModelFileError: If ONNX Runtime cannot load or run the graph, or its output is not a number.
+        UnsupportedModelError: If it has several inputs, branches on the picture, or cannot be upgraded.
     """
     flat = in_single_precision(with_chosen_output(_inlined(model), card))
     output = flat.graph.output[0].name
@@ -162,7 +157,7 @@ def run_model(
 
 
 def open_plain(model: Path | bytes, *, options: ort.SessionOptions | None = None) -> ort.InferenceSession:
-    """Open a CPU session without optimization and with one thread: the plainest reading, equal on every machine.
+    """Open a CPU session without optimization and with one thread, whose results are equal on every machine.
 
     Raises:
         ModelFileError: If ONNX Runtime cannot load the model.
@@ -181,11 +176,7 @@ def open_plain(model: Path | bytes, *, options: ort.SessionOptions | None = None
 
 
 def run_plain(session: ort.InferenceSession, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> Arrays:
-    """Run a session.
-
-    Raises:
-        ModelFileError: If ONNX Runtime fails.
-    """
+    """Run a session; an error of ONNX Runtime becomes a `ModelFileError`."""
     try:
         return dict(zip(outputs, session.run(list(outputs), dict(feeds)), strict=True))
     except _REFUSALS as error:
@@ -279,7 +270,7 @@ def _check_sizes(model: onnx.ModelProto) -> None:
 def _check_finite(output: NDArray[Any]) -> None:
     if not np.isfinite(output).all():
         raise ModelFileError(
-            f"of {output.size} numbers that the network puts out for a made-up picture "
+            f"of {output.size} numbers that the network outputs for a made-up picture "
             f"{int((~np.isfinite(output)).sum())} are NaN or infinite",
             expected="finite numbers",
             remedy="its weights are damaged, or too large for its precision: " + EXPORT_AGAIN,
@@ -287,7 +278,7 @@ def _check_finite(output: NDArray[Any]) -> None:
 
 
 def _folded(model: onnx.ModelProto, keep: Sequence[str]) -> onnx.ModelProto:
-    """Let ONNX Runtime fold constants, shape arithmetic and BatchNorm, and drop what does nothing."""
+    """Let ONNX Runtime fold constants, shape arithmetic and BatchNorm, and drop nodes without effect."""
     kept = onnx.ModelProto()
     kept.CopyFrom(model)
     ends = {info.name for info in model.graph.output}
@@ -308,7 +299,7 @@ def _folded(model: onnx.ModelProto, keep: Sequence[str]) -> onnx.ModelProto:
 
 
 def _bare(folded: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model with only what runs: first output, needed nodes and weights, no metadata, no shapes."""
+    """Return a model of the first output, the nodes and weights it needs, no metadata, no shapes."""
     graph = folded.graph
     output = graph.output[0]
     nodes = needed_nodes(graph.node, outputs=[output.name])
@@ -335,7 +326,7 @@ def _imported(nodes: Iterable[onnx.NodeProto]) -> list[onnx.OperatorSetIdProto]:
 
 
 def _declare_foreign(model: onnx.ModelProto, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Say type and shape, but for the batch, of what the runtime's own operators make: onnx infers none of theirs."""
+    """Declare type and shape, but for the batch, of the outputs of the runtime's own operators: onnx infers none."""
     for node in model.graph.node:
         for name in node.output if node.domain else ():
             if name:
@@ -385,7 +376,7 @@ def _takes_all(indices: NDArray[Any], shape: Sequence[int]) -> bool:
 
 
 def _runs_in_batches(free: onnx.ModelProto, card: ModelCard, image: str) -> bool:
-    """See whether two pictures at once come out as they do one by one."""
+    """Check that two pictures at once give the same output as one by one."""
     pictures = network_input(sample_pictures(card, 2, seed=1), card)
     output = free.graph.output[0].name
     try:

@@ -1,11 +1,11 @@
-"""The scoring graph in whole numbers: ONNX Runtime's static quantizer, ranges from masked pictures, float around it.
+"""Scoring graph in 8 bits: ONNX Runtime's static quantizer, ranges from masked pictures, float around it.
 
     score_int8   as score (derive.py), with the network's convolutions in 8 bits: activations unsigned, one range per
                  tensor; weights signed, one range per channel
 
 Masks, the card's arithmetic, gates (squeeze-excite), whatever follows the global pooling, and the activation stay
-float. Only maps up to a certain size are scored with it: how small they must be for the explanation to stay what it is,
-is measured (`audit/quantize.py`) and stands in the manifest.
+float. Only maps up to a certain size are scored with it; that size is measured (`audit/quantize.py`) and recorded in
+the manifest.
 """
 
 import logging
@@ -36,7 +36,7 @@ def quantize_scoring(bundle: ModelBundle, feeds: Sequence[Feeds]) -> bytes:
 
     Args:
         bundle: The bundle.
-        feeds: Inputs of its scoring graph that are like those it will see: their ranges become the ranges of 8 bits.
+        feeds: Typical inputs of its scoring graph: their ranges become the ranges of 8 bits.
 
     Returns:
         The graph, weights inside.
@@ -107,7 +107,7 @@ def _kept_float(graph: onnx.ModelProto) -> list[str]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Hold back the quantizer's advice to run a pre-processing that our graphs have behind them."""
+    """Suppress the quantizer's advice to run a pre-processing that our graphs have already had."""
     logger = logging.getLogger()
     before = logger.level
     logger.setLevel(logging.ERROR)

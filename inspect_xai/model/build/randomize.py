@@ -1,7 +1,7 @@
-"""A bundle whose network has forgotten what it learnt, from the head down to any block: what a sane map must notice.
+"""Copies of a bundle with shuffled weights, from the head down to any block: a sane map must change with them.
 
-Weights are shuffled inside their tensors, so sizes and spreads of activations stay near what they were; the derived
-graphs are copied and their weights exchanged by name, so that nothing is exported, folded or proven again.
+Weights are shuffled inside their tensors, so sizes and spreads of activations stay near what they were. The derived
+graphs are copied and their weights exchanged by name: nothing is exported, folded or proven again.
 """
 
 import shutil
@@ -38,14 +38,7 @@ _ITEM_BYTES: dict[int, int] = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, Ten
 
 
 def stages(bundle: ModelBundle) -> dict[str, tuple[str, ...]]:
-    """Tell which learnt weights make which block end.
-
-    Args:
-        bundle: Any.
-
-    Returns:
-        Names of weights by block end, shallow to deep; the last, `HEAD`, are those behind the deepest.
-    """
+    """Return the names of learnt weights by block end, shallow to deep; the last, `HEAD`, are behind the deepest."""
     graph = onnx.load(bundle.graph("predict"), load_external_data=False).graph
     kinds = {tensor.name: tensor.data_type for tensor in graph.initializer if np.prod(tensor.dims) > 1}
     left = list(graph.node)
@@ -70,8 +63,8 @@ def randomized_copy(bundle: ModelBundle, folder: Path, *, downto: str, seed: int
     """Write a copy of a bundle's graphs in which all weights behind and including a stage are shuffled.
 
     Args:
-        bundle: The network as it learnt.
-        folder: To make; hashes and fingerprint are left as they were, so that it is never mistaken for a bundle.
+        bundle: The bundle to copy.
+        folder: To make; hashes and fingerprint stay as they were, so that it never loads as a bundle.
         downto: The shallowest stage to shuffle, a key of `stages`.
         seed: A weight is shuffled alike at every step of a cascade.
 

@@ -1,4 +1,4 @@
-"""The order of nodes in a graph: who makes which tensor, who reads it, and what follows from that."""
+"""Order of nodes in a graph: which node makes a tensor, and which nodes read it."""
 
 import heapq
 from collections import defaultdict
@@ -20,9 +20,7 @@ AS_BLACK_BOX = (
 def sort_nodes(nodes: Sequence[onnx.NodeProto], *, given: Iterable[str]) -> list[onnx.NodeProto]:
     """Return nodes so that each comes after those it reads from, else in the order they came.
 
-    Args:
-        nodes: Nodes of one graph.
-        given: Tensors that are there from the start.
+    `given` names the tensors that no node makes: inputs and weights.
 
     Raises:
         ModelFileError: If a tensor has two makers or none, or nodes wait for each other in a circle.
@@ -75,13 +73,7 @@ def _sources(nodes: Sequence[onnx.NodeProto], given: set[str]) -> list[set[int]]
 def needed_nodes(
     nodes: Sequence[onnx.NodeProto], *, outputs: Iterable[str], given: Iterable[str] = ()
 ) -> list[onnx.NodeProto]:
-    """Return those of the nodes that the outputs are computed from, in their order.
-
-    Args:
-        nodes: Nodes in order.
-        outputs: Tensors wanted.
-        given: Tensors that need not be computed.
-    """
+    """Return those of the nodes that the outputs are computed from, in their order, where `given` need not be."""
     makers = {output: index for index, node in enumerate(nodes) for output in node.output if output}
     stop = set(given)
     wanted: set[int] = set()
@@ -105,12 +97,12 @@ def put_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
 
 
 def reads(node: onnx.NodeProto) -> list[str]:
-    """Return what a node reads: its inputs, and what the sub-graphs of an If name."""
+    """Return the tensors a node reads: its inputs, and those that the sub-graphs of an If name."""
     return [*node.input, *sorted(captured_names(node))]
 
 
 def captured_names(node: onnx.NodeProto) -> set[str]:
-    """Tensors that the sub-graphs of an If, Loop or Scan node name, among them those they take from outside."""
+    """Return the tensors that the sub-graphs of an If, Loop or Scan node name, those from outside included."""
     return {
         name
         for attribute in node.attribute
@@ -120,7 +112,7 @@ def captured_names(node: onnx.NodeProto) -> set[str]:
 
 
 def all_names(graph: onnx.GraphProto) -> Iterator[str]:
-    """Names of every node and tensor, those inside sub-graphs included."""
+    """Yield the names of every node and tensor, those inside sub-graphs included."""
     for entry in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
         yield entry.name
     for node in graph.node:
@@ -131,7 +123,7 @@ def all_names(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def named(node: onnx.NodeProto) -> str:
-    """Return how a node is called in messages: its operator, and its name or what it makes."""
+    """Return how messages name a node: its operator, and its name or first output."""
     return f"{node.op_type} {node.name or (node.output[0] if node.output else '')!r}"
 
 

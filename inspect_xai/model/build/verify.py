@@ -1,6 +1,6 @@
-"""Proves a bundle's graphs against each other, against numpy and against the network as it was given.
+"""Prove a bundle's graphs against each other, against numpy and against the network as it was given.
 
-Each proof returns the largest relative error it saw; `Subject.bounds` says what is let through.
+Each proof returns the largest relative error it saw; `Subject.bounds` holds the largest errors allowed.
 """
 
 import math
@@ -35,7 +35,7 @@ _BOUNDS = {
 _QUANTIZED_BOUNDS = dict.fromkeys(_BOUNDS, 0.1) | {"gradient_deepest_block": 0.5, "gradient_other_blocks": 0.5}
 # Half precision keeps 11 bits, so that a rounding moves a number by up to 2^-11 of it. The network as given rounds once
 # for each of its n operators, the bundle's graphs, in single precision, never. Roundings are as often up as down: n of
-# them in a row come to sqrt(n) of one; four times that is let through.
+# them in a row come to sqrt(n) of one; four times that is allowed.
 _HALF_ROUNDING = 4 * 2.0**-11
 _STEPS = (1e-4, 1e-3, 1e-2)  # of the block's range; kinks spoil large steps, rounding small ones
 _QUANTIZED_STEPS = (0.1, 0.3, 0.03)
@@ -67,7 +67,7 @@ class Subject:
 
     @property
     def on_grids(self) -> bool:
-        """Whether the score graph is told where the maps' cells lie."""
+        """Whether the score graph takes the positions of the maps' cells as inputs."""
         return any(end.grid for end in self.ends)
 
     @property
@@ -77,13 +77,13 @@ class Subject:
 
     @property
     def bounds(self) -> dict[str, float]:
-        """The largest relative error let through, by proof."""
+        """The largest relative error allowed, by proof."""
         if self.quantized:
             return _QUANTIZED_BOUNDS
         return _BOUNDS | {"network_as_given": max(_BOUNDS["network_as_given"], _rounding(half_tensors(self.given)))}
 
     def session(self, graph: str) -> ort.InferenceSession:
-        """One of the bundle's graphs as it stands on disk, optimized as the engine will have it."""
+        """Open one of the bundle's graphs, optimized as the engine optimizes it."""
         return self.open(self.folder / "graphs" / f"{graph}.onnx", cut=graph not in ("predict", "score"))
 
     def open(self, model: Path | bytes, *, cut: bool) -> ort.InferenceSession:
@@ -95,7 +95,7 @@ class Subject:
 
 
 def _rounding(operators: int) -> float:
-    """What rounding to half precision behind each of so many operators may do to a result."""
+    """Bound the error that rounding to half precision behind each of a number of operators may cause."""
     return min(_HALF_ROUNDING * math.sqrt(operators), 0.1)
 
 
@@ -137,7 +137,7 @@ def prove(subject: Subject) -> dict[str, float]:
 
 
 def _network_as_given(subject: Subject, predict: ort.InferenceSession) -> float:
-    """The predict graph against the network as given, with the card's arithmetic in numpy around it."""
+    """Compare the predict graph with the network as given and the card's arithmetic in numpy."""
     pictures = sample_pictures(subject.card, 2, seed=10)
     ends = read_ends(subject.given, subject.card)
     session = subject.open(subject.given.SerializeToString(), cut=False)
@@ -152,7 +152,7 @@ def _network_as_given(subject: Subject, predict: ort.InferenceSession) -> float:
 
 
 def _probabilities(scores: NDArray[np.float64], card: ModelCard) -> NDArray[np.float64]:
-    """The card's activation in numpy; scores and probabilities are (N, K)."""
+    """Compute the card's activation in numpy; scores and probabilities are (N, K)."""
     single = scores.shape[1] < len(card.labels)
     activation = card.output.activation
     if activation is Activation.SOFTMAX:
@@ -173,7 +173,7 @@ def _batch_of_two(subject: Subject, predict: ort.InferenceSession) -> float:
 
 
 def _chain_of_cuts(subject: Subject, trace: ort.InferenceSession) -> float:
-    """The block graphs run one into the next against the whole network, at every cut and at the end."""
+    """Compare the block graphs, run one after the other, with the whole network at every cut and at the end."""
     feeds = {"picture": sample_pictures(subject.card, 1, seed=12), **_choice(-1)}
     stations = [f"feature_{index}" for index in subject.chain]
     whole = run_plain(trace, feeds, [*stations, "probabilities", "margin"])
@@ -188,7 +188,7 @@ def _chain_of_cuts(subject: Subject, trace: ort.InferenceSession) -> float:
 
 
 def _masking(subject: Subject, predict: ort.InferenceSession) -> float:
-    """The score graph against masks made by numpy, among them one of a map without contrast; alone and in one run.
+    """Compare the score graph with masks made by numpy, one of them of a map without contrast; alone and in one run.
 
     Where cells do not reach from edge to edge, on the grid of every block end.
     """
@@ -231,7 +231,7 @@ def _masking_on(subject: Subject, predict: ort.InferenceSession, grid: CellGrid 
 
 
 def _interpolation(size_out: int, size_in: int, axis: CellAxis | None) -> NDArray[np.float64]:
-    """Bilinear weights (size_out, size_in), half-pixel or on a grid, clamped at the edges."""
+    """Return bilinear weights (size_out, size_in), half-pixel or on a grid, clamped at the edges."""
     pixels = np.arange(size_out, dtype=np.float64)
     cells = (pixels + 0.5) * size_in / size_out - 0.5 if axis is None else (pixels - axis.first_px) / axis.step_px
     position = np.clip(cells, 0, size_in - 1)
@@ -239,10 +239,10 @@ def _interpolation(size_out: int, size_in: int, axis: CellAxis | None) -> NDArra
 
 
 def _gradients(subject: Subject, trace: ort.InferenceSession) -> dict[str, float]:
-    """Alphas against central differences: a channel raised by a constant changes the margin by alpha times it.
+    """Compare alphas with central differences: a channel raised by a constant changes the margin by alpha times it.
 
-    A piecewise linear network has kinks, at which both are right and differ: other steps and pictures are tried, and
-    of a shallow block, with many kinks behind it, the middle one of the channels counts.
+    At the kinks of a piecewise linear network both are right and differ: other steps and pictures are tried, and of a
+    shallow block, with many kinks behind it, the median over the channels counts.
     """
     raised = subject.open(_raised(subject).SerializeToString(), cut=True)
     deepest = len(subject.ends) - 1
@@ -297,7 +297,7 @@ def _raised_margin(
 
 
 def _raised(subject: Subject) -> onnx.ModelProto:
-    """The trace graph's forward part with one more input per block end: what is added to each of its channels."""
+    """Return the trace graph's forward part with one more input per block end: what is added to each channel."""
     model = onnx.load(subject.folder / "graphs" / "trace.onnx")
     names = {PREFIX + end.tensor: f"raised_{index}" for index, end in enumerate(subject.ends)}
     nodes = needed_nodes(model.graph.node, outputs=["margin"])
@@ -327,6 +327,6 @@ def _choice(target: int) -> Arrays:
 
 
 def _error(found: NDArray[np.generic], expected: NDArray[np.generic]) -> float:
-    """Largest difference as a share of the largest expected number."""
+    """Return the largest difference as a share of the largest expected number."""
     scale = max(float(np.abs(expected).max()), 1e-6)
     return float(np.abs(np.asarray(found, np.float64) - np.asarray(expected, np.float64)).max()) / scale

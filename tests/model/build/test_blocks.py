@@ -11,7 +11,7 @@ from onnx import helper
 
 from inspect_xai.errors import CardError, UnsupportedModelError
 from inspect_xai.model.build.blocks import Blocks, find_blocks, give_twins
-from inspect_xai.model.build.dataflow import cut_tensors, ways
+from inspect_xai.model.build.dataflow import cut_tensors, read_dataflow
 from inspect_xai.model.build.load_onnx import load_model
 from inspect_xai.model.build.normalize import Network, network_input, run_model, sample_pictures, working_form
 from inspect_xai.records import Channels, InputSpec, Layout, ModelCard
@@ -163,7 +163,7 @@ def test_cut_tensors_are_those_every_path_runs_through(tmp_path: Path) -> None:
     sketch.add("Mul", ["c", "c"], "d")
     sketch.head("d")
 
-    cuts = cut_tensors(ways(sketch.network(tmp_path), "scores"))
+    cuts = cut_tensors(read_dataflow(sketch.network(tmp_path), "scores"))
 
     assert cuts == ["image", "a", "c", "d", "pooled", "flat", "scores"]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.compose
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +15,7 @@ from onnx import helper
 
 from inspect_xai.maths.sise import attribution_masks
 from inspect_xai.model.build.blocks import find_blocks
-from inspect_xai.model.build.derive import Derivation, block_graphs, derivation, predict_graph, score_graph, trace_graph
+from inspect_xai.model.build.derive import PREFIX, Derivation, block_graphs, predict_graph, score_graph, trace_graph
 from inspect_xai.model.build.head import read_head
 from inspect_xai.model.build.load_onnx import load_model
 from inspect_xai.model.build.normalize import sample_pictures, working_form
@@ -46,7 +47,8 @@ def plan_for(model: onnx.ModelProto, card: ModelCard, folder: Path) -> Derivatio
     network = working_form(load_model(path).model, card)
     head = read_head(network, card)
     blocks = find_blocks(network, scores=head.scores, classes=head.width)
-    return derivation(network, network.model, head=head, spec=card.input, blocks=blocks)
+    body = onnx.compose.add_prefix(network.model, PREFIX)
+    return Derivation(body, network, head, card.input, blocks.ends, blocks.cuts)
 
 
 def toy_card(name: str) -> ModelCard:

@@ -535,7 +535,7 @@ def test_a_bundle_from_before_grids_is_refused_where_its_maps_were_wrong(
 ) -> None:
     old = load_bundle(as_before_grids(bundles["same"], tmp_path / "same"))
     assert old.fingerprint == bundles["same"].fingerprint
-    with pytest.raises(BundleError, match=r"point to the wrong place.*make it anew"):
+    with pytest.raises(BundleError, match=r"point to the wrong place.*rebuild it"):
         load_bundle(as_before_grids(bundles["valid"], tmp_path / "valid"))
 
 
