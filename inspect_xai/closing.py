@@ -1,7 +1,9 @@
-"""What is open until it is closed: one place for the `with` block of all of them."""
+"""Objects that are closed after use: the `with` block of all of them, and the error after it."""
 
 from abc import ABC, abstractmethod
 from typing import Self
+
+from inspect_xai.errors import InspectXaiError
 
 
 class Closing(ABC):
@@ -18,3 +20,8 @@ class Closing(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def closed(what: str) -> InspectXaiError:
+    """Return the error for a call on something that was closed."""
+    return InspectXaiError(f"{what} is closed", expected="an open one", remedy="call inside the with block")

@@ -27,7 +27,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from inspect_xai.closing import Closing
+from inspect_xai.closing import Closing, closed
 from inspect_xai.errors import IntakeError, PictureError
 from inspect_xai.intake.identity import AMBIGUOUS, HASH_DIGITS, SHARED_BY, ambiguous, shared
 from inspect_xai.intake.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifests
@@ -95,6 +95,7 @@ class FolderSource(Closing):
         self._listings: dict[str, UnmatchedFiles] = {}  # by folder; one serves while no younger picture was claimed
         self._listings_from = 0.0
         self._claims: Path | None = None
+        self._closed = False
         self._sign_at = 0.0
         self._lock: IO[str] | None = None
         if not keep:
@@ -103,6 +104,8 @@ class FolderSource(Closing):
 
     def claim(self, limit: int) -> list[Claim]:
         """Claim up to `limit` files that are ready; none are returned when the folder holds none."""
+        if self._closed:
+            raise closed(f"the source {self.folder}")
         claims = self._claim_along_walk(limit)
         if not claims and not self.keep:
             self._walk = self._files()  # what came, or came to rest, since the last walk began
@@ -208,7 +211,7 @@ class FolderSource(Closing):
 
     def close(self) -> None:
         """Give up the place for claims; files still claimed stay there for the next line."""
-        self._walk = iter(())
+        self._closed, self._walk = True, iter(())
         if self._claims is not None and self._lock is not None:
             _prune(self._claims)
             self._lock.close()

@@ -13,7 +13,7 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from inspect_xai.closing import Closing
+from inspect_xai.closing import Closing, closed
 from inspect_xai.explain.explainer import Explainer
 from inspect_xai.explain.save import versions
 from inspect_xai.explain.settings import MOST_SECONDS
@@ -91,6 +91,7 @@ class Line(Closing):
         ledger_key: Path | None = None,
         opened_by: str = "line",
     ) -> None:
+        self._closed = False
         self.policy, self.intake = policy or DefaultPolicy("1"), intake or IntakeSpec()
         self._schedule, self._pattern = schedule or Schedule(), self.intake.pattern()
         self._store = open_store(db, blob_store=blob_store, ledger_key=ledger_key)
@@ -151,6 +152,8 @@ class Line(Closing):
             IntakeError: If files cannot be moved; they are recorded, and moved the next time.
             StoreError: If the database's file is gone or was replaced; all the files stay claimed.
         """
+        if self._closed:
+            raise closed(f"the line of model {self._explainer.card.name}")
         engine, overlap = self._explainer.engine, self._overlap
         recorded: list[RecordedPicture] = []
         with (
@@ -192,6 +195,7 @@ class Line(Closing):
 
     def close(self) -> None:
         """Free the engine and the database."""
+        self._closed = True
         self._explainer.close()
         self._store.close()
 

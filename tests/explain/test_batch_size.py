@@ -98,7 +98,7 @@ def test_a_folder_that_cannot_be_written_costs_a_line_in_the_log(
     with Engine(bundle, device="cpu", threads=1) as engine:
         assert save_batch_size(engine, 4, FIGURES) is None
         assert load_batch_size(engine) is None
-    assert "the bucket 4 cannot be kept" in caplog.text
+    assert "the bucket 4 cannot be saved" in caplog.text
 
 
 def test_a_gpu_is_measured_once(bundle: ModelBundle, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,7 +145,7 @@ def test_the_map_is_the_product_of_blocks_and_gradients_in_the_region_that_leave
     hires = sise.upsample(cams.hires_cam(trace.features[deep], trace.gradients[deep]), SIZE)
     candidates = grad_sise.regions(product, [hires, plain.block_maps[deep]])
     assert max(left_by(other) for other in candidates) <= left_by(sise.top_k(found.rank, 614)) + 1e-5
-    assert found.passes == plain.passes + grad_sise_region.PASSES
+    assert found.forward_passes == plain.forward_passes + grad_sise_region.PASSES
     assert any(note.startswith("region_") for note in found.notes)
     assert all(np.array_equal(found.block_maps[name], plain.block_maps[name]) for name in plain.block_maps)
 
@@ -154,9 +154,10 @@ def test_bounds_hold(engine: Engine, picture):
     for bound in (FEWEST_PASSES, 30, 60):
         found = Explainer(engine, method=Method.GRAD_SISE, mu=0.0, max_passes=bound)(picture, target=0)
         assert found.status is Status.EXPLAINED
-        assert found.passes <= bound
+        assert found.forward_passes <= bound
     costs = [
-        Explainer(engine, method=m, profile="fast")(picture, target=0).passes for m in (Method.SISE, Method.GRAD_SISE)
+        Explainer(engine, method=m, profile="fast")(picture, target=0).forward_passes
+        for m in (Method.SISE, Method.GRAD_SISE)
     ]
     assert costs[0] == costs[1]
     unasked = Explainer(engine, method=Method.GRAD_SISE, mu=0.0, max_passes=FEWEST_PASSES)(picture, target=0)
