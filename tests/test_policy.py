@@ -15,10 +15,10 @@ from inspect_xai.policy import DefaultPolicy, ExplainRule, Policy, policy_from, 
 from inspect_xai.records import Decision, Method, Profile, Review, VerdictCode
 from inspect_xai.storage.reviews import overturned_labels
 from inspect_xai.storage.store import open_store
-from inspect_xai.verify.replay import ReplayOutcome, archived_picture, replay
+from inspect_xai.verify.replay import ReplayOutcome, archived_picture
 from tests.conftest import Run
 from tests.support import spots
-from tests.support.line import rows, write
+from tests.support.line import replay, rows, write
 
 PATTERN = "{product}/{station}/{serial}_{captured_at}"
 POLICY = """
@@ -111,7 +111,7 @@ def test_the_line_keeps_to_it_and_a_replay_knows_it(policy: Policy, bundle: Path
     settings = stored["c"].explanation.settings
     assert (settings.profile, settings.max_passes, settings.budget_s) == (Profile.QUICK, 16, 30.0)
     for name in ("b", "d"):
-        answer = replay(stored[name], archived_picture(stored[name]), bundle, device="cpu")
+        answer = replay(stored[name], archived_picture(stored[name]), bundle)
         assert answer.outcome is ReplayOutcome.HOLDS, answer
 
 

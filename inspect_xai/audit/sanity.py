@@ -204,7 +204,7 @@ def _forget(
         copy = randomized_copy(engine.bundle, Path(scratch) / "copy", downto=downto, seed=seed)
         with Explainer(copy, device=engine.device, threads=engine.threads) as other:
             after = [_maps(other.engine, settings, picture, label) for picture, label in pictures]
-    names = [*dict.fromkeys(name for found in before for name in found.blocks), FUSED]
+    names = [*dict.fromkeys(name for maps in before for name in maps.blocks), FUSED]
     correlation, ssim = {}, {}
     for name in names:
         pairs = [
@@ -245,11 +245,11 @@ def _maps(engine: Engine, settings: ExplainSettings, picture: Picture, label: st
     seen = look(engine, picture)
     score = float(seen.scores[:, engine.card.labels.index(label)].max())
     try:
-        found = explain(engine, seen, settings, target=label)
+        explanation = explain(engine, seen, settings, target=label)
     except ExplanationError:  # a shuffled network may have no gradient left: then there is no evidence for the label
         nothing = np.zeros(picture.shape[:2], np.float32)
         return _Maps(nothing, sise.rank_map(nothing, nothing, nothing), {}, score)
-    return _Maps(found.fused, found.rank, dict(found.block_maps), score)
+    return _Maps(explanation.fused, explanation.rank, dict(explanation.block_maps), score)
 
 
 def _strongest_window(engine: Engine, picture: Picture, label: str) -> Picture:
@@ -279,7 +279,10 @@ def _compressed(picture: Picture) -> Picture:
 
 # A change of the picture, and the change that moves its map back onto the first one's pixels.
 _CHANGES: dict[str, tuple[Callable[[Picture], Picture], Callable[[NDArray[Any]], NDArray[Any]]]] = {
-    "5 % brighter": (_brighter, lambda found: found),
-    "shifted by 1 px": (lambda picture: np.asarray(_shifted(picture, 1), np.uint8), lambda found: _shifted(found, -1)),
-    "JPEG quality 90": (_compressed, lambda found: found),
+    "5 % brighter": (_brighter, lambda values: values),
+    "shifted by 1 px": (
+        lambda picture: np.asarray(_shifted(picture, 1), np.uint8),
+        lambda values: _shifted(values, -1),
+    ),
+    "JPEG quality 90": (_compressed, lambda values: values),
 }

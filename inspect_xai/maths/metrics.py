@@ -5,7 +5,7 @@ Perturbation is in two halves, with the network between them: generators that ma
 functions that turn the scores back into a number. Statistics averages numbers over pictures.
 
 "The top pixels" are always taken from a rank map (`sise.rank_map`), exactly k of them: an explanation map is mostly 0,
-and a threshold would take either less than was asked for or the whole picture. A map without companions is ranked by
+and a threshold would mark either fewer pixels or the whole picture. A map without companions is ranked by
 `rank_map(m, m, m)`. `truth` is (H, W), True on the defect. Pictures are float32 (H, W, C) in pixel units; `fill` is the
 picture shown where pixels are hidden (`sise.baseline_picture`). Source: method notes, section 6, with the papers.
 """
@@ -280,7 +280,7 @@ def average(values: ArrayLike, *, seed: int, confidence: float = 0.95, resamples
     """
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 1 or numbers.size == 0 or np.isnan(numbers).any():
-        raise ValueError(f"an average was asked of {numbers.size} values, {np.isnan(numbers).sum()} of them NaN")
+        raise ValueError(f"found {numbers.size} values to average, {np.isnan(numbers).sum()} of them NaN")
     rng = np.random.default_rng(seed)
     at_once = max(1, _DRAWS_AT_ONCE // numbers.size)
     rounds = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]

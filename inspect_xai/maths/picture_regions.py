@@ -8,7 +8,7 @@ BORDER_SHARE = 0.05
 """Width of the picture's border, as a share of its shorter side: there are fixtures, vignettes and stamps."""
 
 _ALIKE = 6.0  # robust standard deviations within which a pixel looks like the background ...
-_LEAST_PX = 8.0  # ... but at least so many gray levels
+_LEAST_PX = 8.0  # ... but at least this many gray levels
 _LEAST_BACKGROUND, _MOST_BACKGROUND = 0.02, 0.9
 _CALM = 20.0  # a border of larger variation shows the part itself, not background
 

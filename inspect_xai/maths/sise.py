@@ -94,7 +94,7 @@ def otsu(values: ArrayLike) -> float:
         levels = levels.astype(np.float64)
     if levels.size == 0 or not (levels.min() >= 0 and levels.max() <= 1):
         spread = f"from {levels.min()} to {levels.max()}" if levels.size else "none"
-        raise ExplanationError(f"Otsu's threshold was asked of values {spread}", expected="numbers from 0 to 1")
+        raise ExplanationError(f"Otsu's threshold of values {spread}", expected="numbers from 0 to 1")
     counts = np.zeros(OTSU_BINS, np.int64)
     for start in range(0, levels.size, _CHUNK_PIXELS):
         bins = np.maximum(np.ceil(levels[start : start + _CHUNK_PIXELS] * OTSU_BINS).astype(np.int64) - 1, 0)
@@ -524,7 +524,7 @@ def top_k(rank: NDArray[np.integer], k: int) -> NDArray[np.bool_]:
         (H, W) with exactly k True.
     """
     if not 0 <= k <= rank.size:
-        raise ValueError(f"{k} pixels were asked of a map with {rank.size}; expected 0 to {rank.size}")
+        raise ValueError(f"{k} pixels of a map with {rank.size}; expected 0 to {rank.size}")
     return np.asarray(rank < k)
 
 

@@ -21,7 +21,7 @@ from inspect_xai.records import BlockEnd, CellGrid, Method, ModelCard
 SCHEMA_VERSION = 2  # 2: the scoring graph takes several pictures
 INT8_GRAPH = "score_int8"
 WEIGHTS = "graphs/weights.bin"
-FROM_OUTSIDE = "rise or occlusion"  # methods that ask the network for scores alone
+FROM_OUTSIDE = "rise or occlusion"  # methods that use the network's scores alone
 MANIFEST = "manifest.json"
 _NOT_COVERED = frozenset({MANIFEST, "golden", "Thumbs.db", "desktop.ini"})  # and what begins with a point or @
 _COARSE = (7, 7)  # where there is no block: as coarse as the deepest maps of most networks
@@ -88,7 +88,7 @@ def check_from_outside(method: Method, *, said_by: str) -> None:
         raise UnsupportedModelError(
             f"{said_by}: found {method}, which looks inside the network; of a bundle built with --black-box only its "
             "scores are known",
-            expected="a method that asks for scores alone",
+            expected="a method that uses scores alone",
             remedy=f"choose {FROM_OUTSIDE}",
         )
 

@@ -215,9 +215,9 @@ def _contradictions(card: ModelCard) -> Iterator[str]:
 
 
 def _wrong_names(card: ModelCard) -> Iterator[str]:
-    for key, each in [("name", card.name), ("version", card.version), *(("labels", label) for label in card.labels)]:
-        if len(each) > MAX_NAME_CHARS or not is_printable(each):
-            yield f"{key}: found {each[:40]!r}, expected at most {MAX_NAME_CHARS} printable characters"
+    for key, name in [("name", card.name), ("version", card.version), *(("labels", label) for label in card.labels)]:
+        if len(name) > MAX_NAME_CHARS or not is_printable(name):
+            yield f"{key}: found {name[:40]!r}, expected at most {MAX_NAME_CHARS} printable characters"
     for key in ("name", "version"):
         if not getattr(card, key).strip():
             yield f"{key}: found an empty text, expected a name"

@@ -129,7 +129,7 @@ def attribute_agreement(
     Source: AIAG, Measurement Systems Analysis, 4th edition, chapter III section C; Efron and Stein (1981).
     """
     truth = np.asarray(reference).astype(str)
-    columns = {who: _column(given, who=who, parts=len(truth)) for who, given in answers.items()}
+    columns = {who: _column(column, who=who, parts=len(truth)) for who, column in answers.items()}
     if not columns or not len(truth):
         raise StudyError(
             f"the study has {len(columns)} appraisers and {len(truth)} parts", expected="at least one of each"
@@ -154,7 +154,7 @@ def attribute_agreement(
 
 
 def analyze(answers: Sequence[StudyRating], *, defect: str = VerdictCode.NG, good: str = VerdictCode.OK) -> Agreement:
-    """Analyze a study of rows in any order, whose names of the two categories are `defect` and `good`.
+    """Analyze a study of rows in any order, with the category names `defect` and `good`.
 
     Raises:
         StudyError: A reference or an answer is missing, or two rows contradict each other.
@@ -182,9 +182,9 @@ def analyze(answers: Sequence[StudyRating], *, defect: str = VerdictCode.NG, goo
     return attribute_agreement(tables, np.array(list(references.values()), object), defect=defect, good=good)
 
 
-def _column(given: ArrayLike, *, who: str, parts: int) -> NDArray[np.str_]:
+def _column(answers: ArrayLike, *, who: str, parts: int) -> NDArray[np.str_]:
     """Return the answers (parts, trials) of one appraiser; refuse missing ones."""
-    array = np.asarray(given, dtype=object)
+    array = np.asarray(answers, dtype=object)
     column = array[:, None] if array.ndim == 1 else array
     if column.ndim != 2 or len(column) != parts or column.shape[1] == 0:
         raise StudyError(f"{who}'s answers have shape {array.shape}", expected=f"{parts} parts by one or more trials")

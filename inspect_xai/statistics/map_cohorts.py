@@ -120,6 +120,6 @@ def outliers(deviations: NDArray[np.floating], *, limit: float = 3.5) -> NDArray
     return np.asarray(known & (roots - median > limit * max(scale, 1e-9)))
 
 
-def _require_map(given: NDArray[np.floating], size: tuple[int, int]) -> None:
-    if given.shape != size or not np.all(np.isfinite(given)) or given.min() < 0:
-        raise ValueError(f"found a map of shape {given.shape}; expected {size} with finite values from 0 up")
+def _require_map(values: NDArray[np.floating], size: tuple[int, int]) -> None:
+    if values.shape != size or not np.all(np.isfinite(values)) or values.min() < 0:
+        raise ValueError(f"found a map of shape {values.shape}; expected {size} with finite values from 0 up")

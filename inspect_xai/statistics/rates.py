@@ -150,7 +150,7 @@ def strata(verdicts: ArrayLike, *, chosen: ArrayLike, inclusion: ArrayLike, defe
 
 
 def corrected_rates(
-    given: Sequence[Stratum],
+    counts: Sequence[Stratum],
     *,
     escape_resolution: float = 0.01,
     miss_resolution: float = 0.2,
@@ -159,7 +159,7 @@ def corrected_rates(
 ) -> CorrectedRates:
     """Estimate overkill and escape as if every part had been reviewed.
 
-    In each stratum the reviewed parts stand for all: weight parts / reviewed, the Horvitz-Thompson weight 1 / inclusion
+    In each stratum the reviewed parts represent all: weight parts / reviewed, the Horvitz-Thompson weight 1 / inclusion
     adjusted so that the weights add up to the parts that are there (Hajek; post-stratification). Flagged parts are all
     to be reviewed; those still pending are no random remainder (the queue puts the risky ones first), so the
     interval lets them be anything. Within the random share, whatever is not reviewed yet counts as missing at random.
@@ -172,7 +172,7 @@ def corrected_rates(
     That depends on its size only: a rule that used the outcome would bias the numbers that are shown.
 
     Args:
-        given: One entry per verdict and inclusion chance, from `strata` or a GROUP BY.
+        counts: One entry per verdict and inclusion chance, from `strata` or a GROUP BY.
         escape_resolution: Largest share of escapes among OK parts that may go unseen before a number is withheld.
         miss_resolution: The same among all defects.
         overkill_resolution: Widest interval of an overkill rate before it is withheld.
@@ -181,7 +181,7 @@ def corrected_rates(
     Source: Horvitz and Thompson (1952); Hajek (1971); Fay, Proschan and Brittain, "Combining one-sample confidence
     procedures for inference in the two-sample case", Biometrics 71 (2015) 146.
     """
-    table = tuple(stratum for stratum in given if stratum.parts > 0)
+    table = tuple(stratum for stratum in counts if stratum.parts > 0)
     for stratum in table:
         _require(
             0 <= stratum.defects <= stratum.reviewed

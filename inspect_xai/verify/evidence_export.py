@@ -3,7 +3,7 @@
     SHA256SUMS                   of every other file: `sha256sum -c SHA256SUMS`
     README.txt                   how to check the rest
     results/17.json              the result, by the field names of OPC 40100-1 where there is one
-    documents/inspection-17.json the rows as the ledger hashed them: their sha256 stand in `rows` of an event
+    documents/inspection-17.json the rows as the ledger hashed them: their sha256 are in `rows` of an event
     documents/review-3.json, documents/model-1.json (with the model card)
     pictures/17.png              the archived file, as it was
     maps/17/fused.npy            float32 (H, W); sums_TILE_BLOCK.npy: the data of the block maps

@@ -88,7 +88,7 @@ def make_golden(explainer: Explainer, pictures: Sequence[Path], *, out: Path, li
 
     Raises:
         PictureError: If a file is no picture.
-        GoldenSetError: If there is no picture, or something else stands at `out`.
+        GoldenSetError: If there is no picture, or something else is at `out`.
     """
     if not pictures:
         raise GoldenSetError("no pictures", expected="one or more", remedy="name some of each label")

@@ -95,23 +95,6 @@ class Replay:
     agreement: MapAgreement | None = None
 
 
-def replay(stored: StoredInspection, picture: bytes, bundle: ModelBundle | Path, *, device: str = "auto") -> Replay:
-    """Recompute one inspection.
-
-    Args:
-        stored: As recorded, with its maps (`Store.get(..., maps=True)`).
-        picture: The archived file's bytes.
-        bundle: The model that decided, or the one to hold against it.
-        device: Where to compute.
-
-    Raises:
-        BundleError: If the folder is no sound bundle.
-        DeviceError: If the device does not run.
-    """
-    with Replayer(bundle, device=device) as replayer:
-        return replayer.replay(stored, picture)
-
-
 def archived_picture(stored: StoredInspection, *, archive: Path | None = None) -> bytes:
     """Read the file of an inspection's picture from the archive; `archive`: where that was moved to.
 
@@ -168,7 +151,7 @@ class Replayer(Closing):
         self._explainer.close()
 
     def replay(self, stored: StoredInspection, picture: bytes) -> Replay:
-        """Recompute one inspection; see the function of the same name."""
+        """Recompute an inspection, with its maps (`Store.get(..., maps=True)`), from the bytes of its archived file."""
         engine = self._explainer.engine
         changed = tuple(_changes(stored, engine.provider, asdict(engine.card)))
         differences = list(_of_model(stored, engine.bundle))
@@ -222,7 +205,7 @@ class Replayer(Closing):
         return replace(not_reproducible(stored, missing), changed=changed)
 
     def _explain(self, stored: StoredExplanation, look: WindowScores) -> Explanation:
-        """Explain by the recorded settings; the number of passes made stands in for a bound in seconds."""
+        """Explain by the recorded settings; the number of passes made replaces a bound in seconds."""
         settings, target, against = _settings_of(stored), stored.settings.target, stored.settings.against or None
         if not stored.settings.budget_s:
             only = frozenset(tile.tile.index for tile in stored.tiles) if "windows_left_out" in stored.notes else None

@@ -30,12 +30,12 @@ from inspect_xai.settings import ServeSettings
 from inspect_xai.storage.store import open_store
 from inspect_xai.verify import golden
 from inspect_xai.verify.evidence_export import export_evidence
-from inspect_xai.verify.replay import ReplayOutcome, replay
+from inspect_xai.verify.replay import ReplayOutcome
 from inspect_xai.web.rendering import Archive, MissingPictureError
 from tests.conftest import Run
 from tests.support import hostile, spots
 from tests.support.desk import serving
-from tests.support.line import run
+from tests.support.line import replay, run
 
 PACKAGE = Path(decode.__file__).parent.parent
 TWELVE_BIT = PictureLimits(white_level=4_095)
@@ -300,7 +300,7 @@ def test_reports_replay_and_evidence_see_what_the_line_saw(db: str, bundle: Path
             assert pixels is not None, missing
             assert np.array_equal(pixels, decode_picture(data, limits=limits))
             assert all(pictures_of(stored)[:2])  # the picture, and the map on it: they have one size
-            assert replay(stored, data, bundle, device="cpu").outcome is ReplayOutcome.HOLDS
+            assert replay(stored, data, bundle).outcome is ReplayOutcome.HOLDS
         export_evidence(store, [1, 2], out=tmp_path / "evidence.zip")
     with zipfile.ZipFile(tmp_path / "evidence.zip") as found:
         assert {"overlays/1.png", "overlays/2.png"} <= set(found.namelist())

@@ -382,7 +382,7 @@ class TestRank:
 
     @pytest.mark.parametrize("k", [-1, 5])
     def test_refuses_more_pixels_than_there_are(self, k: int):
-        with pytest.raises(ValueError, match=f"{k} pixels were asked of a map with 4"):
+        with pytest.raises(ValueError, match=f"{k} pixels of a map with 4"):
             sise.top_k(np.arange(4).reshape(2, 2), k)
 
     def test_refuses_nan(self):

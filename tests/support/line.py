@@ -7,10 +7,12 @@ from inspect_xai.intake.folder_source import FolderSource
 from inspect_xai.line.line import Line, drain
 from inspect_xai.line.stages import IntakeSpec
 from inspect_xai.line.summary import LineSummary
+from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.policy import DefaultPolicy, ExplainRule, Policy
 from inspect_xai.records import PictureLimits
-from inspect_xai.storage.results import InspectionSummary
+from inspect_xai.storage.results import InspectionSummary, StoredInspection
 from inspect_xai.storage.store import open_store
+from inspect_xai.verify.replay import Replay, Replayer
 from tests.support import hostile, spots
 
 LONG_AGO, LONG_AFTER = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
@@ -41,3 +43,8 @@ def run(
 def rows(db: str) -> list[InspectionSummary]:
     with open_store(db) as store:
         return store.day(LONG_AGO, LONG_AFTER, by="captured_at")
+
+
+def replay(stored: StoredInspection, picture: bytes, bundle: ModelBundle | Path) -> Replay:
+    with Replayer(bundle, device="cpu") as replayer:
+        return replayer.replay(stored, picture)

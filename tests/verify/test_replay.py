@@ -20,10 +20,10 @@ from inspect_xai.model.build.build import build_bundle
 from inspect_xai.records import Capture, ExplainSpec, InputSpec, Inspection, Method, ModelCard, Part, Run, VerdictSpec
 from inspect_xai.storage.results import StoredInspection
 from inspect_xai.storage.store import Store, open_store
-from inspect_xai.verify.replay import Replay, Replayer, ReplayOutcome, archived_picture, replay
+from inspect_xai.verify.replay import Replay, Replayer, ReplayOutcome, archived_picture
 from inspect_xai.verify.tolerance import compare_maps, scores_off, sums_off
 from tests.support import hostile, spots
-from tests.support.line import explaining, rows, run, write
+from tests.support.line import explaining, replay, rows, run, write
 from tests.support.toys import toy_model
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
@@ -82,7 +82,7 @@ def test_what_nobody_touched_holds(replayer: Replayer, recorded: dict[str, Store
 
 def test_a_changed_weight_is_named_with_what_it_does(recorded: dict[str, StoredInspection], tmp_path: Path) -> None:
     stored = recorded["near"]
-    result = replay(stored, archived_picture(stored), rebuilt(tmp_path, spots.CARD, last=0.999), device="cpu")
+    result = replay(stored, archived_picture(stored), rebuilt(tmp_path, spots.CARD, last=0.999))
     assert result.outcome is ReplayOutcome.DIFFERS
     assert names(result)[:2] == ["model", "scores"]
     assert result.changed == ()  # the card is the same: it is the network that changed
@@ -96,7 +96,7 @@ def test_a_changed_threshold_is_named_as_a_field_of_the_card(
     stored = recorded["bad"]
     assert stored.verdict.score < 1.0
     card = dataclasses.replace(spots.CARD, verdict=VerdictSpec(1.0, 0.05))
-    result = replay(stored, archived_picture(stored), rebuilt(tmp_path, card), device="cpu")
+    result = replay(stored, archived_picture(stored), rebuilt(tmp_path, card))
     assert names(result) == ["model", "verdict", "reason", "threshold"]
     assert (result.differences[1].recorded, result.differences[1].now) == ("NG", "UNSURE")
     assert result.score_off == 0.0
@@ -248,7 +248,7 @@ def test_a_time_budget_is_replayed_by_the_passes_it_bought(
     assert ("windows_left_out" in explanation.notes) == ("budget_s" in bound)
     predicted = sum(block.predicted_scores for tile in stored.explanation.tiles for block in tile.blocks)
     assert (predicted > 0) == (method is not Method.GRAD_CAM)
-    result = replay(stored, data, toy, device="cpu")
+    result = replay(stored, data, toy)
     assert (result.outcome, result.differences) == (ReplayOutcome.HOLDS, ())
 
 

@@ -177,11 +177,11 @@ def build_bundle(
         card: Its card, or the path of its card.toml.
         out: Folder to make.
         blocks: Block ends by tensor name in place of those of the card or those found.
-        force: Replace a bundle that stands at `out`.
-        black_box: Look for no blocks: methods that ask the network for scores alone explain it (rise, occlusion).
+        force: Replace a bundle that is at `out`.
+        black_box: Look for no blocks: methods that use the network's scores alone explain it (rise, occlusion).
 
     Raises:
-        BundleError: If something else stands at `out`, or a proof fails.
+        BundleError: If something else is at `out`, or a proof fails.
         CardError: If the card contradicts itself or the network.
         ModelFileError: If the network's file is broken or hostile.
         UnsupportedModelError: If the network is sound but cannot be explained.

@@ -39,7 +39,7 @@ class FeatureTensor:
 
     @property
     def end(self) -> str:
-        """Name of the float tensor, channels first, that stands for it in the bundle."""
+        """Name of the float tensor, channels first, that represents it in the bundle."""
         if self.layout is Layout.NHWC:
             return f"{self.tensor}/nchw"
         return f"{self.tensor}/float" if self.quantized else self.tensor
@@ -61,7 +61,7 @@ class Dataflow:
         maker: By tensor, the position of the node that makes it.
         readers: By tensor, the positions of the nodes that read it; once per edge.
         maps: Its feature maps, larger than 1x1, of real numbers.
-        convolved: What convolutions put out, larger than 1x1, of whatever numbers.
+        convolved: Outputs of convolutions, larger than 1x1, of any element type.
     """
 
     network: Network
@@ -158,7 +158,7 @@ def _maps(network: Network, nodes: Iterable[onnx.NodeProto], names: Iterable[str
 
 
 def _layouts(network: Network, nodes: Iterable[onnx.NodeProto]) -> dict[str, Layout | None]:
-    """Follow the order of axes through Transpose nodes; convolutions and pools always put out channels first."""
+    """Follow the order of axes through Transpose nodes; convolutions and pools always output channels first."""
     layouts: dict[str, Layout | None] = {network.image: network.layout}
     for node in nodes:
         source = next((name for name in node.input if len(network.shape(name)) == 4), "")

@@ -51,7 +51,7 @@ def export_bundle(
         out: Bundle folder to make.
         windows: Real windows (N, H, W, C) in pixel units to compare on, beside made-up ones.
         opset: ONNX operator set, 18 or newer.
-        force: Replace a bundle that stands at `out`.
+        force: Replace a bundle that is at `out`.
 
     Returns:
         The bundle, and the largest difference found between module and exported network, relative to the output.

@@ -25,7 +25,7 @@ from inspect_xai.records import Activation, ModelCard
 
 _SHAPE_ONLY = frozenset({"Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 _FAR = 1e30  # beyond any logit, within float32
-_TINIEST = 1.2e-38  # the least float32 whose logarithm no processor takes for that of zero
+_TINIEST = 1.2e-38  # the smallest normal float32: processors may flush smaller ones to zero
 _ONE = 1e-3
 _MADE_UP = 4
 _SAME = 1e-6  # of a score; float32 keeps no more
@@ -78,7 +78,7 @@ def read_head(network: Network, card: ModelCard) -> Head:
     """Check the output against the card, and find the logits.
 
     Raises:
-        CardError: If number of classes or activation contradict what the graph puts out.
+        CardError: If number of classes or activation contradict the graph's output.
         UnsupportedModelError: If the output is no vector of class scores, or is the same for all pictures.
     """
     head = _read_head(network, card)
@@ -92,7 +92,7 @@ def _read_head(network: Network, card: ModelCard) -> Head:
     classes = 2 if width == 1 and labels == 2 else width
     if classes != labels:
         raise CardError(
-            f"labels: the network puts out {width} score{'s' if width > 1 else ''}, the card names {labels} labels",
+            f"labels: the network outputs {width} score{'s' if width > 1 else ''}, the card names {labels} labels",
             expected="one label per score, in output order (or two labels for a single sigmoid score)",
             remedy="correct labels in the card",
         )
@@ -194,7 +194,7 @@ def _positive(card: ModelCard, width: int) -> int:
     if width == 1 and len(labels) == 2:
         if not positive:
             raise CardError(
-                f"output.positive_label: the network puts out one score for two labels, and the card does not say "
+                f"output.positive_label: the network outputs one score for two labels, and the card does not say "
                 f"whether it is that of {labels[0]!r} or of {labels[1]!r}",
                 expected="the label that a score near 1 means",
                 remedy=f'say under [output] positive_label = "{labels[1]}" (what bundles had without this key) or '
@@ -203,7 +203,7 @@ def _positive(card: ModelCard, width: int) -> int:
         return labels.index(positive)
     if positive:
         raise CardError(
-            f"output.positive_label: found {positive!r}, but the network puts out {width} scores, one for each label",
+            f"output.positive_label: found {positive!r}, but the network outputs {width} scores, one for each label",
             remedy="leave the key out",
         )
     return 1
@@ -214,7 +214,7 @@ def _head_with_probabilities(network: Network, card: ModelCard, *, last: str, so
     outputs = _sample_outputs(network, card)
     if not (np.all(outputs >= -_ONE) and np.all(outputs <= 1 + _ONE)):
         raise CardError(
-            f"output.activation: found none, but the graph puts out {outputs.min():.3g} to {outputs.max():.3g}",
+            f"output.activation: found none, but the graph outputs {outputs.min():.3g} to {outputs.max():.3g}",
             expected="probabilities",
             remedy='say activation = "softmax" or "sigmoid"',
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import onnx
 
-# Where an operator's inputs hold scale and zero point of what it puts out.
+# Index of the input that holds the scale of an operator's output; its zero point is the next.
 _STEPS_AT = {
     "QLinearConv": 6,
     "QLinearAdd": 6,

@@ -64,7 +64,7 @@ class LoadedModel:
 
     Attributes:
         model: The model as given up to the output chosen, with weights that lay beside it inside.
-        content: The bytes that stand for it in a bundle: those of the file where all weights were inside.
+        content: The bytes stored in a bundle: those of the file where all weights were inside.
     """
 
     model: onnx.ModelProto
@@ -101,7 +101,7 @@ def load_model(path: Path, card: ModelCard | None = None) -> LoadedModel:
     try:
         onnx.checker.check_model(_as_of_today(model))
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-        raise ModelFileError(f"{path} breaks the ONNX standard: {said(error)}", remedy=EXPORT_AGAIN) from error
+        raise ModelFileError(f"{path} breaks the ONNX standard: {error_text(error)}", remedy=EXPORT_AGAIN) from error
     return LoadedModel(model, model.SerializeToString(deterministic=True) if beside else content)
 
 
@@ -124,7 +124,7 @@ def _as_of_today(model: onnx.ModelProto) -> onnx.ModelProto:
     return known
 
 
-def said(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Return the first line of an error of onnx or ONNX Runtime, at most 300 characters."""
     return first_line(error)[:300] if str(error).strip() else type(error).__name__
 
@@ -151,7 +151,7 @@ def _parse(content: bytes, path: Path) -> onnx.ModelProto:
         model: onnx.ModelProto = onnx.ModelProto.FromString(content)
     except (DecodeError, UnicodeDecodeError, RuntimeError) as error:
         raise ModelFileError(
-            f"{path} is no ONNX file, or was cut short: {said(error)}",
+            f"{path} is no ONNX file, or was cut short: {error_text(error)}",
             expected="ONNX protobuf",
             remedy="copy the file again and compare its size; else export it again",
         ) from error

@@ -28,7 +28,7 @@ from inspect_xai.model.build.constant_branches import without_branches
 from inspect_xai.model.build.half_precision import in_single_precision
 from inspect_xai.model.build.inputs_outputs import Ends, enter_as_float, pin_inputs, read_ends, with_chosen_output
 from inspect_xai.model.build.integer_networks import steps_of
-from inspect_xai.model.build.load_onnx import RUNTIME_DOMAIN, said
+from inspect_xai.model.build.load_onnx import RUNTIME_DOMAIN, error_text
 from inspect_xai.model.build.topology import EXPORT_AGAIN, attribute_of, named, needed_nodes, put_nodes
 from inspect_xai.model.session import ORT_ERRORS
 from inspect_xai.records import Layout, ModelCard
@@ -172,7 +172,9 @@ def open_plain(model: Path | bytes, *, options: ort.SessionOptions | None = None
         # Without enable_fallback=0 a failed load is tried again, and printed to standard output.
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except _REFUSALS as error:
-        raise ModelFileError(f"ONNX Runtime cannot load the network: {said(error)}", remedy=EXPORT_AGAIN) from error
+        raise ModelFileError(
+            f"ONNX Runtime cannot load the network: {error_text(error)}", remedy=EXPORT_AGAIN
+        ) from error
 
 
 def run_plain(session: ort.InferenceSession, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> Arrays:
@@ -180,7 +182,9 @@ def run_plain(session: ort.InferenceSession, feeds: Mapping[str, NDArray[Any]], 
     try:
         return dict(zip(outputs, session.run(list(outputs), dict(feeds)), strict=True))
     except _REFUSALS as error:
-        raise ModelFileError(f"ONNX Runtime cannot run the network: {said(error)}", remedy=EXPORT_AGAIN) from error
+        raise ModelFileError(
+            f"ONNX Runtime cannot run the network: {error_text(error)}", remedy=EXPORT_AGAIN
+        ) from error
 
 
 def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -189,7 +193,7 @@ def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.inliner.inline_local_functions(model) if model.functions else model
     except (RuntimeError, ValueError) as error:
         raise ModelFileError(
-            f"the network's functions cannot be written out: {said(error)}", remedy=EXPORT_AGAIN
+            f"the network's functions cannot be inlined: {error_text(error)}", remedy=EXPORT_AGAIN
         ) from error
 
 
@@ -206,7 +210,7 @@ def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.version_converter.convert_version(model, WORKING_OPSET)
     except (RuntimeError, ValueError, onnx.version_converter.ConvertError) as error:
         raise UnsupportedModelError(
-            f"onnx cannot bring the network to opset {WORKING_OPSET}: {said(error)}",
+            f"onnx cannot bring the network to opset {WORKING_OPSET}: {error_text(error)}",
             remedy=f"export it with opset_version={WORKING_OPSET}",
         ) from error
 
@@ -256,7 +260,9 @@ def _check_sizes(model: onnx.ModelProto) -> None:
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except (RuntimeError, ValueError, onnx.shape_inference.InferenceError) as error:
-        raise ModelFileError(f"the network's shapes do not fit together: {said(error)}", remedy=EXPORT_AGAIN) from error
+        raise ModelFileError(
+            f"the network's shapes do not fit together: {error_text(error)}", remedy=EXPORT_AGAIN
+        ) from error
     for info in inferred.graph.value_info:
         shape = [axis.dim_value for axis in info.type.tensor_type.shape.dim]
         if math.prod(shape) > MOST_TENSOR_BYTES // 4:

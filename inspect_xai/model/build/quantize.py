@@ -90,7 +90,7 @@ def _run_quantizer(source: Path, target: Path, feeds: Sequence[Feeds], kept_floa
 
 
 def _kept_float(graph: onnx.ModelProto) -> list[str]:
-    """Name all nodes, and return those that stay float: ours, and those whose outputs are no maps."""
+    """Name all nodes, and return those that stay float: the added ones, and those without maps as output."""
     inferred = onnx.shape_inference.infer_shapes(graph, data_prop=True)
     shapes = {
         info.name: [axis.dim_value for axis in info.type.tensor_type.shape.dim] for info in inferred.graph.value_info

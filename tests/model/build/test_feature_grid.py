@@ -42,9 +42,9 @@ from inspect_xai.records import (
     SelectionRule,
 )
 from inspect_xai.storage.store import open_store
-from inspect_xai.verify.replay import ReplayOutcome, archived_picture, replay
+from inspect_xai.verify.replay import ReplayOutcome, archived_picture
 from inspect_xai.web.rendering import block_map
-from tests.support.line import rows
+from tests.support.line import replay, rows
 from tests.support.line import run as run_line
 from tests.support.toy_graphs import make_model, nhwc_model, run
 
@@ -561,7 +561,7 @@ def test_recorded_block_maps_are_shown_on_their_grid(bundles: dict[str, ModelBun
         assert block.sums is not None
         expected = stretched(enlarged(block.sums, block.grid))
         np.testing.assert_allclose(block_map(found, block.tensor), expected, atol=1e-5)
-    assert replay(found, archived_picture(found), bundles["valid"].folder, device="cpu").outcome is ReplayOutcome.HOLDS
+    assert replay(found, archived_picture(found), bundles["valid"].folder).outcome is ReplayOutcome.HOLDS
 
 
 def test_windows_in_step_share_runs_only_on_one_grid(bundles: dict[str, ModelBundle]) -> None:

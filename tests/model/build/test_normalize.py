@@ -250,10 +250,10 @@ def test_a_softmax_over_another_axis_is_no_activation_of_classes(tmp_path: Path)
 @pytest.mark.parametrize(
     ("tail", "labels", "activation", "words"),
     [
-        ([], 3, "softmax", "labels: the network puts out 2 scores, the card names 3 labels"),
+        ([], 3, "softmax", "labels: the network outputs 2 scores, the card names 3 labels"),
         (node("Softmax", axis=1), 2, "softmax", r"output\.activation: .*\(it ends in Softmax\)"),
         (node("Sigmoid"), 2, "sigmoid", r"output\.activation: .*\(it ends in Sigmoid\)"),
-        (node("Exp"), 2, "none", r"output\.activation: found none, but the graph puts out"),
+        (node("Exp"), 2, "none", r"output\.activation: found none, but the graph outputs"),
         (node("LpNormalization", axis=1, p=1), 2, "softmax", r"output\.activation: .*\(they sum to 1\)"),
     ],
 )
@@ -280,7 +280,7 @@ def test_a_single_score_for_two_labels_needs_to_be_told_whose_it_is(tmp_path: Pa
     assert head_of(tail, tmp_path, labels=2, activation="sigmoid", shape=["N", 1], positive="a").positive == 0
     assert head_of(tail, tmp_path, labels=2, activation="sigmoid", shape=["N", 1], positive="b").positive == 1
     assert head_of(tail, tmp_path, labels=1, activation="sigmoid", shape=["N", 1]).classes == 1
-    with pytest.raises(CardError, match=r"output\.positive_label: .* puts out 2 scores, one for each label"):
+    with pytest.raises(CardError, match=r"output\.positive_label: .* outputs 2 scores, one for each label"):
         head_of([], tmp_path, labels=2, activation="softmax", shape=["N", 2], positive="a")
 
 
