@@ -13,15 +13,9 @@ _CHUNK_PIXELS = 1 << 18  # of a large picture that are blended at a time
 
 
 def color_map(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Paint a map from black (0) over violet and orange to pale yellow (its largest value).
+    """Paint a map (H, W), 0 or more, from black (0) over violet and orange to pale yellow (its largest value), in RGB.
 
     The scale is "inferno": its lightness grows evenly, so that it can be read by the color-blind and in gray print.
-
-    Args:
-        values: (H, W), 0 or more.
-
-    Returns:
-        (H, W, 3) RGB.
     """
     return _painted(_shares(values, _largest(values)))
 

@@ -22,16 +22,10 @@ def support_share(fused: NDArray[np.float32]) -> float:
 
 
 def marked_pixels(fused: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Mark the pixels that stand out from the rest of the evidence.
+    """Mark the pixels of a map (H, W), 0 or more, with the strongest evidence.
 
     Most of an explanation map is 0 by design, so the threshold is Otsu's over the values above 0, as shares of the
-    largest. Where they are all alike, all of them are marked.
-
-    Args:
-        fused: (H, W), 0 or more.
-
-    Returns:
-        (H, W); all False for a map of zeros.
+    largest. Where these are all alike, all of them are marked.
 
     Raises:
         ExplanationError: A value is NaN.

@@ -290,14 +290,7 @@ def _shares(size_out: int, size_in: int, axis: CellAxis | None) -> NDArray[np.fl
 
 
 def with_contrast(low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Tell which feature maps make a mask; a constant one has none and is not worth a forward pass.
-
-    Args:
-        low: (n,) smallest value of each upsampled map, from `extremes`.
-        high: (n,) largest value.
-
-    Returns:
-        (n,) True where the range of the upsampled map exceeds 1e-6 * max(1, its largest magnitude).
+    """Tell which feature maps (n,) make a mask, by their `extremes`: those that are not constant.
 
     Source: method notes, section 3.
     """
@@ -514,15 +507,7 @@ def _before_zero(keys: Sequence[NDArray[np.floating]]) -> NDArray[np.bool_]:
 
 
 def top_k(rank: NDArray[np.integer], k: int) -> NDArray[np.bool_]:
-    """Mark the k first pixels of a rank map.
-
-    Args:
-        rank: (H, W), from `rank_map`.
-        k: From 0 to HW.
-
-    Returns:
-        (H, W) with exactly k True.
-    """
+    """Mark exactly the k first pixels, 0 to HW, of a rank map (H, W)."""
     if not 0 <= k <= rank.size:
         raise ValueError(f"{k} pixels of a map with {rank.size}; expected 0 to {rank.size}")
     return np.asarray(rank < k)

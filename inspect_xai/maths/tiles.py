@@ -286,16 +286,10 @@ def _averaged(window: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.ui
 
 
 def in_window(values: NDArray[np.generic], tile: Tile, spec: InputSpec, *, outside: float) -> NDArray[np.generic]:
-    """Cut a window out of values of the picture's pixels, as `cut` does with the picture.
+    """Cut a window out of values (H, W) of the picture's pixels, as `cut` does with the picture.
 
-    Args:
-        values: (H, W).
-        tile: The window.
-        spec: What the network takes.
-        outside: Value beyond the picture where the card pads with a color.
-
-    Returns:
-        (h, w) of the network's window; the nearest pixel's value where sizes differ, nothing is averaged.
+    Returns (h, w) of the network's window, the nearest pixel's value where sizes differ, and `outside` beyond the
+    picture where the card pads with a color.
     """
     rows, columns = (
         start + ((np.arange(out) + 0.5) * given / out).astype(np.intp)

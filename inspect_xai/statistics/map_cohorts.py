@@ -50,11 +50,7 @@ class MapChange:
 
 
 def gather(maps: Iterable[NDArray[np.floating]], size: tuple[int, int]) -> Cohort:
-    """Average maps one after the other; memory does not grow with their number.
-
-    Args:
-        maps: (H, W) each, not negative, of `size`.
-        size: (H, W).
+    """Average maps of one size (H, W), not negative, one by one; memory does not grow with their number.
 
     Source: Welford, Technometrics 4 (1962) 419.
     """
