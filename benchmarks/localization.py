@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from benchmarks.real import SETS, RealPart, defective_parts, real_card, real_model, shared_folder
 from inspect_xai.explain.explainer import Explainer
+from inspect_xai.explain.settings import ExplainSettings
 from inspect_xai.explain.window_scores import WindowScores
 from inspect_xai.intake.sources import read_picture
 from inspect_xai.maths import metrics, sise, tiles
@@ -37,20 +38,25 @@ from inspect_xai.maths.sise import order_of
 from inspect_xai.maths.tiles import in_window
 from inspect_xai.model.build.build import build_bundle
 from inspect_xai.model.engine import Engine, MaskScores, Trace
-from inspect_xai.records import Baseline, Explanation, Method, PictureLimits, Tile
+from inspect_xai.records import Baseline, CellGrid, Explanation, Method, PictureLimits, Tile
 
 CHANCE = (Method.RANDOM, Method.CENTER)
+FILLS = (Baseline.MEAN, Baseline.BLUR)  # of insertion and deletion
 COLUMNS = {
     "aupro": "AUPRO@0.3",
     "aupro_window": "AUPRO win",
+    "aupro_values": "AUPRO map",
     "ebpg": "EBPG",
     "bbox": "Bbox",
     "pointing": "pointing",
     **{f"drop_{fill}": f"Drop {fill}" for fill in Baseline},
+    **{f"deletion_{fill}": f"del. {fill}" for fill in FILLS},
+    **{f"insertion_{fill}": f"ins. {fill}" for fill in FILLS},
     "passes": "passes",
     "seconds": "s",
 }
-LOWER_IS_BETTER = tuple(f"drop_{fill}" for fill in Baseline)
+LOWER_IS_BETTER = (*(f"drop_{fill}" for fill in Baseline), *(f"deletion_{fill}" for fill in FILLS))
+STEPS = 20  # of the curves
 COSTS = ("passes", "seconds")
 
 
@@ -81,11 +87,16 @@ class RememberingEngine(Engine):
         return 1
 
     def score_masks(
-        self, window: NDArray[np.generic], maps: NDArray[np.float32], *, baseline: NDArray[np.float32]
+        self,
+        window: NDArray[np.generic],
+        maps: NDArray[np.float32],
+        *,
+        baseline: NDArray[np.float32],
+        grid: CellGrid | None = None,
     ) -> MaskScores:
         """As an engine does, once."""
         if self.folder is None:
-            return super().score_masks(window, maps, baseline=baseline)
+            return super().score_masks(window, maps, baseline=baseline, grid=grid)
         arrays = (np.asarray(window, np.float32), maps, baseline)
         key = hashlib.blake2b(self.bundle.fingerprint.encode(), digest_size=16)
         for array in arrays:
@@ -94,7 +105,7 @@ class RememberingEngine(Engine):
         if path.exists():
             with np.load(path) as kept:
                 return MaskScores(kept["probabilities"], kept["minimum"], kept["span"])
-        said = super().score_masks(window, maps, baseline=baseline)
+        said = super().score_masks(window, maps, baseline=baseline, grid=grid)
         partial = path.with_suffix(".part")
         with partial.open("wb") as file:
             np.savez(file, probabilities=said.probabilities, minimum=said.minimum, span=said.span)
@@ -108,7 +119,7 @@ class Row:
 
     label: str
     part: str
-    method: Method
+    method: str
     numbers: dict[str, float]
 
 
@@ -139,7 +150,11 @@ def main() -> None:
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default="sise", help="comma-separated; random and center come with them")
+    parser.add_argument(
+        "--methods",
+        default="sise",
+        help="comma-separated, a profile of its own behind a colon (grad-sise:quick); random and center come too",
+    )
     parser.add_argument("--pictures", type=int, default=0, help="at most so many of each set, drawn by --seed; 0: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", default="test", help="train, val or test, or several with commas")
@@ -190,12 +205,20 @@ def measured(explainer: Explainer, part: RealPart, options: argparse.Namespace) 
             return
     if isinstance(explainer.engine, RememberingEngine):
         explainer.engine.traced = None
-    for method in [*(Method(name) for name in options.methods.split(",")), *CHANCE]:
+    for named in [*options.methods.split(","), *CHANCE]:
+        method, _, profile = named.partition(":")
+        settings = ExplainSettings.of_card(
+            explainer.card,
+            method=method,
+            profile=profile or options.profile,
+            max_passes=options.max_passes,
+            faithfulness=False,
+        )
         began = time.perf_counter()
-        found = explainer.explain(look, target=part.label, settings=replace(explainer.settings, method=method))
+        found = explainer.explain(look, target=part.label, settings=settings)
         seconds = time.perf_counter() - began
         numbers = numbers_of(explainer.engine, look, tile, found, truth=truth, target=target)
-        yield Row(part.label, part.part, method, numbers | {"passes": float(found.forward_passes), "seconds": seconds})
+        yield Row(part.label, part.part, named, numbers | {"passes": float(found.forward_passes), "seconds": seconds})
 
 
 def numbers_of(
@@ -208,34 +231,44 @@ def numbers_of(
     hidden = [sise.baseline_picture(window, fill, mean=engine.mean_px) for fill in Baseline]
     shown = [window, *(metrics.keep_top(window, rank, fill=fill) for fill in hidden)]
     full, *kept = engine.predict(np.stack(shown))[:, target]
+    by_values = order_of(-in_window(found.fused, tile, spec, outside=0))
     drops = {f"drop_{fill}": float(metrics.drop_percent(full, one)) for fill, one in zip(Baseline, kept, strict=True)}
-    return drops | {
-        "aupro": metrics.aupro(found.rank, truth),
-        "aupro_window": metrics.aupro(rank, truth_seen) if truth_seen.any() else float("nan"),
-        "ebpg": metrics.ebpg(found.fused, truth),
-        "bbox": metrics.bbox(found.rank, truth),
-        "pointing": float(metrics.pointing_game(found.rank, truth)),
-    }
+    curves = {}
+    for fill in FILLS:
+        other = sise.baseline_picture(window, fill, mean=engine.mean_px)
+        for name, before, after in (("deletion", window, other), ("insertion", other, window)):
+            shown_so_far = np.stack(list(metrics.exchanged(before, after, rank, steps=STEPS)))
+            curves[f"{name}_{fill}"] = metrics.area_under(engine.predict(shown_so_far)[:, target] / full)
+    return (
+        drops
+        | curves
+        | {
+            "aupro": metrics.aupro(found.rank, truth),
+            "aupro_window": metrics.aupro(rank, truth_seen) if truth_seen.any() else float("nan"),
+            "aupro_values": metrics.aupro(by_values, truth_seen) if truth_seen.any() else float("nan"),
+            "ebpg": metrics.ebpg(found.fused, truth),
+            "bbox": metrics.bbox(found.rank, truth),
+            "pointing": float(metrics.pointing_game(found.rank, truth)),
+        }
+    )
 
 
 def print_table(name: str, label: str, rows: list[Row], resample: str) -> None:
     methods = list(dict.fromkeys(row.method for row in rows))
-    parts = np.array([row.part for row in rows if row.method is methods[0]]) if methods else np.array([])
+    parts = np.array([row.part for row in rows if row.method == methods[0]]) if methods else np.array([])
     values = {
-        method: {key: np.array([row.numbers[key] for row in rows if row.method is method]) for key in COLUMNS}
+        method: {key: np.array([row.numbers[key] for row in rows if row.method == method]) for key in COLUMNS}
         for method in methods
     }
     print(f"\n{name}, {label}, {len(parts)} pictures of {len(set(parts))} parts, intervals over {resample}")
     groups = parts if resample == "parts" else np.arange(len(parts))
-    print(f"{'':12}" + "".join(f"{head:>22}" for head in COLUMNS.values()))
+    print(f"{'':16}" + "".join(f"{head:>22}" for head in COLUMNS.values()))
     for method in methods:
         cells = [cell(values, method, key, groups) for key in COLUMNS]
-        print(f"{method:12}" + "".join(f"{text:>22}" for text in cells), flush=True)
+        print(f"{method:16}" + "".join(f"{text:>22}" for text in cells), flush=True)
 
 
-def cell(
-    values: dict[Method, dict[str, NDArray[np.float64]]], method: Method, key: str, groups: NDArray[np.generic]
-) -> str:
+def cell(values: dict[str, dict[str, NDArray[np.float64]]], method: str, key: str, groups: NDArray[np.generic]) -> str:
     """Write mean, interval and, where a method trails the best one beyond chance, a mark."""
     numbers = values[method][key]
     if key in COSTS:
@@ -245,7 +278,7 @@ def cell(
     own = averaged(numbers[usable], groups[usable])
     best = max((one for one in values if one not in CHANCE), key=lambda one: sign * values[one][key][usable].mean())
     behind = averaged(sign * (values[best][key] - numbers)[usable], groups[usable]).low > 0
-    digits = 1 if key in LOWER_IS_BETTER else 3
+    digits = 1 if key.startswith("drop") else 3
     return f"{own.mean:.{digits}f} [{own.low:.{digits}f}, {own.high:.{digits}f}]{'!' if behind else ' '}"
 
 

@@ -343,8 +343,8 @@ ng_threshold = {card.verdict.ng_threshold}
 unsure_margin = {card.verdict.unsure_margin}
 
 [explain]
-method = "sise"
-profile = "fast"
+method = "grad-sise"
+profile = "quick"
 baseline = "mean"
 blocks = "auto"
 '''

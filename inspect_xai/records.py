@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 MAX_NAME_CHARS = 255
 """Most characters of a label, serial, lot or version: a database indexes them."""
 
+_FAINT_SHARE = 1e-3  # of a map's largest value: below it nobody sees anything
 _JOINERS = "\u200c\u200d"  # inside words of Persian and Hindi, and inside emoji
 
 
@@ -127,7 +128,8 @@ class Method(StrEnum):
 
     SISE = "sise"
     ADA_SISE = "ada-sise"
-    GRAD_SISE = "grad-sise"  # SISE with pixel-wise gradients, in a region that suffices: docs/measurements/methods.md
+    GRAD_SISE = "grad-sise"  # SISE's block maps times gradient maps: docs/measurements/methods.md
+    PRODUCT_CAM = "product-cam"  # the same without a mask: the gradient maps alone
     GRAD_CAM = "grad-cam"
     GRAD_CAM_PLUS_PLUS = "grad-cam++"
     HIRES_CAM = "hirescam"
@@ -539,6 +541,12 @@ class Explanation:
         0 is the first pixel to take when "the top k pixels" are wanted (method notes 5.3).
         """
         return self.rank_pixels()
+
+    @property
+    def coverage(self) -> float:
+        """Share of the picture's pixels where the map exceeds a thousandth of its largest value."""
+        least = _FAINT_SHARE * self.fused.max(initial=0)
+        return sum(int(np.count_nonzero(row > least)) for row in self.fused) / max(1, self.fused.size)
 
     @property
     def duration_ms(self) -> float:

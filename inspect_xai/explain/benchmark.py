@@ -13,7 +13,6 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from inspect_xai.explain import grad_sise_region
 from inspect_xai.explain.batch_size import (
     CPU_MEMORY_MB,
     Measured,
@@ -22,7 +21,7 @@ from inspect_xai.explain.batch_size import (
     resident_mb,
     save_batch_size,
 )
-from inspect_xai.explain.budget import OVERHEAD_PASSES, PassBudget
+from inspect_xai.explain.budget import PassBudget, overhead_passes
 from inspect_xai.explain.settings import PROFILE_SHARE
 from inspect_xai.maths import sise, tiles
 from inspect_xai.model.bundle import ModelBundle, load_bundle
@@ -271,10 +270,8 @@ def _passes(bundle: ModelBundle, trace: Trace, profile: Profile) -> int:
     for name, grid in bundle.grids.items():
         kept = sise.select(trace.alphas[name], rule=rule, mu=mu).kept
         masks += int(sise.with_contrast(*sise.extremes(trace.features[name][kept], size, grid=grid)).sum())
-    limit, asks = PassBudget(PROFILE_SHARE[profile], None, None), False
-    if spec.method is Method.GRAD_SISE:
-        limit, asks = grad_sise_region.reserve(limit, masks)
-    return OVERHEAD_PASSES + limit.masks(masks) + (grad_sise_region.PASSES if asks else 0)
+    limit = PassBudget(PROFILE_SHARE[profile], None, None, overhead_passes(spec.method))
+    return limit.overhead + limit.masks(masks)
 
 
 def _expect(

@@ -10,32 +10,36 @@ from numpy.typing import NDArray
 from inspect_xai.explain.batching import ScoreCoroutine, ScoreRequest
 from inspect_xai.explain.settings import FEWEST_PASSES
 from inspect_xai.maths import surrogate
+from inspect_xai.maths.grad_sise import NOISY_COPIES
 from inspect_xai.model.engine import ALL_OTHERS
-from inspect_xai.records import CellGrid
+from inspect_xai.records import CellGrid, Method
 
 OVERHEAD_PASSES = 2  # a trace and the bare baseline
 _ROUND = 16  # masks between two looks at the clock
 
 
+def overhead_passes(method: Method) -> int:
+    """Return the passes that a window takes beside those of its masks."""
+    return OVERHEAD_PASSES + (NOISY_COPIES if method is Method.GRAD_SISE else 0)
+
+
 @dataclass(frozen=True, slots=True)
 class PassBudget:
-    """Bounds of one window: a share of the passes that all masks take, a number of passes, and a deadline."""
+    """Bounds of one window: a share of the passes that all masks take, a number of passes, and a deadline.
+
+    `overhead` counts the passes beside those of the masks.
+    """
 
     share: float
     passes: int | None
     deadline: float | None
-
-    def room(self, total: int) -> int | None:
-        """Return the passes that a window with `total` masks may take; None where only the deadline bounds it."""
-        bounds = [] if self.share == 1 else [int(self.share * (total + OVERHEAD_PASSES))]
-        bounds += [] if self.passes is None else [self.passes]
-        return min(bounds, default=None)
+    overhead: int = OVERHEAD_PASSES
 
     def masks(self, total: int) -> int:
         """Return how many of `total` masks may be scored."""
-        shared = total if self.share == 1 else int(self.share * (total + OVERHEAD_PASSES)) - OVERHEAD_PASSES
-        bound = total if self.passes is None else self.passes - OVERHEAD_PASSES
-        return max(min(total, shared, bound), min(total, FEWEST_PASSES - OVERHEAD_PASSES))
+        shared = total if self.share == 1 else int(self.share * (total + self.overhead)) - self.overhead
+        bound = total if self.passes is None else self.passes - self.overhead
+        return max(min(total, shared, bound), min(total, FEWEST_PASSES - self.overhead))
 
 
 def score_within(

@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | grad-cam, grad-cam++, hirescam | deepest block end and its gradient | none |
 | layer-cam | all block ends and their gradients | none |
+| product-cam | all block ends and their gradients, of the window and noisy copies | a trace for each copy |
 | score-cam | the window seen through each feature map of the deepest block end | a pass for each |
 | recipro-cam | the layers behind the deepest block end | a pass through those layers for each place |
 | rise | the window through random masks, until the map settles | up to 4000 passes |
@@ -18,10 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from inspect_xai.explain import noisy_traces
 from inspect_xai.explain.batching import ScoreCoroutine
 from inspect_xai.explain.budget import OVERHEAD_PASSES, PassBudget, confidence, request_scores, score_within
 from inspect_xai.explain.settings import FEWEST_PASSES
 from inspect_xai.maths import cams, metrics, sise
+from inspect_xai.maths.grad_sise import NOISY_COPIES
 from inspect_xai.model.engine import Engine, Trace
 from inspect_xai.records import BlockMap, CellGrid, Method
 
@@ -75,6 +78,7 @@ class MethodResult:
         blocks: The block ends it rests on, each with its map where it has one of its own.
         notes: What a reader must know, as codes.
         grid: Where the cells of `signed` lie; None: from edge to edge.
+        fusion: The window's map where it is finer than `signed`.
     """
 
     signed: NDArray[np.float32]
@@ -84,6 +88,7 @@ class MethodResult:
     blocks: tuple[BlockMap, ...] = ()
     notes: tuple[str, ...] = ()
     grid: CellGrid | None = None
+    fusion: sise.Fusion | None = None
 
 
 def find_evidence(engine: Engine, aim: MethodInput, *, method: Method) -> ScoreCoroutine[MethodResult]:
@@ -103,6 +108,8 @@ def find_evidence(engine: Engine, aim: MethodInput, *, method: Method) -> ScoreC
             return _from_gradients(engine, aim, method)
         case Method.LAYER_CAM:
             return _layer_cam(engine, aim)
+        case Method.PRODUCT_CAM:
+            return _product_cam(engine, aim)
         case Method.SCORE_CAM:
             return (yield from _score_cam(engine, aim))
         case Method.RECIPRO_CAM:
@@ -137,6 +144,14 @@ def _layer_cam(engine: Engine, aim: MethodInput) -> MethodResult:
     fused = cams.fuse_layer_cams(list(maps.values()), aim.size, grids=[grids[name] for name in maps])
     blocks = tuple(_block(engine, trace, name, found) for name, found in maps.items())
     return MethodResult(fused, trace.probabilities, 1, np.zeros(0), blocks, ("stride_grid",))
+
+
+def _product_cam(engine: Engine, aim: MethodInput) -> MethodResult:
+    noisy = noisy_traces.trace_noisy(engine, aim.window, target=aim.target, against=aim.against)
+    blocks = tuple(_block(engine, noisy.trace, name, local) for name, local in noisy.local.items())
+    fusion = noisy_traces.fuse_products(engine, noisy, aim.size)
+    passes = 1 + NOISY_COPIES
+    return MethodResult(noisy.hires, noisy.trace.probabilities, passes, np.zeros(0), blocks, fusion=fusion)
 
 
 def _score_cam(engine: Engine, aim: MethodInput) -> ScoreCoroutine[MethodResult]:

@@ -224,11 +224,10 @@ def _join(
         forward_passes=sum(window.passes for window in windows),
         provider=engine.provider,
         timings_ms=timings_ms,
-        notes=_notes(windows, fused, settings, engine),
         embedding=tuple(np.mean([w.embedding for w in windows], axis=0).tolist()),
         rank_pixels=order.on_picture,
     )
-    return explanation, order
+    return replace(explanation, notes=_notes(windows, explanation, engine)), order
 
 
 def _leaves_out(windows: Sequence[WindowMaps], fused: NDArray[np.float32]) -> bool:
@@ -236,20 +235,18 @@ def _leaves_out(windows: Sequence[WindowMaps], fused: NDArray[np.float32]) -> bo
     return sum(window.explained.tile.height_px * window.explained.tile.width_px for window in windows) < fused.size
 
 
-def _notes(
-    windows: Sequence[WindowMaps], fused: NDArray[np.float32], settings: RecordedSettings, engine: Engine
-) -> tuple[str, ...]:
+def _notes(windows: Sequence[WindowMaps], explanation: Explanation, engine: Engine) -> tuple[str, ...]:
     """Return notes on what limits the map (method notes, section 9)."""
     explained = [window.explained for window in windows if window.explained.status is Status.EXPLAINED]
-    support = regions.support_share(fused)
+    coverage = explanation.coverage
     notes = {
-        "only_the_middle": engine.card.input.fit is Fit.CENTER_CROP and _leaves_out(windows, fused),
-        "ok_label_has_no_place": settings.target in engine.card.ok_labels,
+        "only_the_middle": engine.card.input.fit is Fit.CENTER_CROP and _leaves_out(windows, explanation.fused),
+        "ok_label_has_no_place": explanation.settings.target in engine.card.ok_labels,
         "scores_predicted": any(block.predicted_scores for window in windows for block in window.explained.blocks),
         "low_score_spread": any(tile.score_spread < _FLAT_SPREAD for tile in explained),
         "baseline_scores_class": any(window.explained.baseline_score > _BASELINE_SCORES for window in windows),
-        "tiny_support": bool(explained) and support < _SUPPORT_SHARE[0],
-        "wide_support": bool(explained) and support > _SUPPORT_SHARE[1],
+        "tiny_support": bool(explained) and coverage < _SUPPORT_SHARE[0],
+        "wide_support": bool(explained) and coverage > _SUPPORT_SHARE[1],
     }
     from_methods = (note for window in windows for note in window.notes)
     return tuple(dict.fromkeys([*(note for note, true in notes.items() if true), *from_methods, *engine.notes]))

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from inspect_xai.explain import grad_sise_region, methods
+from inspect_xai.explain import methods, noisy_traces
 from inspect_xai.explain.batching import ScoreCoroutine, StepTimer
-from inspect_xai.explain.budget import OVERHEAD_PASSES, PassBudget, confidence, request_scores, score_within
+from inspect_xai.explain.budget import PassBudget, confidence, overhead_passes, request_scores, score_within
 from inspect_xai.explain.settings import ExplainSettings
 from inspect_xai.maths import cams, sise
 from inspect_xai.maths.embedding import embed
@@ -77,7 +77,8 @@ def explain_window(
     with clock.step("masks"):
         engine.open_scoring()
     with clock.step("trace"):
-        trace = engine.trace(window, target=target, against=against, gradients=fine)
+        noisy = noisy_traces.trace_noisy(engine, window, target=target, against=against) if fine else None
+        trace = noisy.trace if noisy else engine.trace(window, target=target, against=against)
     with clock.step("baseline"):
         hidden = sise.baseline_picture(window, settings.baseline, mean=engine.mean_px)
         baseline_score = float(confidence(engine.predict(hidden[None]), target, against)[0])
@@ -90,9 +91,7 @@ def explain_window(
     def score(maps: NDArray[np.float32], grid: CellGrid | None) -> ScoreCoroutine[NDArray[np.float64]]:
         return request_scores(window, maps, baseline=hidden, target=target, against=against, grid=grid)
 
-    asks = False
-    if fine:
-        limit, asks = grad_sise_region.reserve(limit, sum(map(len, stacks)))
+    limit = replace(limit, overhead=overhead_passes(settings.method))
     with clock.step("masks"):
         scores, scored = yield from score_within(stacks, score, limit, size=size, grids=grids)
     with clock.step("maps"):
@@ -101,15 +100,12 @@ def explain_window(
         status = Status.EXPLAINED if maps else Status.NO_EVIDENCE
         if len(everything) and everything.max() <= _NO_SCORE:
             status, maps = Status.NOT_EXPLAINED, {}
-        fusion = sise.fuse(list(maps.values())) if maps and not fine else _empty(size)
-    passes = OVERHEAD_PASSES + sum(int(known.sum()) for known in scored)
-    notes: tuple[str, ...] = ()
-    if maps and fine:
-        with clock.step("region"):
-            region = grad_sise_region.fuse_sufficient(
-                engine, window, trace, list(maps.values()), target=target, against=against, ask=asks
-            )
-        fusion, passes, notes = region.fusion, passes + region.passes, (region.note,)
+        if not maps:
+            fusion = _empty(size)
+        elif noisy:
+            fusion = noisy_traces.fuse_products(engine, noisy, size, block_maps=list(maps.values()))
+        else:
+            fusion = sise.fuse(list(maps.values()))
     otsu = dict(zip(maps, fusion.otsu, strict=True)) if fusion.otsu else {}
     explained = TileExplanation(
         tile,
@@ -120,7 +116,8 @@ def explain_window(
         float(np.ptp(everything)) if len(everything) else 0.0,
     )
     seen = tuple(embed(trace.features[next(reversed(trace.features))]).tolist())
-    return WindowMaps(explained, fusion, tuple(maps), passes, notes, seen)
+    passes = limit.overhead + sum(int(known.sum()) for known in scored)
+    return WindowMaps(explained, fusion, tuple(maps), passes, embedding=seen)
 
 
 def _select(
@@ -164,7 +161,7 @@ def _as_window(found: methods.MethodResult, tile: Tile, size: tuple[int, int]) -
         status = Status.NOT_EXPLAINED
     fusion, maps = _empty(size), {}
     if status is Status.EXPLAINED:
-        fusion = cams.as_fusion(found.signed, size, grid=found.grid)
+        fusion = found.fusion or cams.as_fusion(found.signed, size, grid=found.grid)
         shown = {
             block.tensor: sise.normalized(block.sums, size, grid=block.grid)
             for block in found.blocks

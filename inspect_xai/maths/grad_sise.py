@@ -1,12 +1,12 @@
-"""Grad-SISE on arrays: SISE's block maps made finer by gradients, and held in a region that suffices for the class.
+"""Product-CAM and Grad-SISE on arrays: block maps multiplied, and put into one order with the deepest block's CAM.
 
 SISE's block map says which feature maps matter, not where inside each; its cascade lets the coarsest map decide alone
-what is seen. Here each block's map is multiplied by a map of its pixel-wise gradients, the blocks are multiplied
-instead of added, and what cuts the product off is one of several regions of equal size: the one which, shown alone,
-leaves most of the class's score. The network is asked that between `regions` and `fuse_within`.
+what is seen. Here each block's map of pixel-wise gradients (Product-CAM), and SISE's block maps besides (Grad-SISE),
+are multiplied instead of added. Gradients are averaged over a window and noisy copies of it: one gray level of noise
+moves single gradients more than a defect does. What lies around the product's peak is ordered by HiResCAM.
 
-Sources: method notes, sections 8 and 9; SISE and LayerCAM as in `sise` and `cams`.
-Equations: docs/measurements/methods.md.
+Sources: method notes, sections 8 and 9; SISE, LayerCAM and HiResCAM as in `sise` and `cams`; averaging over noisy
+copies: Smilkov et al., "SmoothGrad" (2017). Equations: docs/measurements/methods.md.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from inspect_xai.errors import ExplanationError
-from inspect_xai.maths import cams, sise
-from inspect_xai.maths.metrics import KEPT_SHARE, share_of
+from inspect_xai.maths import sise
+from inspect_xai.maths.metrics import share_of
 from inspect_xai.records import CellGrid
 
 FLOOR = 0.05
@@ -26,20 +25,42 @@ FLOOR = 0.05
 GRID_SIGMA_CELLS = 1.0
 """Gradients at a block end that feeds a stride of 2 differ between even and odd cells; this wipes that grid out."""
 
+NOISY_COPIES = 4
+"""Of a window, traced beside it."""
 
-def gradient_map(
-    features: NDArray[np.floating],
-    gradients: NDArray[np.floating],
-    size: tuple[int, int],
-    *,
-    feeds_stride: bool,
-    grid: CellGrid | None = None,
-) -> NDArray[np.float32] | None:
-    """Turn one block end's pixel-wise gradients into a map of where its features argue for the class.
+NOISE_SIGMA = 2.0
+"""Standard deviation of the noise on a copy, in gray levels of 255: what a camera has."""
+
+DEEP_POWER = 6
+"""Of HiResCAM as a factor: it holds the product where the network's last block looks."""
+
+PEAK_SHARE = 0.04
+"""Of the window's pixels, ordered by the product; what follows is ordered by HiResCAM."""
+
+_NOISE_SEED = 0
+
+
+def noisy_copies(window: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a window and its noisy copies, the same noise in every run.
 
     Args:
-        features: (C, h, w).
-        gradients: (C, h, w) of the class's margin.
+        window: (H, W, C) in pixel units.
+
+    Returns:
+        (1 + NOISY_COPIES, H, W, C), the window itself first.
+    """
+    rng = np.random.default_rng(_NOISE_SEED)
+    noise = NOISE_SIGMA * rng.standard_normal((NOISY_COPIES, *window.shape), dtype=np.float32)
+    return np.concatenate([window[np.newaxis], window + noise])
+
+
+def gradient_map(
+    local: NDArray[np.floating], size: tuple[int, int], *, feeds_stride: bool, grid: CellGrid | None = None
+) -> NDArray[np.float32] | None:
+    """Turn one block end's LayerCAM into a map of where its features argue for the class.
+
+    Args:
+        local: (h, w), `cams.layer_cam` with its negative part cut off, averaged over the noisy copies.
         size: (H, W) of the window.
         feeds_stride: Whether a strided layer follows, as it does behind every block end but the deepest.
         grid: Where the cells lie; None: from edge to edge.
@@ -47,55 +68,44 @@ def gradient_map(
     Returns:
         (H, W) in [0, 1], or None where nothing argues for the class, or all alike.
     """
-    local = np.maximum(cams.layer_cam(features, gradients), 0)
+    smooth = np.asarray(local)
     if feeds_stride:
-        local = cv2.GaussianBlur(local, (0, 0), GRID_SIGMA_CELLS, borderType=cv2.BORDER_REFLECT_101)
-    return sise.normalized(local, size, grid=grid)
+        smooth = cv2.GaussianBlur(smooth, (0, 0), GRID_SIGMA_CELLS, borderType=cv2.BORDER_REFLECT_101)
+    return sise.normalized(smooth, size, grid=grid)
 
 
-def multiply(maps: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Multiply block maps and gradient maps, each raised by `FLOOR`.
+def fuse(
+    factors: Sequence[NDArray[np.float32]],
+    hires: NDArray[np.floating],
+    size: tuple[int, int],
+    *,
+    grid: CellGrid | None = None,
+) -> sise.Fusion:
+    """Multiply maps, and put what lies around the product's peak into the order of the deepest block's HiResCAM.
+
+    The map takes the product's own values in that order, so that map and ranking say the same.
 
     Args:
-        maps: (H, W) each in [0, 1], at least one.
+        factors: (H, W) each in [0, 1]: gradient maps, and block maps where there are any.
+        hires: (h, w), signed, `cams.hires_cam` of the deepest block end, averaged over the noisy copies.
+        size: (H, W) of the window.
+        grid: Where the cells of `hires` lie; None: from edge to edge.
 
     Returns:
-        (H, W) stretched to [0, 1]; all zero where every map is constant.
-
-    Raises:
-        ExplanationError: There is no map.
+        The map in [0, 1], with HiResCAM and the product to break the ties of its zeros.
     """
-    if not maps:
-        raise ExplanationError("there is no map to multiply", remedy="report NO_EVIDENCE with a map of zeros instead")
-    # A sum of logarithms: ten factors of 0.05 are 1e-13, and order among such places still counts.
-    product = np.exp(np.sum([np.log(found.astype(np.float64) + FLOOR) for found in maps], axis=0))
-    above = product - product.min()
-    return np.asarray(above / (above.max() or 1.0), dtype=np.float32)
-
-
-def regions(product: NDArray[np.float32], coarse: Sequence[NDArray[np.floating]]) -> list[NDArray[np.bool_]]:
-    """Draw regions of equal area that might suffice for the class.
-
-    Each holds the product's own peak (what exceeds its Otsu threshold) and is filled up in the order of one map.
-
-    Args:
-        product: (H, W) from `multiply`.
-        coarse: (H, W) maps to fill up by.
-
-    Returns:
-        One (H, W) for the product itself and one for each coarse map, each True on exactly `metrics.KEPT_SHARE`.
-    """
-    peak = (product > sise.otsu(product)).astype(np.float32)
-    area = share_of(product.size, KEPT_SHARE)
-    orders = [sise.rank_map(peak, found, product) for found in (product, *coarse)]
-    return [sise.top_k(rank, area) for rank in orders]
-
-
-def fuse_within(product: NDArray[np.float32], region: NDArray[np.bool_]) -> sise.Fusion:
-    """Cut the product off outside the region; the product itself breaks the ties that this makes.
-
-    Args:
-        product: (H, W).
-        region: (H, W).
-    """
-    return sise.Fusion(product * region, product, product, ())
+    around = sise.upsample(hires, size, grid=grid)
+    product = np.zeros(size)
+    for factor in factors:
+        product += np.log(factor.astype(np.float64) + FLOOR)
+    deep = sise.normalized(np.maximum(hires, 0), size, grid=grid)
+    if deep is not None:
+        product += DEEP_POWER * np.log(deep.astype(np.float64) + FLOOR)
+    product -= product.max()
+    peak = np.zeros(product.size, np.bool_)
+    peak[sise.lexsort(-product.ravel(), -around.ravel())[: share_of(product.size, PEAK_SHARE)]] = True
+    order = sise.lexsort(~peak, -np.where(peak, product.ravel(), around.ravel()), -product.ravel())
+    values = np.sort(np.exp(product), axis=None)[::-1]
+    fused = np.empty(product.size, np.float32)
+    fused[order] = (values - values[-1]) / ((values[0] - values[-1]) or 1.0)
+    return sise.Fusion(fused.reshape(size), around, product.astype(np.float32), ())

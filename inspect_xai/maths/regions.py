@@ -16,11 +16,6 @@ _GAP_PX = 128  # empty rows or columns at which a large map is split
 Box: TypeAlias = tuple[slice, slice]
 
 
-def support_share(fused: NDArray[np.float32]) -> float:
-    """Return the share of the pixels of a map (H, W) that are above 0."""
-    return sum(np.count_nonzero(band > 0) for band in _bands(fused)) / max(1, fused.size)
-
-
 def marked_pixels(fused: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Mark the pixels of a map (H, W), 0 or more, with the strongest evidence.
 

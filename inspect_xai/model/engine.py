@@ -4,7 +4,7 @@ A window is (H, W, C) in the network's channel order and in pixel units (0 to 25
 the card's mean and standard deviation is part of the graphs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -165,13 +165,34 @@ class Engine(Closing):
         against: int = ALL_OTHERS,
         gradients: bool = False,
     ) -> Trace:
-        """Run one forward and one backward pass to every block end.
+        """Run one forward and one backward pass to every block end; arguments as for `trace_together`.
 
         Args:
             window: (H, W, C) in pixel units.
             target: Index of the class to argue for; -1: the most probable.
             against: Index of a rival class; -1: all others.
             gradients: Also return the gradient maps.
+        """
+        return next(self.trace_together(window[None], target=target, against=against, gradients=gradients))
+
+    def trace_together(
+        self,
+        windows: NDArray[np.generic],
+        *,
+        target: int = MOST_PROBABLE,
+        against: int = ALL_OTHERS,
+        gradients: bool = False,
+    ) -> Iterator[Trace]:
+        """Trace several windows, as many in a run as masks.
+
+        Args:
+            windows: (N, H, W, C) in pixel units.
+            target: Index of the class to argue for; -1: the most probable.
+            against: Index of a rival class; -1: all others.
+            gradients: Also yield the gradient maps.
+
+        Yields:
+            One trace for each window.
 
         Raises:
             ExplanationError: If a feature, a gradient or a probability is not a finite number, or gradient maps are
@@ -182,7 +203,6 @@ class Engine(Closing):
                 "the bundle was built with --black-box: it shows no feature maps and no gradients",
                 remedy=f"choose {FROM_OUTSIDE}, or build it without --black-box",
             )
-        names = [end.tensor for end in self.bundle.blocks]
         has_gradients = self.bundle.manifest["gradient"] == "reverse_mode"
         if gradients and not has_gradients:
             raise ExplanationError(
@@ -191,23 +211,35 @@ class Engine(Closing):
             )
         kinds = ["feature", "alpha"] if has_gradients else ["feature"]
         kinds += ["gradient"] if gradients else []
+        names = [end.tensor for end in self.bundle.blocks]
         outputs = ["probabilities"] + [f"{kind}_{index}" for kind in kinds for index in range(len(names))]
-        feeds: dict[str, NDArray[Any]] = {
-            "picture": _nchw(window[None]),
-            "target": np.array([target], np.int64),
-            "against": np.array([against], np.int64),
-        }
-        self.before_run()
-        arrays = dict(zip(outputs, run(self._session("trace"), outputs, feeds), strict=True))
+        for start in range(0, len(windows), self.bucket):
+            chunk = windows[start : start + self.bucket]
+            feeds: dict[str, NDArray[Any]] = {
+                "picture": _nchw(chunk),
+                "target": np.full(len(chunk), target, np.int64),
+                "against": np.full(len(chunk), against, np.int64),
+            }
+            self.before_run()
+            arrays = dict(zip(outputs, run(self._session("trace"), outputs, feeds), strict=True))
+            for number in range(len(chunk)):
+                yield self._one_trace(arrays, number, kinds, target=target, against=against)
+
+    def _one_trace(
+        self, arrays: dict[str, NDArray[Any]], number: int, kinds: Sequence[str], *, target: int, against: int
+    ) -> Trace:
+        """Take one window's numbers out of a run's outputs."""
+        names = [end.tensor for end in self.bundle.blocks]
         found = {
-            kind: {name: _finite(arrays[f"{kind}_{index}"][0], f"{kind} of {name}") for index, name in enumerate(names)}
+            kind: {
+                name: _finite(arrays[f"{kind}_{index}"][number], f"{kind} of {name}")
+                for index, name in enumerate(names)
+            }
             for kind in kinds
         }
-        probabilities = _finite(arrays["probabilities"][0], "probabilities")
+        probabilities = _finite(arrays["probabilities"][number], "probabilities")
         chosen = int(np.argmax(probabilities)) if target == MOST_PROBABLE else target
-        alphas = (
-            found["alpha"] if has_gradients else self._differences(found["feature"], target=chosen, against=against)
-        )
+        alphas = found.get("alpha") or self._differences(found["feature"], target=chosen, against=against)
         return Trace(probabilities, chosen, found["feature"], alphas, found.get("gradient", {}))
 
     def score_masks(

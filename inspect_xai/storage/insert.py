@@ -295,7 +295,7 @@ def _explanation_facts(explanation: Explanation) -> dict[str, Any]:
         "timings_ms": numbers_in(explanation.timings_ms),
         "notes": list(explanation.notes),
         "faithfulness": measured,
-        "coverage": float(np.count_nonzero(explanation.fused > 0) / max(1, explanation.fused.size)),
+        "coverage": explanation.coverage,
         **{name: measured.get(name) for name in ("energy_in_roi", *FAITHFULNESS)},
         "faithfulness_passes": None if passes is None else int(passes),
     }

@@ -106,7 +106,7 @@ class StoredExplanation:
         fused: The explanation map, float32 (H, W) of the source picture, off by at most 1/8,190 of its range; None
             where maps were not asked for or were deleted by retention.
         tiles: Windows with their blocks; `BlockMap.sums` is None where `fused` is, and for dropped blocks.
-        coverage: Share of the picture's pixels where the map is above 0.
+        coverage: Share of the picture's pixels where the map exceeds a thousandth of its largest value.
         fused_sha256: Of the stored fused map; `sums_sha256` of the stored sums, window by window.
         map_bytes: Bytes the maps take in the store.
         maps_deleted: Retention took the maps; the numbers stay.

@@ -255,7 +255,7 @@ class MapBlob(Base):
 
 
 class ExplanationRow(Base):
-    """Method, settings, cost and faithfulness of an explanation map. `coverage` is the share of pixels above 0."""
+    """Method, settings, cost and faithfulness of an explanation map. See `Explanation.coverage`."""
 
     __tablename__ = "explanation"
     __table_args__ = (_one_of("status", Status), {"sqlite_strict": True})

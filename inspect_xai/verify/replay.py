@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from inspect_xai.closing import Closing
 from inspect_xai.errors import BundleError, ExplanationError, PictureError, SettingsError
-from inspect_xai.explain.budget import OVERHEAD_PASSES
+from inspect_xai.explain.budget import overhead_passes
 from inspect_xai.explain.explainer import Explainer
 from inspect_xai.explain.request import ExplainRequest, explain_together
 from inspect_xai.explain.save import versions
@@ -125,6 +125,10 @@ def _thresholds_of(stored: StoredInspection, card: ModelCard) -> VerdictSpec:
     return policy_from(plan).verdict_of(card, product=stored.capture.part.product, station=stored.capture.station)
 
 
+def _drawn_by_older_grad_sise(explanation: StoredExplanation) -> bool:
+    return any(note.startswith("region_") for note in explanation.notes)
+
+
 def not_reproducible(stored: StoredInspection, *missing: str) -> Replay:
     """Return the result where picture or model are missing."""
     return Replay(stored.inspection_id, ReplayOutcome.CANNOT, missing=missing)
@@ -173,7 +177,9 @@ class Replayer(Closing):
         differences += _of_verdict(stored, look, off)
         missing: tuple[str, ...] = ()
         agreement = None
-        if stored.explanation is not None:
+        if stored.explanation is not None and _drawn_by_older_grad_sise(stored.explanation):
+            missing = ("the map: grad-sise of version 0.1, which chose among regions, is not drawn any more",)
+        elif stored.explanation is not None:
             try:
                 now = self._explain(stored.explanation, look)
             except (ExplanationError, SettingsError, BundleError) as error:
@@ -240,7 +246,7 @@ def _settings_of(stored: StoredExplanation) -> ExplainSettings:
 def _passes_of(tile: TileExplanation, stored: StoredExplanation) -> int:
     """Return the bound in passes that gives one window as many scored masks as recorded."""
     scored = sum(block.kept_channels - block.predicted_scores for block in tile.blocks)
-    passes = OVERHEAD_PASSES + scored if scored else stored.forward_passes // len(stored.tiles)
+    passes = overhead_passes(stored.settings.method) + scored if scored else stored.forward_passes // len(stored.tiles)
     return max(FEWEST_PASSES, passes)
 
 

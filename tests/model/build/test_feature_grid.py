@@ -411,8 +411,9 @@ def test_grad_sises_factors_lie_on_the_grids(engine: Engine) -> None:
     trace = engine.trace(window, target=0, gradients=True)
     for end in engine.bundle.blocks:
         features, gradients = trace.features[end.tensor], trace.gradients[end.tensor]
-        found = grad_sise.gradient_map(features, gradients, (SIDE, SIDE), feeds_stride=False, grid=end.grid)
-        expected = stretched(enlarged(np.maximum(rivals.layer_cam(features, gradients), 0), end.grid))
+        local = np.maximum(rivals.layer_cam(features, gradients), 0)
+        found = grad_sise.gradient_map(local, (SIDE, SIDE), feeds_stride=False, grid=end.grid)
+        expected = stretched(enlarged(local, end.grid))
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -425,7 +426,18 @@ def distance(found: NDArray[np.floating], row: int, column: int) -> float:
 
 @pytest.mark.parametrize(
     "method",
-    ["sise", "ada-sise", "grad-sise", "grad-cam", "grad-cam++", "hirescam", "layer-cam", "score-cam", "recipro-cam"],
+    [
+        "sise",
+        "ada-sise",
+        "grad-sise",
+        "product-cam",
+        "grad-cam",
+        "grad-cam++",
+        "hirescam",
+        "layer-cam",
+        "score-cam",
+        "recipro-cam",
+    ],
 )
 def test_maps_point_to_the_spot(engine: Engine, method: str) -> None:
     """Among the cells of every block end: beyond the outer ones their values are continued to the window's edge."""
