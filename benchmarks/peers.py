@@ -435,7 +435,7 @@ def plot(cases: list[Case], methods: tuple[str, ...], store: Path, path: Path) -
         "captum": "#CC79A7",
         "openvino_xai": "#009E73",
         "dianna": "#000000",
-    }  # fmt: skip  Okabe and Ito's, told apart by all eyes
+    }  # Okabe and Ito's, told apart by all eyes
     marks = dict(zip(colors, "os^DvP", strict=True))
     for column, what in enumerate(("seconds", "passes")):
         for line, (index, name, better) in enumerate(((0, "deletion AUC", "lower"), (4, "AUPRO", "higher"))):

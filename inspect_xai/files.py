@@ -122,9 +122,10 @@ def write_frame(path: Path, frame: "pd.DataFrame") -> None:
 
     texts = {name: "utf8" for name in frame.columns if frame[name].dtype == object}
     draft = path.with_name(f"{path.name}.part")
+    # Opened here: fastparquet's own opener takes "::" in a folder's name for a chain of URLs.
     fastparquet.write(
         str(draft), frame, compression="ZSTD", write_index=False, object_encoding=texts, stats=True, open_with=open
-    )  # fmt: skip  # opened here: fastparquet's own opener takes "::" in a folder's name for a chain of URLs
+    )
     with draft.open("rb") as file:
         os.fsync(file.fileno())
     draft.replace(path)

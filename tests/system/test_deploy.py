@@ -137,7 +137,7 @@ def test_the_dashboard_asks_for_metrics_there_are_by_labels_they_have() -> None:
     now, group = datetime.now(UTC), Group("L1", "S1", "NG", "explained")
     ones = Counter([group])
     said = exposition(
-        Totals(ones, ones, ones, {group: 1.0}, {group: 1.0}, now), Overview(1, now, {"why": {"ng": 1}})
+        Totals(ones, ones, ones, {group: 1.0}, {group: 1.0}, now), Overview(1, now, {"reason": {"ng": 1}})
     ).decode()
     labels = {
         sample.name: set(sample.labels) for family in text_string_to_metric_families(said) for sample in family.samples
