@@ -22,7 +22,13 @@ from inspect_xai.settings import Channel
 _MOST_BYTES = 1 << 20
 _STRICT_KEYS = {"extra": "forbid"}
 # Rules that versions were kept without: unless they say something else they are no part of the content.
-_ADDED_LATER: dict[str, Any] = {"faithfulness": True, "labels": [], "overturned_days": 0, "max_windows": None}
+_ADDED_LATER: dict[str, Any] = {
+    "faithfulness": True,
+    "labels": [],
+    "overturned_days": 0,
+    "max_windows": None,
+    "ok_method": None,
+}
 _REMEDY = "correct the policy; docs/guides/line.md lists its keys"
 
 
@@ -65,6 +71,7 @@ class ExplainRule:
     `labels`: defect labels explained whatever the verdict. `overturned_days`: the same for labels that people
     overturned in that number of days; 0: none. `faithfulness`: measure with every explanation whether it is true to the
     network, in eight passes beyond the bounds. `max_windows`: of a picture, at most; None: `MOST_WINDOWS`.
+    `ok_method`: of pictures that are judged OK; None: `method`.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT_KEYS
@@ -79,6 +86,7 @@ class ExplainRule:
     faithfulness: bool = True
     labels: tuple[str, ...] = ()
     overturned_days: int = 0
+    ok_method: Method | None = None
 
     def why(
         self, verdict: VerdictCode, sha256: str, *, label: str = "", overturned: Collection[str] = frozenset()
@@ -168,12 +176,13 @@ class Policy:
         """Return which of a product's pictures are explained, and how."""
         return self.product.get(product, self.explain)
 
-    def explain_settings(self, card: ModelCard, product: str) -> ExplainSettings:
-        """Return how a product's pictures are explained: what its rule says, and the card for the rest."""
+    def explain_settings(self, card: ModelCard, product: str, verdict: VerdictCode) -> ExplainSettings:
+        """Return how a product's pictures of a verdict are explained: what its rule says, and the card for the rest."""
         rule = self.rule_of(product)
+        own = rule.ok_method if verdict is VerdictCode.OK else None
         return ExplainSettings.of_card(
             card,
-            method=rule.method,
+            method=own or rule.method,
             profile=rule.profile,
             max_passes=rule.max_passes,
             budget_s=rule.max_seconds,

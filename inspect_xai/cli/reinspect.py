@@ -70,12 +70,14 @@ def reinspect(
     Example: inspect-xai reinspect --bundle new.bundle --since 2026-11-01 --db sqlite:///inspections.db
     Example: inspect-xai reinspect --explain-missing --since 2026-11-01 --bundle tile.bundle --db sqlite:///line.db
     """
+    from inspect_xai.records import VerdictCode
     from inspect_xai.settings import load_settings
 
     def wanted_by(store: "Store", line: "Line") -> "Callable[[InspectionSummary], bool]":
         def wanted(row: "InspectionSummary") -> bool:
+            method = line.method_of(row.product, VerdictCode(row.verdict))
             return row.fingerprint == line.fingerprint and not store.is_explained(
-                row.sha256, fingerprint=line.fingerprint, method=line.method_of(row.product)
+                row.sha256, fingerprint=line.fingerprint, method=method
             )
 
         return wanted

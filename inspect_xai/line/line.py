@@ -38,7 +38,7 @@ from inspect_xai.line.stages import (
 from inspect_xai.line.summary import LineSummary, Outcome
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.policy import DefaultPolicy, Policy
-from inspect_xai.records import Method, Run
+from inspect_xai.records import Method, Run, VerdictCode
 from inspect_xai.storage.claims import Claims
 from inspect_xai.storage.store import open_store
 from inspect_xai.verify.golden import FILES_NOT_KNOWN, LET_FILES_BE_KNOWN, verify_at_start
@@ -174,9 +174,9 @@ class Line(Closing):
         self._put_away(source, claims, recorded)
         return [picture.outcome for picture in recorded]
 
-    def method_of(self, product: str) -> Method:
-        """Return the method by which this line explains a product's pictures."""
-        return self.policy.explain_settings(self._explainer.engine.card, product).method
+    def method_of(self, product: str, verdict: VerdictCode) -> Method:
+        """Return the method by which this line explains a product's pictures of a verdict."""
+        return self.policy.explain_settings(self._explainer.engine.card, product, verdict).method
 
     def sharing(self, source: Source | ArchiveSource) -> AbstractContextManager[None]:
         """Share a URL with other workers inside the block; a folder is shared by renaming, and an archive is not."""

@@ -318,7 +318,7 @@ class Examiner:
         labels = overturned(rule.overturned_days) if rule.overturned_days else frozenset()
         picture.explain_reason = rule.why(look.verdict.code, picture.sha256, label=label, overturned=labels)
         if picture.explain_reason:
-            settings = self._policy.explain_settings(card, product)
+            settings = self._policy.explain_settings(card, product, look.verdict.code)
             picture.request = ExplainRequest(self._engine, look, settings, label)
             picture.windows = picture.request.windows
 

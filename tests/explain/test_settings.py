@@ -13,7 +13,7 @@ from inspect_xai.explain.settings import ExplainSettings
 from inspect_xai.model.build.build import build_bundle
 from inspect_xai.model.bundle import ModelBundle
 from inspect_xai.policy import policy_from
-from inspect_xai.records import Baseline, ExplainSpec, InputSpec, Method, ModelCard, Profile
+from inspect_xai.records import Baseline, ExplainSpec, InputSpec, Method, ModelCard, Profile, VerdictCode
 from tests.support.toys import TOYS, toy_model
 
 CARD = ModelCard(
@@ -47,10 +47,23 @@ def test_a_policy_says_it_product_by_product() -> None:
     policy = policy_from(
         {"version": "1", "explain": {"max_passes": 40}, "product": {"A": {"profile": "quick", "max_seconds": 2.5}}}
     )
-    assert policy.explain_settings(CARD, "B") == ExplainSettings(Method.GRAD_CAM, 0.4, Baseline.BLUR, max_passes=40)
-    assert policy.explain_settings(CARD, "A") == ExplainSettings(
+    assert policy.explain_settings(CARD, "B", VerdictCode.NG) == ExplainSettings(
+        Method.GRAD_CAM, 0.4, Baseline.BLUR, max_passes=40
+    )
+    assert policy.explain_settings(CARD, "A", VerdictCode.NG) == ExplainSettings(
         Method.GRAD_CAM, 0.0, Baseline.BLUR, Profile.QUICK, 40, 2.5
     )
+
+
+def test_ok_pictures_may_be_explained_by_a_cheaper_method() -> None:
+    policy = policy_from({"version": "1", "explain": {"method": "grad-sise", "ok_method": "product-cam"}})
+    methods = [policy.explain_settings(CARD, "", verdict).method for verdict in VerdictCode]
+    assert dict(zip(VerdictCode, methods, strict=True)) == {
+        VerdictCode.OK: Method.PRODUCT_CAM,
+        VerdictCode.NG: Method.GRAD_SISE,
+        VerdictCode.UNSURE: Method.GRAD_SISE,
+    }
+    assert "ok_method" not in policy_from({"version": "1"}).content["explain"], "versions of before keep their content"
 
 
 def test_what_is_recorded_keeps_its_keys() -> None:
