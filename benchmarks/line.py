@@ -99,6 +99,10 @@ def overhead(scratch: Path, options: argparse.Namespace) -> None:
     free, defective = real_pictures(shared)
     kinds = {
         "judged only": (free[:count], {"verdicts": [], "ok_share": 0.0}),
+        "all, product-cam": (
+            free[:count],
+            {"verdicts": ["OK", "NG", "UNSURE"], "method": "product-cam", "faithfulness": False},
+        ),
         "10 % NG, explained": (
             free[: count - count // 10] + defective[: count // 10],
             {"verdicts": ["NG", "UNSURE"], "ok_share": 0.0, "max_passes": options.max_passes},

@@ -28,7 +28,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from benchmarks.real import SETS, RealPart, defective_parts, real_card, real_model, shared_folder
+from benchmarks.real import RealPart, defective_parts, networks, real_card, real_model, shared_folder
 from inspect_xai.explain.explainer import Explainer
 from inspect_xai.explain.settings import ExplainSettings
 from inspect_xai.explain.window_scores import WindowScores
@@ -131,7 +131,7 @@ def main() -> None:
         f"{options.profile}, max passes {options.max_passes or 'none'}, mu 0.3, masks hide behind the mean color"
     )
     with tempfile.TemporaryDirectory() as scratch:
-        for name in SETS:
+        for name in options.networks.split(",") if options.networks else networks():
             bundle = build_bundle(real_model(shared, name), real_card(shared, name), Path(scratch) / name)
             engine = RememberingEngine(bundle, device="cpu", threads=options.threads)
             if options.cache:
@@ -155,6 +155,7 @@ def parsed() -> argparse.Namespace:
         default="sise",
         help="comma-separated, a profile of its own behind a colon (grad-sise:quick); random and center come too",
     )
+    parser.add_argument("--networks", default="", help="comma-separated; default: all there are (benchmarks.real)")
     parser.add_argument("--pictures", type=int, default=0, help="at most so many of each set, drawn by --seed; 0: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", default="test", help="train, val or test, or several with commas")

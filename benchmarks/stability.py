@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from benchmarks.localization import chosen_parts
-from benchmarks.real import SETS, real_card, real_model, shared_folder
+from benchmarks.real import networks, real_card, real_model, shared_folder
 from inspect_xai.explain.explainer import Explainer
 from inspect_xai.explain.settings import ExplainSettings
 from inspect_xai.intake.sources import read_picture
@@ -56,13 +56,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default="grad-sise:quick,product-cam,grad-cam,recipro-cam")
     parser.add_argument("--split", default="test", help="train, val or test, or several with commas")
+    parser.add_argument("--networks", default="", help="comma-separated; default: all there are (benchmarks.real)")
     parser.add_argument("--pictures", type=int, default=0, help="at most so many of each set, drawn by --seed; 0: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None)
     options = parser.parse_args()
     shared = shared_folder()
     with tempfile.TemporaryDirectory() as scratch:
-        for name in SETS:
+        for name in options.networks.split(",") if options.networks else networks():
             model, card = real_model(shared, name), real_card(shared, name)
             rounded = Path(scratch) / f"{name}-half.onnx"
             write_half(model, rounded)

@@ -1,4 +1,4 @@
-"""The house rules that machines can hold: imports one way, nothing loaded at import, docs that follow the code."""
+"""The rules that machines can hold: imports one way, nothing loaded at import, docs that follow the code."""
 
 import shutil
 import subprocess
@@ -30,15 +30,15 @@ def error_kinds() -> list[type[errors.InspectXaiError]]:
 
 
 @pytest.fixture
-def copied_house(tmp_path: Path) -> Path:
+def copied_project(tmp_path: Path) -> Path:
     for name in ("inspect_xai", "flows"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
 
 
-def test_the_import_contract_holds(copied_house: Path) -> None:
-    outcome = lint_imports(copied_house)
+def test_the_import_contract_holds(copied_project: Path) -> None:
+    outcome = lint_imports(copied_project)
 
     assert outcome.returncode == 0, outcome.stdout
 
@@ -53,11 +53,11 @@ def test_the_import_contract_holds(copied_house: Path) -> None:
         ("inspect_xai/maths/tiles.py", "import pathlib", "maths, statistics and records know arrays only"),
     ],
 )
-def test_a_planted_breach_of_the_contract_is_found(copied_house: Path, module: str, line: str, broken: str) -> None:
-    planted = copied_house / module
+def test_a_planted_breach_of_the_contract_is_found(copied_project: Path, module: str, line: str, broken: str) -> None:
+    planted = copied_project / module
     planted.write_text(f"{planted.read_text()}\n{line}\n")
 
-    outcome = lint_imports(copied_house)
+    outcome = lint_imports(copied_project)
 
     assert outcome.returncode == 1
     assert f"{broken} BROKEN" in " ".join(outcome.stdout.split())

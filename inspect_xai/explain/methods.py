@@ -151,7 +151,7 @@ def _product_cam(engine: Engine, aim: MethodInput) -> MethodResult:
     blocks = tuple(_block(engine, noisy.trace, name, local) for name, local in noisy.local.items())
     fusion = noisy_traces.fuse_products(engine, noisy, aim.size)
     passes = 1 + NOISY_COPIES
-    return MethodResult(noisy.hires, noisy.trace.probabilities, passes, np.zeros(0), blocks, fusion=fusion)
+    return MethodResult(noisy.grad_cam, noisy.trace.probabilities, passes, np.zeros(0), blocks, fusion=fusion)
 
 
 def _score_cam(engine: Engine, aim: MethodInput) -> ScoreCoroutine[MethodResult]:

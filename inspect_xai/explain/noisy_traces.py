@@ -17,12 +17,12 @@ class NoisyTraces:
     Attributes:
         trace: Of the window itself.
         local: Block end by tensor name, (h, w): the positive part of LayerCAM, averaged.
-        hires: (h, w), signed: HiResCAM of the deepest block end, averaged.
+        grad_cam: (h, w), signed: Grad-CAM of the deepest block end, averaged.
     """
 
     trace: Trace
     local: dict[str, NDArray[np.float32]]
-    hires: NDArray[np.float32]
+    grad_cam: NDArray[np.float32]
 
 
 def trace_noisy(engine: Engine, window: NDArray[np.float32], *, target: int, against: int) -> NoisyTraces:
@@ -40,14 +40,14 @@ def trace_noisy(engine: Engine, window: NDArray[np.float32], *, target: int, aga
     copies = grad_sise.noisy_copies(window)
     traces = engine.trace_together(copies, target=target, against=against, gradients=True)
     first = next(traces)
-    local, hires = _cams(first)
+    local, coarse = _cams(first)
     for trace in traces:
         more, deep = _cams(trace)
-        hires += deep
+        coarse += deep
         for name, one in more.items():
             local[name] += one
     share = np.float32(1 / len(copies))
-    return NoisyTraces(first, {name: share * one for name, one in local.items()}, share * hires)
+    return NoisyTraces(first, {name: share * one for name, one in local.items()}, share * coarse)
 
 
 def fuse_products(
@@ -60,7 +60,7 @@ def fuse_products(
         for name, local in found.local.items()
     ]
     factors = [*block_maps, *(one for one in maps if one is not None)]
-    return grad_sise.fuse(factors, found.hires, size, grid=grids[deepest])
+    return grad_sise.fuse(factors, found.grad_cam, size, grid=grids[deepest])
 
 
 def _cams(trace: Trace) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]:
@@ -69,4 +69,4 @@ def _cams(trace: Trace) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.floa
         for name, features in trace.features.items()
     }
     deepest = next(reversed(trace.features))
-    return local, cams.hires_cam(trace.features[deepest], trace.gradients[deepest])
+    return local, cams.grad_cam(trace.features[deepest], trace.gradients[deepest])

@@ -3,9 +3,9 @@
 SISE's block map says which feature maps matter, not where inside each; its cascade lets the coarsest map decide alone
 what is seen. Here each block's map of pixel-wise gradients (Product-CAM), and SISE's block maps besides (Grad-SISE),
 are multiplied instead of added. Gradients are averaged over a window and noisy copies of it: one gray level of noise
-moves single gradients more than a defect does. What lies around the product's peak is ordered by HiResCAM.
+moves single gradients more than a defect does. What lies around the product's peak is ordered by Grad-CAM.
 
-Sources: method notes, sections 8 and 9; SISE, LayerCAM and HiResCAM as in `sise` and `cams`; averaging over noisy
+Sources: method notes, sections 8 and 9; SISE, LayerCAM and Grad-CAM as in `sise` and `cams`; averaging over noisy
 copies: Smilkov et al., "SmoothGrad" (2017). Equations: docs/measurements/methods.md.
 """
 
@@ -32,10 +32,10 @@ NOISE_SIGMA = 2.0
 """Standard deviation of the noise on a copy, in gray levels of 255: what a camera has."""
 
 DEEP_POWER = 6
-"""Of HiResCAM as a factor: it holds the product where the network's last block looks."""
+"""Of Grad-CAM as a factor: it holds the product where the network's last block looks."""
 
 PEAK_SHARE = 0.04
-"""Of the window's pixels, ordered by the product; what follows is ordered by HiResCAM."""
+"""Of the window's pixels, ordered by the product; what follows is ordered by Grad-CAM."""
 
 _NOISE_SEED = 0
 
@@ -76,29 +76,29 @@ def gradient_map(
 
 def fuse(
     factors: Sequence[NDArray[np.float32]],
-    hires: NDArray[np.floating],
+    grad_cam: NDArray[np.floating],
     size: tuple[int, int],
     *,
     grid: CellGrid | None = None,
 ) -> sise.Fusion:
-    """Multiply maps, and put what lies around the product's peak into the order of the deepest block's HiResCAM.
+    """Multiply maps, and put what lies around the product's peak into the order of the deepest block's Grad-CAM.
 
     The map takes the product's own values in that order, so that map and ranking say the same.
 
     Args:
         factors: (H, W) each in [0, 1]: gradient maps, and block maps where there are any.
-        hires: (h, w), signed, `cams.hires_cam` of the deepest block end, averaged over the noisy copies.
+        grad_cam: (h, w), signed, `cams.grad_cam` of the deepest block end, averaged over the noisy copies.
         size: (H, W) of the window.
-        grid: Where the cells of `hires` lie; None: from edge to edge.
+        grid: Where the cells of `grad_cam` lie; None: from edge to edge.
 
     Returns:
-        The map in [0, 1], with HiResCAM and the product to break the ties of its zeros.
+        The map in [0, 1], with Grad-CAM and the product to break the ties of its zeros.
     """
-    around = sise.upsample(hires, size, grid=grid)
+    around = sise.upsample(grad_cam, size, grid=grid)
     product = np.zeros(size)
     for factor in factors:
         product += np.log(factor.astype(np.float64) + FLOOR)
-    deep = sise.normalized(np.maximum(hires, 0), size, grid=grid)
+    deep = sise.normalized(np.maximum(grad_cam, 0), size, grid=grid)
     if deep is not None:
         product += DEEP_POWER * np.log(deep.astype(np.float64) + FLOOR)
     product -= product.max()

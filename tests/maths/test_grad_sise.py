@@ -46,14 +46,14 @@ def ranked(fusion: sise.Fusion) -> NDArray[np.int32]:
 
 class TestFuse:
     def test_by_hand(self):
-        """Of 50 pixels 2 are the peak, by the product; the others come in the order of HiResCAM."""
+        """Of 50 pixels 2 are the peak, by the product; the others come in the order of Grad-CAM."""
         factor = np.full((5, 10), 0.5, np.float32)
         factor[4, 8:] = 0.9, 1.0
-        hires = np.arange(50, dtype=np.float32).reshape(5, 10)[:, ::-1] + 1  # largest at the left of the last row
-        product = (factor + 0.05) * ((hires - 1) / 49 + 0.05) ** 6
-        fusion = grad_sise.fuse([factor], hires, (5, 10))
+        coarse = np.arange(50, dtype=np.float32).reshape(5, 10)[:, ::-1] + 1  # largest at the left of the last row
+        product = (factor + 0.05) * ((coarse - 1) / 49 + 0.05) ** 6
+        fusion = grad_sise.fuse([factor], coarse, (5, 10))
         peak = np.argsort(-product, axis=None)[:2]
-        order = [*peak, *(place for place in np.argsort(-hires, axis=None) if place not in peak)]
+        order = [*peak, *(place for place in np.argsort(-coarse, axis=None) if place not in peak)]
         assert np.argsort(ranked(fusion), axis=None).tolist() == order
         values = np.sort(product, axis=None)[::-1]
         expected = (values - values[-1]) / (values[0] - values[-1])
@@ -110,21 +110,22 @@ def picture() -> NDArray[np.uint8]:
 def by_hand(engine: Engine, picture: NDArray[np.uint8], block_maps: list[NDArray[np.float32]]) -> NDArray[np.float64]:
     """The product (H, W) step by step from single traces."""
     local: dict[str, NDArray[np.float64]] = {}
-    hires = 0
+    coarse = 0
     copies = grad_sise.noisy_copies(picture.astype(np.float32))
     for copy in copies:
         trace = engine.trace(copy, target=0, against=ALL_OTHERS, gradients=True)
         for name, features in trace.features.items():
             one = (features * np.maximum(trace.gradients[name], 0)).sum(axis=0, dtype=np.float64)
             local[name] = local.get(name, 0) + np.maximum(one, 0) / len(copies)
-        hires = hires + (features * trace.gradients[name]).sum(axis=0, dtype=np.float64) / len(copies)
+        weights = trace.gradients[name].mean(axis=(1, 2), dtype=np.float64)
+        coarse = coarse + np.tensordot(weights, features.astype(np.float64), 1) / len(copies)
     product = np.ones(SIZE)
     for number, one in enumerate(local.values(), start=1):
         smooth = one if number == len(local) else cv2.GaussianBlur(one, (0, 0), 1.0, borderType=cv2.BORDER_REFLECT_101)
         product *= stretched(smooth) + 0.05
     for one in block_maps:
         product *= one + 0.05
-    return product * (stretched(np.maximum(hires, 0)) + 0.05) ** 6
+    return product * (stretched(np.maximum(coarse, 0)) + 0.05) ** 6
 
 
 def stretched(values: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -124,6 +124,6 @@ def test_damaged_bytes_never_crash_the_process(count: int, tmp_path: Path) -> No
     assert int(ended.stdout.split()[-1]) > 0.5 * count
 
 
-def test_every_refusal_is_an_error_of_the_house() -> None:
+def test_every_refusal_is_an_error_of_the_project() -> None:
     assert len(HOSTILE) >= 30
     assert all(issubclass(hostile.error, InspectXaiError) for hostile in HOSTILE.values())
