@@ -309,6 +309,7 @@ def ambiguous(sidecars: object) -> PictureError:
 
 
 def _parse_iso(text: str, zone: ZoneInfo | None) -> datetime:
+    remedy = "write the zone, or set the plant's with time_zone in [report]"
     try:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:
@@ -316,9 +317,9 @@ def _parse_iso(text: str, zone: ZoneInfo | None) -> datetime:
         if moment.tzinfo is not None:
             return moment.astimezone(UTC)
     except (ValueError, OverflowError):
-        pass
+        remedy = "write year, month and day in this order"
     raise PictureError(
         f"the sidecar's captured_at is {text[:80]!r}",
         expected="a time with its zone, such as 2026-11-22T06:15:00Z",
-        remedy="write the zone, or set the plant's with time_zone in [report]",
+        remedy=remedy,
     )

@@ -144,6 +144,9 @@ def test_a_sidecars_time_without_zone_is_the_plants() -> None:
     assert identity.captured_at == datetime(2026, 11, 22, 6, tzinfo=UTC)
     with pytest.raises(PictureError, match=r"captured_at is '2026-11-22T07:00:00'.*time_zone in \[report\]"):
         PathPattern("{serial}").identify("SN1.png", modified_at=NOON, sidecar=sidecar)
+    german = b'{"serial": "SN9", "captured_at": "22.11.2026 07:00:00"}'
+    with pytest.raises(PictureError, match="write year, month and day in this order"):
+        at_the_plant.identify("SN1.png", modified_at=NOON, sidecar=german)
 
 
 def test_a_sidecar_goes_before_the_path() -> None:
