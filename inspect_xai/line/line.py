@@ -288,8 +288,7 @@ def drain(
     stop = stop or threading.Event()
     summary = LineSummary(line.run.run_id, line.run.provider)
     start = time.perf_counter()
-    strays: list[str] = []
-    listed_at = 0.0
+    logged_at = 0.0
 
     def after_each() -> bool:
         if on_progress:
@@ -306,12 +305,13 @@ def drain(
             if claims:
                 summary = summary.plus(inspect_chunk(claims))
             elif watch_every_s is None:
-                strays = _log_strays(source)
                 break
             else:
-                if time.monotonic() > listed_at + _STRAYS_EVERY_S:
-                    strays, listed_at = _log_strays(source), time.monotonic()
+                if time.monotonic() > logged_at + _STRAYS_EVERY_S:
+                    _log_strays(source)
+                    logged_at = time.monotonic()
                 stop.wait(watch_every_s)
+        strays = _log_strays(source)
     return replace(summary, unmatched=len(strays), seconds=time.perf_counter() - start)
 
 

@@ -482,6 +482,18 @@ def test_watching_takes_pictures_as_they_come(tmp_path: Path, bundle: Path, db: 
     assert {row.file_name for row in rows(db)} == {"a.png", "b.png"}
 
 
+def test_a_sidecar_that_comes_late_to_a_line_that_is_stopped_is_counted(tmp_path: Path, bundle: Path, db: str) -> None:
+    folder, stop = tmp_path / "in", threading.Event()
+    write(folder / "a.png", 1)
+
+    def come_late() -> None:
+        (folder / "late.json").write_text('{"serial": "TRUE"}')
+        stop.set()
+
+    with Line(bundle, db, device="cpu") as line, FolderSource(folder, settle_s=0) as source:
+        assert drain(line, source, watch_every_s=0.02, stop=stop, on_progress=come_late).unmatched == 1
+
+
 def test_kept_and_remote_files_are_recorded_once_and_stay(incoming: Path, bundle: Path, db: str) -> None:
     for _ in range(2):
         with Line(bundle, db, device="cpu") as line, FolderSource(incoming, settle_s=0, keep=True) as source:
