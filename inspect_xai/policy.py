@@ -164,7 +164,11 @@ class Policy:
     @property
     def document(self) -> dict[str, Any] | None:
         """Return the whole policy as a run records it and `policy_from` reads it."""
-        return asdict(self)
+        plain = asdict(self)
+        for rule in (plain["explain"], *plain["product"].values()):
+            if rule["ok_method"] is None:  # runs recorded before 0.2 have no such key
+                del rule["ok_method"]
+        return plain
 
     @property
     def explains(self) -> bool:
