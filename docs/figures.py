@@ -202,7 +202,7 @@ def draw_grad_sise(picture: NDArray[np.uint8], coarse: Explanation, fine: Explan
 def _overlay(axis: mpl.axes.Axes, picture: NDArray[np.uint8], values: NDArray[np.floating]) -> None:
     axis.imshow(picture)
     share = values / (values.max() or 1)
-    axis.imshow(share, cmap="inferno", alpha=0.65 * (share > 0), vmin=0, vmax=1)
+    axis.imshow(share, cmap="inferno", alpha=0.65 * (share > 0.01), vmin=0, vmax=1)
 
 
 def _titled(*titles: tuple[mpl.axes.Axes, str]) -> None:
