@@ -38,7 +38,7 @@ from inspect_xai.maths.sise import order_of
 from inspect_xai.maths.tiles import in_window
 from inspect_xai.model.build.build import build_bundle
 from inspect_xai.model.engine import Engine, MaskScores, Trace
-from inspect_xai.records import Baseline, CellGrid, Explanation, Method, PictureLimits, Tile
+from inspect_xai.records import Baseline, CellGrid, Explanation, Method, ModelCard, PictureLimits, Tile
 
 CHANCE = (Method.RANDOM, Method.CENTER)
 FILLS = (Baseline.MEAN, Baseline.BLUR)  # of insertion and deletion
@@ -131,7 +131,7 @@ def main() -> None:
         f"{options.profile}, max passes {options.max_passes or 'none'}, mu 0.3, masks hide behind the mean color"
     )
     with tempfile.TemporaryDirectory() as scratch:
-        for name in options.networks.split(",") if options.networks else networks():
+        for name in networks(options.networks):
             bundle = build_bundle(real_model(shared, name), real_card(shared, name), Path(scratch) / name)
             engine = RememberingEngine(bundle, device="cpu", threads=options.threads)
             if options.cache:
@@ -207,19 +207,22 @@ def measured(explainer: Explainer, part: RealPart, options: argparse.Namespace) 
     if isinstance(explainer.engine, RememberingEngine):
         explainer.engine.traced = None
     for named in [*options.methods.split(","), *CHANCE]:
-        method, _, profile = named.partition(":")
-        settings = ExplainSettings.of_card(
-            explainer.card,
-            method=method,
-            profile=profile or options.profile,
-            max_passes=options.max_passes,
-            faithfulness=False,
-        )
+        settings = settings_of(explainer.card, named, profile=options.profile, max_passes=options.max_passes)
         began = time.perf_counter()
         found = explainer.explain(look, target=part.label, settings=settings)
         seconds = time.perf_counter() - began
         numbers = numbers_of(explainer.engine, look, tile, found, truth=truth, target=target)
         yield Row(part.label, part.part, named, numbers | {"passes": float(found.forward_passes), "seconds": seconds})
+
+
+def settings_of(
+    card: ModelCard, named: str, *, profile: str | None = None, max_passes: int | None = None
+) -> ExplainSettings:
+    """Return how a method explains that is named with or without a profile of its own: `grad-sise:quick`."""
+    method, _, own = named.partition(":")
+    return ExplainSettings.of_card(
+        card, method=method, profile=own or profile, max_passes=max_passes, faithfulness=False
+    )
 
 
 def numbers_of(
@@ -229,15 +232,14 @@ def numbers_of(
     window = tiles.cut(look.picture, tile, spec)
     rank = order_of(in_window(found.rank, tile, spec, outside=found.rank.size))
     truth_seen = in_window(truth, tile, spec, outside=0).astype(np.bool_)
-    hidden = [sise.baseline_picture(window, fill, mean=engine.mean_px) for fill in Baseline]
-    shown = [window, *(metrics.keep_top(window, rank, fill=fill) for fill in hidden)]
+    hidden = {fill: sise.baseline_picture(window, fill, mean=engine.mean_px) for fill in Baseline}
+    shown = [window, *(metrics.keep_top(window, rank, fill=other) for other in hidden.values())]
     full, *kept = engine.predict(np.stack(shown))[:, target]
     by_values = order_of(-in_window(found.fused, tile, spec, outside=0))
     drops = {f"drop_{fill}": float(metrics.drop_percent(full, one)) for fill, one in zip(Baseline, kept, strict=True)}
     curves = {}
     for fill in FILLS:
-        other = sise.baseline_picture(window, fill, mean=engine.mean_px)
-        for name, before, after in (("deletion", window, other), ("insertion", other, window)):
+        for name, before, after in (("deletion", window, hidden[fill]), ("insertion", hidden[fill], window)):
             shown_so_far = np.stack(list(metrics.exchanged(before, after, rank, steps=STEPS)))
             curves[f"{name}_{fill}"] = metrics.area_under(engine.predict(shown_so_far)[:, target] / full)
     return (

@@ -45,8 +45,10 @@ def shared_folder() -> Path:
     return folder
 
 
-def networks() -> tuple[str, ...]:
-    """Return the networks there are: one of each set, and those that were trained for benchmarks."""
+def networks(chosen: str = "") -> tuple[str, ...]:
+    """Return the networks of a list with commas; without one all there are, those trained for benchmarks included."""
+    if chosen:
+        return tuple(chosen.split(","))
     return (*SETS, *(TRAINED if "INSPECT_XAI_NETWORKS" in os.environ else ()))
 
 

@@ -21,10 +21,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from benchmarks.localization import chosen_parts
+from benchmarks.localization import chosen_parts, settings_of
 from benchmarks.real import networks, real_card, real_model, shared_folder
 from inspect_xai.explain.explainer import Explainer
-from inspect_xai.explain.settings import ExplainSettings
 from inspect_xai.intake.sources import read_picture
 from inspect_xai.maths import tiles
 from inspect_xai.maths.metrics import KEPT_SHARE, share_of
@@ -63,7 +62,7 @@ def main() -> None:
     options = parser.parse_args()
     shared = shared_folder()
     with tempfile.TemporaryDirectory() as scratch:
-        for name in options.networks.split(",") if options.networks else networks():
+        for name in networks(options.networks):
             model, card = real_model(shared, name), real_card(shared, name)
             rounded = Path(scratch) / f"{name}-half.onnx"
             write_half(model, rounded)
@@ -112,9 +111,7 @@ def window_of(explainer: Explainer, path: Path, label: str) -> Picture | None:
 
 
 def ranks(explainer: Explainer, window: Picture, named: str, label: str) -> Ranks:
-    method, _, profile = named.partition(":")
-    settings = ExplainSettings.of_card(explainer.card, method=method, profile=profile or None, faithfulness=False)
-    return explainer(window, target=label, settings=settings).rank
+    return explainer(window, target=label, settings=settings_of(explainer.card, named)).rank
 
 
 def alike(one: Ranks, two: Ranks) -> tuple[float, float]:

@@ -155,20 +155,12 @@ class Policy:
         """Return what the version stands for, as plain values; alert rules decide nothing about a part."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         del plain["version"], plain["alert"]
-        for rule in (plain["explain"], *plain["product"].values()):
-            for name, usual in _ADDED_LATER.items():
-                if rule[name] == usual:
-                    del rule[name]
-        return plain
+        return _without_usual(plain, _ADDED_LATER)
 
     @property
     def document(self) -> dict[str, Any] | None:
         """Return the whole policy as a run records it and `policy_from` reads it."""
-        plain = asdict(self)
-        for rule in (plain["explain"], *plain["product"].values()):
-            if rule["ok_method"] is None:  # runs recorded before 0.2 have no such key
-                del rule["ok_method"]
-        return plain
+        return _without_usual(asdict(self), {"ok_method": None})  # runs recorded before 0.2 have no such key
 
     @property
     def explains(self) -> bool:
@@ -299,6 +291,15 @@ def policy_from(document: Mapping[str, Any], *, source: str = "policy") -> Polic
     if mistakes:
         raise SettingsError(f"{source}: {'; '.join(mistakes)}", remedy=_REMEDY)
     return policy
+
+
+def _without_usual(plain: dict[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Remove from a policy's rules the keys that say what is usual."""
+    for rule in (plain["explain"], *plain["product"].values()):
+        for name, value in usual.items():
+            if rule[name] == value:
+                del rule[name]
+    return plain
 
 
 def _with_defaults(document: Mapping[str, Any]) -> dict[str, Any]:

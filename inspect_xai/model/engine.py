@@ -14,8 +14,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from inspect_xai.closing import Closing
-from inspect_xai.errors import BundleError, DeviceError, ExplanationError, InspectXaiError, UnsupportedModelError
+from inspect_xai.closing import Closing, closed
+from inspect_xai.errors import BundleError, DeviceError, ExplanationError, UnsupportedModelError
 from inspect_xai.model.bundle import FROM_OUTSIDE, INT8_GRAPH, WEIGHTS, ModelBundle
 from inspect_xai.model.session import OutOfDeviceMemoryError, hold, open_session, physical_cores, run
 from inspect_xai.records import CellAxis, CellGrid, ModelCard, Scoring
@@ -165,7 +165,7 @@ class Engine(Closing):
         against: int = ALL_OTHERS,
         gradients: bool = False,
     ) -> Trace:
-        """Run one forward and one backward pass to every block end; arguments as for `trace_together`.
+        """Run one forward and one backward pass to every block end; errors as for `trace_together`.
 
         Args:
             window: (H, W, C) in pixel units.
@@ -441,9 +441,7 @@ class Engine(Closing):
 
     def _session(self, graph: str) -> ort.InferenceSession:
         if self._closed:
-            raise InspectXaiError(
-                f"the engine of {self.card.name} is closed", expected="an open one", remedy="call inside the with block"
-            )
+            raise closed(f"the engine of {self.card.name}")
         if graph not in self._sessions:
             # TensorRT takes no scatter with duplicate indices, which gradients of pooling need.
             device = self.device.replace("tensorrt", "cuda") if graph == "trace" else self.device
